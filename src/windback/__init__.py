@@ -1,0 +1,109 @@
+"""The Python SDK of Windback.
+
+Importing this package starts no thread, opens no socket and registers no signal handler; a name is
+loaded when it is first used, so `import windback` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .client import AsyncWindback, Windback
+    from .errors import (
+        AuthenticationError,
+        ClosedError,
+        ConfigurationError,
+        ConflictError,
+        DisabledError,
+        InvalidEventError,
+        NotFoundError,
+        PermissionDeniedError,
+        QueueFullError,
+        RateLimitError,
+        ServerError,
+        SubscriptionExpiredError,
+        ValidationError,
+        WindbackConnectionError,
+        WindbackError,
+        WindbackTimeoutError,
+    )
+    from .models import CancelFlowResult, ChurnEvent, Offer, RecoveryTemplate, TrackResult
+    from .stats import DeliveryReport, FlushResult, Stats
+
+__version__ = "0.3.0.dev0"
+
+_HOMES = {
+    "AsyncWindback": "client",
+    "AuthenticationError": "errors",
+    "CancelFlowResult": "models",
+    "ChurnEvent": "models",
+    "ClosedError": "errors",
+    "ConfigurationError": "errors",
+    "ConflictError": "errors",
+    "DeliveryReport": "stats",
+    "DisabledError": "errors",
+    "FlushResult": "stats",
+    "InvalidEventError": "errors",
+    "NotFoundError": "errors",
+    "Offer": "models",
+    "PermissionDeniedError": "errors",
+    "QueueFullError": "errors",
+    "RateLimitError": "errors",
+    "RecoveryTemplate": "models",
+    "ServerError": "errors",
+    "Stats": "stats",
+    "SubscriptionExpiredError": "errors",
+    "TrackResult": "models",
+    "ValidationError": "errors",
+    "Windback": "client",
+    "WindbackConnectionError": "errors",
+    "WindbackError": "errors",
+    "WindbackTimeoutError": "errors",
+}
+
+__all__ = [
+    "AsyncWindback",
+    "AuthenticationError",
+    "CancelFlowResult",
+    "ChurnEvent",
+    "ClosedError",
+    "ConfigurationError",
+    "ConflictError",
+    "DeliveryReport",
+    "DisabledError",
+    "FlushResult",
+    "InvalidEventError",
+    "NotFoundError",
+    "Offer",
+    "PermissionDeniedError",
+    "QueueFullError",
+    "RateLimitError",
+    "RecoveryTemplate",
+    "ServerError",
+    "Stats",
+    "SubscriptionExpiredError",
+    "TrackResult",
+    "ValidationError",
+    "Windback",
+    "WindbackConnectionError",
+    "WindbackError",
+    "WindbackTimeoutError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,258 @@
+"""Every endpoint: arguments to a request, answer to a model.
+
+Pure: nothing here sends. Paths, fields and answers are those of the docs pages named at each
+function; "assumed" marks what no page states. Plain arguments are checked here, before a request is
+made, and a bad one raises ValidationError naming it.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
+from urllib.parse import quote
+
+import orjson
+
+from . import batching
+from .delivery import Answer
+from .errors import NotFoundError, ValidationError, WindbackError
+from .models import CancelFlowResult, ChurnEvent, RecoveryTemplate
+
+#: report_cancel_reason without an id looks through no more churn events than this.
+MAX_PAGES = 50
+PAGE_SIZE = 100  # the documented maximum (docs-tree page "API Reference")
+
+
+class Request(NamedTuple):
+    """One HTTP request before it has a host, a key or a connection.
+
+    query: already encoded; public: prefers the public key where the client has one; once_only: must
+    not be repeated if the first try may have been processed.
+    """
+
+    method: str
+    path: str
+    body: bytes = b""
+    query: str = ""
+    idempotency_key: Optional[str] = None
+    gzip: bool = False
+    public: bool = False
+    once_only: bool = False
+
+
+def track(records: Sequence[bytes], idempotency_key: str, *, gzip: bool = False) -> Request:
+    """POST /track with a batch (docs page "Event Tracking"; the Idempotency-Key is assumed)."""
+    body = batching.join(records)
+    if gzip:
+        from gzip import compress
+
+        # Without a time in the header the same batch is the same bytes at every retry.
+        body = compress(body, 5, mtime=0)
+    return Request("POST", "/track", body, idempotency_key=idempotency_key, gzip=gzip)
+
+
+def create_churn_event(
+    slug: str,
+    idempotency_key: str,
+    *,
+    customer_email: str,
+    customer_name: Optional[str],
+    event_type: str,
+    cancel_reason: Optional[str],
+    mrr: Optional[int],
+    currency: Optional[str],
+    plan_name: Optional[str],
+    tenure_days: Optional[int],
+) -> Request:
+    """POST /projects/{slug}/churn-events (docs page "Churn Events")."""
+    body = {
+        "customer_email": _email(customer_email),
+        "customer_name": _optional_text("customer_name", customer_name),
+        "event_type": _text("event_type", event_type),
+        "cancel_reason": _optional_text("cancel_reason", cancel_reason),
+        "mrr": _count("mrr", mrr, "cents, such as 4999 for 49.99"),
+        "currency": _optional_text("currency", currency),
+        "plan_name": _optional_text("plan_name", plan_name),
+        "tenure_days": _count("tenure_days", tenure_days, "days"),
+    }
+    return Request("POST", f"/projects/{slug}/churn-events", _encode(body), idempotency_key=idempotency_key)
+
+
+def submit_cancel_flow(
+    idempotency_key: str,
+    *,
+    customer_email: str,
+    cancel_reason: str,
+    feedback_text: Optional[str],
+    selected_offer: Optional[str],
+) -> Request:
+    """POST /cancel-flow/submit (docs page "Cancel Flow"; names on the wire assumed those of the SDK page)."""
+    body = {
+        "customer_email": _email(customer_email),
+        "cancel_reason": _text("cancel_reason", cancel_reason),
+        "feedback_text": _optional_text("feedback_text", feedback_text),
+        "selected_offer": _optional_text("selected_offer", selected_offer),
+    }
+    return Request("POST", "/cancel-flow/submit", _encode(body), idempotency_key=idempotency_key, public=True)
+
+
+def report_cancel_reason(slug: str, event_id: str, reason: str) -> Request:
+    """PATCH /projects/{slug}/churn-events/{id}/cancel-reason (docs page "API Overview"; body assumed).
+
+    The call may start an email to the customer, so it is not repeated in doubt.
+    """
+    path = f"/projects/{slug}/churn-events/{quote(_text('event_id', event_id), safe='')}/cancel-reason"
+    return Request("PATCH", path, _encode({"cancel_reason": _text("reason", reason)}), once_only=True)
+
+
+def check_reason(reason: object) -> None:
+    """Raise ValidationError for a reason that can't be sent, before anything is looked up."""
+    _text("reason", reason)
+
+
+def list_churn_events(slug: str, page: int) -> Request:
+    """GET one page of /projects/{slug}/churn-events (docs page "Churn Events"); pages count from 0."""
+    query = f"limit={PAGE_SIZE}&offset={page * PAGE_SIZE}"
+    return Request("GET", f"/projects/{slug}/churn-events", query=query)
+
+
+def create_recovery_template(
+    slug: str,
+    idempotency_key: str,
+    *,
+    cancel_reason: str,
+    name: str,
+    subject: str,
+    body: str,
+    is_active: bool,
+) -> Request:
+    """POST /projects/{slug}/recovery-templates (docs-tree page "API Reference")."""
+    if not isinstance(is_active, bool):
+        message = f"is_active must be True or False, not {is_active!r}"
+        raise ValidationError(message)
+    fields = {
+        "cancel_reason": _text("cancel_reason", cancel_reason),
+        "name": _text("name", name),
+        "subject": _text("subject", subject),
+        "body": _text("body", body),
+        "is_active": is_active,
+    }
+    return Request(
+        "POST", f"/projects/{slug}/recovery-templates", _encode(fields), idempotency_key=idempotency_key
+    )
+
+
+def read_churn_event(answer: Answer) -> ChurnEvent:
+    return ChurnEvent.from_json(_object(answer))
+
+
+def read_cancel_flow(answer: Answer) -> CancelFlowResult:
+    return CancelFlowResult.from_json(_object(answer), created=answer.status != 202)
+
+
+def read_recovery_template(answer: Answer) -> RecoveryTemplate:
+    return RecoveryTemplate.from_json(_object(answer))
+
+
+class OpenEventSearch:
+    """Find the newest open churn event of a customer in pages of events.
+
+    No endpoint looks one up by email (assumed: paging through the list is what is left), and no
+    order of the list is documented, so the newest is found by `created_at`.
+    """
+
+    def __init__(self, customer_email: str) -> None:
+        self._email = _email(customer_email).lower()
+        self._found: List[ChurnEvent] = []
+        self._page = 0
+        self._seen = 0
+        self.done = False
+
+    def next_request(self, slug: str) -> Request:
+        return list_churn_events(slug, self._page)
+
+    def feed(self, answer: Answer) -> None:
+        """Take in a page; `done` turns true after the last one."""
+        page = _mapping(answer)
+        rows = page.get("data")
+        events = [ChurnEvent.from_json(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        self._found += [event for event in events if self._is_candidate(event)]
+        self._page += 1
+        self._seen += len(events)
+        total = page.get("total")
+        is_last = self._seen >= total if isinstance(total, int) else len(events) < PAGE_SIZE
+        self.done = not events or is_last or self._page >= MAX_PAGES
+
+    def result(self) -> str:
+        """Return the id, or raise NotFoundError: nothing is created in its place."""
+        if not self._found:
+            message = (
+                f"no open churn event for this customer among the {self._seen} events looked at; "
+                "create one with create_churn_event, or pass event_id"
+            )
+            raise NotFoundError(message, code="NO_OPEN_CHURN_EVENT")
+        newest = max(self._found, key=lambda event: event.created_at.timestamp() if event.created_at else 0.0)
+        return newest.id
+
+    def _is_candidate(self, event: ChurnEvent) -> bool:
+        is_theirs = (event.customer_email or "").lower() == self._email
+        return is_theirs and event.status not in ("recovered", "lost") and event.id != ""
+
+
+def _mapping(answer: Answer) -> Mapping[str, object]:
+    """The JSON object of a success; an empty body is an empty one (202 and 204 have none)."""
+    if not answer.body:
+        return {}
+    try:
+        data = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        data = None
+    if not isinstance(data, dict):
+        message = "the answer is a success, but not the JSON object the API is documented to send; is base_url right?"
+        raise WindbackError(message, status=answer.status, code="UNREADABLE_ANSWER")
+    return data
+
+
+def _object(answer: Answer) -> Mapping[str, object]:
+    """The same, out of its `data` envelope: the editions of the docs differ in whether there is one."""
+    data = _mapping(answer)
+    inner = data.get("data")
+    return inner if isinstance(inner, dict) else data
+
+
+def _encode(fields: Mapping[str, object]) -> bytes:
+    given: Dict[str, object] = {name: value for name, value in fields.items() if value is not None}
+    try:
+        return orjson.dumps(given)
+    except TypeError as error:
+        message = f"an argument can't be sent as text: {error}"
+        raise ValidationError(message) from None
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        message = f"{name} must be a text that is not empty, not {value!r}"
+        raise ValidationError(message)
+    return value
+
+
+def _optional_text(name: str, value: object) -> Optional[str]:
+    if value is not None and not isinstance(value, str):
+        message = f"{name} must be a text, not {value!r}"
+        raise ValidationError(message)
+    return value
+
+
+def _email(value: object) -> str:
+    if not isinstance(value, str) or "@" not in value:
+        message = "customer_email must be an email address, a text with an '@'"
+        raise ValidationError(message)
+    return value
+
+
+def _count(name: str, value: object, unit: str) -> Optional[int]:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        message = f"{name} must be a whole number of {unit}, at least 0, not {value!r}"
+        raise ValidationError(message)
+    return value

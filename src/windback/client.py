@@ -1,0 +1,465 @@
+"""Windback and AsyncWindback: the same methods in the same order, and no decisions."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from typing import TYPE_CHECKING, Callable, Iterable, Optional, Type, TypeVar, Union
+
+from . import api
+from .batching import Limits
+from .config import resolve
+from .core import Core
+from .delivery import Answer, Tries, error_of
+from .direct import DirectSend, Encode, encode_all
+from .errors import ClosedError, DisabledError
+from .event import BeforeSend, Event, Properties, Timestamp, encode
+from .hooks import HookedEncoder
+from .models import CancelFlowResult, ChurnEvent, RecoveryTemplate, TrackResult
+from .queue.memory import NoRoomError
+from .stats import DeliveryReport, FlushResult, Stats
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import httpx
+
+Client = TypeVar("Client", bound="_Client")
+
+
+class _Client:
+    """Everything of a client that sends nothing."""
+
+    _is_async = False
+
+    def __init__(
+        self,
+        api_key: Optional[str] = None,
+        project_slug: Optional[str] = None,
+        *,
+        public_key: Optional[str] = None,
+        base_url: Optional[str] = None,
+        timeout: float = 10.0,
+        max_retries: int = 3,
+        worker: Optional[str] = None,
+        max_queue_size: int = 100_000,
+        max_queue_bytes: int = 64 * 1024 * 1024,
+        max_event_bytes: int = 65_536,
+        overflow: str = "drop_newest",
+        block_timeout: float = 1.0,
+        batch_size: int = 100,
+        max_batch_bytes: int = 500_000,
+        flush_interval: float = 1.0,
+        max_in_flight: int = 4,
+        compress: bool = False,
+        before_send: Optional[BeforeSend] = None,
+        on_delivery: Optional[Callable[[DeliveryReport], object]] = None,
+        shutdown_timeout: float = 5.0,
+        http_client: Union[httpx.Client, httpx.AsyncClient, None] = None,
+        enabled: bool = True,
+    ) -> None:
+        """Make a client. Starts no thread and opens no connection; the first event does.
+
+        What is None is read from the environment: WINDBACK_API_KEY, WINDBACK_PROJECT_SLUG,
+        WINDBACK_PUBLIC_KEY, WINDBACK_BASE_URL. Raises ConfigurationError for anything that can't work.
+
+        api_key: the secret key, "sk_…". project_slug: needed by every call but track_event, track_events
+        and submit_cancel_flow. public_key: "pub_…", used for the cancel flow when given. base_url:
+        https, or http on this machine.
+        timeout: seconds; for a plain call one deadline over all its retries, for a batch of the
+        background worker the limit of one try. max_retries: after failures that another try may mend.
+        worker: "thread"; for AsyncWindback "task" (the default) or "thread", which keeps the work of
+        sending off the event loop.
+        max_queue_size: events that may wait (overrun by no more than one for each thread that calls
+        at the same moment); max_queue_bytes: bytes of events held, those being sent included (exact);
+        max_event_bytes: of one event as JSON.
+        overflow: what track_event does when the queue is full: "drop_newest" returns False,
+        "drop_oldest" discards the oldest, "block" waits for up to block_timeout seconds, "raise"
+        raises QueueFullError.
+        batch_size: at most 100, the API's limit. max_batch_bytes: of a request's body.
+        flush_interval: seconds an event may wait for others to travel with. max_in_flight: requests
+        at once. compress: gzip the batches, until the API refuses that.
+        before_send: gets each event as a dict and returns it, another, or None to keep it. If it
+        raises, the event is not sent (it may have been there to take something out).
+        on_delivery: gets a DeliveryReport for each batch that was delivered, rejected or dropped, in
+        the worker; what it raises is counted.
+        shutdown_timeout: seconds that close() and the end of the process may take to deliver the rest.
+        http_client: an httpx client of your own, for proxies and certificates; it stays yours to close.
+        enabled: False sends nothing at all; events are checked and then refused.
+        """
+        self._config = resolve(
+            is_async=self._is_async,
+            api_key=api_key,
+            project_slug=project_slug,
+            public_key=public_key,
+            base_url=base_url,
+            timeout=timeout,
+            max_retries=max_retries,
+            worker=("task" if self._is_async else "thread") if worker is None else worker,
+            max_queue_size=max_queue_size,
+            max_queue_bytes=max_queue_bytes,
+            max_event_bytes=max_event_bytes,
+            overflow=overflow,
+            block_timeout=block_timeout,
+            batch_size=batch_size,
+            max_batch_bytes=max_batch_bytes,
+            flush_interval=flush_interval,
+            max_in_flight=max_in_flight,
+            compress=compress,
+            before_send=before_send,
+            on_delivery=on_delivery,
+            shutdown_timeout=shutdown_timeout,
+            http_client=http_client,
+            enabled=enabled,
+        )
+        self._core = core = Core(self._config, is_async=self._is_async)
+        # Bound once: these three are the request path.
+        self._put = core.queue.put
+        self._max_event_bytes = max_event_bytes
+        self._encode: Encode = encode
+        if before_send is not None:
+            hooked = HookedEncoder(before_send, core.queue.refuse, core.dispatcher.count_hook_error)
+            self._encode = hooked.encode
+
+    def __repr__(self) -> str:
+        config = self._config
+        state = " closed" if self._core.queue.closed == "closed" else ""
+        return f"<{type(self).__name__}{state} project_slug={config.project_slug!r} base_url={config.base_url!r}>"
+
+    def with_options(
+        self: Client, *, timeout: Optional[float] = None, max_retries: Optional[int] = None
+    ) -> Client:
+        """Return a copy whose plain calls have other options, sharing queue, connections and counters.
+
+        `max_retries=0` is for a call that must not be repeated, such as one that creates something.
+        Closing a copy closes all of them. Raises ConfigurationError.
+        """
+        self._check_open()
+        other = copy.copy(self)
+        other._config = self._config.with_options(timeout, max_retries)
+        return other
+
+    def stats(self) -> Stats:
+        """Return what became of all events so far. Takes no lock that track_event ever waits for."""
+        return self._core.dispatcher.stats()
+
+    def _check_open(self) -> None:
+        if self._core.queue.closed == "closed":
+            message = "this client is closed; make a new one, or close it later"
+            raise ClosedError(message)
+
+    def _check_usable(self) -> None:
+        self._check_open()
+        if not self._config.enabled:
+            message = "this client has enabled=False, so there is no answer to give"
+            raise DisabledError(message)
+
+    def _tries(self, request: api.Request) -> Tries:
+        config = self._config
+        deadline_s = time.monotonic() + config.timeout
+        return Tries(config.max_retries, config.timeout, once_only=request.once_only, deadline_s=deadline_s)
+
+    def _checked(self, answer: Answer) -> Answer:
+        if not answer.ok:
+            raise error_of(answer, time.time(), self._config.redact)
+        return answer
+
+    def _direct(self, events: Iterable[Event]) -> DirectSend:
+        self._check_open()
+        records = encode_all(events, self._encode, self._max_event_bytes)
+        if not self._config.enabled:
+            self._core.queue.refused["disabled"].add(sum(record is not None for record in records))
+            records = [None] * len(records)
+        config = self._config
+        limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
+        return DirectSend(records, limits, gzip=self._core.dispatcher.compress)
+
+
+class Windback(_Client):
+    """The client for threads. Safe to share between them; make one, at start-up, and keep it."""
+
+    def track_event(
+        self,
+        event: str,
+        customer_email: str,
+        properties: Optional[Properties] = None,
+        *,
+        timestamp: Optional[Timestamp] = None,
+    ) -> bool:
+        """Record something a customer did; a background worker sends it (docs page "Python SDK").
+
+        Returns at once, whatever the network does, with whether the event was accepted. timestamp: an
+        aware datetime, or an ISO 8601 string with a zone; now, if None. Raises InvalidEventError,
+        ClosedError, and QueueFullError if overflow="raise"; never anything for the network.
+        """
+        record = self._encode(event, customer_email, properties, timestamp, self._max_event_bytes)
+        if record is None:
+            return False
+        try:
+            return self._put(record)
+        except NoRoomError:
+            return self._core.put_or_wait(record)
+
+    def track_events(self, events: Iterable[Event]) -> TrackResult:
+        """Send a list of events now, in as many requests as the limits ask (docs page "Python SDK").
+
+        Each is a mapping with event, customer_email and maybe properties and timestamp. All are checked
+        before any is sent: InvalidEventError names the index of a bad one. Raises the WindbackError of
+        the first request that fails; its message says how many events were delivered before.
+        """
+        direct = self._direct(events)
+        while True:
+            batch = direct.next_batch()
+            if batch is None:
+                return direct.result()
+            request = api.track(batch.records, batch.key, gzip=direct.gzip)
+            answer = self._core.threads.transport().send(request, self._tries(request))
+            direct.settle(batch, answer, time.time(), self._config.redact)
+
+    def create_churn_event(
+        self,
+        customer_email: str,
+        customer_name: Optional[str] = None,
+        event_type: str = "cancellation",
+        cancel_reason: Optional[str] = None,
+        mrr: Optional[int] = None,
+        currency: Optional[str] = None,
+        plan_name: Optional[str] = None,
+        tenure_days: Optional[int] = None,
+    ) -> ChurnEvent:
+        """Record that a customer is leaving (docs page "Churn Events").
+
+        event_type: "cancellation" or "payment_failed". cancel_reason: free text. mrr: integer minor
+        units, 4999 for 49.99. currency: ISO 4217. Raises WindbackError. It is retried as any call, under one
+        Idempotency-Key; use with_options(max_retries=0) where a second event must be ruled out.
+        """
+        request = api.create_churn_event(
+            self._config.slug(),
+            _new_key(),
+            customer_email=customer_email,
+            customer_name=customer_name,
+            event_type=event_type,
+            cancel_reason=cancel_reason,
+            mrr=mrr,
+            currency=currency,
+            plan_name=plan_name,
+            tenure_days=tenure_days,
+        )
+        return api.read_churn_event(self._call(request))
+
+    def submit_cancel_flow(
+        self,
+        customer_email: str,
+        cancel_reason: str,
+        feedback_text: Optional[str] = None,
+        selected_offer: Optional[str] = None,
+    ) -> CancelFlowResult:
+        """Submit what a customer said on the way out (docs page "Cancel Flow"). Raises WindbackError."""
+        request = api.submit_cancel_flow(
+            _new_key(),
+            customer_email=customer_email,
+            cancel_reason=cancel_reason,
+            feedback_text=feedback_text,
+            selected_offer=selected_offer,
+        )
+        return api.read_cancel_flow(self._call(request))
+
+    def report_cancel_reason(self, customer_email: str, reason: str, *, event_id: Optional[str] = None) -> None:
+        """Attach the reason to a churn event (docs page "API Overview").
+
+        Without event_id, the newest open churn event of the customer is looked for among the newest few
+        thousand; NotFoundError if there is none. The API may send an email to the customer, so the
+        request is not repeated where the first may have arrived. Raises WindbackError.
+        """
+        slug = self._config.slug()
+        search = api.OpenEventSearch(customer_email)
+        api.check_reason(reason)
+        while event_id is None and not search.done:
+            search.feed(self._call(search.next_request(slug)))
+        self._call(api.report_cancel_reason(slug, search.result() if event_id is None else event_id, reason))
+
+    def create_recovery_template(
+        self, cancel_reason: str, name: str, subject: str, body: str, is_active: bool = True
+    ) -> RecoveryTemplate:
+        """Create your own recovery email for a cancel reason (docs-tree page "API Reference").
+
+        subject and body may hold {{customer_name}}, {{customer_email}}, {{plan_name}} and
+        {{cancel_reason}}. An active template replaces the generated emails. Raises WindbackError.
+        """
+        request = api.create_recovery_template(
+            self._config.slug(),
+            _new_key(),
+            cancel_reason=cancel_reason,
+            name=name,
+            subject=subject,
+            body=body,
+            is_active=is_active,
+        )
+        return api.read_recovery_template(self._call(request))
+
+    def flush(self, timeout: Optional[float] = None) -> FlushResult:
+        """Send everything that track_event accepted so far, and say how that went.
+
+        Blocks for at most *timeout* seconds. With None it waits while deliveries go on, and gives up
+        when a batch used up its retries. True only if all of it is off our hands. Raises ClosedError.
+        """
+        self._check_open()
+        return self._core.flush(timeout)
+
+    def close(self, timeout: Optional[float] = None) -> FlushResult:
+        """Deliver what is left within *timeout* seconds (shutdown_timeout, if None), then stop.
+
+        What is left after that is dropped, and counted. May be called again; anything else then raises
+        ClosedError.
+        """
+        return self._core.close(timeout)
+
+    def __enter__(self) -> Windback:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def _call(self, request: api.Request) -> Answer:
+        self._check_usable()
+        return self._checked(self._core.threads.transport().send(request, self._tries(request)))
+
+
+class AsyncWindback(_Client):
+    """The client for asyncio and trio. May be made outside of a loop and used in several, in turn.
+
+    With and without `async with`. Each method does what Windback's of the same name does.
+    """
+
+    _is_async = True
+
+    async def track_event(
+        self,
+        event: str,
+        customer_email: str,
+        properties: Optional[Properties] = None,
+        *,
+        timestamp: Optional[Timestamp] = None,
+    ) -> bool:
+        """Record something a customer did; see Windback.track_event. Waits only if overflow="block"."""
+        record = self._encode(event, customer_email, properties, timestamp, self._max_event_bytes)
+        if record is None:
+            return False
+        try:
+            return self._put(record)
+        except NoRoomError:
+            return await self._core.put_or_wait_async(record)
+
+    async def track_events(self, events: Iterable[Event]) -> TrackResult:
+        """Send a list of events now; see Windback.track_events."""
+        direct = self._direct(events)
+        while True:
+            batch = direct.next_batch()
+            if batch is None:
+                return direct.result()
+            request = api.track(batch.records, batch.key, gzip=direct.gzip)
+            answer = await (await self._core.tasks.transport()).send(request, self._tries(request))
+            direct.settle(batch, answer, time.time(), self._config.redact)
+
+    async def create_churn_event(
+        self,
+        customer_email: str,
+        customer_name: Optional[str] = None,
+        event_type: str = "cancellation",
+        cancel_reason: Optional[str] = None,
+        mrr: Optional[int] = None,
+        currency: Optional[str] = None,
+        plan_name: Optional[str] = None,
+        tenure_days: Optional[int] = None,
+    ) -> ChurnEvent:
+        """Record that a customer is leaving; see Windback.create_churn_event."""
+        request = api.create_churn_event(
+            self._config.slug(),
+            _new_key(),
+            customer_email=customer_email,
+            customer_name=customer_name,
+            event_type=event_type,
+            cancel_reason=cancel_reason,
+            mrr=mrr,
+            currency=currency,
+            plan_name=plan_name,
+            tenure_days=tenure_days,
+        )
+        return api.read_churn_event(await self._call(request))
+
+    async def submit_cancel_flow(
+        self,
+        customer_email: str,
+        cancel_reason: str,
+        feedback_text: Optional[str] = None,
+        selected_offer: Optional[str] = None,
+    ) -> CancelFlowResult:
+        """Submit what a customer said on the way out; see Windback.submit_cancel_flow."""
+        request = api.submit_cancel_flow(
+            _new_key(),
+            customer_email=customer_email,
+            cancel_reason=cancel_reason,
+            feedback_text=feedback_text,
+            selected_offer=selected_offer,
+        )
+        return api.read_cancel_flow(await self._call(request))
+
+    async def report_cancel_reason(
+        self, customer_email: str, reason: str, *, event_id: Optional[str] = None
+    ) -> None:
+        """Attach the reason to a churn event; see Windback.report_cancel_reason."""
+        slug = self._config.slug()
+        search = api.OpenEventSearch(customer_email)
+        api.check_reason(reason)
+        while event_id is None and not search.done:
+            search.feed(await self._call(search.next_request(slug)))
+        await self._call(api.report_cancel_reason(slug, search.result() if event_id is None else event_id, reason))
+
+    async def create_recovery_template(
+        self, cancel_reason: str, name: str, subject: str, body: str, is_active: bool = True
+    ) -> RecoveryTemplate:
+        """Create your own recovery email for a cancel reason; see Windback.create_recovery_template."""
+        request = api.create_recovery_template(
+            self._config.slug(),
+            _new_key(),
+            cancel_reason=cancel_reason,
+            name=name,
+            subject=subject,
+            body=body,
+            is_active=is_active,
+        )
+        return api.read_recovery_template(await self._call(request))
+
+    async def flush(self, timeout: Optional[float] = None) -> FlushResult:
+        """Send everything that track_event accepted so far; see Windback.flush."""
+        self._check_open()
+        return await self._core.flush_async(timeout)
+
+    async def close(self, timeout: Optional[float] = None) -> FlushResult:
+        """Deliver what is left, then stop; see Windback.close."""
+        return await self._core.close_async(timeout)
+
+    async def __aenter__(self) -> AsyncWindback:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        await self.close()
+
+    async def _call(self, request: api.Request) -> Answer:
+        self._check_usable()
+        return self._checked(await (await self._core.tasks.transport()).send(request, self._tries(request)))
+
+
+def _new_key() -> str:
+    return os.urandom(16).hex()

@@ -1,0 +1,274 @@
+"""Options and environment variables, checked once, then frozen."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Callable, Dict, Optional, Union
+from urllib.parse import urlsplit
+
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import httpx
+
+    from .event import BeforeSend
+    from .stats import DeliveryReport
+
+DEFAULT_BASE_URL = "https://api.windbackai.com/api/v1"  # docs page "API Overview"
+OVERFLOWS = ("drop_newest", "drop_oldest", "block", "raise")
+#: The API takes no more in one request (docs-tree page "Tracking API").
+MAX_BATCH_SIZE = 100
+#: What surrounds the events of a batch: {"events":[ and ]}, see batching.join.
+BATCH_FRAME_BYTES = 13
+
+
+class Secret(str):
+    """A key whose repr hides it, so that no traceback with local variables and no log shows it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"'{self.hint}'"
+
+    @property
+    def hint(self) -> str:
+        """The part that may be shown: the kind of key."""
+        return f"{self.split('_', 1)[0]}_***" if "_" in self else "***"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All options of a client. `resolve` makes one; `Windback` documents what each means."""
+
+    api_key: Optional[Secret]
+    project_slug: Optional[str]
+    public_key: Optional[Secret]
+    base_url: str
+    timeout: float
+    max_retries: int
+    worker: str
+    max_queue_size: int
+    max_queue_bytes: int
+    max_event_bytes: int
+    overflow: str
+    block_timeout: float
+    batch_size: int
+    max_batch_bytes: int
+    flush_interval: float
+    max_in_flight: int
+    compress: bool
+    before_send: Optional[BeforeSend]
+    on_delivery: Optional[Callable[[DeliveryReport], object]]
+    shutdown_timeout: float
+    http_client: Union[httpx.Client, httpx.AsyncClient, None]
+    enabled: bool
+
+    def with_options(self, timeout: Optional[float], max_retries: Optional[int]) -> Config:
+        """Return a copy with the options of plain calls replaced. Raises ConfigurationError."""
+        changes: Dict[str, float] = {}
+        if timeout is not None:
+            changes["timeout"] = _positive("timeout", timeout)
+        if max_retries is not None:
+            changes["max_retries"] = _count("max_retries", max_retries, at_least=0)
+        return replace(self, **changes)  # type: ignore[arg-type]  # the names are right above
+
+    def slug(self) -> str:
+        """Return the project slug, or raise ConfigurationError for a call that needs it."""
+        if self.project_slug is None:
+            message = "this call needs project_slug; pass it to the client or set WINDBACK_PROJECT_SLUG"
+            raise ConfigurationError(message)
+        return self.project_slug
+
+    def redact(self, text: str) -> str:
+        """Return *text* without the keys, should a server or a library have repeated them."""
+        for key in (self.api_key, self.public_key):
+            if key is not None and key in text:
+                text = text.replace(str(key), key.hint)
+        return text
+
+
+def resolve(*, is_async: bool, **options: object) -> Config:
+    """Fill in the environment, check every option and freeze them. Raises ConfigurationError."""
+    enabled = _boolean("enabled", options["enabled"])
+    public_key = _given(options["public_key"], "WINDBACK_PUBLIC_KEY")
+    slug = _given(options["project_slug"], "WINDBACK_PROJECT_SLUG")
+    base_url = _given(options["base_url"], "WINDBACK_BASE_URL")
+    config = Config(
+        api_key=_secret_key(_given(options["api_key"], "WINDBACK_API_KEY"), enabled=enabled),
+        project_slug=None if slug is None else _slug(slug),
+        public_key=None if public_key is None else _key("public_key", public_key, "pub_", "sk_"),
+        base_url=_base_url(DEFAULT_BASE_URL if base_url is None else base_url),
+        timeout=_positive("timeout", options["timeout"]),
+        max_retries=_count("max_retries", options["max_retries"], at_least=0),
+        worker=_choice("worker", options["worker"], ("task", "thread") if is_async else ("thread",)),
+        max_queue_size=_count("max_queue_size", options["max_queue_size"]),
+        max_queue_bytes=_count("max_queue_bytes", options["max_queue_bytes"]),
+        max_event_bytes=_count("max_event_bytes", options["max_event_bytes"]),
+        overflow=_choice("overflow", options["overflow"], OVERFLOWS),
+        block_timeout=_positive("block_timeout", options["block_timeout"]),
+        batch_size=_count("batch_size", options["batch_size"], at_most=MAX_BATCH_SIZE),
+        max_batch_bytes=_count("max_batch_bytes", options["max_batch_bytes"]),
+        flush_interval=_positive("flush_interval", options["flush_interval"]),
+        max_in_flight=_count("max_in_flight", options["max_in_flight"], at_most=64),
+        compress=_boolean("compress", options["compress"]),
+        before_send=_hook("before_send", options["before_send"]),  # type: ignore[arg-type]  # callable: checked
+        on_delivery=_hook("on_delivery", options["on_delivery"]),
+        shutdown_timeout=_positive("shutdown_timeout", options["shutdown_timeout"], zero=True),
+        http_client=_http_client(options["http_client"], options["worker"], is_async=is_async),
+        enabled=enabled,
+    )
+    _check_sizes(config)
+    return config
+
+
+def _check_sizes(config: Config) -> None:
+    """The limits must fit into each other, or an accepted event could never be sent."""
+    if config.max_event_bytes + BATCH_FRAME_BYTES > config.max_batch_bytes:
+        message = (
+            f"max_event_bytes ({config.max_event_bytes:,}) and {BATCH_FRAME_BYTES} bytes around it must fit "
+            f"into max_batch_bytes ({config.max_batch_bytes:,})"
+        )
+        raise ConfigurationError(message)
+    if config.max_event_bytes > config.max_queue_bytes:
+        message = (
+            f"max_event_bytes ({config.max_event_bytes:,}) must fit into "
+            f"max_queue_bytes ({config.max_queue_bytes:,})"
+        )
+        raise ConfigurationError(message)
+
+
+def _given(value: object, variable: str) -> object:
+    """An argument wins over its environment variable; an empty variable counts as unset."""
+    return value if value is not None else os.environ.get(variable) or None
+
+
+def _secret_key(value: object, *, enabled: bool) -> Optional[Secret]:
+    if value is None:
+        if not enabled:
+            return None
+        message = "no API key: pass api_key='sk_…' or set WINDBACK_API_KEY"
+        raise ConfigurationError(message, code="MISSING_API_KEY")
+    return _key("api_key", value, "sk_", "pub_")
+
+
+def _key(name: str, value: object, prefix: str, other: str) -> Secret:
+    # No message here repeats the value: a mistyped key is still most of a key.
+    if not isinstance(value, str):
+        message = f"{name} must be a string that starts with {prefix}, not a {type(value).__name__}"
+        raise ConfigurationError(message)
+    if value.startswith(other):
+        place = "public_key" if other == "pub_" else "api_key"
+        kind = "public" if other == "pub_" else "secret"
+        message = f"{name} must start with {prefix}; this is a {kind} key ({other}…), which belongs into {place}"
+        raise ConfigurationError(message)
+    if not value.startswith(prefix) or len(value) == len(prefix):
+        message = f"{name} must start with {prefix} and have more after it; copy it whole from the dashboard"
+        raise ConfigurationError(message)
+    if not re.fullmatch(r"[!-~]+", value):
+        message = f"{name} holds a space, a line break or a character outside ASCII; was it copied with its line end?"
+        raise ConfigurationError(message)
+    return Secret(value)
+
+
+def _slug(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*", value):
+        message = (
+            f"project_slug {value!r} must be letters, digits, '-', '_' or '.' alone: "
+            "the last part of the project's address in the dashboard"
+        )
+        raise ConfigurationError(message)
+    return value
+
+
+def _base_url(value: object) -> str:
+    if not isinstance(value, str):
+        message = f"base_url must be a string, not a {type(value).__name__}"
+        raise ConfigurationError(message)
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        message = f"base_url is no URL: {error}"
+        raise ConfigurationError(message) from None
+    if parts.username is not None or parts.password is not None:
+        message = "base_url must not hold credentials (…@host); the API key goes into api_key"
+        raise ConfigurationError(message)
+    if parts.query or parts.fragment:
+        message = "base_url must not have a query or a fragment; it ends with the path, such as /api/v1"
+        raise ConfigurationError(message)
+    if not host or parts.scheme not in ("http", "https"):
+        message = f"base_url {value!r} must look like {DEFAULT_BASE_URL!r}"
+        raise ConfigurationError(message)
+    if re.search(r"[^!-~]", value):
+        message = f"base_url {value!r} holds a space or a character outside ASCII"
+        raise ConfigurationError(message)
+    if parts.scheme == "http" and not is_loopback(host):
+        message = f"base_url {value!r} must use https: the key must not cross a network in clear text"
+        raise ConfigurationError(message)
+    return value.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* names this machine: "localhost", 127.0.0.0/8 or ::1."""
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+def _positive(name: str, value: object, *, zero: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        message = f"{name} must be a number of seconds, not {value!r}"
+        raise ConfigurationError(message)
+    if not (0 <= value if zero else 0 < value) or value > 1e9:
+        message = f"{name} must be {'at least 0' if zero else 'more than 0'} seconds and finite, not {value!r}"
+        raise ConfigurationError(message)
+    return float(value)
+
+
+def _count(name: str, value: object, *, at_least: int = 1, at_most: Optional[int] = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        message = f"{name} must be a whole number, not {value!r}"
+        raise ConfigurationError(message)
+    if value < at_least or (at_most is not None and value > at_most):
+        bounds = f"at least {at_least}" if at_most is None else f"between {at_least} and {at_most}"
+        message = f"{name} must be {bounds}, not {value}"
+        raise ConfigurationError(message)
+    return value
+
+
+def _boolean(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        message = f"{name} must be True or False, not {value!r}"
+        raise ConfigurationError(message)
+    return value
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        message = f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}"
+        raise ConfigurationError(message)
+    return str(value)
+
+
+def _hook(name: str, value: object) -> Optional[Callable[..., object]]:
+    if value is not None and not callable(value):
+        message = f"{name} must be a function, not {value!r}"
+        raise ConfigurationError(message)
+    return value
+
+
+def _http_client(
+    value: object, worker: object, *, is_async: bool
+) -> Union[httpx.Client, httpx.AsyncClient, None]:
+    if value is None:
+        return None
+    import httpx  # whoever passes a client has it loaded
+
+    wanted = httpx.AsyncClient if is_async else httpx.Client
+    if not isinstance(value, wanted):
+        message = f"http_client must be an httpx.{wanted.__name__}, not a {type(value).__name__}"
+        raise ConfigurationError(message)
+    if is_async and worker == "thread":
+        message = "http_client can't serve worker='thread', which needs a sync client of its own; leave one out"
+        raise ConfigurationError(message)
+    return value

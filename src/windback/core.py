@@ -1,0 +1,162 @@
+"""What a client and its copies share: queue, dispatcher, workers, connections. Wires them; decides nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import Optional, Union
+
+from . import lifecycle
+from .config import Config
+from .dispatch import Dispatcher, Flush
+from .errors import WindbackError
+from .queue.memory import NoRoomError
+from .stats import FlushResult
+from .worker import TaskWorkers, ThreadWaker, ThreadWorkers
+
+
+class Core:
+    """See the module. A sync client uses `threads` alone; an async one also `tasks`.
+
+    `tasks` keeps the connections of an async client's plain calls, and drains the queue unless
+    worker="thread". `threads` sends what is left at exit, when no event loop runs any more.
+    """
+
+    def __init__(self, config: Config, *, is_async: bool) -> None:
+        self.config = config
+        self.shutdown_timeout = config.shutdown_timeout
+        self.dispatcher = Dispatcher(config, self._start_worker)
+        self.queue = self.dispatcher.queue
+        self.threads = ThreadWorkers(config, self.dispatcher)
+        self.tasks = TaskWorkers(config, self.dispatcher)
+        self._uses_tasks = is_async and config.worker == "task"
+        self._closed: Optional[FlushResult] = None
+        lifecycle.register(self)
+
+    def _start_worker(self) -> bool:
+        workers: Union[TaskWorkers, ThreadWorkers] = self.tasks if self._uses_tasks else self.threads
+        return workers.start()
+
+    def _ensure_worker(self) -> bool:
+        """Make sure that somebody drains the queue; False if nobody can."""
+        if self._uses_tasks and not self.tasks.has_worker_here:
+            return self.dispatcher.add_worker() or self.dispatcher.workers > 0
+        return self.dispatcher.workers > 0 or self.dispatcher.add_worker()
+
+    # -- for threads ---------------------------------------------------------------------------
+
+    def put_or_wait(self, record: bytes) -> bool:
+        """Wait for room in the queue, for block_timeout at most (overflow="block")."""
+        deadline_s = time.monotonic() + self.config.block_timeout
+        while True:
+            waker = ThreadWaker()
+            if self.dispatcher.wait_for_room(waker):
+                self._ensure_worker()
+                waker.sleep(deadline_s - time.monotonic())
+            try:
+                return self.queue.put(record)
+            except NoRoomError:
+                if time.monotonic() >= deadline_s:
+                    return self.queue.refuse("queue_full")
+
+    def flush(self, timeout: Optional[float]) -> FlushResult:
+        """Block until all that was accepted is off our hands; see Windback.flush."""
+        if self.threads.is_current:
+            message = "flush and close can't be called by on_delivery: they would wait for themselves"
+            raise WindbackError(message, code="FLUSH_IN_HOOK")
+        return self._flush_until(None if timeout is None else time.monotonic() + timeout, in_caller=False)
+
+    def _flush_until(self, deadline_s: Optional[float], *, in_caller: bool) -> FlushResult:
+        """in_caller: there is no event loop, so no task can do it."""
+        waker = ThreadWaker()
+        flush = self.dispatcher.begin_flush(waker, patient=deadline_s is not None)
+        try:
+            while not flush.done and not _is_past(deadline_s):
+                if not in_caller and self._ensure_worker():
+                    waker.sleep(None if deadline_s is None else deadline_s - time.monotonic())
+                else:
+                    self._drain(flush, deadline_s)
+        finally:
+            result = self.dispatcher.end_flush(flush)
+        return result
+
+    def _drain(self, flush: Flush, deadline_s: Optional[float]) -> None:
+        self.threads.drain(lambda: flush.done or _is_past(deadline_s), deadline_s)
+
+    def close(self, timeout: Optional[float]) -> FlushResult:
+        """Deliver what is left within the deadline, drop the rest, close; see Windback.close."""
+        if self._closed is None:
+            self.dispatcher.begin_close()
+            self._closed = self.flush(self.shutdown_timeout if timeout is None else timeout)
+            self._end()
+        return self._closed
+
+    def _end(self) -> None:
+        self.dispatcher.discard()
+        self.threads.close()
+        lifecycle.forget(self)
+
+    # -- for tasks: the same, in the same order ------------------------------------------------
+
+    async def put_or_wait_async(self, record: bytes) -> bool:
+        """Wait for room; a caller that is cancelled meanwhile knows that its event was not accepted."""
+        deadline_s = time.monotonic() + self.config.block_timeout
+        while True:
+            waker = self.tasks.waker()
+            if self.dispatcher.wait_for_room(waker):
+                self._ensure_worker()
+                await waker.sleep(max(0.0, deadline_s - time.monotonic()))
+            try:
+                return self.queue.put(record)
+            except NoRoomError:
+                if time.monotonic() >= deadline_s:
+                    return self.queue.refuse("queue_full")
+
+    async def flush_async(self, timeout: Optional[float]) -> FlushResult:
+        """Wait until all that was accepted is off our hands; see Windback.flush."""
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+        waker = self.tasks.waker()
+        flush = self.dispatcher.begin_flush(waker, patient=deadline_s is not None)
+        try:
+            while not flush.done and not _is_past(deadline_s):
+                if self._ensure_worker():
+                    await waker.sleep(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+                    flush.waker = waker = self.tasks.waker()
+                else:  # no thread can be started: this one does a worker's work, off the loop
+                    import anyio
+
+                    await anyio.to_thread.run_sync(self._drain, flush, deadline_s)
+        finally:
+            result = self.dispatcher.end_flush(flush)
+        return result
+
+    async def close_async(self, timeout: Optional[float]) -> FlushResult:
+        """Deliver what is left within the deadline, drop the rest, close; see Windback.close."""
+        if self._closed is None:
+            self.dispatcher.begin_close()
+            self._closed = await self.flush_async(self.shutdown_timeout if timeout is None else timeout)
+            self._end()
+            await self.tasks.close()
+        return self._closed
+
+    # -- lifecycle -----------------------------------------------------------------------------
+
+    def begin_exit(self) -> None:
+        self.dispatcher.exiting = True
+        self.dispatcher.begin_close()
+
+    def finish_exit(self, deadline_s: float) -> int:
+        """Wait for the worker threads; send from here what no thread and no event loop will."""
+        if self._uses_tasks:
+            self.dispatcher.reclaim()
+        result = self._flush_until(deadline_s, in_caller=self._uses_tasks)
+        self.dispatcher.discard()
+        return result.pending
+
+    def reset(self) -> None:
+        self.dispatcher.reset()
+        self.threads.reset()
+        self.tasks.reset()
+
+
+def _is_past(deadline_s: Optional[float]) -> bool:
+    return deadline_s is not None and time.monotonic() >= deadline_s

@@ -1,0 +1,15 @@
+"""A local server that speaks the Windback API, for trying things out, for tests and for benchmarks.
+
+    with DevServer() as server:
+        client = Windback("sk_test_local", "my-project", base_url=server.url)
+
+It keeps what arrives in SQLite, counts it, and makes faults on demand. It is for one machine: it binds to
+loopback only. Needs ``pip install 'windback[dev-server]'`` to run; importing this package loads no web
+framework.
+"""
+
+from __future__ import annotations
+
+from .process import Counts, DevServer, DevServerError, FaultRule, RateLimit, RequestRecord, StoredEvent
+
+__all__ = ["Counts", "DevServer", "DevServerError", "FaultRule", "RateLimit", "RequestRecord", "StoredEvent"]

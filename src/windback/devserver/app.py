@@ -1,0 +1,166 @@
+"""The Starlette application: paths, keys, idempotency; and all parts put together."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, cast
+
+from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from . import body as bodies
+from . import routes
+from .connections import Connections
+from .control import control_routes
+from .errors import ApiError, error_body, invalid
+from .exchange import Exchange, Journal
+from .faults import Faults
+from .gateway import SCOPE_KEY, Gateway
+from .options import BASE_PATH, Options
+from .routes import Answer, Call, Handler
+from .store import Store, StoredAnswer
+
+#: Longest Idempotency-Key that is taken.
+MAX_KEY_LENGTH = 255
+
+_JSON = {"content-type": "application/json"}
+
+
+class Endpoint(NamedTuple):
+    """A handler and how it is called."""
+
+    handler: Handler
+    #: Whether a public key will do.
+    public: bool = False
+    #: Whether the request has a JSON body.
+    has_body: bool = True
+    #: Whether it changes anything, so that an Idempotency-Key counts and a transaction is needed.
+    writes: bool = True
+
+
+_READ = {"has_body": False, "writes": False}
+_CHURN = "/projects/{slug}/churn-events"
+_PATHS: Dict[str, Dict[str, Endpoint]] = {
+    "/track": {"POST": Endpoint(routes.track)},
+    _CHURN: {
+        "POST": Endpoint(routes.create_churn_event),
+        "GET": Endpoint(routes.list_churn_events, **_READ),
+    },
+    _CHURN + "/{id}": {"GET": Endpoint(routes.get_churn_event, **_READ)},
+    _CHURN + "/{id}/cancel-reason": {"PATCH": Endpoint(routes.set_cancel_reason)},
+    _CHURN + "/{id}/recovered": {"POST": Endpoint(routes.mark_recovered, has_body=False)},
+    "/projects/{slug}/recovery-templates": {
+        "POST": Endpoint(routes.create_template),
+        "GET": Endpoint(routes.list_templates, **_READ),
+    },
+    "/cancel-flow/submit": {"POST": Endpoint(routes.submit_cancel_flow, public=True)},
+}
+
+
+class Resource:
+    """ASGI application for one path: the endpoint of each method."""
+
+    def __init__(self, endpoints: Dict[str, Endpoint], store: Store, options: Options) -> None:
+        self._endpoints = endpoints
+        self._store = store
+        self._keys = frozenset(options.keys)
+        self._limit = options.max_body_bytes
+        self._gzip = options.gzip
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; `ApiError` goes up to the application's handler."""
+        exchange: Exchange = scope[SCOPE_KEY]
+        # Starlette lets HEAD through where there is GET; the protocol leaves the body out.
+        endpoint = self._endpoints["GET" if scope["method"] == "HEAD" else scope["method"]]
+        answer = self._answer(endpoint, exchange, scope)
+        await Response(answer.body, answer.status, _JSON)(scope, receive, send)
+
+    def _answer(self, endpoint: Endpoint, exchange: Exchange, scope: Scope) -> Answer:
+        key = exchange.headers.get("x-api-key", "")
+        self._check_key(key, public=endpoint.public)
+        body: bytes = b""
+        value: object = None
+        if endpoint.has_body:
+            body = bodies.decode(exchange.body, exchange.headers, limit=self._limit, gzip=self._gzip)
+            value = bodies.parse(body, exchange.headers)
+        query: Mapping[str, str] = QueryParams(scope["query_string"])
+        call = Call(self._store, exchange, scope["path_params"], query, value, time.time())
+        if not endpoint.writes:
+            return endpoint.handler(call)
+        with self._store.transaction():
+            return self._once(endpoint.handler, call, body, key)
+
+    def _check_key(self, key: str, *, public: bool) -> None:
+        secret = key.startswith("sk_")
+        if not (secret or key.startswith("pub_")) or (self._keys and key not in self._keys):
+            raise ApiError(
+                401, "INVALID_API_KEY", "invalid API key" if key else "the X-API-Key header is missing"
+            )
+        if not (secret or public):
+            raise ApiError(403, "FORBIDDEN", "this endpoint needs a secret key (sk_)")
+
+    def _once(self, handler: Handler, call: Call, body: bytes, api_key: str) -> Answer:
+        """Run *handler* once for an Idempotency-Key: with the same body, the first answer is given again.
+
+        Only answers of requests that were taken are kept: a refused one changed nothing and may be tried
+        again. Raises `ApiError` 409 for a key that was seen with another body.
+        """
+        exchange = call.exchange
+        key = exchange.headers.get("idempotency-key")
+        if key is None:
+            return handler(call)
+        if not 0 < len(key) <= MAX_KEY_LENGTH:
+            raise invalid(f"Idempotency-Key: must have 1 to {MAX_KEY_LENGTH} characters")
+        account = hashlib.sha256(api_key.encode()).hexdigest()[:16]
+        scope = f"{exchange.method} {exchange.path} {account}"
+        fingerprint = hashlib.sha256(body).digest()
+        stored = call.store.answer_for(scope, key)
+        if stored is None:
+            answer = handler(call)
+            call.store.keep_answer(scope, key, StoredAnswer(fingerprint, *answer, exchange.events))
+            return answer
+        if stored.fingerprint != fingerprint:
+            raise ApiError(409, "IDEMPOTENCY_CONFLICT", "this Idempotency-Key was used with another body")
+        exchange.duplicate = True
+        exchange.events = stored.events
+        return Answer(stored.status, stored.body)
+
+
+def build_app(
+    options: Options,
+    store: Store,
+    connections: Connections,
+    on_done: Optional[Callable[[Exchange], None]] = None,
+) -> Gateway:
+    """The whole server as one ASGI application."""
+    journal = Journal()
+    faults = Faults()
+    api: List[Route] = []
+    for path, endpoints in _PATHS.items():
+        api.append(Route(BASE_PATH + path, Resource(endpoints, store, options), methods=list(endpoints)))
+    app = Starlette(
+        routes=[*api, *control_routes(store, journal, faults)],
+        exception_handlers={ApiError: _refuse, HTTPException: _no_route},
+    )
+    app.router.redirect_slashes = False
+    return Gateway(app, journal, faults, connections, max_body_bytes=options.max_body_bytes, on_done=on_done)
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    refusal = cast("ApiError", error)
+    return Response(error_body(refusal.code, refusal.message), refusal.status, _JSON)
+
+
+_CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}
+
+
+async def _no_route(_: Request, error: Exception) -> Response:
+    missing = cast("HTTPException", error)
+    body = error_body(_CODES.get(missing.status_code, "ERROR"), missing.detail.lower())
+    return Response(body, missing.status_code, {**_JSON, **(missing.headers or {})})

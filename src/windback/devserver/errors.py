@@ -1,0 +1,30 @@
+"""The one error that routes raise, and how it looks on the wire."""
+
+from __future__ import annotations
+
+import orjson
+
+
+class ApiError(Exception):
+    """A request is refused with *status* and the body ``{"error": message, "code": code}``."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+def error_body(code: str, message: str) -> bytes:
+    """The JSON of an error answer; text and code stand side by side, as the API documents it for 402."""
+    return orjson.dumps({"error": message, "code": code})
+
+
+def invalid(message: str) -> ApiError:
+    """400 for a body or a query that breaks a rule; *message* names the field."""
+    return ApiError(400, "VALIDATION_ERROR", message)
+
+
+def not_found(what: str) -> ApiError:
+    """404 for a thing that does not exist."""
+    return ApiError(404, "NOT_FOUND", f"{what} not found")

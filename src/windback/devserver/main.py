@@ -1,0 +1,32 @@
+"""From a command line to a running server; the web framework is imported only when one is to run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Optional, Sequence
+
+from .options import Options, add_arguments, from_arguments
+
+MISSING = "windback dev: {name} is not installed; run: pip install 'windback[dev-server]'\n"
+
+
+def run(options: Options) -> int:
+    """Serve until told to stop; the exit code, which is 1 when the server could not start."""
+    try:
+        from .server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        sys.stderr.write(MISSING.format(name=error.name))
+        return 1
+    return serve(options)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """`python -m windback.devserver`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m windback.devserver", description="A local server that speaks the Windback API."
+    )
+    add_arguments(parser)
+    return run(from_arguments(parser.parse_args(argv)))

@@ -1,0 +1,133 @@
+"""The options of the server.
+
+`windback dev` and `python -m windback.devserver` take the same command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from typing import NamedTuple, Optional, Tuple
+
+#: Where the API and the control plane live.
+BASE_PATH = "/api/v1"
+CONTROL_PATH = "/_dev"
+
+#: How the one line on standard output starts; the base URL follows.
+READY = "windback dev server on "
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8787
+
+#: A little above what a client sends by default (500,000), as a gateway's limit would be.
+DEFAULT_MAX_BODY_BYTES = 1_000_000
+
+GZIP_CHOICES = ("accept", "415", "400")
+
+
+class Options(NamedTuple):
+    """Everything that can be chosen about a server."""
+
+    host: str = DEFAULT_HOST
+    #: 0 takes a free port.
+    port: int = DEFAULT_PORT
+    #: A SQLite file; None keeps everything in memory.
+    db: Optional[str] = None
+    #: The keys that are taken; none given: any that starts with sk_ or pub_.
+    keys: Tuple[str, ...] = ()
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    #: "accept", or the status that refuses a gzip body.
+    gzip: str = "accept"
+    quiet: bool = False
+    until_stdin_closes: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give *parser* the options of the server."""
+    parser.add_argument(
+        "--host", type=_loopback, default=DEFAULT_HOST, help="a loopback address (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=_port, default=DEFAULT_PORT, help="0 takes a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--db", metavar="PATH", help="keep everything in this SQLite file (default: in memory)"
+    )
+    parser.add_argument(
+        "--key",
+        dest="keys",
+        metavar="KEY",
+        action="append",
+        type=_key,
+        default=[],
+        help="take only this API key; may be given again (default: any that starts with sk_ or pub_)",
+    )
+    parser.add_argument(
+        "--max-body-bytes",
+        metavar="N",
+        type=_positive,
+        default=DEFAULT_MAX_BODY_BYTES,
+        help="answer 413 above this, before and after decompression (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gzip",
+        choices=GZIP_CHOICES,
+        default="accept",
+        help="take compressed bodies or refuse them with this status (default: %(default)s)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print no line for each request")
+    parser.add_argument(
+        "--until-stdin-closes",
+        action="store_true",
+        help="stop when standard input ends (for a parent process)",
+    )
+
+
+def from_arguments(arguments: argparse.Namespace) -> Options:
+    """The options in what *parser* made of a command line."""
+    return Options(
+        host=arguments.host,
+        port=arguments.port,
+        db=arguments.db,
+        keys=tuple(arguments.keys),
+        max_body_bytes=arguments.max_body_bytes,
+        gzip=arguments.gzip,
+        quiet=arguments.quiet,
+        until_stdin_closes=arguments.until_stdin_closes,
+    )
+
+
+def is_loopback(name: str) -> bool:
+    """Whether *name* is localhost or an address of the loopback network."""
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _loopback(text: str) -> str:
+    if not is_loopback(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a loopback address; this server is for one machine only"
+        )
+    return DEFAULT_HOST if text.lower() == "localhost" else text
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _key(text: str) -> str:
+    if not text.startswith(("sk_", "pub_")):
+        raise argparse.ArgumentTypeError("an API key starts with sk_ or pub_")
+    return text

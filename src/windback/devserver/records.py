@@ -1,0 +1,111 @@
+"""What a `DevServer` answers, and the fault rules it takes, as types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping, Optional, TypedDict, Union
+
+
+class RateLimit(TypedDict):
+    """At most `rate` requests a second after `burst` at once."""
+
+    rate: float
+    burst: float
+
+
+class FaultRule(TypedDict, total=False):
+    """A fault: which requests (`path` to `times`), and one effect.
+
+    Effects are `status`, `drop`, `rate_limit` and `hang`; `latency` may stand alone or beside any of them.
+    Rules are asked in order; the first with an effect decides.
+    """
+
+    #: Prefix of the path below the base path, such as "/track"; without it every request matches.
+    path: str
+    method: str
+    #: Share of the matching requests that are hit, 0 to 1 (default 1).
+    rate: float
+    #: Makes the choice of the hit requests the same in every run.
+    seed: int
+    #: How many requests are hit before the rule is spent.
+    times: int
+    #: Seconds to wait before anything else happens.
+    latency: float
+    #: Answer with this status and do not process the request; the next four go with it.
+    status: int
+    #: Value of a Retry-After header: seconds, or an HTTP date.
+    retry_after: Union[float, str]
+    headers: Mapping[str, str]
+    body: str
+    content_type: str
+    #: "before" or "after": close the connection without an answer, before the request is processed or after.
+    drop: str
+    #: 429 with Retry-After above this rate.
+    rate_limit: RateLimit
+    #: True: take the request and never answer.
+    hang: bool
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the server has seen since its start or its last reset.
+
+    `events`, `churn_events`, `templates` and `cancel_flows` count what is in its database.
+    """
+
+    #: Requests to the API, whatever became of them.
+    requests: int
+    #: Those of them that were `POST /track`.
+    track_requests: int
+    #: `POST /track` that the server itself refused with 4xx (no fault rule).
+    rejected: int
+    #: Requests answered from their Idempotency-Key without being processed again.
+    duplicates: int
+    #: Events in those requests.
+    duplicate_events: int
+    #: Requests that a fault rule did something to.
+    faults: int
+    #: Answers by status; a dropped connection is in none.
+    by_status: Mapping[int, int]
+    #: Events stored.
+    events: int
+    churn_events: int
+    templates: int
+    #: Cancel-flow submissions that created a churn event.
+    cancel_flows: int
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """One tracked event. `timestamp` is the text that the client sent, or the time of arrival."""
+
+    id: int
+    batch_id: int
+    event: str
+    customer_email: Optional[str]
+    customer_id: Optional[str]
+    customer_name: Optional[str]
+    timestamp: str
+    properties: Mapping[str, object]
+    received_at: str
+    idempotency_key: Optional[str]
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One request to the API. `status` is None when there was no answer (yet); the API key is redacted."""
+
+    request_id: str
+    received_at: str
+    method: str
+    path: str
+    status: Optional[int]
+    #: What a fault rule did, such as "status 503" or "latency+drop after"; None when nothing.
+    fault: Optional[str]
+    headers: Mapping[str, str]
+    idempotency_key: Optional[str]
+    #: Size of the body as it was sent, compressed or not.
+    body_bytes: int
+    #: Events in a `/track` body, stored or not.
+    events: int
+    duplicate: bool

@@ -1,0 +1,263 @@
+"""Everything the server keeps, in SQLite.
+
+One connection, used by the event loop's thread alone, so a request's reads and writes are never interleaved
+with another's. A request is one transaction: what it was answered for is committed before the answer leaves.
+
+Tables:
+    batches      one row for each `POST /track` that was taken: when, under which Idempotency-Key
+    events       one row for each event, in the order of arrival; `batch_id` points into `batches`
+    churn_events, templates, cancel_flows   `doc` is the JSON that the API answers with
+    answers      the first answer to each Idempotency-Key, by `scope` (method, path and key of the caller)
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import Dict, Generator, List, NamedTuple, Optional, Tuple
+
+import orjson
+
+from .validation import ChurnFields, EventRow, TemplateFields
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS batches (
+    id INTEGER PRIMARY KEY, received_at TEXT NOT NULL, idempotency_key TEXT);
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY, batch_id INTEGER NOT NULL, event TEXT NOT NULL, customer_email TEXT,
+    customer_id TEXT, customer_name TEXT, timestamp TEXT, properties TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS churn_events (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, slug TEXT, status TEXT NOT NULL, doc TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS templates (
+    seq INTEGER PRIMARY KEY, slug TEXT NOT NULL, cancel_reason TEXT NOT NULL, doc TEXT NOT NULL,
+    UNIQUE (slug, cancel_reason));
+CREATE TABLE IF NOT EXISTS cancel_flows (
+    seq INTEGER PRIMARY KEY, customer TEXT NOT NULL, created_at REAL NOT NULL, event_id TEXT NOT NULL,
+    feedback_text TEXT, selected_offer TEXT);
+CREATE INDEX IF NOT EXISTS cancel_flows_by_customer ON cancel_flows (customer, created_at);
+CREATE TABLE IF NOT EXISTS answers (
+    scope TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, status INTEGER NOT NULL,
+    body BLOB NOT NULL, events INTEGER NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID;
+"""
+_TABLES = ("batches", "events", "churn_events", "templates", "cancel_flows", "answers")
+
+Doc = Dict[str, object]
+
+
+class StoredAnswer(NamedTuple):
+    """What a request with an Idempotency-Key was answered the first time."""
+
+    fingerprint: bytes
+    status: int
+    body: bytes
+    events: int
+
+
+def iso(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC with microseconds, so that answers sort by time."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Store:
+    """The database behind the server; *path* None keeps it in memory.
+
+    Raises `sqlite3.Error` when the file cannot be opened or is no database.
+    """
+
+    def __init__(self, path: Optional[str] = None) -> None:
+        self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
+        if path:
+            # A killed server loses nothing that it answered for (the kernel has the pages); only a power cut
+            # could, and waiting for the disk at each request would be a high price for that here.
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=OFF")
+        self._db.executescript(_SCHEMA)
+        self.event_count = self._count("events")
+
+    def close(self) -> None:
+        """Close the file; the store is of no use afterwards."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Generator[None, None, None]:
+        """All writes inside are kept together, or none of them when an exception passes through."""
+        self._db.execute("BEGIN")
+        events = self.event_count
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            self.event_count = events
+            raise
+        self._db.execute("COMMIT")
+
+    def reset(self) -> None:
+        """Delete every row."""
+        with self.transaction():
+            for table in _TABLES:
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - a name of ours
+            self.event_count = 0
+
+    def counts(self) -> Dict[str, int]:
+        """Rows by kind."""
+        return {
+            "events": self.event_count,
+            "churn_events": self._count("churn_events"),
+            "templates": self._count("templates"),
+            "cancel_flows": self._count("cancel_flows"),
+        }
+
+    def _count(self, table: str) -> int:
+        (count,) = self._db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608 - a name of ours
+        return int(count)
+
+    # Idempotency
+
+    def answer_for(self, scope: str, key: str) -> Optional[StoredAnswer]:
+        """The first answer given to *key* in *scope*, if there was one."""
+        row = self._db.execute(
+            "SELECT fingerprint, status, body, events FROM answers WHERE scope = ? AND key = ?", (scope, key)
+        ).fetchone()
+        return None if row is None else StoredAnswer(*row)
+
+    def keep_answer(self, scope: str, key: str, answer: StoredAnswer) -> None:
+        """Remember *answer* for the next request with the same *key*."""
+        self._db.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", (scope, key, *answer))
+
+    # Tracked events
+
+    def add_events(self, rows: List[EventRow], received_at: float, idempotency_key: Optional[str]) -> None:
+        """Store one batch."""
+        batch = self._db.execute(
+            "INSERT INTO batches (received_at, idempotency_key) VALUES (?, ?)",
+            (iso(received_at), idempotency_key),
+        ).lastrowid
+        self._db.executemany(
+            "INSERT INTO events (batch_id, event, customer_email, customer_id, customer_name, timestamp,"
+            " properties) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(batch, *row) for row in rows],
+        )
+        self.event_count += len(rows)
+
+    def events(self, limit: int, offset: int) -> List[Doc]:
+        """Stored events in the order of arrival.
+
+        `timestamp` is the time of arrival when the client gave none.
+        """
+        rows = self._db.execute(
+            "SELECT e.id, e.batch_id, e.event, e.customer_email, e.customer_id, e.customer_name,"
+            " coalesce(e.timestamp, b.received_at), e.properties, b.received_at, b.idempotency_key"
+            " FROM events e JOIN batches b ON b.id = e.batch_id ORDER BY e.id LIMIT ? OFFSET ?",
+            (limit, offset),
+        )
+        names = (
+            *("id", "batch_id", "event", "customer_email", "customer_id", "customer_name"),
+            *("timestamp", "properties", "received_at", "idempotency_key"),
+        )
+        docs: List[Doc] = [dict(zip(names, row)) for row in rows]
+        for doc in docs:
+            doc["properties"] = orjson.loads(str(doc["properties"]))
+        return docs
+
+    def distinct_events(self) -> int:
+        """How many events differ in at least one of the fields that the client sent."""
+        (count,) = self._db.execute(
+            "SELECT count(*) FROM (SELECT DISTINCT event, customer_email, customer_id, customer_name,"
+            " timestamp, properties FROM events)"
+        ).fetchone()
+        return int(count)
+
+    # Churn events
+
+    def add_churn_event(self, slug: Optional[str], fields: ChurnFields, now: float) -> Doc:
+        """Create a churn event with the status "new".
+
+        The cancel flow names no project, so its events have no *slug* and show under every project.
+        """
+        created = iso(now)
+        doc: Doc = {"id": "evt_" + uuid.uuid4().hex, "project_id": f"prj_{slug or 'dev'}", **fields._asdict()}
+        doc.update(status="new", created_at=created, updated_at=created)
+        self._db.execute(
+            "INSERT INTO churn_events (id, slug, status, doc) VALUES (?, ?, 'new', ?)",
+            (doc["id"], slug, orjson.dumps(doc).decode()),
+        )
+        return doc
+
+    def churn_event(self, slug: str, event_id: str) -> Optional[Doc]:
+        """The churn event of this id, or None."""
+        row = self._db.execute(
+            "SELECT doc FROM churn_events WHERE id = ? AND (slug = ? OR slug IS NULL)", (event_id, slug)
+        ).fetchone()
+        return None if row is None else _doc(row)
+
+    def churn_events(
+        self, slug: str, status: Optional[str], limit: int, offset: int
+    ) -> Tuple[List[Doc], int]:
+        """A page of churn events, newest first, and how many there are in all."""
+        where = "WHERE (slug = ? OR slug IS NULL) AND (? IS NULL OR status = ?)"
+        (total,) = self._db.execute(
+            f"SELECT count(*) FROM churn_events {where}",  # noqa: S608 - text of ours
+            (slug, status, status),
+        ).fetchone()
+        rows = self._db.execute(
+            f"SELECT doc FROM churn_events {where} ORDER BY seq DESC LIMIT ? OFFSET ?",  # noqa: S608 - text of ours
+            (slug, status, status, limit, offset),
+        )
+        return [_doc(row) for row in rows], int(total)
+
+    def update_churn_event(self, doc: Doc, now: float) -> None:
+        """Write a changed churn event back and stamp `updated_at`."""
+        doc["updated_at"] = iso(now)
+        self._db.execute(
+            "UPDATE churn_events SET doc = ?, status = ? WHERE id = ?",
+            (orjson.dumps(doc).decode(), doc["status"], doc["id"]),
+        )
+
+    # Recovery templates
+
+    def add_template(self, slug: str, fields: TemplateFields, now: float) -> Optional[Doc]:
+        """Create a template; None when the project has one for this cancel reason already."""
+        created = iso(now)
+        doc: Doc = {"id": "tpl_" + uuid.uuid4().hex, "project_id": f"prj_{slug}", **fields._asdict()}
+        doc.update(created_at=created, updated_at=created)
+        cursor = self._db.execute(
+            "INSERT OR IGNORE INTO templates (slug, cancel_reason, doc) VALUES (?, ?, ?)",
+            (slug, fields.cancel_reason, orjson.dumps(doc).decode()),
+        )
+        return doc if cursor.rowcount else None
+
+    def templates(self, slug: str) -> List[Doc]:
+        """All templates of a project, oldest first."""
+        rows = self._db.execute("SELECT doc FROM templates WHERE slug = ? ORDER BY seq", (slug,))
+        return [_doc(row) for row in rows]
+
+    # Cancel flow
+
+    def cancel_flow_since(self, email: str, since: float) -> bool:
+        """Whether this customer, whatever the case of the letters, submitted the flow after *since*."""
+        row = self._db.execute(
+            "SELECT 1 FROM cancel_flows WHERE customer = ? AND created_at > ?", (email.lower(), since)
+        ).fetchone()
+        return row is not None
+
+    def add_cancel_flow(
+        self,
+        email: str,
+        event_id: str,
+        feedback_text: Optional[str],
+        selected_offer: Optional[str],
+        now: float,
+    ) -> None:
+        """Record a submission that created *event_id*."""
+        self._db.execute(
+            "INSERT INTO cancel_flows (customer, created_at, event_id, feedback_text, selected_offer)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (email.lower(), now, event_id, feedback_text, selected_offer),
+        )
+
+
+def _doc(row: Tuple[str]) -> Doc:
+    doc: Doc = orjson.loads(row[0])
+    return doc

@@ -1,0 +1,289 @@
+"""What a request body must look like. Pure: a parsed JSON value in, a checked value or `ApiError` out.
+
+The rules are those of the public API pages; where the two editions of the documentation disagree, both
+spellings are taken (`customer_id` in place of `customer_email`, `occurred_at` in place of `timestamp`).
+Unknown fields are ignored. A batch with one bad event is refused whole, with the index and the field in the
+message.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Dict, List, NamedTuple, Optional, cast
+
+import orjson
+
+from .errors import invalid
+
+#: Events in one `POST /track` (Tracking API page).
+MAX_BATCH = 100
+
+#: Churn Events and Custom Webhook pages.
+EVENT_TYPES = ("cancellation", "payment_failed", "payment_recovered")
+
+_email = re.compile(r"[^@\s]+@[^@\s]+").fullmatch
+_timestamp = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):?[0-5]\d)", re.ASCII
+).fullmatch
+_currency = re.compile(r"[A-Za-z]{3}").fullmatch
+
+
+class EventRow(NamedTuple):
+    """One tracked event as it is stored; `timestamp` is None when the client gave none."""
+
+    event: str
+    customer_email: Optional[str]
+    customer_id: Optional[str]
+    customer_name: Optional[str]
+    timestamp: Optional[str]
+    properties: str
+
+
+class ChurnFields(NamedTuple):
+    """The fields of a new churn event."""
+
+    customer_email: str
+    customer_name: Optional[str]
+    event_type: str
+    cancel_reason: Optional[str]
+    cancel_reason_text: Optional[str]
+    mrr: int
+    currency: str
+    plan_name: Optional[str]
+    tenure_days: Optional[int]
+    provider: str
+
+
+class TemplateFields(NamedTuple):
+    """The fields of a new recovery template."""
+
+    cancel_reason: str
+    name: str
+    subject: str
+    body: str
+    is_active: bool
+
+
+class CancelFlowFields(NamedTuple):
+    """A cancel-flow submission: the churn event it makes, and what the customer said and chose."""
+
+    churn: ChurnFields
+    feedback_text: Optional[str]
+    selected_offer: Optional[str]
+
+
+class _BadFieldError(Exception):
+    """A field breaks a rule; the caller knows where the object stood and says so."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)
+        self.field = field
+        self.problem = problem
+
+
+def track_rows(body: object) -> List[EventRow]:
+    """The events of a `POST /track` body: one event, or ``{"events": [1 to 100 events]}``.
+
+    Raises `ApiError` 400 whose text starts with the place, such as ``events[3].customer_email``.
+    """
+    if type(body) is not dict:
+        raise invalid("body: must be an event or an object with a list of events")
+    fields = cast("Dict[str, object]", body)
+    if "events" not in fields:
+        try:
+            return [_event_row(fields)]
+        except _BadFieldError as bad:
+            raise invalid(f"{bad.field}: {bad.problem}") from None
+    value = fields["events"]
+    if type(value) is not list or not value:
+        raise invalid("events: must be a list of at least one event")
+    events = cast("List[object]", value)
+    if len(events) > MAX_BATCH:
+        raise invalid(f"events: at most {MAX_BATCH} in one request, {len(events)} given")
+    rows: List[EventRow] = []
+    try:
+        for item in events:
+            rows.append(_event_row(item))  # noqa: PERF401 - the rows so far are the index of a bad one
+    except _BadFieldError as bad:
+        place = f"events[{len(rows)}]" + (f".{bad.field}" if bad.field else "")
+        raise invalid(f"{place}: {bad.problem}") from None
+    return rows
+
+
+def count_events(body: object) -> int:
+    """How many events a `POST /track` body carries, valid or not; 0 for anything that is no such body."""
+    if type(body) is not dict:
+        return 0
+    fields = cast("Dict[str, object]", body)
+    events = fields.get("events")
+    if type(events) is list:
+        return len(cast("List[object]", events))
+    return 1 if "event" in fields else 0
+
+
+def _event_row(item: object) -> EventRow:
+    # The hot path of the server: no helper calls for what every event has and gets right.
+    if type(item) is not dict:
+        raise _BadFieldError("", "must be an object")
+    fields = cast("Dict[str, object]", item)
+    get = fields.get
+    event = get("event")
+    if type(event) is not str or not event.strip():
+        raise _BadFieldError("event", "must be a string that is not empty")
+    email = get("customer_email")
+    if type(email) is not str or not _email(email):
+        _check_no_email(fields)
+        email = None
+    timestamp = get("timestamp")
+    if type(timestamp) is str and "occurred_at" not in fields:
+        _check_time("timestamp", timestamp)
+    else:
+        timestamp = _other_time(fields)
+    properties = get("properties")
+    if type(properties) is dict:
+        encoded = orjson.dumps(properties).decode()
+    elif "properties" in fields:
+        raise _BadFieldError("properties", "must be an object")
+    else:
+        encoded = "{}"
+    customer_id = _optional_text(fields, "customer_id")
+    return EventRow(event, email, customer_id, _optional_text(fields, "customer_name"), timestamp, encoded)
+
+
+def _check_no_email(fields: Dict[str, object]) -> None:
+    """An event may name its customer by `customer_id` alone."""
+    if fields.get("customer_email") is not None:
+        raise _BadFieldError("customer_email", "must look like name@host")
+    if not fields.get("customer_id"):
+        raise _BadFieldError("customer_email", "is missing")
+
+
+def _other_time(fields: Dict[str, object]) -> Optional[str]:
+    """No time, or the other spelling of it."""
+    if "occurred_at" not in fields:
+        return _check_time("timestamp", fields["timestamp"]) if "timestamp" in fields else None
+    if "timestamp" in fields:
+        raise _BadFieldError("occurred_at", "must not be given together with timestamp")
+    return _check_time("occurred_at", fields["occurred_at"])
+
+
+def _check_time(field: str, value: object) -> str:
+    if type(value) is not str or not _timestamp(value):
+        raise _BadFieldError(field, "must be an ISO 8601 time with a zone, such as 2025-12-01T10:00:00Z")
+    try:
+        # The calendar is checked without fraction and zone, which fromisoformat of Python 3.8 cannot read.
+        datetime.fromisoformat(value[:10] + "T" + value[11:19])
+    except ValueError:
+        raise _BadFieldError(field, "is not a time that exists") from None
+    return value
+
+
+def churn_fields(body: object) -> ChurnFields:
+    """The checked body of `POST /projects/{slug}/churn-events`; raises `ApiError` 400."""
+    try:
+        return _churn_fields(_object(body))
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+
+
+def cancel_flow_fields(body: object) -> CancelFlowFields:
+    """The checked body of `POST /cancel-flow/submit`; raises `ApiError` 400."""
+    try:
+        fields = _object(body)
+        _text(fields, "cancel_reason")
+        return CancelFlowFields(
+            churn=_churn_fields(fields),
+            feedback_text=_optional_text(fields, "feedback_text"),
+            selected_offer=_optional_text(fields, "selected_offer"),
+        )
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+
+
+def cancel_reason_fields(body: object) -> Dict[str, str]:
+    """`cancel_reason` and, when given, `cancel_reason_text`; raises `ApiError` 400."""
+    try:
+        fields = _object(body)
+        checked = {"cancel_reason": _text(fields, "cancel_reason")}
+        detail = _optional_text(fields, "cancel_reason_text")
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+    if detail is not None:
+        checked["cancel_reason_text"] = detail
+    return checked
+
+
+def template_fields(body: object) -> TemplateFields:
+    """The checked body of `POST /projects/{slug}/recovery-templates`; raises `ApiError` 400."""
+    try:
+        fields = _object(body)
+        return TemplateFields(
+            cancel_reason=_text(fields, "cancel_reason"),
+            name=_text(fields, "name"),
+            subject=_text(fields, "subject"),
+            body=_text(fields, "body"),
+            is_active=_flag(fields, "is_active", default=True),
+        )
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+
+
+def _churn_fields(fields: Dict[str, object]) -> ChurnFields:
+    email = fields.get("customer_email")
+    if type(email) is not str or not _email(email):
+        raise _BadFieldError("customer_email", "is missing" if email is None else "must look like name@host")
+    event_type = _optional_text(fields, "event_type")
+    if event_type is not None and event_type not in EVENT_TYPES:
+        raise _BadFieldError("event_type", "must be one of " + ", ".join(EVENT_TYPES))
+    currency = _optional_text(fields, "currency")
+    if currency is not None and not _currency(currency):
+        raise _BadFieldError("currency", "must be a code of three letters")
+    return ChurnFields(
+        customer_email=email,
+        customer_name=_optional_text(fields, "customer_name"),
+        event_type=event_type or "cancellation",
+        cancel_reason=_optional_text(fields, "cancel_reason"),
+        cancel_reason_text=_optional_text(fields, "cancel_reason_text"),
+        mrr=_optional_count(fields, "mrr") or 0,
+        currency=currency or "usd",
+        plan_name=_optional_text(fields, "plan_name"),
+        tenure_days=_optional_count(fields, "tenure_days"),
+        provider=_optional_text(fields, "provider") or "api",
+    )
+
+
+def _object(body: object) -> Dict[str, object]:
+    if type(body) is not dict:
+        raise _BadFieldError("body", "must be an object")
+    return cast("Dict[str, object]", body)
+
+
+def _text(fields: Dict[str, object], name: str) -> str:
+    value = fields.get(name)
+    if type(value) is not str or not value.strip():
+        raise _BadFieldError(name, "is missing" if value is None else "must be a string that is not empty")
+    return value
+
+
+def _flag(fields: Dict[str, object], name: str, *, default: bool) -> bool:
+    value = fields.get(name, default)
+    if type(value) is not bool:
+        raise _BadFieldError(name, "must be true or false")
+    return value
+
+
+def _optional_text(fields: Dict[str, object], name: str) -> Optional[str]:
+    value = fields.get(name)
+    if value is not None and type(value) is not str:
+        raise _BadFieldError(name, "must be a string")
+    return value
+
+
+def _optional_count(fields: Dict[str, object], name: str) -> Optional[int]:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or value < 0:  # a bool is not an int here
+        raise _BadFieldError(name, "must be a whole number that is not negative")
+    return value

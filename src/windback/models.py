@@ -1,0 +1,201 @@
+"""What the API answers, as frozen values.
+
+Every model keeps the whole answer in `.raw`, so a field the server adds is never lost, and a status
+or reason this version does not know stays the plain string it was. Missing fields become None (or
+an empty string for `id` and `status`): the editions of the API's docs differ in what they send.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Mapping, Optional
+
+JSONObject = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class ChurnEvent:
+    """A customer about to leave, or who could not pay (docs page "Churn Events").
+
+    status: "new", "processing", "variants_generated", "email_sent", "recovered" or "lost"; an open
+    set. mrr: integer minor units of `currency` (cents). Times are aware datetimes.
+    """
+
+    id: str
+    status: str
+    project_id: Optional[str] = None
+    customer_email: Optional[str] = None
+    customer_name: Optional[str] = None
+    event_type: Optional[str] = None
+    cancel_reason: Optional[str] = None
+    mrr: Optional[int] = None
+    currency: Optional[str] = None
+    plan_name: Optional[str] = None
+    tenure_days: Optional[int] = None
+    provider: Optional[str] = None
+    created_at: Optional[datetime] = None
+    updated_at: Optional[datetime] = None
+    raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, raw: JSONObject) -> ChurnEvent:
+        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        mrr = _integer(raw, "mrr")
+        return cls(
+            id=_text(raw, "id") or "",
+            status=_text(raw, "status") or "",
+            project_id=_text(raw, "project_id"),
+            customer_email=_text(raw, "customer_email"),
+            customer_name=_text(raw, "customer_name"),
+            event_type=_text(raw, "event_type"),
+            cancel_reason=_text(raw, "cancel_reason"),
+            mrr=mrr if mrr is not None else _integer(raw, "mrr_cents"),
+            currency=_text(raw, "currency"),
+            plan_name=_text(raw, "plan_name"),
+            tenure_days=_integer(raw, "tenure_days"),
+            provider=_text(raw, "provider"),
+            created_at=_time(raw, "created_at"),
+            updated_at=_time(raw, "updated_at"),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a customer may be offered to stay (docs page "Retention Offers")."""
+
+    offer_type: str
+    title: Optional[str] = None
+    description: Optional[str] = None
+    cta_button_text: Optional[str] = None
+    discount_percent: Optional[int] = None
+    extension_days: Optional[int] = None
+    raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, raw: JSONObject) -> Offer:
+        """Read an answer; unknown fields stay in `.raw`."""
+        return cls(
+            offer_type=_text(raw, "offer_type") or "",
+            title=_text(raw, "title"),
+            description=_text(raw, "description"),
+            cta_button_text=_text(raw, "cta_button_text"),
+            discount_percent=_integer(raw, "discount_percent"),
+            extension_days=_integer(raw, "extension_days"),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class CancelFlowResult:
+    """The answer to submit_cancel_flow.
+
+    created is False when the API answered 202: the same customer submitted within 24 hours, or the
+    subscription has expired, and nothing was created (docs page "Widget Installation"). event_id is
+    None then, and offer is None when none is configured for the reason.
+    """
+
+    created: bool
+    event_id: Optional[str] = None
+    status: Optional[str] = None
+    message: Optional[str] = None
+    offer: Optional[Offer] = None
+    raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, raw: JSONObject, *, created: bool) -> CancelFlowResult:
+        """Read any of the three documented forms of the answer."""
+        offer = raw.get("offer")
+        return cls(
+            created=created,
+            event_id=_text(raw, "event_id") or _text(raw, "churn_event_id"),
+            status=_text(raw, "status"),
+            message=_text(raw, "message"),
+            offer=Offer.from_json(offer) if isinstance(offer, Mapping) else None,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class RecoveryTemplate:
+    """A recovery email of your own for one cancel reason (docs page "API Reference")."""
+
+    id: str
+    project_id: Optional[str] = None
+    cancel_reason: Optional[str] = None
+    name: Optional[str] = None
+    subject: Optional[str] = None
+    body: Optional[str] = None
+    is_active: Optional[bool] = None
+    created_at: Optional[datetime] = None
+    updated_at: Optional[datetime] = None
+    raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, raw: JSONObject) -> RecoveryTemplate:
+        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        active = raw.get("is_active")
+        return cls(
+            id=_text(raw, "id") or "",
+            project_id=_text(raw, "project_id"),
+            cancel_reason=_text(raw, "cancel_reason"),
+            name=_text(raw, "name"),
+            subject=_text(raw, "subject"),
+            body=_text(raw, "body"),
+            is_active=active if isinstance(active, bool) else None,
+            created_at=_time(raw, "created_at"),
+            updated_at=_time(raw, "updated_at"),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class TrackResult:
+    """What track_events did.
+
+    sent: events in requests the API answered with a success; requests: how many of those it took;
+    refused: events that `before_send` turned away. A success is no proof that the API stored each
+    event: the docs-tree edition of "Tracking API" says that it ignores invalid ones silently.
+    """
+
+    sent: int
+    requests: int
+    refused: int = 0
+
+
+def _text(raw: JSONObject, name: str) -> Optional[str]:
+    value = raw.get(name)
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _integer(raw: JSONObject, name: str) -> Optional[int]:
+    value = raw.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+# datetime.fromisoformat reads neither "Z" nor other than 3 or 6 digits of a second before Python 3.11.
+_ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?$", re.IGNORECASE)
+
+
+def parse_time(text: str) -> Optional[datetime]:
+    """Read an ISO 8601 time as an aware datetime (UTC where no zone is given); None if it is none."""
+    match = _ISO.match(text)
+    if match is None:
+        return None
+    day, clock, fraction, zone = match.groups()
+    if zone is None or zone in "Zz":
+        zone = "+00:00"
+    elif ":" not in zone:
+        zone = f"{zone[:3]}:{zone[3:]}"
+    try:
+        at = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '0')[:6]:0<6}{zone}")
+    except ValueError:
+        return None
+    return at
+
+
+def _time(raw: JSONObject, name: str) -> Optional[datetime]:
+    value = raw.get(name)
+    return parse_time(value) if isinstance(value, str) else None

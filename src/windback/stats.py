@@ -1,0 +1,112 @@
+"""Counters, and the values that report them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import Callable, List, Mapping, Optional, Sequence
+
+import orjson
+
+
+class AtomicCounter:
+    """An integer that any thread may add to without a lock.
+
+    A BytesIO's position, moved with seek(n, SEEK_CUR), is an add-and-fetch in one C call, during
+    which CPython never lets another thread run. `+=` on an attribute is several steps, and two
+    threads in them lose one of the additions.
+    """
+
+    __slots__ = ("move",)
+
+    #: `move(n, 1)` adds n and returns the new value; the bound method of C, because the hot path calls it.
+    move: Callable[[int, int], int]
+
+    def __init__(self) -> None:
+        self.move = io.BytesIO().seek
+
+    def add(self, amount: int = 1) -> int:
+        """Add *amount* and return the new value, which never goes below 0."""
+        return self.move(amount, 1)
+
+    @property
+    def value(self) -> int:
+        return self.move(0, 1)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What became of the events given to track_event, at one instant.
+
+    Always `accepted == delivered + rejected + dropped + pending`. Events that the call itself turned
+    away were never accepted: `refused` counts them by reason ("queue_full", "before_send",
+    "before_send_error", "disabled").
+
+    delivered: the API answered with a success; rejected: it never will (`rejected_by_reason`);
+    dropped: discarded here after they were accepted (`dropped_by_reason`: "queue_full" under
+    drop_oldest, "closed" at the close deadline); pending: still here, `in_flight` of them in a
+    request. pending_bytes: their encoded size. requests, retries: HTTP requests made for batches,
+    and how many of them repeated one. worker_deaths: workers that ended with an exception, and were
+    replaced. hook_errors: exceptions from on_delivery and before_send. problem: why delivery is
+    held up right now, None while it is not.
+    """
+
+    accepted: int = 0
+    delivered: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    pending: int = 0
+    in_flight: int = 0
+    pending_bytes: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    rejected_by_reason: Mapping[str, int] = field(default_factory=dict)
+    dropped_by_reason: Mapping[str, int] = field(default_factory=dict)
+    requests: int = 0
+    retries: int = 0
+    workers: int = 0
+    worker_deaths: int = 0
+    hook_errors: int = 0
+    problem: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class FlushResult:
+    """What flush and close achieved; true only if all that was accepted before the call is off our hands.
+
+    pending: how many of those are still here. delivered, rejected, dropped: what happened during the
+    call, events accepted meanwhile included. problem: what held delivery up, in words, None if
+    nothing did.
+    """
+
+    pending: int
+    delivered: int
+    rejected: int
+    dropped: int
+    problem: Optional[str] = None
+
+    def __bool__(self) -> bool:
+        return self.pending == 0
+
+
+@dataclass(frozen=True)
+class DeliveryReport:
+    """What became of one batch, given to on_delivery once.
+
+    outcome: "delivered", "rejected" or "dropped"; count: events; reason: "ok", "too_large",
+    "invalid", "status_409", "queue_full", "closed", …; status and message: the API's answer, None
+    where there was none. `events` decodes the batch; it is empty for events that made room for newer
+    ones under overflow="drop_oldest", which are counted only.
+    """
+
+    outcome: str
+    count: int
+    reason: str
+    status: Optional[int] = None
+    message: Optional[str] = None
+    idempotency_key: Optional[str] = None
+    _records: Sequence[bytes] = field(default=(), repr=False)
+
+    @property
+    def events(self) -> List[Mapping[str, object]]:
+        """The events as they were sent, decoded at each access."""
+        return [orjson.loads(record) for record in self._records]

@@ -1,0 +1,270 @@
+"""HTTP: a request goes out, an Answer comes back. httpx makes the tries, tenacity drives the retries.
+
+Nothing here raises for what a network or a server does: every outcome is an Answer, which `delivery`
+judges. That also keeps the key out of tracebacks, for an httpx exception's frames hold the headers.
+Redirects are never followed: the key goes to no other host.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Awaitable, Callable, Dict, List, Optional, Tuple, Union
+
+import anyio
+import httpx
+import tenacity
+
+from . import __version__
+from .api import Request
+from .config import Config
+from .delivery import Answer, Failure, Tries
+
+#: No answer of this API is larger; what comes after it is not read.
+MAX_ANSWER_BYTES = 8_000_000
+#: Longer than the default of httpx, so that a low but steady stream of batches keeps its connection.
+KEEPALIVE_S = 30.0
+
+OnTry = Callable[[Answer], object]
+
+
+class _Wire:
+    """What both transports share: requests made, exceptions read."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._urls: Dict[str, httpx.URL] = {}
+        url = httpx.URL(config.base_url)
+        self._common = [
+            (b"Host", url.netloc),
+            (b"Accept", b"application/json"),
+            (b"User-Agent", f"windback-python/{__version__}".encode()),
+        ]
+        secret, public = (key and str(key).encode() for key in (config.api_key, config.public_key))
+        self._secret_key, self._public_key = secret or public or b"", public or secret or b""
+
+    def build(self, request: Request, timeout_s: float) -> httpx.Request:
+        headers = self._headers(request)
+        # With `stream` httpx adds no headers and copies no body; each of ours is already there.
+        return httpx.Request(
+            request.method,
+            self._url(request),
+            headers=headers,
+            stream=httpx.ByteStream(request.body),
+            extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)},
+        )
+
+    def build_for(self, client: Union[httpx.Client, httpx.AsyncClient], request: Request, timeout_s: float) -> httpx.Request:
+        """The same for a client the user gave us, with the headers and cookies it adds."""
+        return client.build_request(
+            request.method,
+            self._url(request),
+            headers=self._headers(request),
+            content=request.body,
+            timeout=timeout_s,
+        )
+
+    def _url(self, request: Request) -> httpx.URL:
+        target = f"{request.path}?{request.query}" if request.query else request.path
+        url = self._urls.get(target)
+        if url is None:
+            if len(self._urls) > 100:
+                self._urls.clear()
+            url = self._urls[target] = httpx.URL(self._config.base_url + target)
+        return url
+
+    def _headers(self, request: Request) -> httpx.Headers:
+        headers: List[Tuple[bytes, bytes]] = [
+            *self._common,
+            (b"X-API-Key", self._public_key if request.public else self._secret_key),
+        ]
+        if request.method != "GET":
+            headers += (b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(request.body))
+        if request.idempotency_key is not None:
+            headers.append((b"Idempotency-Key", request.idempotency_key.encode()))
+        if request.gzip:
+            headers.append((b"Content-Encoding", b"gzip"))
+        return httpx.Headers(headers)
+
+    def read_failure(self, error: Exception) -> Answer:
+        """Say why there is no answer, without the key."""
+        if isinstance(error, (httpx.ConnectTimeout, httpx.PoolTimeout)):
+            failure = Failure.CONNECT_TIMEOUT
+        elif isinstance(error, httpx.TimeoutException):
+            failure = Failure.TIMEOUT
+        elif isinstance(error, httpx.ConnectError):
+            failure = Failure.CONNECT
+        else:
+            failure = Failure.BROKEN
+        detail = str(error) or type(error).__name__
+        return Answer(None, failure=failure, detail=self._config.redact(detail))
+
+
+def _goes_through_proxy() -> bool:
+    from urllib.request import getproxies
+
+    return bool(getproxies())
+
+
+class SyncTransport(_Wire):
+    """Sends from threads. Safe to share between them."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._client: Optional[httpx.Client] = None
+        self._direct: Optional[httpx.HTTPTransport] = None
+        if isinstance(config.http_client, httpx.Client):
+            self._client = config.http_client
+        elif _goes_through_proxy():
+            self._client = httpx.Client(limits=_limits())
+        else:
+            # A client costs a fifth more CPU a request than the transport below it, for cookies, auth and
+            # redirects that we do not want.
+            self._direct = httpx.HTTPTransport(limits=_limits())
+
+    def attempt(self, request: Request, timeout_s: float) -> Answer:
+        """Make one try, of at most about *timeout_s* seconds."""
+        give_up_s = time.monotonic() + timeout_s
+        try:
+            if self._direct is not None:
+                response = self._direct.handle_request(self.build(request, timeout_s))
+            else:
+                assert self._client is not None
+                wire = self.build_for(self._client, request, timeout_s)
+                response = self._client.send(wire, stream=True, follow_redirects=False)
+            try:
+                body = b""
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        break
+                    if time.monotonic() > give_up_s:
+                        return Answer(None, failure=Failure.TIMEOUT, detail="the answer came too slowly")
+            finally:
+                response.close()
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
+            return self.read_failure(error)
+        return Answer(response.status_code, response.headers, body)
+
+    def send(
+        self,
+        request: Request,
+        tries: Tries,
+        sleep: Callable[[float], object] = time.sleep,
+        on_try: Optional[OnTry] = None,
+    ) -> Answer:
+        """Send *request* until an answer settles it or `tries` has enough."""
+
+        def attempt() -> Answer:
+            answer = self.attempt(request, tries.left_s(time.monotonic()))
+            if on_try is not None:
+                on_try(answer)
+            return answer
+
+        first = attempt()
+        if first.ok:  # nearly always, and tenacity's loop would cost as much as 20 events
+            return first
+        answers = [first]
+        retrying = tenacity.Retrying(
+            retry=lambda state: _again(tries, state),
+            wait=lambda _: tries.delay_s,
+            sleep=sleep,
+        )
+        return retrying(lambda: answers.pop() if answers else attempt())
+
+    def close(self) -> None:
+        """Close the connections; a client that the user gave us stays open."""
+        if self._direct is not None:
+            self._direct.close()
+        elif self._client is not None and self._client is not self._config.http_client:
+            self._client.close()
+
+
+class AsyncTransport(_Wire):
+    """Sends from tasks of one event loop, on asyncio or trio."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._client: Optional[httpx.AsyncClient] = None
+        self._direct: Optional[httpx.AsyncHTTPTransport] = None
+        if isinstance(config.http_client, httpx.AsyncClient):
+            self._client = config.http_client
+        elif _goes_through_proxy():
+            self._client = httpx.AsyncClient(limits=_limits())
+        else:
+            self._direct = httpx.AsyncHTTPTransport(limits=_limits())
+
+    async def attempt(self, request: Request, timeout_s: float) -> Answer:
+        """Make one try, of at most *timeout_s* seconds."""
+        answer = Answer(None, failure=Failure.TIMEOUT)
+        try:
+            with anyio.move_on_after(timeout_s):
+                if self._direct is not None:
+                    response = await self._direct.handle_async_request(self.build(request, timeout_s))
+                else:
+                    assert self._client is not None
+                    wire = self.build_for(self._client, request, timeout_s)
+                    response = await self._client.send(wire, stream=True, follow_redirects=False)
+                try:
+                    body = b""
+                    async for chunk in response.aiter_bytes():
+                        body += chunk
+                        if len(body) > MAX_ANSWER_BYTES:
+                            break
+                finally:
+                    await response.aclose()
+                answer = Answer(response.status_code, response.headers, body)
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
+            return self.read_failure(error)
+        return answer
+
+    async def send(
+        self,
+        request: Request,
+        tries: Tries,
+        sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
+        on_try: Optional[OnTry] = None,
+    ) -> Answer:
+        """Send *request* until an answer settles it or `tries` has enough."""
+
+        async def attempt() -> Answer:
+            answer = await self.attempt(request, tries.left_s(time.monotonic()))
+            if on_try is not None:
+                on_try(answer)
+            return answer
+
+        first = await attempt()
+        if first.ok:
+            return first
+        answers = [first]
+
+        async def next_answer() -> Answer:
+            return answers.pop() if answers else await attempt()
+
+        async def nap(seconds: float) -> None:
+            await sleep(seconds)
+
+        retrying = tenacity.AsyncRetrying(
+            retry=lambda state: _again(tries, state),
+            wait=lambda _: tries.delay_s,
+            sleep=nap,
+        )
+        return await retrying(next_answer)
+
+    async def aclose(self) -> None:
+        """Close the connections; a client that the user gave us stays open."""
+        if self._direct is not None:
+            await self._direct.aclose()
+        elif self._client is not None and self._client is not self._config.http_client:
+            await self._client.aclose()
+
+
+def _again(tries: Tries, state: tenacity.RetryCallState) -> bool:
+    assert state.outcome is not None
+    answer: Answer = state.outcome.result()
+    dice = random.random()  # noqa: S311 - jitter
+    return tries.again(answer, now_s=time.monotonic(), wall_s=time.time(), dice=dice)
+
+
+def _limits() -> httpx.Limits:
+    return httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=KEEPALIVE_S)

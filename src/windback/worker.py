@@ -1,0 +1,408 @@
+"""The workers: threads or tasks that lease a batch, send it and settle it, again and again.
+
+Both shells do the same in the same order and decide nothing: `dispatch` says what comes next,
+`transport` sends, `delivery` judges. What differs is how one sleeps, and how one starts.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import logging
+import sys
+import threading
+import time
+from contextvars import Context
+from typing import TYPE_CHECKING, Awaitable, Callable, Dict, Optional, Protocol, Set
+
+from . import api
+from .config import Config
+from .delivery import Answer, Tries
+from .dispatch import Dispatcher
+
+if TYPE_CHECKING:
+    import anyio
+
+    from .queue.base import Batch
+    from .transport import AsyncTransport, SyncTransport
+
+logger = logging.getLogger("windback")
+
+
+class ThreadWaker:
+    """Sleeping on a raw lock: one system call to sleep, one to wake, and the waker never waits."""
+
+    __slots__ = ("_lock", "release")
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+        self.release: Callable[[], object] = self._lock.release
+
+    def sleep(self, seconds: Optional[float]) -> bool:
+        """Sleep until released; False if *seconds* passed first."""
+        if seconds is None:
+            return self._lock.acquire()
+        return self._lock.acquire(timeout=max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+
+
+class ThreadWorkers:
+    """Drains a queue from daemon threads; also from the caller's own, where no thread can be started."""
+
+    def __init__(self, config: Config, dispatcher: Dispatcher) -> None:
+        self._config = config
+        self._dispatcher = dispatcher
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the threads and connections, as in a forked child, which has neither."""
+        self._lock = threading.Lock()
+        self._transport: Optional[SyncTransport] = None
+        self._idents: Set[int] = set()
+
+    def start(self) -> bool:
+        """Start a worker; False if the system refuses.
+
+        Not `Thread.start`, which waits until the new thread has run: in a busy process that takes as long
+        as everybody's turn at the interpreter, and the caller may be a request.
+        """
+        try:
+            _thread.start_new_thread(self._main, ())
+        except RuntimeError:  # out of threads, or the interpreter is going down
+            return False
+        return True
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is one of the workers."""
+        return threading.get_ident() in self._idents
+
+    def transport(self) -> SyncTransport:
+        """Return the connections, made at first use."""
+        transport = self._transport
+        if transport is None:
+            from .transport import SyncTransport  # httpx and tenacity are loaded here, not by an importer
+
+            with self._lock:
+                transport = self._transport
+                if transport is None:
+                    transport = self._transport = SyncTransport(self._config)
+        return transport
+
+    def _main(self) -> None:
+        with contextlib.suppress(Exception):  # cosmetic: names it in py-spy and faulthandler
+            threading.current_thread().name = "windback-worker"
+        self._idents.add(threading.get_ident())
+        try:
+            self.run()
+        except BaseException as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
+            logger.warning("a worker ended with %s; the next event starts another", type(error).__name__)
+            logger.debug("it was", exc_info=True)
+        finally:
+            self._idents.discard(threading.get_ident())
+
+    def run(self, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None) -> None:
+        """Work until there is nothing left to do for this thread, or *done*, or the deadline."""
+        dispatcher = self._dispatcher
+        waker: Optional[ThreadWaker] = None
+        idle = False
+        try:
+            while done is None or not done():
+                fresh = ThreadWaker()
+                step = dispatcher.next_step(time.monotonic(), fresh, waker, idle=idle)
+                waker, idle = fresh, False
+                if step.leave:
+                    return
+                if step.batch is not None:
+                    if step.helper and done is None:
+                        dispatcher.add_worker()
+                    self._send(step.batch, deadline_s)
+                    continue
+                wait_s = _until(deadline_s, step.wait_s)
+                idle = not fresh.sleep(wait_s) and step.spare
+        except BaseException:
+            dispatcher.retire(waker, died=True)
+            raise
+        dispatcher.retire(waker, died=False)
+
+    def _send(self, batch: Batch, deadline_s: Optional[float]) -> None:
+        dispatcher = self._dispatcher
+        gzipped = dispatcher.compress
+        tries = Tries(self._config.max_retries, self._config.timeout, deadline_s=deadline_s)
+        try:
+            request = api.track(batch.records, batch.key, gzip=gzipped)
+            answer = self.transport().send(request, tries, self._nap, lambda each: _tried(dispatcher, tries, each))
+        except BaseException:
+            dispatcher.abandon(batch, time.monotonic())
+            raise
+        dispatcher.settle(batch, answer, time.monotonic(), time.time(), gzipped=gzipped)
+
+    def _nap(self, seconds: float) -> None:
+        """Wait out a backoff, unless a flush or a close ends it."""
+        waker = ThreadWaker()
+        self._dispatcher.sleeper(waker)
+        try:
+            waker.sleep(seconds)
+        finally:
+            self._dispatcher.awake(waker)
+
+    def drain(self, done: Callable[[], bool], deadline_s: Optional[float]) -> None:
+        """Do a worker's work in the calling thread, until *done* or the deadline."""
+        with self._dispatcher.lock:
+            self._dispatcher.workers += 1
+        self.run(done, deadline_s)
+
+    def close(self) -> None:
+        """Close the connections, unless a request still uses them; its thread is a daemon."""
+        if self._transport is not None and not self._idents:
+            self._transport.close()
+
+
+class _Loop(Protocol):
+    """How to start a task in the event loop of the calling thread, and how to call into it from others."""
+
+    key: object
+
+    def spawn(self, main: Callable[[], Awaitable[None]]) -> None: ...
+
+    def call_soon(self, call: Callable[[], object]) -> None: ...
+
+
+class _AsyncioLoop:
+    def __init__(self) -> None:
+        import asyncio
+
+        self._loop = asyncio.get_running_loop()
+        self.key: object = self._loop
+
+    def spawn(self, main: Callable[[], Awaitable[None]]) -> None:
+        # An empty context: a worker outlives the request that started it, and must not hold on to it.
+        task = Context().run(self._loop.create_task, _as_coroutine(main))
+        _tasks.add(task)  # the loop itself keeps weak references only
+        task.add_done_callback(_tasks.discard)
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(call)
+
+
+class _TrioLoop:
+    def __init__(self) -> None:
+        import trio
+
+        self._trio = trio
+        self._token = trio.lowlevel.current_trio_token()
+        self.key: object = self._token
+
+    def spawn(self, main: Callable[[], Awaitable[None]]) -> None:
+        self._trio.lowlevel.spawn_system_task(main, context=Context())
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        self._token.run_sync_soon(call)
+
+
+_tasks: Set[object] = set()
+
+
+async def _as_coroutine(main: Callable[[], Awaitable[None]]) -> None:
+    await main()
+
+
+def _current_loop() -> _Loop:
+    """Return the event loop this thread runs; RuntimeError if it runs none."""
+    if "trio" in sys.modules:
+        with contextlib.suppress(RuntimeError):
+            return _TrioLoop()
+    return _AsyncioLoop()
+
+
+class TaskWaker:
+    """Sleeping on an event of the current loop; `release` may come from any thread."""
+
+    __slots__ = ("_event", "_loop", "_thread")
+
+    def __init__(self, loop: _Loop) -> None:
+        import anyio
+
+        self._event: anyio.Event = anyio.Event()
+        self._loop = loop
+        self._thread = threading.get_ident()
+
+    def release(self) -> None:
+        # RuntimeError: that loop is closed, and nobody sleeps there any more.
+        with contextlib.suppress(RuntimeError):
+            if threading.get_ident() == self._thread:
+                self._event.set()
+            else:
+                self._loop.call_soon(self._event.set)
+
+    async def sleep(self, seconds: Optional[float]) -> bool:
+        """Sleep until released; False if *seconds* passed first."""
+        import anyio
+
+        with anyio.move_on_after(seconds):
+            await self._event.wait()
+        return self._event.is_set()
+
+
+class _Home:
+    """What a client has in one event loop: connections, and a task that closes them when the loop ends.
+
+    Connections belong to the loop that opened them, and a process may run several, one after the other.
+    """
+
+    def __init__(self, loop: _Loop) -> None:
+        import anyio
+
+        self.loop = loop
+        self.transport: Optional[AsyncTransport] = None
+        self.opening = anyio.Lock()
+        self.stop = anyio.Event()
+        self.stopped = anyio.Event()
+        self.workers = 0
+
+
+class TaskWorkers:
+    """Drains a queue from tasks; keeps the connections of plain calls too, one set for each event loop."""
+
+    def __init__(self, config: Config, dispatcher: Dispatcher) -> None:
+        self._config = config
+        self._dispatcher = dispatcher
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all loops, as in a forked child, where none of them runs."""
+        self._homes: Dict[object, _Home] = {}
+
+    def waker(self) -> TaskWaker:
+        """Return something the current task can sleep on."""
+        return TaskWaker(_current_loop())
+
+    @property
+    def has_worker_here(self) -> bool:
+        """Whether a worker runs in the calling thread's event loop."""
+        with contextlib.suppress(RuntimeError):
+            home = self._homes.get(_current_loop().key)
+            return home is not None and home.workers > 0
+        return False
+
+    def start(self) -> bool:
+        """Start a worker in the running loop; False if this thread runs none."""
+        try:
+            home = self._home()
+        except RuntimeError:
+            return False
+        home.loop.spawn(lambda: self._main(home))
+        return True
+
+    def _home(self) -> _Home:
+        loop = _current_loop()
+        home = self._homes.get(loop.key)
+        if home is None:
+            home = self._homes[loop.key] = _Home(loop)
+            resident = home
+            loop.spawn(lambda: self._reside(resident))
+        return home
+
+    async def transport(self) -> AsyncTransport:
+        """Return the connections of the running loop, made at first use."""
+        return await self._open(self._home())
+
+    async def _open(self, home: _Home) -> AsyncTransport:
+        async with home.opening:
+            if home.transport is None:
+                import anyio
+
+                # Loading httpx and the certificates takes 100 ms, which is too long for a loop.
+                home.transport = await anyio.to_thread.run_sync(self._make_transport)
+            return home.transport
+
+    def _make_transport(self) -> AsyncTransport:
+        from .transport import AsyncTransport
+
+        return AsyncTransport(self._config)
+
+    async def _reside(self, home: _Home) -> None:
+        import anyio
+
+        try:
+            await home.stop.wait()
+        finally:
+            self._homes.pop(home.loop.key, None)
+            with anyio.CancelScope(shield=True):
+                if home.transport is not None:
+                    await home.transport.aclose()
+            home.stopped.set()
+
+    async def _main(self, home: _Home) -> None:
+        home.workers += 1
+        try:
+            await self._run(home)
+        except Exception as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
+            logger.warning("a worker ended with %s; the next event starts another", type(error).__name__)
+            logger.debug("it was", exc_info=True)
+        finally:
+            home.workers -= 1
+
+    async def _run(self, home: _Home) -> None:
+        dispatcher = self._dispatcher
+        waker: Optional[TaskWaker] = None
+        idle = False
+        try:
+            while True:
+                fresh = TaskWaker(home.loop)
+                step = dispatcher.next_step(time.monotonic(), fresh, waker, idle=idle)
+                waker, idle = fresh, False
+                if step.leave:
+                    return
+                if step.batch is not None:
+                    if step.helper:
+                        dispatcher.add_worker()
+                    await self._send(home, step.batch)
+                    continue
+                idle = not await fresh.sleep(step.wait_s) and step.spare
+        except BaseException as error:
+            # Anything that is no Exception is the loop cancelling its tasks: no fault, no death.
+            dispatcher.retire(waker, died=isinstance(error, Exception))
+            raise
+
+    async def _send(self, home: _Home, batch: Batch) -> None:
+        dispatcher = self._dispatcher
+        gzipped = dispatcher.compress
+        tries = Tries(self._config.max_retries, self._config.timeout)
+        try:
+            transport = await self._open(home)
+            request = api.track(batch.records, batch.key, gzip=gzipped)
+            nap = lambda seconds: self._nap(home, seconds)  # noqa: E731
+            answer = await transport.send(request, tries, nap, lambda each: _tried(dispatcher, tries, each))
+        except BaseException:
+            dispatcher.abandon(batch, time.monotonic())
+            raise
+        dispatcher.settle(batch, answer, time.monotonic(), time.time(), gzipped=gzipped)
+
+    async def _nap(self, home: _Home, seconds: float) -> None:
+        """Wait out a backoff, unless a flush or a close ends it."""
+        waker = TaskWaker(home.loop)
+        self._dispatcher.sleeper(waker)
+        try:
+            await waker.sleep(seconds)
+        finally:
+            self._dispatcher.awake(waker)
+
+    async def close(self) -> None:
+        """Close the connections of the running loop."""
+        with contextlib.suppress(RuntimeError):
+            home = self._homes.get(_current_loop().key)
+            if home is not None:
+                home.stop.set()
+                await home.stopped.wait()
+
+
+def _tried(dispatcher: Dispatcher, tries: Tries, answer: Answer) -> None:
+    dispatcher.tried(answer, time.monotonic(), time.time(), is_retry=tries.made > 0)
+
+
+def _until(deadline_s: Optional[float], wait_s: Optional[float]) -> Optional[float]:
+    if deadline_s is None:
+        return wait_s
+    left_s = max(0.0, deadline_s - time.monotonic())
+    return left_s if wait_s is None else min(wait_s, left_s)
