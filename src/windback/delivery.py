@@ -285,6 +285,11 @@ class OutageLog:
         self._last_s = 0.0
         self._delivered_before = 0
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there is an outage."""
+        return self._since_s is not None
+
     def trouble(self, now_s: float, problem: str, pending: int, delivered: int) -> Optional[str]:
         """Return the warning to write, if one is due."""
         if self._since_s is None:

@@ -110,6 +110,10 @@ class Dispatcher:
         """Wake a sleeping worker, or start one if there may be more. Never waits for a worker."""
         self.queue.wake_at = NEVER  # whoever wakes sets it again
         self.queue.wake_at_bytes = NEVER
+        self.call_helper()
+
+    def call_helper(self) -> None:
+        """Get one more worker to look at the queue: a sleeping one, else a new one."""
         try:
             waker = self._parked.pop()
         except IndexError:
@@ -166,7 +170,8 @@ class Dispatcher:
         self._last_take_s = now_s
         helper = self._due_in(now_s) == 0.0
         self._arm(now_s)
-        self._release_room()
+        if self._room_waiters:
+            self._release_room()
         return Step(batch=batch, helper=helper)
 
     def _due_in(self, now_s: float) -> Optional[float]:
@@ -242,8 +247,9 @@ class Dispatcher:
                 self._delivered += len(batch)
                 self.gate.succeeded()
                 report = _report("delivered", batch, verdict.reason, answer)
-                pending = self.queue.counts()[2]
-                lines.append((logging.INFO, self._outage.recovered(now_s, pending, self._delivered)))
+                if self._outage.is_on:
+                    pending = self.queue.counts()[2]
+                    lines.append((logging.INFO, self._outage.recovered(now_s, pending, self._delivered)))
             elif verdict.action is Action.REJECT:
                 self.queue.ack(batch)
                 self._rejected[verdict.reason] += len(batch)
@@ -274,18 +280,18 @@ class Dispatcher:
                 pending = self.queue.counts()[2]
                 lines.append((logging.WARNING, self._outage.trouble(now_s, problem, pending, self._delivered)))
                 self._give_up_flushes(also_patient=verdict.action is Action.PAUSE)
-            self._after_change(now_s)
+            self._after_change()
         for level, line in lines:
             if line is not None:
                 logger.log(level, "%s", line)
         self._deliver_reports(report)
 
-    def abandon(self, batch: Batch, now_s: float) -> None:
+    def abandon(self, batch: Batch) -> None:
         """Give back a batch whose worker was cancelled, or died; it is sent again under the same key."""
         with self.lock:
             self._in_flight -= 1
             self.queue.nack(batch)
-            self._after_change(now_s)
+            self._after_change()
 
     def retire(self, waker: Optional[Waker], *, died: bool) -> None:
         """A worker ended in another way than by a step that said so; the next call starts another."""
@@ -293,7 +299,7 @@ class Dispatcher:
             self._unpark(waker)
             self._deaths += died
             self._leave()
-            self._wake_one()
+            self._wake_one()  # what this worker would have done next is another's
             if self.workers == 0:
                 for flush in self._flushes:  # whoever waits must see that nobody works for it
                     with contextlib.suppress(RuntimeError):  # it was woken already
@@ -328,13 +334,12 @@ class Dispatcher:
             if waker in self._sleepers:
                 self._sleepers.remove(waker)
 
-    def _after_change(self, now_s: float) -> None:
-        """What any change of the queue by the drain side entails."""
-        self._end_flushes()
-        self._arm(now_s)
-        self._release_room()
-        if self._in_flight < self.gate.limit and self._due_in(now_s) == 0.0:
-            self._wake_one()
+    def _after_change(self) -> None:
+        """What settling a batch entails; the rest follows from the worker's next step."""
+        if self._flushes:
+            self._end_flushes()
+        if self._room_waiters:
+            self._release_room()
 
     def _release_room(self) -> None:
         """Wake as many callers as there is room for; each tries again, and may have to wait again."""

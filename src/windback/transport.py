@@ -37,19 +37,17 @@ class _Wire:
         url = httpx.URL(config.base_url)
         self._common = [
             (b"Host", url.netloc),
-            (b"Accept", b"application/json"),
             (b"User-Agent", f"windback-python/{__version__}".encode()),
         ]
         secret, public = (key and str(key).encode() for key in (config.api_key, config.public_key))
         self._secret_key, self._public_key = secret or public or b"", public or secret or b""
 
     def build(self, request: Request, timeout_s: float) -> httpx.Request:
-        headers = self._headers(request)
         # With `stream` httpx adds no headers and copies no body; each of ours is already there.
         return httpx.Request(
             request.method,
             self._url(request),
-            headers=headers,
+            headers=self._headers(request),
             stream=httpx.ByteStream(request.body),
             extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)},
         )
@@ -73,7 +71,7 @@ class _Wire:
             url = self._urls[target] = httpx.URL(self._config.base_url + target)
         return url
 
-    def _headers(self, request: Request) -> httpx.Headers:
+    def _headers(self, request: Request) -> List[Tuple[bytes, bytes]]:
         headers: List[Tuple[bytes, bytes]] = [
             *self._common,
             (b"X-API-Key", self._public_key if request.public else self._secret_key),
@@ -84,7 +82,7 @@ class _Wire:
             headers.append((b"Idempotency-Key", request.idempotency_key.encode()))
         if request.gzip:
             headers.append((b"Content-Encoding", b"gzip"))
-        return httpx.Headers(headers)
+        return headers
 
     def read_failure(self, error: Exception) -> Answer:
         """Say why there is no answer, without the key."""

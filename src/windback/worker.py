@@ -115,7 +115,7 @@ class ThreadWorkers:
                     return
                 if step.batch is not None:
                     if step.helper and done is None:
-                        dispatcher.add_worker()
+                        dispatcher.call_helper()
                     self._send(step.batch, deadline_s)
                     continue
                 wait_s = _until(deadline_s, step.wait_s)
@@ -133,7 +133,7 @@ class ThreadWorkers:
             request = api.track(batch.records, batch.key, gzip=gzipped)
             answer = self.transport().send(request, tries, self._nap, lambda each: _tried(dispatcher, tries, each))
         except BaseException:
-            dispatcher.abandon(batch, time.monotonic())
+            dispatcher.abandon(batch)
             raise
         dispatcher.settle(batch, answer, time.monotonic(), time.time(), gzipped=gzipped)
 
@@ -356,7 +356,7 @@ class TaskWorkers:
                     return
                 if step.batch is not None:
                     if step.helper:
-                        dispatcher.add_worker()
+                        dispatcher.call_helper()
                     await self._send(home, step.batch)
                     continue
                 idle = not await fresh.sleep(step.wait_s) and step.spare
@@ -375,7 +375,7 @@ class TaskWorkers:
             nap = lambda seconds: self._nap(home, seconds)  # noqa: E731
             answer = await transport.send(request, tries, nap, lambda each: _tried(dispatcher, tries, each))
         except BaseException:
-            dispatcher.abandon(batch, time.monotonic())
+            dispatcher.abandon(batch)
             raise
         dispatcher.settle(batch, answer, time.monotonic(), time.time(), gzipped=gzipped)
 

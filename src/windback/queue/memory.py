@@ -35,6 +35,7 @@ class MemoryQueue:
         "_evicting",
         "_items",
         "_leased",
+        "_leased_bytes",
         "_max_bytes",
         "_max_events",
         "_move_bytes",
@@ -70,6 +71,7 @@ class MemoryQueue:
         self._items: Deque[bytes] = deque()
         self._returned: Deque[Batch] = deque()
         self._leased: Set[Batch] = set()
+        self._leased_bytes = 0
         bytes_held = AtomicCounter()
         self._move_bytes = bytes_held.move
         self._taken = 0
@@ -169,12 +171,15 @@ class MemoryQueue:
             self._taken += fits
             batch = Batch(records[:fits], position)
         self._leased.add(batch)
+        self._leased_bytes += batch.size_bytes
         if not self._announced and len(self._items) <= self._max_events // 2:
             self._announced.append(False)
         return batch
 
     def _pop(self, count: int) -> List[bytes]:
         popleft = self._items.popleft
+        if self._overflow != "drop_oldest":  # then nobody else takes from the left
+            return [popleft() for _ in range(min(count, len(self._items)))]
         records: List[bytes] = []
         try:
             for _ in range(count):
@@ -184,16 +189,21 @@ class MemoryQueue:
         return records
 
     def ack(self, batch: Batch) -> None:
-        self._leased.discard(batch)
+        self._unlease(batch)
         self._move_bytes(-batch.size_bytes, 1)
 
     def nack(self, batch: Batch) -> None:
-        self._leased.discard(batch)
+        self._unlease(batch)
         self._returned.appendleft(batch)
 
     def split(self, batch: Batch) -> None:
-        self._leased.discard(batch)
+        self._unlease(batch)
         self._returned.extendleft(reversed(batch.halves()))
+
+    def _unlease(self, batch: Batch) -> None:
+        if batch in self._leased:
+            self._leased.remove(batch)
+            self._leased_bytes -= batch.size_bytes
 
     def reclaim(self) -> None:
         """Nack every lease: those who held them are gone."""
@@ -201,9 +211,10 @@ class MemoryQueue:
             self.nack(batch)
 
     def waiting(self) -> Waiting:
-        returned = sum(map(len, self._returned))
-        leased_bytes = sum(batch.size_bytes for batch in self._leased)
-        return Waiting(len(self._items) + returned, self._move_bytes(0, 1) - leased_bytes)
+        count = len(self._items)
+        if self._returned:
+            count += sum(map(len, self._returned))
+        return Waiting(count, self._move_bytes(0, 1) - self._leased_bytes)
 
     @property
     def has_returned(self) -> bool:

@@ -1,0 +1,93 @@
+# One command for each thing a developer does. Needs Python 3.8 or newer, and make.
+
+PYTHON ?= python3
+ARGS ?=
+FAULTS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; print("%d.%d" % v[:2] if v >= (3, 8) else "")')
+ifeq ($(VERSION),)
+$(error $(PYTHON) is no Python 3.8 or newer; name one: make PYTHON=/path/to/python3 ...)
+endif
+
+# A stamp names the interpreter: `make test PYTHON=python3.8` after `make test` starts from a new environment.
+DEV := $(VENV)/.dev-$(VERSION)
+DEMO := .venv-demo/.demo-$(VERSION)
+BENCH := .venv-bench/.bench-$(VERSION)
+
+.NOTPARALLEL:
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "PYTHON=python3.8 chooses the interpreter; ARGS='...' goes to pytest, nox, the demo or the benchmarks."
+
+.PHONY: demo
+demo: $(DEMO)  ## replay a real purchase log to an embedded server; FAULTS=1: while it fails
+	.venv-demo/bin/python examples/demo.py $(if $(filter-out 0,$(FAULTS)),--faults) $(ARGS)
+
+.PHONY: test
+test: lint types pytest  ## everything a change must pass: lint, types, tests
+
+.PHONY: lint
+lint: $(DEV)  ## formatting, ruff's rules, spelling, pyproject.toml
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/validate-pyproject pyproject.toml
+
+.PHONY: types
+types: $(DEV)  ## mypy and pyright, both strict
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+.PHONY: pytest
+pytest: $(DEV)  ## the tests alone
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: coverage
+coverage: $(DEV)  ## the tests, and which lines and branches they miss
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+.PHONY: format
+format: $(DEV)  ## let ruff format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: nox
+nox: $(DEV)  ## every Python on PATH, with the oldest and the newest dependencies
+	$(BIN)/nox $(ARGS)
+
+.PHONY: bench
+bench: $(BENCH)  ## measure, beside the peers
+	.venv-bench/bin/python benchmarks/run.py $(ARGS)
+
+.PHONY: clean
+clean:  ## remove whatever these commands made
+	rm -rf .venv .venv-demo .venv-bench .nox .mypy_cache .pytest_cache .ruff_cache build dist .coverage .coverage.*
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A missing stamp means another interpreter, or an installation that broke off: begin anew.
+# An old one means that pyproject.toml changed: install on top.
+define install
+@echo "installing into $(@D) (Python $(VERSION))"
+@test -f $@ || $(PYTHON) -m venv --clear $(@D)
+@$(@D)/bin/python -m pip install --quiet --upgrade pip
+@$(@D)/bin/python -m pip install --quiet $(1)
+@touch $@
+endef
+
+$(DEV): pyproject.toml
+	$(call install,--editable '.[dev]')
+
+$(DEMO): pyproject.toml
+	$(call install,--editable '.[demo]')
+
+$(BENCH): pyproject.toml benchmarks/requirements.txt
+	$(call install,--editable . --requirement benchmarks/requirements.txt)

@@ -1,0 +1,241 @@
+"""The clients, one function each: how it is set up, how an application calls it, how it is flushed.
+
+Each is set up as its documentation says, with three exceptions. Its queue is large enough for the burst, as
+nothing may be dropped. It sends to the sink and to nowhere else, and what it would do besides (fetch
+settings, report on itself) is off. Its own log is off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from datetime import datetime, timezone
+from typing import Any, Callable
+
+from floor import Floor
+
+EVENT = "feature_used"
+EMAIL = "user@example.com"
+PROPERTIES = '{"plan": "pro", "feature": "export", "duration_ms": i, "team": "growth"}'
+ENCODED = (
+    'dumps({{"event": EVENT, "customer_email": EMAIL, "timestamp": now(utc), "properties": {properties}}})'
+)
+
+#: More events than any measurement makes, and more bytes.
+PLENTY = 10_000_000
+PLENTY_OF_BYTES = 1 << 33
+
+
+@dataclasses.dataclass(frozen=True)
+class Client:
+    """A client that is ready to be called."""
+
+    #: The call, in the words of an application; `p` is what `prepare` made. Compiled into the measuring
+    #: loop, as timeit does it, so that no wrapper is measured.
+    statement: str
+    #: What the statement refers to.
+    names: dict[str, Any]
+    #: Blocks until everything is delivered or so many seconds are over.
+    flush: Callable[[float], object]
+    #: What is made before the clock starts.
+    prepare: str = PROPERTIES
+    #: How many events it holds, where it delivers none.
+    held: Callable[[], int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    setup: Callable[..., Client]
+    #: The distribution, for its version.
+    package: str
+    #: What an application imports; None: its import is not measured.
+    imports: str | None = None
+    #: Events of an end to end measurement: about a second's worth.
+    burst: int = 0
+    #: False: there is nothing that it could deliver to, so only the call is measured.
+    delivers: bool = True
+
+
+def floor(url: str) -> Client:
+    client = Floor(url)
+    return Client(
+        "track_event(event=EVENT, customer_email=EMAIL, properties=p)",
+        {"track_event": client.track_event},
+        client.flush,
+    )
+
+
+def windback(url: str, max_in_flight: int = 4) -> Client:
+    from windback import Windback
+
+    client = Windback(
+        api_key="sk_test_bench",
+        project_slug="bench",
+        base_url=url,
+        max_queue_size=PLENTY,
+        max_queue_bytes=PLENTY_OF_BYTES,
+        max_in_flight=max_in_flight,
+    )
+    return Client(
+        "client.track_event(event=EVENT, customer_email=EMAIL, properties=p)",
+        {"client": client},
+        lambda timeout: client.flush(timeout=timeout),
+    )
+
+
+def confluent_kafka(_url: str) -> Client:
+    """An event made, encoded and queued, as for the floor. There is no broker, so it stays in the queue."""
+    producer, names = _producer()
+    return Client(
+        f"producer.produce(TOPIC, {ENCODED.format(properties='p')})",
+        names,
+        lambda _: None,
+        held=producer.__len__,
+    )
+
+
+def confluent_kafka_produce(_url: str) -> Client:
+    """The C call by itself: the bytes were made before the clock started."""
+    producer, names = _producer()
+    return Client(
+        "producer.produce(TOPIC, p)",
+        names,
+        lambda _: None,
+        prepare=ENCODED.format(properties=PROPERTIES),
+        held=producer.__len__,
+    )
+
+
+def _producer() -> tuple[Any, dict[str, Any]]:
+    import orjson
+    from confluent_kafka import Producer
+
+    producer = Producer(
+        {
+            "log_level": 0,
+            "queue.buffering.max.messages": PLENTY,
+            "queue.buffering.max.kbytes": 2_147_483_647,
+        }
+    )
+    names = {
+        "producer": producer,
+        "TOPIC": "events",
+        "dumps": orjson.dumps,
+        "now": datetime.now,
+        "utc": timezone.utc,
+    }
+    return producer, names
+
+
+def statsig(url: str) -> Client:
+    """The user is made once, which an application with more than one user could not do."""
+    from statsig_python_core import Statsig, StatsigOptions, StatsigUser
+
+    # It reports its own failures to its makers, over TLS and from Rust, where Python cannot refuse it.
+    os.environ["HTTPS_PROXY"] = "http://127.0.0.1:9"
+    client = Statsig(
+        "secret-bench",
+        StatsigOptions(
+            specs_url=f"{url}/v1/download_config_specs",
+            log_event_url=f"{url}/v1/log_event",
+            specs_sync_interval_ms=3_600_000,
+            event_logging_max_pending_batch_queue_size=PLENTY,
+            enable_id_lists=False,
+            disable_country_lookup=True,
+            disable_disk_access=True,
+            fallback_to_statsig_api=False,
+            output_log_level="none",
+        ),
+    )
+    client.initialize().wait()
+    return Client(
+        "client.log_event(user, EVENT, None, p)",
+        {"client": client, "user": StatsigUser(EMAIL)},
+        lambda _: client.flush_events().wait(),
+    )
+
+
+def posthog(url: str) -> Client:
+    from posthog import Posthog
+
+    client = Posthog("phc_bench", host=url, max_queue_size=PLENTY)
+    return Client(
+        "client.capture(EVENT, distinct_id=EMAIL, properties=p)",
+        {"client": client},
+        lambda timeout: client.flush(timeout_seconds=timeout),
+    )
+
+
+def segment(url: str) -> Client:
+    from segment.analytics import Client as Segment
+
+    client = Segment("bench", host=url, max_queue_size=PLENTY)
+    return Client("client.track(EMAIL, EVENT, p)", {"client": client}, lambda _: client.flush())
+
+
+def sentry(url: str) -> Client:
+    import sentry_sdk
+    from sentry_sdk import logger
+    from sentry_sdk._log_batcher import LogBatcher
+
+    LogBatcher.MAX_BEFORE_DROP = PLENTY  # not an option
+    sentry_sdk.init(
+        dsn=url.replace("://", "://key@") + "/1",
+        enable_logs=True,
+        transport_queue_size=PLENTY,
+        default_integrations=False,
+        auto_session_tracking=False,
+        enable_backpressure_handling=False,
+        send_client_reports=False,
+    )
+    return Client(
+        'logger.info(EVENT, attributes={"customer_email": EMAIL, **p})',
+        {"logger": logger},
+        lambda timeout: sentry_sdk.flush(timeout=timeout),
+    )
+
+
+def opentelemetry(url: str) -> Client:
+    from opentelemetry._logs import SeverityNumber
+    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+
+    provider = LoggerProvider()
+    provider.add_log_record_processor(
+        BatchLogRecordProcessor(OTLPLogExporter(endpoint=f"{url}/v1/logs"), max_queue_size=PLENTY)
+    )
+    return Client(
+        "logger.emit(timestamp=time_ns(), severity_number=INFO, body=EVENT,"
+        ' attributes={"customer_email": EMAIL, **p})',
+        {"logger": provider.get_logger("bench"), "time_ns": time.time_ns, "INFO": SeverityNumber.INFO},
+        lambda _: provider.force_flush(),
+    )
+
+
+#: In the order of the tables.
+ADAPTERS = {
+    "floor": Adapter(floor, "orjson", "import orjson", 200_000),
+    "windback": Adapter(windback, "windback", "import windback", 200_000),
+    "confluent-kafka": Adapter(
+        confluent_kafka, "confluent-kafka", "from confluent_kafka import Producer", delivers=False
+    ),
+    "confluent-kafka-produce": Adapter(confluent_kafka_produce, "confluent-kafka", delivers=False),
+    "statsig": Adapter(statsig, "statsig-python-core", "from statsig_python_core import Statsig", 100_000),
+    "opentelemetry-logs": Adapter(
+        opentelemetry,
+        "opentelemetry-sdk",
+        "from opentelemetry.sdk._logs.export import BatchLogRecordProcessor; "
+        "from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter",
+        20_000,
+    ),
+    "sentry-logs": Adapter(sentry, "sentry-sdk", "import sentry_sdk", 20_000),
+    "segment": Adapter(segment, "segment-analytics-python", "from segment.analytics import Client", 15_000),
+    "posthog": Adapter(posthog, "posthog", "from posthog import Posthog", 10_000),
+}
+
+
+def silence() -> None:
+    logging.disable(logging.CRITICAL)

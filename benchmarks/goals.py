@@ -1,0 +1,106 @@
+"""What windback has to reach, as ratios within one run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Callable, Iterable, Iterator
+
+from medians import Results
+
+#: Flat: the most that an event costs with 10³ to 10⁶ queued is so many times the least.
+FLAT = 1.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    text: str
+    measured: float | None
+    limit: float
+    at_least: bool = False
+
+    @property
+    def limit_text(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.limit:.3g}"
+
+    @property
+    def verdict(self) -> str:
+        if self.measured is None:
+            return "not measured"
+        met = self.measured >= self.limit if self.at_least else self.measured <= self.limit
+        return "met" if met else "**missed**"
+
+
+def all_of(results: Results) -> list[Goal]:
+    return [*call(results), *busy(results), *delivery(results), *memory(results), *imports(results)]
+
+
+def call(results: Results) -> Iterator[Goal]:
+    p50 = of(results, "1 thread", "p50")
+    yield Goal("call p50, by the floor's", ratio(p50("windback"), p50("floor")), 1.5)
+    confluent = p50("confluent-kafka")
+    yield Goal("call p50, by confluent-kafka's (encode and `produce`)", ratio(p50("windback"), confluent), 1)
+    alone = p50("confluent-kafka-produce")
+    yield Goal("call p50, by `produce` of bytes that are there already", ratio(p50("windback"), alone), 1)
+    yield Goal("call p50, by posthog's", ratio(p50("windback"), p50("posthog")), 1 / 25)
+    p999 = of(results, "8 threads", "p99.9")
+    lowest, whose = best(results, p999, min)
+    yield Goal(f"p99.9 with 8 threads, by the best peer's ({whose})", ratio(p999("windback"), lowest), 1)
+
+
+def busy(results: Results) -> Iterator[Goal]:
+    for step in ("8 busy threads", "32 busy threads"):
+        for field, limit in (("p50", 1.5), ("p99", 1.5), ("slowdown", 1.05)):
+            get = of(results, step, field)
+            yield Goal(f"{step}: {field}, by the floor's", ratio(get("windback"), get("floor")), limit)
+
+
+def delivery(results: Results) -> Iterator[Goal]:
+    rate, cpu = of(results, "end to end", "rate"), of(results, "end to end", "cpu")
+    yield Goal("end to end, by the floor's", ratio(rate("windback"), rate("floor")), 0.6, at_least=True)
+    highest, whose = best(results, rate, max)
+    yield Goal(
+        f"end to end, by the best peer's ({whose})", ratio(rate("windback"), highest), 1, at_least=True
+    )
+    yield Goal("end to end, by posthog's", ratio(rate("windback"), rate("posthog")), 10, at_least=True)
+    lowest, whose = best(results, cpu, min)
+    yield Goal(f"CPU per event, by the best peer's ({whose})", ratio(cpu("windback"), lowest), 1 / 3)
+    four = results.get("50 ms", "windback", "rate")
+    one = results.get("50 ms, max_in_flight=1", "windback", "rate")
+    yield Goal("50 ms round trips, by one connection", ratio(four, one), 3.5, at_least=True)
+
+
+def memory(results: Results) -> Iterator[Goal]:
+    grown = results.queued("windback", "bytes")
+    encoded = results.get("end to end", "windback", "bytes")
+    most = max(grown.values(), default=None)
+    beyond = None if most is None or encoded is None else most - encoded
+    yield Goal("bytes of a queued event beyond its encoded ones, the most of 10³ to 10⁶", beyond, 100)
+    yield Goal("the same flat: the most by the least", ratio(most, min(grown.values(), default=None)), FLAT)
+
+
+def imports(results: Results) -> Iterator[Goal]:
+    took = results.raw["imports"]
+    yield Goal("`import windback`, by `import orjson`", ratio(took.get("windback"), took.get("floor")), 1.5)
+    loaded = results.raw["loaded"]
+    count = None if loaded is None else float(len(loaded))
+    yield Goal("of httpx, tenacity, anyio, asyncio are imported by it", count, 0)
+
+
+Get = Callable[[str], "float | None"]
+
+
+def best(results: Results, get: Get, choose: Callable[[Iterable[float]], float]) -> tuple[float | None, str]:
+    """The best number of a peer, and whose it is."""
+    values = {peer: value for peer in results.peers if (value := get(peer)) is not None}
+    if not values:
+        return None, "?"
+    value = choose(values.values())
+    return value, next(peer for peer in values if values[peer] == value)
+
+
+def of(results: Results, step: str, field: str) -> Get:
+    return lambda client: results.get(step, client, field)
+
+
+def ratio(value: float | None, other: float | None) -> float | None:
+    return value / other if value is not None and other else None

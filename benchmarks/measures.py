@@ -1,0 +1,245 @@
+"""One measurement of one client, in a process of its own: ``python measures.py '{"measure": …}'``.
+
+Prints its result as one line of JSON. `run.py` starts these one after the other.
+"""
+
+from __future__ import annotations
+
+import gc
+import http.client
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable
+from urllib.parse import urlsplit
+
+from clients import ADAPTERS, EMAIL, EVENT, Client, silence
+
+#: Seconds that a client may take to deliver what it holds.
+PATIENCE = 60.0
+
+TIMED = """
+def loop(count, work, note):
+    for i in range(count):
+        p = {prepare}
+        started = clock()
+        {statement}
+        note(clock() - started)
+        if work:
+            sum(range(work))
+"""
+
+PLAIN = """
+def loop(count):
+    for i in range(count):
+        p = {prepare}
+        {statement}
+"""
+
+UNTIL = """
+def loop(deadline, work):
+    i = 0
+    while clock() < deadline:
+        p = {prepare}
+        {statement}
+        sum(range(work))
+        i += 1
+    return i
+"""
+
+
+class Sink:
+    """The harness's own line to the sink; for a client that delivers nothing, a look at what it holds."""
+
+    def __init__(self, url: str) -> None:
+        self.connection = http.client.HTTPConnection(urlsplit(url).netloc)
+        self.held: Callable[[], int] | None = None
+
+    def ask(self, path: str) -> dict[str, Any]:
+        self.connection.request("GET", path)
+        answer: dict[str, Any] = json.loads(self.connection.getresponse().read())
+        return answer
+
+    def reset(self, latency: float | None) -> None:
+        self.ask(f"/_reset?latency={'hang' if latency is None else latency}")
+
+    def events(self) -> int:
+        return self.held() if self.held else int(self.ask("/_stats")["events"])
+
+    def settled(self, expected: int) -> int:
+        """The number of events received, as soon as it is the expected one, or else after a few seconds."""
+        deadline = time.monotonic() + 3
+        while (events := self.events()) < expected and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return events
+
+
+def compiled(template: str, client: Client) -> Callable[..., Any]:
+    names = {"EVENT": EVENT, "EMAIL": EMAIL, "clock": time.perf_counter_ns, **client.names}
+    exec(template.format(prepare=client.prepare, statement=client.statement), names)  # noqa: S102 - a template and our own statements
+    loop: Callable[..., Any] = names["loop"]
+    return loop
+
+
+def in_threads(count: int, target: Callable[[int], None]) -> float:
+    """Run `target` in so many threads at once; the seconds until the last of them is done."""
+    started: list[float] = []
+    ready = threading.Barrier(count, action=lambda: started.append(time.perf_counter()))
+
+    def run(number: int) -> None:
+        ready.wait()
+        target(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - started[0]
+
+
+def timed(client: Client, threads: int, calls: int, work: int) -> tuple[float, list[int]]:
+    """Seconds that all calls took, and the nanoseconds of each, sorted."""
+    loop = compiled(TIMED, client)
+    notes: list[list[int]] = [[] for _ in range(threads)]
+    seconds = in_threads(threads, lambda number: loop(calls, work, notes[number].append))
+    return seconds, sorted(ns for note in notes for ns in note)
+
+
+def percentile(sorted_ns: list[int], share: float) -> float:
+    return sorted_ns[min(int(len(sorted_ns) * share), len(sorted_ns) - 1)] / 1e3
+
+
+def latency(client: Client, sink: Sink, threads: int, calls: int, work: int = 0) -> dict[str, Any]:
+    """How long a call takes (µs), and how much the threads are slowed that burn `work` between two calls."""
+    nothing = Client("pass", {}, lambda _: None)
+    alone, empty = timed(nothing, threads, calls, work)
+    timed(client, 1, 200, 0)  # whatever is made at the first call
+    client.flush(PATIENCE)
+    before = sink.events()
+    seconds, ns = timed(client, threads, calls, work)
+    meanwhile = sink.events() - before
+    client.flush(PATIENCE)
+    made = threads * calls
+    return {
+        "p50": percentile(ns, 0.5),
+        "p99": percentile(ns, 0.99),
+        "p99.9": percentile(ns, 0.999),
+        "max": ns[-1] / 1e3,
+        "clock": percentile(empty, 0.5),
+        "slowdown": seconds / alone,
+        "meanwhile": meanwhile,
+        "made": made,
+        "delivered": sink.settled(before + made) - before,
+    }
+
+
+def throughput(client: Client, sink: Sink, count: int) -> dict[str, Any]:
+    """From the first call to the last event's arrival, in events/s, and the CPU time of this process."""
+    loop = compiled(PLAIN, client)
+    loop(200)
+    client.flush(PATIENCE)
+    before = sink.ask("/_stats")
+    cpu, started = time.process_time(), time.perf_counter()
+    loop(count)
+    client.flush(PATIENCE)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    delivered = sink.events() - before["events"]
+    if delivered < count:  # flushed, it said
+        delivered = sink.settled(before["events"] + count) - before["events"]
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    after = sink.ask("/_stats")
+    requests = sum(after["paths"].values()) - sum(before["paths"].values())
+    return {
+        "rate": delivered / seconds,
+        "cpu": cpu * 1e3 / (count / 1e3),
+        "made": count,
+        "delivered": delivered,
+        "requests": requests,
+        "bytes": (after["bytes"] - before["bytes"]) / max(delivered, 1),
+        "paths": after["paths"],
+    }
+
+
+def saturate(client: Client, sink: Sink, threads: int, work: int, seconds: float) -> dict[str, Any]:
+    """What gets out of a process whose threads leave it no time: an event, work, an event, work."""
+    loop = compiled(UNTIL, client)
+    compiled(PLAIN, client)(100)
+    client.flush(PATIENCE)
+    before = sink.events()
+    made = [0] * threads
+    deadline = time.perf_counter_ns() + int(seconds * 1e9)
+
+    def run(number: int) -> None:
+        made[number] = loop(deadline, work)
+
+    took = in_threads(threads, run)
+    meanwhile = sink.events() - before
+    client.flush(PATIENCE)
+    return {
+        "made": sum(made),
+        "made_rate": sum(made) / took,
+        "meanwhile": meanwhile,
+        "rate": meanwhile / took,
+        "delivered": sink.settled(before + sum(made)) - before,
+    }
+
+
+def memory(client: Client, sink: Sink, counts: list[int]) -> dict[str, Any]:
+    """What a queued event costs while the server does not answer: growth of the process, by events queued."""
+    sink.reset(None)
+    loop = compiled(PLAIN, client)
+    loop(2_000)  # fills what is free in memory, and what is in flight
+    time.sleep(0.3)
+    base, queued, grown = resident(), 0, {}
+    for count in counts:
+        started = time.perf_counter()
+        loop(count - queued)
+        micros = (time.perf_counter() - started) * 1e6 / (count - queued)
+        queued = count
+        grown[str(count)] = {"bytes": (resident() - base) / count, "micros": micros}
+    sink.reset(0.0)
+    return {"queued": grown}
+
+
+def resident() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "latency": latency,
+    "throughput": throughput,
+    "saturate": saturate,
+    "memory": memory,
+}
+
+
+def stay_inside(event: str, arguments: tuple[Any, ...]) -> None:
+    """Nothing that a client does may leave the machine, whatever it was set up to do."""
+    if event == "socket.connect":
+        address = arguments[1]
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1"):
+            raise ConnectionRefusedError(f"a benchmark stays on loopback: {address}")
+    elif event == "socket.getaddrinfo" and arguments[0] not in ("127.0.0.1", "localhost", "::1"):
+        raise ConnectionRefusedError(f"a benchmark looks nobody up: {arguments[0]}")
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    sys.addaudithook(stay_inside)
+    silence()
+    sink = Sink(spec["url"])
+    sink.reset(spec["latency"])
+    client = ADAPTERS[spec["client"]].setup(spec["url"], **spec["options"])
+    sink.held = client.held
+    result = MEASURES[spec["measure"]](client, sink, **spec["arguments"])
+    print(json.dumps(result), flush=True)
+    os._exit(0)  # what a client does at exit is not part of the measurement
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What a round consists of."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+#: Work between two calls, as `sum(range(n))`: 26 µs, 0.27 ms and 2.7 ms where it was set up.
+LIGHT, MEDIUM, HEAVY = 2_000, 20_000, 200_000
+
+
+Size = TypeVar("Size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What is measured of each client in a round."""
+
+    name: str
+    measure: str
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    #: Instead of `arguments`: as many events as a client manages in about a second.
+    burst: bool = False
+    #: Seconds that the sink takes to answer.
+    latency: float = 0.0
+    #: Takes part in so many of the rounds.
+    rounds: int = 99
+    #: Empty: all clients. The call alone: those too that deliver nothing.
+    clients: tuple[str, ...] = ()
+    call_alone: bool = False
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def plan(*, quick: bool) -> list[Step]:
+    def size(full: Size, small: Size) -> Size:
+        return small if quick else full
+
+    calls = {
+        "1 thread": {"threads": 1, "calls": size(20_000, 10_000)},
+        "8 threads": {"threads": 8, "calls": size(3_000, 1_000)},
+        "8 busy threads": {"threads": 8, "calls": size(2_500, 1_000), "work": LIGHT},
+        "32 busy threads": {"threads": 32, "calls": size(700, 250), "work": LIGHT},
+    }
+    saturated = {
+        "8 threads, light": {"threads": 8, "work": LIGHT},
+        "8 threads, medium": {"threads": 8, "work": MEDIUM},
+        "8 threads, heavy": {"threads": 8, "work": HEAVY},
+        "40 threads, heavy": {"threads": 40, "work": HEAVY},
+    }
+    seconds = size(2.0, 0.8)
+    own = ("floor", "windback")
+    slow = {"count": size(6_000, 4_000)}
+    return [
+        *(Step(name, "latency", arguments, call_alone=True) for name, arguments in calls.items()),
+        Step("end to end", "throughput", burst=True),
+        Step("50 ms", "throughput", slow, latency=0.05, rounds=size(3, 1)),
+        Step(
+            "50 ms, max_in_flight=1",
+            "throughput",
+            slow,
+            latency=0.05,
+            rounds=size(3, 1),
+            clients=("windback",),
+            options={"max_in_flight": 1},
+        ),
+        *(
+            Step(name, "saturate", {**threads, "seconds": seconds}, rounds=size(2, 1), clients=size((), own))
+            for name, threads in saturated.items()
+        ),
+        Step("memory", "memory", {"counts": [size(50_000, 20_000)]}, rounds=1, call_alone=True),
+        Step(
+            "memory growth",
+            "memory",
+            {"counts": [10**3, 10**4, 10**5, 10**6]},
+            rounds=size(3, 1),
+            clients=own,
+        ),
+    ]

@@ -1,0 +1,155 @@
+"""From the raw numbers to tables and a plot; ``python report.py results/DATE.json`` makes them anew."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Iterable, Sequence
+
+import goals
+import plot
+from medians import Results
+from surroundings import IMPORT
+
+CALLS = ("1 thread", "8 threads")
+BUSY = ("8 busy threads", "32 busy threads")
+SATURATED = ("8 threads, light", "8 threads, medium", "8 threads, heavy", "40 threads, heavy")
+
+
+def write(stem: Path) -> str:
+    """Write `stem`.md and `stem`.png from `stem`.json; the text of the former."""
+    results = Results(json.loads(stem.with_suffix(".json").read_text()))
+    plot.draw(results, stem.with_suffix(".png"))
+    text = "\n\n".join(sections(results, stem.name)) + "\n"
+    stem.with_suffix(".md").write_text(text)
+    return text
+
+
+def sections(results: Results, name: str) -> Iterable[str]:
+    yield f"# Benchmarks, {results.raw['date']}"
+    yield "\n".join(f"- {line}" for line in circumstances(results))
+    yield f"![The same as bars]({name}.png)"
+    yield "## Goals"
+    yield goals_table(results)
+    yield "## The call, in µs"
+    yield latencies(results, CALLS, ("p50", "p99", "p99.9", "max"))
+    yield f"Two readings of the clock are included: {number(results.clock())} µs."
+    yield "## The call while the threads are busy, in µs"
+    yield latencies(results, BUSY, ("p50", "p99", "p99.9", "slowdown"))
+    yield (
+        "Each thread works about 25 µs between two calls."
+        " slowdown: the time of the threads by their time without a client."
+    )
+    yield "## End to end"
+    yield end_to_end(results)
+    yield (
+        f"windback at 50 ms with `max_in_flight=1`:"
+        f" {number(results.get('50 ms, max_in_flight=1', 'windback', 'rate'))} events/s."
+        f" `{IMPORT}`: {number(results.raw['imports'].get(IMPORT))} ms."
+        " Bytes are those of an event; sent ones gzipped where a client does so by itself."
+    )
+    yield "## Out of a saturated process"
+    yield saturated(results)
+    yield (
+        "Events/s that arrived before the threads were done, of those made. Work between two events: light"
+        " 26 µs, medium 0.27 ms, heavy 2.7 ms (on the machine where it was set up)."
+    )
+    yield "## A queued event, by events queued"
+    yield growth(results)
+    yield "Growth of the resident memory, and duration of a call, while the server does not answer."
+    yield "## Lost, doubled, failed"
+    yield losses(results)
+
+
+def circumstances(results: Results) -> Iterable[str]:
+    raw = results.raw
+    yield from (f"{key}: {value}" for key, value in raw["machine"].items())
+    yield ", ".join(f"{package} {version}" for package, version in raw["versions"].items())
+    if raw["absent"]:
+        yield f"not installed: {', '.join(raw['absent'])}"
+    yield f"{raw['rounds']} rounds in {raw['seconds']} s; the numbers are medians over the rounds"
+    if raw["quick"]:
+        yield "made in a hurry: a look, not a result"
+    yield "[how it is measured](../README.md)"
+
+
+def goals_table(results: Results) -> str:
+    return table(
+        ["goal", "measured", "limit", ""],
+        [[goal.text, number(goal.measured), goal.limit_text, goal.verdict] for goal in goals.all_of(results)],
+    )
+
+
+def latencies(results: Results, steps: Sequence[str], fields: Sequence[str]) -> str:
+    columns = [(step, field) for step in steps for field in fields]
+    header = ["", *(f"{step.replace(' busy threads', ' busy')} {field}" for step, field in columns)]
+    return table(
+        header,
+        [
+            [client, *(number(results.get(step, client, field)) for step, field in columns)]
+            for client in results.clients
+        ],
+    )
+
+
+def end_to_end(results: Results) -> str:
+    rows = []
+    for client in results.clients:
+        rate, made, requests, sent, cpu = (
+            results.get("end to end", client, field) for field in ("rate", "made", "requests", "bytes", "cpu")
+        )
+        batch = made / requests if made and requests else None
+        slow, queued = results.get("50 ms", client, "rate"), results.one_queued(client)
+        values = (rate, batch, sent, cpu, slow, queued, results.raw["imports"].get(client))
+        rows.append([client, *(number(value) for value in values)])
+    header = ["events/s", "events a request", "bytes sent", "CPU ms / 1,000", "events/s at 50 ms"]
+    return table(["", *header, "bytes queued", "import ms"], rows)
+
+
+def saturated(results: Results) -> str:
+    def cell(step: str, client: str) -> str:
+        made, rate = (results.get(step, client, field) for field in ("made_rate", "rate"))
+        return f"{number(rate)} of {number(made)} ({rate / made:.0%})" if made and rate is not None else "-"
+
+    rows = [[client, *(cell(step, client) for step in SATURATED)] for client in results.clients]
+    return table(["", *SATURATED], rows)
+
+
+def growth(results: Results) -> str:
+    clients = [client for client in results.clients if results.queued(client, "bytes")]
+    counts = sorted({count for client in clients for count in results.queued(client, "bytes")})
+    rows = []
+    for client in clients:
+        grown, micros = results.queued(client, "bytes"), results.queued(client, "micros")
+        cells = (f"{number(grown.get(count))} B, {number(micros.get(count))} µs" for count in counts)
+        rows.append([client, number(results.get("end to end", client, "bytes")), *cells])
+    return table(["", "bytes sent", *(f"{count:,}" for count in counts)], rows)
+
+
+def losses(results: Results) -> str:
+    lines = []
+    for run in results.raw["runs"]:
+        where = f"- {run['client']}, {run['step']}, round {run['round'] + 1}:"
+        if "failed" in run:
+            lines.append(f"{where} failed, {run['failed'].strip().splitlines()[-1]}")
+            continue
+        made, delivered = (run["result"].get(field, 0) for field in ("made", "delivered"))
+        if delivered != made:
+            lines.append(f"{where} {made:,} made, {delivered:,} {'lost' if delivered < made else 'doubled'}")
+    return "\n".join(lines) or "Nothing: in each measurement what was made is what arrived."
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+if __name__ == "__main__":
+    print(write(Path(sys.argv[1]).with_suffix("")))

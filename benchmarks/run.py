@@ -1,0 +1,142 @@
+"""Measure windback beside its peers: ``python benchmarks/run.py [--quick] [--only NAME,…] [--rounds N]``.
+
+One sink for all; one process after the other, each making one measurement of one client; all clients take
+turns within a round, and what is reported is the median over the rounds. Writes the raw numbers, a table
+and a plot to ``benchmarks/results/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime as dt
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Iterator
+
+import report
+import surroundings
+from clients import ADAPTERS
+from plan import Step, plan
+
+HERE = Path(__file__).resolve().parent
+
+#: A measurement that takes longer (seconds) has failed.
+LIMIT = 150
+
+
+def main() -> None:
+    options = arguments()
+    versions = surroundings.versions(options.only)
+    absent = [client for client in options.only if ADAPTERS[client].package not in versions]
+    chosen = [client for client in options.only if client not in absent]
+    machine = surroundings.describe()
+    print("\n".join(f"{key}: {value}" for key, value in {**machine, **versions}.items()), flush=True)
+    started = time.monotonic()
+    results = {
+        "date": dt.datetime.now().astimezone().date().isoformat(),
+        "machine": machine,
+        "rounds": options.rounds,
+        "quick": options.quick,
+        "versions": versions,
+        "absent": absent,
+        "runs": measure_all(chosen, options.rounds, quick=options.quick),
+        "imports": surroundings.imports(chosen, 5 if options.quick else 15),
+        "loaded": surroundings.loaded_by_windback() if "windback" in chosen else None,
+        "seconds": round(time.monotonic() - started),
+    }
+    suffix = ("-quick" if options.quick else "") + ("-partial" if len(options.only) < len(ADAPTERS) else "")
+    stem = HERE / "results" / (results["date"] + suffix)
+    stem.parent.mkdir(exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(results, indent=1))
+    print("\n" + report.write(stem), flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure windback beside its peers.")
+    parser.add_argument("--quick", action="store_true", help="one round, fewer calls: a look, not a result")
+    parser.add_argument("--only", metavar="NAME,...", help=f"of: {', '.join(ADAPTERS)}")
+    parser.add_argument("--rounds", type=int, help="how often all clients take their turn (5; 1 if quick)")
+    options = parser.parse_args()
+    names = options.only.split(",") if options.only else list(ADAPTERS)
+    if unknown := set(names) - set(ADAPTERS):
+        parser.error(f"no such client: {', '.join(sorted(unknown))}")
+    options.only = [client for client in ADAPTERS if client in names]
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    return options
+
+
+@contextlib.contextmanager
+def sink() -> Iterator[str]:
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "sink.py")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}" if process.stdout else ""
+        finally:
+            process.kill()
+
+
+def measure_all(chosen: list[str], rounds: int, *, quick: bool) -> list[dict[str, Any]]:
+    with sink() as url:
+        return [
+            measure(step, client, url, number)
+            for number in range(rounds)
+            for step in plan(quick=quick)
+            if number < step.rounds
+            for client in turn(step, chosen, number)
+        ]
+
+
+def turn(step: Step, chosen: list[str], number: int) -> list[str]:
+    """Who takes part in a step, a different one first in each round."""
+    clients = [
+        client
+        for client in chosen
+        if client in (step.clients or chosen) and (step.call_alone or ADAPTERS[client].delivers)
+    ]
+    start = number % max(len(clients), 1)
+    return clients[start:] + clients[:start]
+
+
+def measure(step: Step, client: str, url: str, number: int) -> dict[str, Any]:
+    spec = {
+        "measure": step.measure,
+        "client": client,
+        "url": url,
+        "latency": step.latency,
+        "options": step.options,
+        "arguments": {"count": ADAPTERS[client].burst} if step.burst else step.arguments,
+    }
+    run: dict[str, Any] = {"step": step.name, "client": client, "round": number}
+    try:
+        done = subprocess.run(
+            [sys.executable, str(HERE / "measures.py"), json.dumps(spec)],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=True,
+            env=surroundings.environment(),
+        )
+    except subprocess.SubprocessError as error:
+        run["failed"] = f"{getattr(error, 'stderr', None) or ''}{error}"
+    else:
+        run["result"] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{number + 1} {step.name:24} {client:32} {brief(run.get('result') or run)}", flush=True)
+    return run
+
+
+def brief(result: dict[str, Any]) -> str:
+    shown = ("p50", "p99", "p99.9", "slowdown", "rate", "cpu", "meanwhile", "made", "delivered")
+    if "failed" in result:
+        return f"FAILED {result['failed']}"
+    if "queued" in result:
+        return " ".join(f"{count}: {of['bytes']:.0f} B" for count, of in result["queued"].items())
+    return " ".join(f"{key} {result[key]:,.6g}" for key in shown if key in result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""What the fault tests share: one server, scripts in processes of their own, and endpoints that misbehave."""
+
+from __future__ import annotations
+
+import faulthandler
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Callable, Iterator, List, NamedTuple
+
+import pytest
+
+import windback
+from windback.devserver import DevServer
+
+#: A test that takes longer than this hangs: the stacks of all its threads are printed, and the run ends.
+HANG_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def _watchdog() -> Iterator[None]:
+    faulthandler.dump_traceback_later(HANG_S, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="session")
+def _process() -> Iterator[DevServer]:
+    with DevServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(_process) -> Iterator[DevServer]:
+    """The embedded server, empty and without faults; it must have nothing to complain about."""
+    _process.reset()
+    yield _process
+    assert _process.log() == ""
+
+
+@pytest.fixture
+def dead_url() -> Iterator[str]:
+    """Where every connection is refused: the port is ours, and nobody listens there."""
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/api/v1"
+
+
+@pytest.fixture
+def silent_url() -> Iterator[str]:
+    """Where every connection is taken (by the kernel) and nothing is ever read or answered."""
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1"
+
+
+@pytest.fixture
+def dripping_url() -> Iterator[str]:
+    """Where an answer comes one byte each 0.1 s and never ends: no single read ever takes long."""
+    stop = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with closing(connection):
+            try:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                while not stop.wait(0.1):
+                    connection.sendall(b"x")
+            except OSError:
+                pass  # the other side had enough
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=drip, args=(connection,)))
+            threads[-1].start()
+
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        threads = [threading.Thread(target=accept, args=(listener,))]
+        threads[0].start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1"
+        stop.set()
+        listener.shutdown(socket.SHUT_RDWR)  # wakes the accept; close alone does not
+    for thread in threads:
+        thread.join()
+
+
+class Held:
+    """A server that answers only when it is told to, and knows how many requests it holds at once."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._allowed = 0.0
+        self.holding = 0
+        self.most = 0
+        self.seen = 0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["content-length"]))
+                outer._hold()
+                self.send_response(200)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *_) -> None:
+                """Say nothing."""
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+            block_on_close = False
+
+            def handle_error(self, *_) -> None:
+                """A client that went away is no error here."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/api/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def _hold(self) -> None:
+        with self._changed:
+            self.seen += 1
+            self.holding += 1
+            self.most = max(self.most, self.holding)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._allowed > 0)
+            self._allowed -= 1
+            self.holding -= 1
+
+    def answer(self, count: float = float("inf")) -> None:
+        """Let *count* of the requests be answered, those to come included."""
+        with self._changed:
+            self._allowed += count
+            self._changed.notify_all()
+
+    def wait_until_holding(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.holding == count, 15), f"{self.holding} requests came"
+
+    def close(self) -> None:
+        self.answer()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    server = Held()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    def wait(check: Callable[[], bool], within_s: float = 15.0) -> None:
+        deadline = time.monotonic() + within_s
+        while not check():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            time.sleep(0.005)
+
+    return wait
+
+
+class Ended(NamedTuple):
+    """How a script ended. exit_s: seconds from the moment it printed "end" (else from its start)."""
+
+    status: int
+    out: List[str]
+    err: str
+    exit_s: float
+
+
+@pytest.fixture
+def run(tmp_path) -> Callable[..., Ended]:
+    """Run a script in an interpreter of its own; one that hangs shows its stacks and fails the test.
+
+    What the script's module-level code calls last should be `print("end", flush=True)` where the time
+    of the exit matters. *url* reaches it as WINDBACK_BASE_URL, beside a key.
+    """
+
+    def run(code: str, *options: str, url: str, within_s: float = 40.0, **environment: str) -> Ended:
+        path = tmp_path / "script.py"
+        path.write_text(textwrap.dedent(code), encoding="utf-8")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("WINDBACK_")}
+        environment = {
+            **inherited,
+            # The package that this process tests, whether it is installed or not.
+            "PYTHONPATH": str(Path(windback.__file__).resolve().parents[1]),
+            "PYTHONFAULTHANDLER": "1",
+            "WINDBACK_API_KEY": "sk_test_1",
+            "WINDBACK_PROJECT_SLUG": "my-project",
+            "WINDBACK_BASE_URL": url,
+            **environment,
+        }
+        ended_s = started_s = time.monotonic()
+        with open(tmp_path / "stderr", "w+b") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, *options, str(path)],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=environment,
+                # A group of its own, so that children it forked end with it.
+                start_new_session=True,
+            )
+            hang = threading.Timer(within_s, os.killpg, (process.pid, signal.SIGABRT))
+            hang.start()
+            out: List[str] = []
+            assert process.stdout is not None
+            with process.stdout:
+                for line in process.stdout:
+                    out.append(line.decode().rstrip("\n"))
+                    if out[-1] == "end":
+                        started_s = time.monotonic()
+            process.wait()
+            ended_s = time.monotonic()
+            hang.cancel()
+            stderr.seek(0)
+            err = stderr.read().decode(errors="replace")
+        assert ended_s - started_s < within_s, f"the script hung; it said:\n{err}"
+        return Ended(process.returncode, out, err, ended_s - started_s)
+
+    return run

@@ -1,0 +1,353 @@
+"""A process that ends, in whatever way, delivers what it tracked within shutdown_timeout, or says what it left."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+#: What the end of a process may take beyond shutdown_timeout: the interpreter's own end, on a busy machine.
+GRACE_S = 0.5
+
+DEV = ("-X", "dev", "-W", "error")
+FIVE_LINES = """\
+    from windback import Windback
+
+    client = Windback()
+    client.track_event("signup", "jane@example.com", {"plan": "pro"})
+    print("tracked")
+"""
+MANY = """\
+    from windback import Windback
+
+    client = Windback(batch_size=20)
+    for n in range(200):
+        assert client.track_event("login", "jane@example.com", {"n": n})
+    print("end", flush=True)
+"""
+
+
+def numbers(server):
+    return sorted(stored.properties["n"] for stored in server.events())
+
+
+@pytest.mark.parametrize("options", [(), DEV], ids=["plain", "dev"])
+def test_a_script_of_five_lines_delivers_its_event(server, run, options):
+    ended = run(FIVE_LINES, *options, url=server.url)
+    assert (ended.status, ended.out, ended.err) == (0, ["tracked"], "")
+    (stored,) = server.events()
+    assert (stored.event, stored.customer_email) == ("signup", "jane@example.com")
+    assert stored.properties == {"plan": "pro"}
+    assert server.counts().track_requests == 1
+
+
+@pytest.mark.parametrize("options", [(), DEV], ids=["plain", "dev"])
+def test_ten_full_batches_are_delivered_at_exit(server, run, options):
+    ended = run(MANY, *options, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert numbers(server) == list(range(200))
+
+
+def test_sys_exit_delivers_and_keeps_its_status(server, run):
+    ended = run(MANY + "    import sys\n    sys.exit(7)\n", *DEV, url=server.url)
+    assert (ended.status, ended.err) == (7, "")
+    assert numbers(server) == list(range(200))
+
+
+def test_an_unhandled_exception_delivers_and_is_all_that_is_said(server, run):
+    ended = run(MANY + "    raise LookupError('the app failed')\n", *DEV, url=server.url)
+    assert ended.status == 1
+    assert ended.err.startswith("Traceback")
+    assert ended.err.endswith("LookupError: the app failed\n")
+    assert ended.err.count("Traceback") == 1
+    assert "windback" not in ended.err
+    assert numbers(server) == list(range(200))
+
+
+@pytest.mark.parametrize("options", [(), DEV], ids=["plain", "dev"])
+def test_a_client_that_was_closed_leaves_nothing_behind(server, run, options):
+    code = """\
+        import gc
+        from windback import Windback
+
+        for n in range(20):
+            with Windback() as client:
+                client.track_event("login", "jane@example.com", {"n": n})
+            del client
+            gc.collect()
+    """
+    ended = run(code, *options, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert numbers(server) == list(range(20))
+
+
+def test_plain_calls_leave_nothing_behind(server, run):
+    code = """\
+        from windback import Windback
+
+        client = Windback()
+        client.create_churn_event(customer_email="jane@example.com")
+        client.track_events([{"event": "login", "customer_email": "jane@example.com"}])
+    """
+    ended = run(code, *DEV, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert (server.counts().churn_events, server.counts().events) == (1, 1)
+
+
+def test_threads_that_still_track_at_the_end_disturb_nothing(server, run):
+    code = """\
+        import threading
+        from windback import ClosedError, Windback
+
+        client = Windback()
+        started = threading.Barrier(5)
+
+        def track():
+            started.wait()
+            try:
+                while True:
+                    client.track_event("login", "jane@example.com", {"n": 0})
+            except ClosedError:
+                pass  # what an app gets that goes on while its process ends
+
+        for _ in range(4):
+            threading.Thread(target=track, daemon=True).start()
+        started.wait()
+        client.track_event("last", "jane@example.com")
+        print("end", flush=True)
+    """
+    ended = run(code, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert "last" in {stored.event for stored in server.events()}
+
+
+@pytest.mark.parametrize(
+    "kind", ["thread", "no-worker-yet", "async-task", "async-thread"], ids=lambda kind: kind
+)
+def test_no_thread_is_started_during_the_exit(server, run, kind):
+    code = f"""\
+        import _thread, atexit, os, sys, threading
+
+        started = []
+
+        def watch(module, name):
+            start = getattr(module, name, None)
+            if start is not None:
+                def watched(*args, **kwargs):
+                    if exiting:
+                        os.write(2, b"a thread was started during the exit\\n")
+                    started.append(name)
+                    return start(*args, **kwargs)
+                setattr(module, name, watched)
+
+        exiting = False
+        for module, name in (
+            (_thread, "start_new_thread"),
+            (threading, "_start_new_thread"),
+            (threading, "_start_joinable_thread"),
+        ):
+            watch(module, name)
+
+        def begin():
+            global exiting
+            exiting = True
+
+        import asyncio
+        from windback import AsyncWindback, Windback
+
+        async def track(client):
+            for n in range(200):
+                await client.track_event("login", "jane@example.com", {{"n": n}})
+
+        kind = {kind!r}
+        if kind.startswith("async"):
+            client = AsyncWindback(worker=kind[6:], batch_size=20)
+            asyncio.run(track(client))
+        else:
+            client = Windback(batch_size=20)
+            if kind == "no-worker-yet":
+                client._core._start_worker = client._core.dispatcher._start_worker = lambda: False
+            for n in range(200):
+                client.track_event("login", "jane@example.com", {{"n": n}})
+            if kind == "no-worker-yet":
+                assert client.stats().workers == 0
+        atexit.register(begin)  # the last to be registered is the first to be called
+    """
+    ended = run(code, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert numbers(server) == list(range(200))
+
+
+HANGING = """\
+    import time
+    from windback import Windback
+
+    client = Windback(shutdown_timeout=1.0, batch_size=20)
+    for n in range(200):
+        client.track_event("login", "jane@example.com", {"n": n})
+    while client.stats().in_flight == 0:
+        time.sleep(0.01)
+    print("end", flush=True)
+"""
+
+
+def only_line_about_the_rest(err):
+    """Return how many events were left, as the only line that says so tells it."""
+    lines = [line for line in err.splitlines() if "not delivered" in line]
+    assert len(lines) == 1, err
+    others = [line for line in err.splitlines() if line not in lines]
+    assert all("held up" in line for line in others), err
+    assert len(others) <= 1, err
+    match = re.match(r"(\d+) events? ", lines[0])
+    assert match is not None, lines
+    return int(match.group(1))
+
+
+def test_an_endpoint_that_never_answers_holds_the_exit_no_longer_than_asked(silent_url, run):
+    ended = run(HANGING, url=silent_url)
+    assert ended.status == 0
+    assert ended.exit_s <= 1.0 + GRACE_S
+    assert only_line_about_the_rest(ended.err) == 200
+
+
+def test_an_endpoint_that_drips_holds_the_exit_no_longer_than_asked(dripping_url, run):
+    ended = run(HANGING, url=dripping_url)
+    assert ended.exit_s <= 1.0 + GRACE_S
+    assert only_line_about_the_rest(ended.err) == 200
+
+
+def test_an_exit_in_the_middle_of_a_backoff_tries_at_once_and_delivers(server, run):
+    """The pause that the worker is in would outlast the exit."""
+    server.faults([{"path": "/track", "status": 503, "times": 1}])
+    code = """\
+        import time, windback.delivery
+        from windback import Windback
+
+        windback.delivery.backoff_s = lambda attempt, dice: 30.0
+        client = Windback(flush_interval=0.01, shutdown_timeout=10.0)
+        client.track_event("login", "jane@example.com", {"n": 0})
+        while client.stats().requests == 0:
+            time.sleep(0.001)
+        print("end", flush=True)
+    """
+    ended = run(code, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.exit_s < 5
+    assert numbers(server) == [0]
+
+
+def test_an_exit_in_the_middle_of_a_backoff_is_bounded_where_the_next_try_hangs(server, run):
+    server.faults([{"path": "/track", "status": 503, "times": 1}, {"path": "/track", "hang": True}])
+    code = """\
+        import time, windback.delivery
+        from windback import Windback
+
+        windback.delivery.backoff_s = lambda attempt, dice: 30.0
+        client = Windback(flush_interval=0.01, shutdown_timeout=1.0)
+        client.track_event("login", "jane@example.com", {"n": 0})
+        while client.stats().requests == 0:
+            time.sleep(0.001)
+        print("end", flush=True)
+    """
+    ended = run(code, url=server.url)
+    assert ended.status == 0
+    assert ended.exit_s <= 1.0 + GRACE_S
+    assert only_line_about_the_rest(ended.err) == 1
+
+
+def test_a_server_that_is_down_holds_the_exit_no_longer_than_asked(dead_url, run):
+    code = """\
+        from windback import Windback
+
+        client = Windback(shutdown_timeout=1.0, batch_size=20)
+        for n in range(200):
+            client.track_event("login", "jane@example.com", {"n": n})
+        print("end", flush=True)
+    """
+    ended = run(code, url=dead_url)
+    assert ended.status == 0
+    assert ended.exit_s <= 1.0 + GRACE_S
+    assert only_line_about_the_rest(ended.err) == 200
+
+
+def test_several_clients_share_one_deadline(silent_url, run):
+    code = """\
+        from windback import Windback
+
+        clients = [Windback(shutdown_timeout=1.0) for _ in range(4)]
+        for client in clients:
+            client.track_event("login", "jane@example.com")
+        print("end", flush=True)
+    """
+    ended = run(code, url=silent_url)
+    assert ended.exit_s <= 1.0 + GRACE_S
+    assert only_line_about_the_rest(ended.err) == 4
+
+
+ASYNC = """\
+    import asyncio
+    from windback import AsyncWindback
+
+    client = AsyncWindback(shutdown_timeout={timeout}, worker={worker!r}, batch_size=20)
+
+    async def main():
+        for n in range(200):
+            await client.track_event("login", "jane@example.com", {{"n": n}})
+        {wait}
+
+    {run}
+    print("end", flush=True)
+"""
+ASYNC_RUNS = {
+    "asyncio": "asyncio.run(main())",
+    # As much old code does: the loop is closed over tasks that nobody cancelled.
+    "loop-closed": "loop = asyncio.new_event_loop(); loop.run_until_complete(main()); loop.close()",
+    "trio": "import trio; trio.run(main)",
+}
+
+
+@pytest.mark.parametrize("how", ASYNC_RUNS)
+@pytest.mark.parametrize("worker", ["task", "thread"])
+@pytest.mark.parametrize("options", [(), DEV], ids=["plain", "dev"])
+def test_what_a_loop_left_behind_is_sent_at_exit(server, run, how, worker, options):
+    code = ASYNC.format(timeout=5.0, worker=worker, wait="", run=ASYNC_RUNS[how])
+    ended = run(code, *options, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert numbers(server) == list(range(200))
+
+
+@pytest.mark.parametrize("how", ["asyncio", "trio"])
+def test_a_loop_that_ends_with_requests_under_way_loses_and_doubles_nothing(server, run, how):
+    server.faults([{"path": "/track", "latency": 0.3, "times": 4}])
+    wait = f"""
+        import {how}
+        while client.stats().in_flight < 80:
+            await {how}.sleep(0.01)"""
+    code = ASYNC.format(timeout=5.0, worker="task", wait=wait, run=ASYNC_RUNS[how])
+    ended = run(code, *DEV, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert numbers(server) == list(range(200))
+
+
+@pytest.mark.parametrize("endpoint", ["silent_url", "dead_url", "dripping_url"])
+def test_what_a_loop_left_behind_holds_the_exit_no_longer_than_asked(request, run, endpoint):
+    """Nobody but the exit itself can send it, so each step of that request has to obey the deadline."""
+    code = ASYNC.format(timeout=1.0, worker="task", wait="", run=ASYNC_RUNS["asyncio"])
+    ended = run(code, url=request.getfixturevalue(endpoint))
+    assert ended.status == 0
+    assert ended.exit_s <= 1.0 + GRACE_S
+    assert only_line_about_the_rest(ended.err) == 200
+
+
+def test_a_client_without_events_costs_the_exit_nothing(dead_url, run):
+    code = """\
+        import sys
+        from windback import AsyncWindback, Windback
+
+        clients = [Windback(), AsyncWindback()]
+        assert "httpx" not in sys.modules
+        print("end", flush=True)
+    """
+    ended = run(code, *DEV, url=dead_url)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.exit_s < 0.5

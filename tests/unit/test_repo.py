@@ -1,0 +1,126 @@
+"""What the files of the project say about each other is true."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+import windback
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PYTHONS = [
+    match[1]
+    for match in (re.search(r"Python :: (3\.\d+)$", line) for line in PYPROJECT["project"]["classifiers"])
+    if match
+]
+TARGETS = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def project_files():
+    """Yield the project's own files: not what git, tools and builds leave in the tree."""
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [
+            name
+            for name in folders
+            if (name == ".ci" or not name.startswith(".")) and name not in {"__pycache__", "build", "dist"}
+        ]
+        yield from (Path(folder, name) for name in names if not name.startswith(".coverage"))
+
+
+def read(path):
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def test_the_version_is_the_same_everywhere():
+    assert PYPROJECT["project"]["version"] == windback.__version__
+
+
+def test_the_oldest_python_is_the_same_everywhere():
+    oldest = PYTHONS[0]
+    assert PYPROJECT["project"]["requires-python"] == f">={oldest}"
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    assert PYPROJECT["tool"]["pyright"]["pythonVersion"] == oldest
+    assert "({}, {})".format(*oldest.split(".")) in read(ROOT / "Makefile")
+
+
+def test_the_classifiers_name_every_python_from_the_oldest_to_the_newest():
+    minors = [int(version.split(".")[1]) for version in PYTHONS]
+    assert minors == list(range(minors[0], minors[-1] + 1))
+
+
+def test_nox_tests_the_pythons_of_the_classifiers():
+    noxfile = read(ROOT / "noxfile.py")
+    assert "PYTHONS = nox.project.python_versions(PYPROJECT)" in noxfile
+    assert re.search(r"@nox\.session\(python=PYTHONS\)\n@nox\.parametrize\([^\n]+\)\ndef tests\(", noxfile)
+
+
+def test_this_python_is_one_of_the_classifiers():
+    assert "{}.{}".format(*sys.version_info) in PYTHONS
+
+
+@pytest.mark.parametrize("extra", [None, "dev-server"])
+def test_each_dependency_has_a_lower_bound(extra):
+    project = PYPROJECT["project"]
+    dependencies = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
+    assert dependencies
+    assert [line for line in dependencies if ">=" not in line.split(";")[0]] == []
+
+
+def test_the_ci_script_calls_make_test_and_can_be_run():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & stat.S_IXUSR
+    commands = [line for line in read(script).splitlines() if line and not line.startswith("#")]
+    assert commands[-1] == "exec make test"
+
+
+def test_each_target_of_the_makefile_is_in_its_help():
+    makefile = read(ROOT / "Makefile")
+    documented = set(re.findall(r"^([a-z-]+):.*  ## .", makefile, re.MULTILINE))
+    assert TARGETS == documented == set(re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE))
+
+
+def test_each_make_command_of_the_guides_exists():
+    named = {
+        target
+        for path in GUIDES
+        for target in re.findall(r"(?:^|`|\$ )make ([a-z-]+)", read(path), re.MULTILINE)
+    }
+    assert {"demo", "test"} <= named
+    assert named - TARGETS == set()
+
+
+def test_each_public_name_is_in_the_documentation():
+    words = {word for path in GUIDES for word in re.findall(r"\w+", read(path))}
+    public = {name for name in windback.__all__ if not name.startswith("_")}
+    assert sorted(public - words) == []
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        pytest.param(r"(?<![\w.])/(?:work|home|root|tmp/w)\b", id="a path of one machine"),
+        pytest.param(r"pypi\.org|pythonhosted\.org|npmjs\.(?:org|com)", id="the host of a package index"),
+    ],
+)
+def test_no_file_names(pattern):
+    files = list(project_files())
+    assert Path(__file__).resolve() in files
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(read(path).splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+    assert found == []
