@@ -142,14 +142,17 @@ def create_recovery_template(
 
 
 def read_churn_event(answer: Answer) -> ChurnEvent:
+    """Read a success; raises WindbackError if it is not the JSON object the docs promise."""
     return ChurnEvent.from_json(_object(answer))
 
 
 def read_cancel_flow(answer: Answer) -> CancelFlowResult:
+    """Read a success; 202 means that nothing was created. Raises as `read_churn_event`."""
     return CancelFlowResult.from_json(_object(answer), created=answer.status != 202)
 
 
 def read_recovery_template(answer: Answer) -> RecoveryTemplate:
+    """Read a success; raises as `read_churn_event`."""
     return RecoveryTemplate.from_json(_object(answer))
 
 
@@ -168,13 +171,18 @@ class OpenEventSearch:
         self.done = False
 
     def next_request(self, slug: str) -> Request:
+        """Return the request for the next page."""
         return list_churn_events(slug, self._page)
 
     def feed(self, answer: Answer) -> None:
         """Take in a page; `done` turns true after the last one."""
         page = _mapping(answer)
         rows = page.get("data")
-        events = [ChurnEvent.from_json(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        events = (
+            [ChurnEvent.from_json(row) for row in rows if isinstance(row, dict)]
+            if isinstance(rows, list)
+            else []
+        )
         self._found += [event for event in events if self._is_candidate(event)]
         self._page += 1
         self._seen += len(events)
@@ -207,7 +215,7 @@ def _mapping(answer: Answer) -> Mapping[str, object]:
     except orjson.JSONDecodeError:
         data = None
     if not isinstance(data, dict):
-        message = "the answer is a success, but not the JSON object the API is documented to send; is base_url right?"
+        message = "a success, but not the JSON object that the API is documented to send; is base_url right?"
         raise WindbackError(message, status=answer.status, code="UNREADABLE_ANSWER")
     return data
 

@@ -125,7 +125,8 @@ class _Client:
     def __repr__(self) -> str:
         config = self._config
         state = " closed" if self._core.queue.closed == "closed" else ""
-        return f"<{type(self).__name__}{state} project_slug={config.project_slug!r} base_url={config.base_url!r}>"
+        where = f"project_slug={config.project_slug!r} base_url={config.base_url!r}"
+        return f"<{type(self).__name__}{state} {where}>"
 
     def with_options(
         self: Client, *, timeout: Optional[float] = None, max_retries: Optional[int] = None
@@ -137,7 +138,7 @@ class _Client:
         """
         self._check_open()
         other = copy.copy(self)
-        other._config = self._config.with_options(timeout, max_retries)
+        other._config = self._config.with_options(timeout, max_retries)  # noqa: SLF001 - a copy of this very object
         return other
 
     def stats(self) -> Stats:
@@ -231,8 +232,8 @@ class Windback(_Client):
         """Record that a customer is leaving (docs page "Churn Events").
 
         event_type: "cancellation" or "payment_failed". cancel_reason: free text. mrr: integer minor
-        units, 4999 for 49.99. currency: ISO 4217. Raises WindbackError. It is retried as any call, under one
-        Idempotency-Key; use with_options(max_retries=0) where a second event must be ruled out.
+        units, 4999 for 49.99. currency: ISO 4217. Raises WindbackError. It is retried as any call, under
+        one Idempotency-Key; use with_options(max_retries=0) where a second event must be ruled out.
         """
         request = api.create_churn_event(
             self._config.slug(),
@@ -265,7 +266,9 @@ class Windback(_Client):
         )
         return api.read_cancel_flow(self._call(request))
 
-    def report_cancel_reason(self, customer_email: str, reason: str, *, event_id: Optional[str] = None) -> None:
+    def report_cancel_reason(
+        self, customer_email: str, reason: str, *, event_id: Optional[str] = None
+    ) -> None:
         """Attach the reason to a churn event (docs page "API Overview").
 
         Without event_id, the newest open churn event of the customer is looked for among the newest few
@@ -280,7 +283,12 @@ class Windback(_Client):
         self._call(api.report_cancel_reason(slug, search.result() if event_id is None else event_id, reason))
 
     def create_recovery_template(
-        self, cancel_reason: str, name: str, subject: str, body: str, is_active: bool = True
+        self,
+        cancel_reason: str,
+        name: str,
+        subject: str,
+        body: str,
+        is_active: bool = True,  # noqa: FBT001, FBT002 - the docs page has it so
     ) -> RecoveryTemplate:
         """Create your own recovery email for a cancel reason (docs-tree page "API Reference").
 
@@ -419,10 +427,17 @@ class AsyncWindback(_Client):
         api.check_reason(reason)
         while event_id is None and not search.done:
             search.feed(await self._call(search.next_request(slug)))
-        await self._call(api.report_cancel_reason(slug, search.result() if event_id is None else event_id, reason))
+        await self._call(
+            api.report_cancel_reason(slug, search.result() if event_id is None else event_id, reason)
+        )
 
     async def create_recovery_template(
-        self, cancel_reason: str, name: str, subject: str, body: str, is_active: bool = True
+        self,
+        cancel_reason: str,
+        name: str,
+        subject: str,
+        body: str,
+        is_active: bool = True,  # noqa: FBT001, FBT002 - the docs page has it so
     ) -> RecoveryTemplate:
         """Create your own recovery email for a cancel reason; see Windback.create_recovery_template."""
         request = api.create_recovery_template(

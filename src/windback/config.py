@@ -161,13 +161,15 @@ def _key(name: str, value: object, prefix: str, other: str) -> Secret:
     if value.startswith(other):
         place = "public_key" if other == "pub_" else "api_key"
         kind = "public" if other == "pub_" else "secret"
-        message = f"{name} must start with {prefix}; this is a {kind} key ({other}…), which belongs into {place}"
+        message = (
+            f"{name} must start with {prefix}; this is a {kind} key ({other}…), which belongs into {place}"
+        )
         raise ConfigurationError(message)
     if not value.startswith(prefix) or len(value) == len(prefix):
         message = f"{name} must start with {prefix} and have more after it; copy it whole from the dashboard"
         raise ConfigurationError(message)
     if not re.fullmatch(r"[!-~]+", value):
-        message = f"{name} holds a space, a line break or a character outside ASCII; was it copied with its line end?"
+        message = f"{name} holds a space, a line end or a character outside ASCII; copy it again"
         raise ConfigurationError(message)
     return Secret(value)
 
@@ -219,8 +221,10 @@ def _positive(name: str, value: object, *, zero: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         message = f"{name} must be a number of seconds, not {value!r}"
         raise ConfigurationError(message)
-    if not (0 <= value if zero else 0 < value) or value > 1e9:
-        message = f"{name} must be {'at least 0' if zero else 'more than 0'} seconds and finite, not {value!r}"
+    if not (value >= 0 if zero else value > 0) or value > 1e9:
+        message = (
+            f"{name} must be {'at least 0' if zero else 'more than 0'} seconds and finite, not {value!r}"
+        )
         raise ConfigurationError(message)
     return float(value)
 
@@ -269,6 +273,8 @@ def _http_client(
         message = f"http_client must be an httpx.{wanted.__name__}, not a {type(value).__name__}"
         raise ConfigurationError(message)
     if is_async and worker == "thread":
-        message = "http_client can't serve worker='thread', which needs a sync client of its own; leave one out"
+        message = (
+            "http_client can't serve worker='thread', which needs a sync client of its own; leave one out"
+        )
         raise ConfigurationError(message)
     return value

@@ -1,4 +1,4 @@
-"""What a client and its copies share: queue, dispatcher, workers, connections. Wires them; decides nothing."""
+"""What a client and its copies share: queue, dispatcher, workers, connections. Wires, decides nothing."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Core:
         """Wait for room; a caller that is cancelled meanwhile knows that its event was not accepted."""
         deadline_s = time.monotonic() + self.config.block_timeout
         while True:
-            waker = self.tasks.waker()
+            waker = await self.tasks.waker()
             if self.dispatcher.wait_for_room(waker):
                 self._ensure_worker()
                 await waker.sleep(max(0.0, deadline_s - time.monotonic()))
@@ -114,13 +114,13 @@ class Core:
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:
         """Wait until all that was accepted is off our hands; see Windback.flush."""
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        waker = self.tasks.waker()
+        waker = await self.tasks.waker()
         flush = self.dispatcher.begin_flush(waker, patient=deadline_s is not None)
         try:
             while not flush.done and not _is_past(deadline_s):
                 if self._ensure_worker():
                     await waker.sleep(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
-                    flush.waker = waker = self.tasks.waker()
+                    flush.waker = waker = await self.tasks.waker()
                 else:  # no thread can be started: this one does a worker's work, off the loop
                     import anyio
 
@@ -141,6 +141,7 @@ class Core:
     # -- lifecycle -----------------------------------------------------------------------------
 
     def begin_exit(self) -> None:
+        """Accept nothing more, start no thread, hurry the workers."""
         self.dispatcher.exiting = True
         self.dispatcher.begin_close()
 
@@ -150,9 +151,11 @@ class Core:
             self.dispatcher.reclaim()
         result = self._flush_until(deadline_s, in_caller=self._uses_tasks)
         self.dispatcher.discard()
+        self.threads.close()
         return result.pending
 
     def reset(self) -> None:
+        """Become a client that has done nothing yet, in a forked child."""
         self.dispatcher.reset()
         self.threads.reset()
         self.tasks.reset()

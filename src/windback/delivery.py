@@ -5,7 +5,7 @@ Pure: no clock, no socket, no sleep, no dice; times and random numbers are argum
 
     2xx                         delivered
     no answer, 408, 425, 5xx    the same bytes again after a backoff; a worker keeps the batch for ever
-    429 (503) + Retry-After     the same, no sooner than the server says, and the whole queue waits
+    429, 503 + Retry-After      the same, no sooner than the server says; for a worker, the whole queue waits
     400, 422 on a batch         bisect until the poison event stands alone; that one is rejected
     413                         halve; a single event is rejected
     400, 415 on gzip            the same body plain, and plain from then on
@@ -26,7 +26,7 @@ from .errors import WindbackConnectionError, WindbackError, WindbackTimeoutError
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 8.0
-#: The longest pause between rounds of retries in an outage: a minute of silence costs a recovered server little.
+#: The longest pause between rounds of retries in an outage.
 OUTAGE_CAP_S = 60.0
 #: A server that asks for more than this is asked again after it.
 RETRY_AFTER_CAP_S = 300.0
@@ -56,6 +56,7 @@ class Answer(NamedTuple):
 
     @property
     def ok(self) -> bool:
+        """Whether the request succeeded: any 2xx, with or without a body."""
         return self.status is not None and 200 <= self.status < 300
 
 
@@ -64,6 +65,7 @@ class Action(enum.Enum):
 
     ACK = "ack"  # delivered
     KEEP = "keep"  # again later, as it is
+    WAIT = "wait"  # again when the gate, which the server closed, is open
     SPLIT = "split"  # in two halves
     REJECT = "reject"  # never
     PLAIN = "plain"  # again at once, without gzip
@@ -77,7 +79,7 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def judge(answer: Answer, *, events: int, gzipped: bool) -> Verdict:
+def judge(answer: Answer, *, events: int, gzipped: bool) -> Verdict:  # noqa: PLR0911 - a line a rule
     """Decide what comes next for a batch of *events* after the last of its tries."""
     status = answer.status
     if answer.ok:
@@ -93,7 +95,7 @@ def judge(answer: Answer, *, events: int, gzipped: bool) -> Verdict:
     if status in (401, 402, 403, 404, 405, 410) or 300 <= status < 400:
         return Verdict(Action.PAUSE, f"status_{status}")
     if is_retryable(answer):
-        return Verdict(Action.KEEP, f"status_{status}")
+        return Verdict(Action.WAIT if is_throttle(answer) else Action.KEEP, f"status_{status}")
     return Verdict(Action.REJECT, f"status_{status}")
 
 
@@ -108,7 +110,14 @@ def is_retryable(answer: Answer, *, once_only: bool = False) -> bool:
     return answer.status is None or answer.status in (408, 425, 429) or answer.status >= 500
 
 
-def backoff_s(attempt: int, dice: float, *, base_s: float = BACKOFF_BASE_S, cap_s: float = BACKOFF_CAP_S) -> float:
+def is_throttle(answer: Answer) -> bool:
+    """Whether the server asks everybody to slow down: 429, and 503 with a Retry-After."""
+    return answer.status == 429 or (answer.status == 503 and "retry-after" in answer.headers)
+
+
+def backoff_s(
+    attempt: int, dice: float, *, base_s: float = BACKOFF_BASE_S, cap_s: float = BACKOFF_CAP_S
+) -> float:
     """Return the seconds to wait after failed *attempt* (from 1): exponential with full jitter.
 
     dice: a random number in [0, 1).
@@ -131,11 +140,17 @@ class Tries:
     """The retries of one request: whether there is another try, and after how long.
 
     timeout_s: what one try may take. deadline_s: on the same clock as *now_s* below; no try starts
-    after it, and no wait goes beyond it.
+    after it, and no wait goes beyond it. gated: a gate decides when a throttled request goes out again.
     """
 
     def __init__(
-        self, max_retries: int, timeout_s: float, *, once_only: bool = False, deadline_s: Optional[float] = None
+        self,
+        max_retries: int,
+        timeout_s: float,
+        *,
+        once_only: bool = False,
+        deadline_s: Optional[float] = None,
+        gated: bool = False,
     ) -> None:
         self.made = 0
         self.delay_s = 0.0
@@ -143,11 +158,14 @@ class Tries:
         self._deadline_s = deadline_s
         self._max_retries = max_retries
         self._once_only = once_only
+        self._gated = gated
 
     def again(self, answer: Answer, *, now_s: float, wall_s: float, dice: float) -> bool:
         """Take in a try's answer; if another is due, `delay_s` says after how long."""
         self.made += 1
         if answer.ok or self.made > self._max_retries or not is_retryable(answer, once_only=self._once_only):
+            return False
+        if self._gated and is_throttle(answer):
             return False
         self.delay_s = retry_delay_s(answer, self.made, dice, wall_s)
         return self._deadline_s is None or now_s + self.delay_s < self._deadline_s
@@ -191,7 +209,9 @@ def error_of(answer: Answer, wall_s: float, redact: Callable[[str], str]) -> Win
     message, code = _text_and_code(answer.body)
     if 300 <= answer.status < 400:
         where = answer.headers.get("location", "another place")
-        message = f"redirected to {where[:_TEXT_LIMIT]}; redirects are not followed, so set base_url to where the API is"
+        message = (
+            f"redirected to {where[:_TEXT_LIMIT]}, which is not followed; set base_url to where the API is"
+        )
     return error_class(answer.status)(
         redact(message or f"HTTP {answer.status} without a message"),
         status=answer.status,
@@ -231,11 +251,10 @@ class Gate:
         self._closed_until_s = 0.0
         self._must_wait = False
         self._rounds = 0
+        self._throttles = 0
 
-    def blocked_s(self, now_s: float, *, hurry: bool = False) -> float:
-        """Return for how long nothing may be sent; *hurry* (a flush) cuts short all but a Retry-After."""
-        if hurry and not self._must_wait:
-            return 0.0
+    def blocked_s(self, now_s: float) -> float:
+        """Return for how long nothing may be sent."""
         return max(0.0, self._closed_until_s - now_s)
 
     def hurry(self) -> None:
@@ -243,17 +262,32 @@ class Gate:
         if not self._must_wait:
             self._closed_until_s = 0.0
 
-    def succeeded(self) -> None:
-        """A request was answered with a success."""
+    def succeeded(self, now_s: float) -> None:
+        """The server took a request; one more at a time may go out.
+
+        A request that was sent before the server asked us to wait does not end that.
+        """
         self.problem = None
         self._rounds = 0
+        if self._must_wait and now_s < self._closed_until_s:
+            return
+        self._throttles = 0
         self._must_wait = False
         self._closed_until_s = 0.0
         self.limit = min(self.max_in_flight, self.limit + 1)
 
-    def throttled(self, now_s: float, delay_s: float) -> None:
-        """The server asked the client to stay away for *delay_s* seconds."""
-        self._close(now_s, delay_s, must_wait=True)
+    def throttled(self, now_s: float, dice: float, delay_s: Optional[float]) -> None:
+        """The server asked the client to stay away: for *delay_s* seconds, or it did not say for how long."""
+        self._throttles += 1
+        own_s = backoff_s(self._throttles, dice)
+        self._close(now_s, max(own_s, delay_s or 0.0), must_wait=True)
+
+    def is_stuck(self, max_retries: int, problem: str) -> bool:
+        """Whether the server has asked that more often in a row than a request is retried."""
+        if self._throttles <= max_retries:
+            return False
+        self.problem = problem
+        return True
 
     def failed(self, now_s: float, dice: float, problem: str) -> None:
         """A batch used up its retries: an outage, which lasts until something succeeds."""

@@ -6,7 +6,7 @@ Pure, like `delivery`: says which batch is next and takes in the answer to it.
 from __future__ import annotations
 
 from collections import deque
-from typing import Callable, Deque, List, Optional, Sequence
+from typing import Callable, Deque, Iterable, List, Optional, Sequence
 
 from . import batching
 from .batching import Limits
@@ -24,7 +24,7 @@ def encode_all(events: object, encode: Encode, max_event_bytes: int) -> List[Opt
 
     Raises InvalidEventError with the index of the first that can't be sent.
     """
-    if isinstance(events, (str, bytes, dict)) or not hasattr(events, "__iter__"):
+    if isinstance(events, (str, bytes, dict)) or not isinstance(events, Iterable):
         message = f"track_events takes a list of events, not a {type(events).__name__}; track_event takes one"
         raise InvalidEventError(message, path="events")
     records = []
@@ -85,4 +85,5 @@ class DirectSend:
         raise error
 
     def result(self) -> TrackResult:
+        """Return what was sent, once there is no next batch."""
         return TrackResult(sent=self._sent, requests=self._requests, refused=self._refused)

@@ -17,12 +17,13 @@ import logging
 import random
 import threading
 from collections import Counter, deque
-from typing import Callable, Deque, List, NamedTuple, Optional, Tuple
+from typing import Callable, Deque, List, NamedTuple, Optional
 
 from . import batching
 from .batching import Limits
 from .config import Config
-from .delivery import Action, Answer, Gate, OutageLog, error_of, judge, retry_after_s
+from .delivery import Action, Answer, Gate, OutageLog, Tries, error_of, is_throttle, judge, retry_after_s
+from .errors import WindbackError
 from .queue.base import Batch, Waker
 from .queue.memory import NEVER, MemoryQueue
 from .stats import DeliveryReport, FlushResult, Stats
@@ -45,6 +46,14 @@ class Step(NamedTuple):
     leave: bool = False
     helper: bool = False
     spare: bool = False
+
+
+class _Outcome(NamedTuple):
+    """What is left to do after a batch was settled, without the lock: a report to give, a line to write."""
+
+    report: Optional[DeliveryReport] = None
+    level: int = logging.INFO
+    line: Optional[str] = None
 
 
 class Flush:
@@ -96,6 +105,7 @@ class Dispatcher:
         #: The interpreter is going down: no thread may be started.
         self.exiting = False
         self._next_rejection_line_s = 0.0
+        self._next_death_line_s = 0.0
         self._in_flight = 0
         self._reported_evictions = 0
         self._delivered = 0
@@ -132,7 +142,7 @@ class Dispatcher:
         with self.lock:
             self.workers -= 1
             # Nobody sleeps here, so callers must try again: not each of them, but one in a thousand.
-            self.queue.wake_at = self.queue.waiting().count + 1000
+            self.queue.wake_at = self.queue.waiting().events + 1000
         return False
 
     def wait_for_room(self, waker: Waker) -> bool:
@@ -153,7 +163,7 @@ class Dispatcher:
             if step is not None:
                 return step
             is_last = self.workers <= 1
-            if self.closing and not self.queue.waiting().count or (idle and not is_last):
+            if (self.closing and not self.queue.waiting().events) or (idle and not is_last):
                 return self._leave()
             return self._park(now_s, waker)
 
@@ -166,7 +176,7 @@ class Dispatcher:
         self._in_flight += 1
         # What is left now came after the last take, and after the first event was seen.
         since_s = max(self._last_take_s, now_s if self._first_seen_s is None else self._first_seen_s)
-        self._first_seen_s = since_s if self.queue.waiting().count else None
+        self._first_seen_s = since_s if self.queue.waiting().events else None
         self._last_take_s = now_s
         helper = self._due_in(now_s) == 0.0
         self._arm(now_s)
@@ -177,7 +187,7 @@ class Dispatcher:
     def _due_in(self, now_s: float) -> Optional[float]:
         """Seconds until a batch may be leased: 0.0 for now, None if nothing here decides when."""
         waiting = self.queue.waiting()
-        if not waiting.count:
+        if not waiting.events:
             self._first_seen_s = None
             return None
         if self._first_seen_s is None:
@@ -190,7 +200,7 @@ class Dispatcher:
             return blocked_s
         if self.closing or self._flushes or self.queue.has_returned:
             return 0.0
-        return batching.wait_s(waiting.count, waiting.size_bytes, now_s - self._first_seen_s, self._limits)
+        return batching.wait_s(waiting.events, waiting.size_bytes, now_s - self._first_seen_s, self._limits)
 
     def _park(self, now_s: float, waker: Waker) -> Step:
         """Put a worker to sleep, unless there is work after all."""
@@ -215,10 +225,8 @@ class Dispatcher:
             return
         if self._timed is waker:
             self._timed = None
-        try:
+        with contextlib.suppress(ValueError):  # whoever woke this worker took it out
             self._parked.remove(waker)
-        except ValueError:
-            pass  # whoever woke this worker took it out
 
     def _arm(self, now_s: float) -> None:
         """Set at how many waiting events a caller must wake somebody."""
@@ -226,7 +234,11 @@ class Dispatcher:
         may_start = self.workers < self.gate.limit
         if self.workers == 0 or (is_quiet and self._parked):
             wake_at = 0
-        elif self._in_flight >= self.gate.limit or self.gate.blocked_s(now_s) > 0 or not (self._parked or may_start):
+        elif (
+            self._in_flight >= self.gate.limit
+            or self.gate.blocked_s(now_s) > 0
+            or not (self._parked or may_start)
+        ):
             wake_at = NEVER
         else:
             wake_at = self._limits.max_events - 1
@@ -238,60 +250,85 @@ class Dispatcher:
     def settle(self, batch: Batch, answer: Answer, now_s: float, wall_s: float, *, gzipped: bool) -> None:
         """Take in the answer to the last try of a batch, and do what it means."""
         verdict = judge(answer, events=len(batch), gzipped=gzipped)
-        report: Optional[DeliveryReport] = None
-        lines: List[Tuple[int, Optional[str]]] = []
         with self.lock:
             self._in_flight -= 1
+            batch.was_tried = True
             if verdict.action is Action.ACK:
-                self.queue.ack(batch)
-                self._delivered += len(batch)
-                self.gate.succeeded()
-                report = _report("delivered", batch, verdict.reason, answer)
-                if self._outage.is_on:
-                    pending = self.queue.counts()[2]
-                    lines.append((logging.INFO, self._outage.recovered(now_s, pending, self._delivered)))
+                outcome = self._ack(batch, answer)
             elif verdict.action is Action.REJECT:
-                self.queue.ack(batch)
-                self._rejected[verdict.reason] += len(batch)
                 error = error_of(answer, wall_s, self._config.redact)
-                report = _report("rejected", batch, verdict.reason, answer, error.message)
-                if now_s >= self._next_rejection_line_s:
-                    self._next_rejection_line_s = now_s + OutageLog.EVERY_S
-                    total = sum(self._rejected.values())
-                    lines.append((logging.WARNING, f"the API rejects events, {total} so far; the last: {error}"))
+                outcome = self._reject(batch, answer, verdict.reason, error, now_s)
             elif verdict.action is Action.SPLIT:
                 self.queue.split(batch)
+                outcome = _Outcome()
             elif verdict.action is Action.PLAIN:
                 self.compress = False
                 self.queue.nack(batch)
-                lines.append((logging.INFO, "the API does not take gzip; sending plain from now on"))
+                outcome = _Outcome(None, logging.INFO, "the API takes no gzip; sending plain from now on")
             else:
                 problem = str(error_of(answer, wall_s, self._config.redact))
-                if verdict.action is Action.PAUSE:
-                    self.gate.refused(now_s, problem)
-                else:
-                    self.gate.failed(now_s, random.random(), problem)  # noqa: S311 - jitter
-                if self.given_up:
-                    self.queue.ack(batch)
-                    self._dropped["closed"] += len(batch)
-                    report = _report("dropped", batch, "closed", answer, problem)
-                else:
-                    self.queue.nack(batch)
-                pending = self.queue.counts()[2]
-                lines.append((logging.WARNING, self._outage.trouble(now_s, problem, pending, self._delivered)))
-                self._give_up_flushes(also_patient=verdict.action is Action.PAUSE)
-            self._after_change()
-        for level, line in lines:
-            if line is not None:
-                logger.log(level, "%s", line)
-        self._deliver_reports(report)
+                outcome = self._keep(batch, answer, problem, now_s, verdict.action)
+            lines = [outcome]
+            if verdict.action not in (Action.KEEP, Action.WAIT, Action.PAUSE):
+                lines.append(self._is_served(now_s))
+        for line in lines:
+            if line.line is not None:
+                logger.log(line.level, "%s", line.line)
+        self._deliver_reports(outcome.report)
+        if self._flushes or self._room_waiters:
+            with self.lock:  # after the reports, so that who flushed finds its hook called
+                self._end_flushes()
+                self._release_room()
+
+    def _is_served(self, now_s: float) -> _Outcome:
+        """The server took a request for what it is: an outage, if there was one, is over."""
+        self.gate.succeeded(now_s)
+        if not self._outage.is_on:
+            return _Outcome()
+        line = self._outage.recovered(now_s, self.queue.counts()[2], self._delivered)
+        return _Outcome(None, logging.INFO, line)
+
+    def _ack(self, batch: Batch, answer: Answer) -> _Outcome:
+        self.queue.ack(batch)
+        self._delivered += len(batch)
+        return _Outcome(_report("delivered", batch, "ok", answer))
+
+    def _reject(
+        self, batch: Batch, answer: Answer, reason: str, error: WindbackError, now_s: float
+    ) -> _Outcome:
+        self.queue.ack(batch)
+        self._rejected[reason] += len(batch)
+        line = None
+        if now_s >= self._next_rejection_line_s:
+            self._next_rejection_line_s = now_s + OutageLog.EVERY_S
+            line = f"the API rejects events, {sum(self._rejected.values())} so far; the last: {error}"
+        return _Outcome(_report("rejected", batch, reason, answer, error.message), logging.WARNING, line)
+
+    def _keep(self, batch: Batch, answer: Answer, problem: str, now_s: float, action: Action) -> _Outcome:
+        """Hold on to a batch that could not be delivered, and close the gate for a while."""
+        report = None
+        if self.given_up:
+            self.queue.ack(batch)
+            self._dropped["closed"] += len(batch)
+            report = _report("dropped", batch, "closed", answer, problem)
+        else:
+            self.queue.nack(batch)
+        if action is Action.PAUSE:
+            self.gate.refused(now_s, problem)
+        elif action is Action.KEEP:
+            self.gate.failed(now_s, random.random(), problem)
+        elif not self.gate.is_stuck(self._config.max_retries, problem):
+            return _Outcome(report)  # `tried` closed the gate; being asked to slow down is no trouble yet
+        self._give_up_flushes(also_patient=action is Action.PAUSE)
+        line = self._outage.trouble(now_s, problem, self.queue.counts()[2], self._delivered)
+        return _Outcome(report, logging.WARNING, line)
 
     def abandon(self, batch: Batch) -> None:
         """Give back a batch whose worker was cancelled, or died; it is sent again under the same key."""
         with self.lock:
             self._in_flight -= 1
+            batch.was_tried = True
             self.queue.nack(batch)
-            self._after_change()
 
     def retire(self, waker: Optional[Waker], *, died: bool) -> None:
         """A worker ended in another way than by a step that said so; the next call starts another."""
@@ -302,26 +339,31 @@ class Dispatcher:
             self._wake_one()  # what this worker would have done next is another's
             if self.workers == 0:
                 for flush in self._flushes:  # whoever waits must see that nobody works for it
-                    with contextlib.suppress(RuntimeError):  # it was woken already
-                        flush.waker.release()
+                    flush.waker.release()
+
+    def log_death(self, error: BaseException, now_s: float) -> None:
+        """Write why a worker died, at most once a minute; stats() counts them all."""
+        with self.lock:
+            if now_s < self._next_death_line_s:
+                return
+            self._next_death_line_s = now_s + OutageLog.EVERY_S
+        logger.warning("a worker ended with %s; the next event starts another", type(error).__name__)
+        logger.debug("it was", exc_info=error)
 
     def reclaim(self) -> None:
-        """Take back the batches of workers whose event loop is gone; the keys show a repeat for what it is."""
+        """Take back the batches of workers whose event loop is gone; their keys show a repeat as such."""
         with self.lock:
             self.queue.reclaim()
             self._in_flight = 0
             self.workers = 0
 
-    def tried(self, answer: Answer, now_s: float, wall_s: float, *, is_retry: bool) -> None:
+    def tried(self, batch: Batch, tries: Tries, answer: Answer, now_s: float, wall_s: float) -> None:
         """Take in the answer to any try of a batch, before the next one."""
         with self.lock:
             self._requests += 1
-            self._retries += is_retry
-            delay_s = retry_after_s(answer, wall_s)
-            if delay_s is None and answer.status == 429:
-                delay_s = 0.0  # the limit falls to one request at a time all the same
-            if delay_s is not None:
-                self.gate.throttled(now_s, delay_s)
+            self._retries += batch.was_tried or tries.made > 0
+            if is_throttle(answer):
+                self.gate.throttled(now_s, random.random(), retry_after_s(answer, wall_s))
 
     def sleeper(self, waker: Waker) -> None:
         """Have *waker* released by a flush or a close: it is waiting out a backoff."""
@@ -333,13 +375,6 @@ class Dispatcher:
         with self.lock:
             if waker in self._sleepers:
                 self._sleepers.remove(waker)
-
-    def _after_change(self) -> None:
-        """What settling a batch entails; the rest follows from the worker's next step."""
-        if self._flushes:
-            self._end_flushes()
-        if self._room_waiters:
-            self._release_room()
 
     def _release_room(self) -> None:
         """Wake as many callers as there is room for; each tries again, and may have to wait again."""
@@ -416,7 +451,9 @@ class Dispatcher:
             if is_first:
                 self._hooks_logged.append(hook)
         if is_first:
-            logger.warning("%s raised %s; it is called on, and further errors are counted only", hook, _say(error))
+            logger.warning(
+                "%s raised %s; it is called on, and further errors are counted only", hook, _say(error)
+            )
 
     def _snapshot(self) -> Stats:
         accepted, evicted, pending, leased = self.queue.counts()

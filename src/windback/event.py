@@ -62,7 +62,12 @@ def encode(
     if stamped != millisecond:
         text = _format_stamp(millisecond)
         _stamp = (millisecond, text)
-    payload = {"event": event, "customer_email": customer_email, "timestamp": text, "properties": properties}
+    payload: Dict[str, object] = {
+        "event": event,
+        "customer_email": customer_email,
+        "timestamp": text,
+        "properties": properties,
+    }
     try:
         data = dumps(payload, to_jsonable, _OPTIONS)
     except TypeError:
@@ -93,7 +98,7 @@ def now_text() -> str:
     return _format_stamp(time_ns() // 1_000_000)
 
 
-def to_jsonable(value: object) -> object:  # noqa: PLR0911, C901 - one line a type
+def to_jsonable(value: object) -> object:  # noqa: PLR0911 - one line a type
     """Turn a value that orjson does not know into one it does; TypeError for an unknown type.
 
     Sets become lists, Decimals exact numbers, paths and dates text, bytes base64; attrs classes and
@@ -129,12 +134,12 @@ def _to_jsonable_by_protocol(value: object) -> object:
     dump = getattr(value, "model_dump", None)  # pydantic 2
     if callable(dump) and not isinstance(value, type):
         return dump()
-    if hasattr(type(value), "__attrs_attrs__"):
-        return {field.name: getattr(value, field.name) for field in type(value).__attrs_attrs__}
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        plain = value.tolist()
-        if plain is not value and type(value).__name__ not in ("datetime64", "timedelta64"):
-            return plain
+    attributes = getattr(type(value), "__attrs_attrs__", None)
+    if attributes is not None:
+        return {attribute.name: getattr(value, attribute.name) for attribute in attributes}
+    to_list = getattr(value, "tolist", None) if type(value).__module__ == "numpy" else None
+    if to_list is not None and type(value).__name__ not in ("datetime64", "timedelta64"):
+        return to_list()
     if hasattr(value, "__fields_set__") and callable(getattr(value, "dict", None)):  # pydantic 1
         return value.dict()  # type: ignore[attr-defined]  # `hasattr` cannot tell mypy
     if isinstance(value, float):  # subclasses, which orjson does not take

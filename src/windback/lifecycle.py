@@ -24,6 +24,7 @@ class Core(Protocol):
 
     def finish_exit(self, deadline_s: float) -> int:
         """Wait for what is left, or send it; return how many events were given up."""
+        ...
 
     def reset(self) -> None:
         """Become empty, in a forked child."""
@@ -66,5 +67,5 @@ def _at_exit() -> None:
 
 
 def _in_child() -> None:
-    for core in list(_cores):
+    for core in _cores:
         core.reset()

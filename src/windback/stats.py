@@ -31,6 +31,7 @@ class AtomicCounter:
 
     @property
     def value(self) -> int:
+        """The current value."""
         return self.move(0, 1)
 
 

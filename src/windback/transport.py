@@ -8,8 +8,9 @@ Redirects are never followed: the key goes to no other host.
 from __future__ import annotations
 
 import random
+import threading
 import time
-from typing import Awaitable, Callable, Dict, List, Optional, Tuple, Union
+from typing import Awaitable, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import anyio
 import httpx
@@ -25,6 +26,8 @@ MAX_ANSWER_BYTES = 8_000_000
 #: Longer than the default of httpx, so that a low but steady stream of batches keeps its connection.
 KEEPALIVE_S = 30.0
 
+_PHASES = ("connect", "read", "write", "pool")
+
 OnTry = Callable[[Answer], object]
 
 
@@ -34,13 +37,15 @@ class _Wire:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._urls: Dict[str, httpx.URL] = {}
+        self._extensions: Dict[str, object] = {}
         url = httpx.URL(config.base_url)
         self._common = [
             (b"Host", url.netloc),
             (b"User-Agent", f"windback-python/{__version__}".encode()),
         ]
-        secret, public = (key and str(key).encode() for key in (config.api_key, config.public_key))
-        self._secret_key, self._public_key = secret or public or b"", public or secret or b""
+        # Without a key of its own kind a call is made with the one there is (both are documented to work).
+        secret, public = str(config.api_key or ""), str(config.public_key or "")
+        self._secret_key, self._public_key = secret.encode(), (public or secret).encode()
 
     def build(self, request: Request, timeout_s: float) -> httpx.Request:
         # With `stream` httpx adds no headers and copies no body; each of ours is already there.
@@ -49,10 +54,12 @@ class _Wire:
             self._url(request),
             headers=self._headers(request),
             stream=httpx.ByteStream(request.body),
-            extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)},
+            extensions={**self._extensions, "timeout": dict.fromkeys(_PHASES, timeout_s)},
         )
 
-    def build_for(self, client: Union[httpx.Client, httpx.AsyncClient], request: Request, timeout_s: float) -> httpx.Request:
+    def build_for(
+        self, client: Union[httpx.Client, httpx.AsyncClient], request: Request, timeout_s: float
+    ) -> httpx.Request:
         """The same for a client the user gave us, with the headers and cookies it adds."""
         return client.build_request(
             request.method,
@@ -60,6 +67,7 @@ class _Wire:
             headers=self._headers(request),
             content=request.body,
             timeout=timeout_s,
+            extensions=self._extensions,
         )
 
     def _url(self, request: Request) -> httpx.URL:
@@ -104,11 +112,52 @@ def _goes_through_proxy() -> bool:
     return bool(getproxies())
 
 
+class _Deadline:
+    """Makes the sockets of a thread keep one deadline for a whole request.
+
+    httpx limits each read by itself, so a server that sends a byte now and then holds a caller for ever.
+    The documented "trace" extension shows each new connection's stream, whose reads and writes are then
+    bound by what is left.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def start(self, timeout_s: float) -> None:
+        self._local.until_s = time.monotonic() + timeout_s
+
+    def on_trace(self, name: str, info: Mapping[str, object]) -> None:
+        if name in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            stream = info.get("return_value")
+            if stream is not None:
+                self._bind(stream)
+
+    def _bind(self, stream: object) -> None:
+        read: Callable[..., bytes] = stream.read  # type: ignore[attr-defined]  # of httpcore's NetworkStream
+        write: Callable[..., None] = stream.write  # type: ignore[attr-defined]
+
+        def bound_read(max_bytes: int, timeout: Optional[float] = None) -> bytes:
+            return read(max_bytes, self._left_s(timeout))
+
+        def bound_write(buffer: bytes, timeout: Optional[float] = None) -> None:
+            write(buffer, self._left_s(timeout))
+
+        stream.read, stream.write = bound_read, bound_write  # type: ignore[attr-defined]
+
+    def _left_s(self, timeout: Optional[float]) -> float:
+        # Not 0, which would mean not to block at all: a hair's breadth ends in the usual timeout error.
+        until_s: float = self._local.until_s
+        left_s = max(0.001, until_s - time.monotonic())
+        return left_s if timeout is None else min(timeout, left_s)
+
+
 class SyncTransport(_Wire):
     """Sends from threads. Safe to share between them."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        self._deadline = _Deadline()
+        self._extensions["trace"] = self._deadline.on_trace
         self._client: Optional[httpx.Client] = None
         self._direct: Optional[httpx.HTTPTransport] = None
         if isinstance(config.http_client, httpx.Client):
@@ -121,8 +170,8 @@ class SyncTransport(_Wire):
             self._direct = httpx.HTTPTransport(limits=_limits())
 
     def attempt(self, request: Request, timeout_s: float) -> Answer:
-        """Make one try, of at most about *timeout_s* seconds."""
-        give_up_s = time.monotonic() + timeout_s
+        """Make one try, of at most *timeout_s* seconds after the connection stands."""
+        self._deadline.start(timeout_s)
         try:
             if self._direct is not None:
                 response = self._direct.handle_request(self.build(request, timeout_s))
@@ -136,8 +185,6 @@ class SyncTransport(_Wire):
                     body += chunk
                     if len(body) > MAX_ANSWER_BYTES:
                         break
-                    if time.monotonic() > give_up_s:
-                        return Answer(None, failure=Failure.TIMEOUT, detail="the answer came too slowly")
             finally:
                 response.close()
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
@@ -148,7 +195,7 @@ class SyncTransport(_Wire):
         self,
         request: Request,
         tries: Tries,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], None] = time.sleep,
         on_try: Optional[OnTry] = None,
     ) -> Answer:
         """Send *request* until an answer settles it or `tries` has enough."""
@@ -260,7 +307,7 @@ class AsyncTransport(_Wire):
 def _again(tries: Tries, state: tenacity.RetryCallState) -> bool:
     assert state.outcome is not None
     answer: Answer = state.outcome.result()
-    dice = random.random()  # noqa: S311 - jitter
+    dice = random.random()
     return tries.again(answer, now_s=time.monotonic(), wall_s=time.time(), dice=dice)
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import logging
 import sys
 import threading
 import time
 from contextvars import Context
-from typing import TYPE_CHECKING, Awaitable, Callable, Dict, Optional, Protocol, Set
+from typing import TYPE_CHECKING, Awaitable, Callable, Dict, Optional, Protocol, Set, TypeVar
 
 from . import api
 from .config import Config
@@ -26,18 +25,23 @@ if TYPE_CHECKING:
     from .queue.base import Batch
     from .transport import AsyncTransport, SyncTransport
 
-logger = logging.getLogger("windback")
+
+T = TypeVar("T")
 
 
 class ThreadWaker:
     """Sleeping on a raw lock: one system call to sleep, one to wake, and the waker never waits."""
 
-    __slots__ = ("_lock", "release")
+    __slots__ = ("_lock",)
 
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()
         self._lock.acquire()
-        self.release: Callable[[], object] = self._lock.release
+
+    def release(self) -> None:
+        """End the sleep; from any thread, and a second time does nothing."""
+        with contextlib.suppress(RuntimeError):
+            self._lock.release()
 
     def sleep(self, seconds: Optional[float]) -> bool:
         """Sleep until released; False if *seconds* passed first."""
@@ -59,6 +63,8 @@ class ThreadWorkers:
         self._lock = threading.Lock()
         self._transport: Optional[SyncTransport] = None
         self._idents: Set[int] = set()
+        #: Released by the last worker to leave, once the client is closed.
+        self._gone: Optional[ThreadWaker] = None
 
     def start(self) -> bool:
         """Start a worker; False if the system refuses.
@@ -92,14 +98,23 @@ class ThreadWorkers:
     def _main(self) -> None:
         with contextlib.suppress(Exception):  # cosmetic: names it in py-spy and faulthandler
             threading.current_thread().name = "windback-worker"
-        self._idents.add(threading.get_ident())
         try:
-            self.run()
+            self._work()
         except BaseException as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
-            logger.warning("a worker ended with %s; the next event starts another", type(error).__name__)
-            logger.debug("it was", exc_info=True)
+            self._dispatcher.log_death(error, time.monotonic())
+
+    def _work(self, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None) -> None:
+        ident = threading.get_ident()
+        with self._lock:
+            self._idents.add(ident)
+        try:
+            self.run(done, deadline_s)
         finally:
-            self._idents.discard(threading.get_ident())
+            with self._lock:
+                self._idents.discard(ident)
+                if self._gone is not None and not self._idents:
+                    self._close_transport()
+                    self._gone.release()
 
     def run(self, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None) -> None:
         """Work until there is nothing left to do for this thread, or *done*, or the deadline."""
@@ -128,10 +143,12 @@ class ThreadWorkers:
     def _send(self, batch: Batch, deadline_s: Optional[float]) -> None:
         dispatcher = self._dispatcher
         gzipped = dispatcher.compress
-        tries = Tries(self._config.max_retries, self._config.timeout, deadline_s=deadline_s)
+        tries = Tries(self._config.max_retries, self._config.timeout, deadline_s=deadline_s, gated=True)
         try:
             request = api.track(batch.records, batch.key, gzip=gzipped)
-            answer = self.transport().send(request, tries, self._nap, lambda each: _tried(dispatcher, tries, each))
+            answer = self.transport().send(
+                request, tries, self._nap, lambda each: _tried(dispatcher, batch, tries, each)
+            )
         except BaseException:
             dispatcher.abandon(batch)
             raise
@@ -150,25 +167,48 @@ class ThreadWorkers:
         """Do a worker's work in the calling thread, until *done* or the deadline."""
         with self._dispatcher.lock:
             self._dispatcher.workers += 1
-        self.run(done, deadline_s)
+        self._work(done, deadline_s)
 
     def close(self) -> None:
-        """Close the connections, unless a request still uses them; its thread is a daemon."""
-        if self._transport is not None and not self._idents:
+        """Wait for the workers to leave and close the connections.
+
+        A worker in a request that outlasts the deadline is not waited for: the last one out closes them.
+        """
+        gone = ThreadWaker()
+        with self._lock:
+            if not self._idents:
+                self._close_transport()
+                return
+            self._gone = gone
+        if self._dispatcher.stats().in_flight == 0:
+            gone.sleep(1.0)
+
+    def _close_transport(self) -> None:
+        if self._transport is not None:
             self._transport.close()
+            self._transport = None
 
 
 class _Loop(Protocol):
-    """How to start a task in the event loop of the calling thread, and how to call into it from others."""
+    """What of an event loop is needed before anyio is loaded, which takes too long to do in the loop."""
 
     key: object
+    backend: str
 
-    def spawn(self, main: Callable[[], Awaitable[None]]) -> None: ...
+    def spawn(self, main: Callable[[], Awaitable[None]]) -> None:
+        """Start a task, in the loop's own thread."""
 
-    def call_soon(self, call: Callable[[], object]) -> None: ...
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Call something in the loop, from any thread."""
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """Call something that takes long in a thread."""
+        ...
 
 
 class _AsyncioLoop:
+    backend = "asyncio"
+
     def __init__(self) -> None:
         import asyncio
 
@@ -184,8 +224,13 @@ class _AsyncioLoop:
     def call_soon(self, call: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(call)
 
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(None, call)
+
 
 class _TrioLoop:
+    backend = "trio"
+
     def __init__(self) -> None:
         import trio
 
@@ -198,6 +243,9 @@ class _TrioLoop:
 
     def call_soon(self, call: Callable[[], object]) -> None:
         self._token.run_sync_soon(call)
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        return await self._trio.to_thread.run_sync(call)
 
 
 _tasks: Set[object] = set()
@@ -216,7 +264,7 @@ def _current_loop() -> _Loop:
 
 
 class TaskWaker:
-    """Sleeping on an event of the current loop; `release` may come from any thread."""
+    """Sleeping on an event of the current loop."""
 
     __slots__ = ("_event", "_loop", "_thread")
 
@@ -228,6 +276,7 @@ class TaskWaker:
         self._thread = threading.get_ident()
 
     def release(self) -> None:
+        """End the sleep; from any thread, and a second time does nothing."""
         # RuntimeError: that loop is closed, and nobody sleeps there any more.
         with contextlib.suppress(RuntimeError):
             if threading.get_ident() == self._thread:
@@ -251,14 +300,26 @@ class _Home:
     """
 
     def __init__(self, loop: _Loop) -> None:
-        import anyio
-
         self.loop = loop
         self.transport: Optional[AsyncTransport] = None
-        self.opening = anyio.Lock()
-        self.stop = anyio.Event()
-        self.stopped = anyio.Event()
+        self.stop: Optional[TaskWaker] = None
+        self.stopped: Optional[TaskWaker] = None
         self.workers = 0
+        #: The loop is going down: nothing may be started in it any more.
+        self.ended = False
+        self._is_loaded = False
+
+    async def load(self) -> None:
+        """Load anyio's backend without holding up the loop; a checkpoint in any case."""
+        if not self._is_loaded:
+            await self.loop.in_thread(lambda: _load_backend(self.loop.backend))
+            self._is_loaded = True
+
+
+def _load_backend(backend: str) -> None:
+    import anyio
+
+    anyio.run(anyio.sleep, 0, backend=backend)
 
 
 class TaskWorkers:
@@ -273,9 +334,11 @@ class TaskWorkers:
         """Forget all loops, as in a forked child, where none of them runs."""
         self._homes: Dict[object, _Home] = {}
 
-    def waker(self) -> TaskWaker:
+    async def waker(self) -> TaskWaker:
         """Return something the current task can sleep on."""
-        return TaskWaker(_current_loop())
+        home = self._home()
+        await home.load()
+        return TaskWaker(home.loop)
 
     @property
     def has_worker_here(self) -> bool:
@@ -286,11 +349,14 @@ class TaskWorkers:
         return False
 
     def start(self) -> bool:
-        """Start a worker in the running loop; False if this thread runs none."""
+        """Start a worker in the running loop; False if this thread runs none, or the loop is going down."""
         try:
             home = self._home()
         except RuntimeError:
             return False
+        if home.ended:
+            return False
+        home.workers += 1
         home.loop.spawn(lambda: self._main(home))
         return True
 
@@ -298,6 +364,8 @@ class TaskWorkers:
         loop = _current_loop()
         home = self._homes.get(loop.key)
         if home is None:
+            # An ended loop stays known until there is another, so that nothing starts anew in it.
+            self._homes = {key: other for key, other in self._homes.items() if not other.ended}
             home = self._homes[loop.key] = _Home(loop)
             resident = home
             loop.spawn(lambda: self._reside(resident))
@@ -308,13 +376,12 @@ class TaskWorkers:
         return await self._open(self._home())
 
     async def _open(self, home: _Home) -> AsyncTransport:
-        async with home.opening:
-            if home.transport is None:
-                import anyio
-
-                # Loading httpx and the certificates takes 100 ms, which is too long for a loop.
-                home.transport = await anyio.to_thread.run_sync(self._make_transport)
-            return home.transport
+        if home.transport is None:
+            # Loading httpx and the certificates takes 100 ms, which is too long for a loop.
+            transport = await home.loop.in_thread(self._make_transport)
+            if home.transport is None:  # else another task was faster, and this one has no connections
+                home.transport = transport
+        return home.transport
 
     def _make_transport(self) -> AsyncTransport:
         from .transport import AsyncTransport
@@ -325,21 +392,23 @@ class TaskWorkers:
         import anyio
 
         try:
-            await home.stop.wait()
+            await home.load()
+            home.stop, home.stopped = TaskWaker(home.loop), TaskWaker(home.loop)
+            if not home.ended:
+                await home.stop.sleep(None)
         finally:
-            self._homes.pop(home.loop.key, None)
-            with anyio.CancelScope(shield=True):
-                if home.transport is not None:
+            home.ended = True
+            if home.transport is not None:
+                with anyio.CancelScope(shield=True):
                     await home.transport.aclose()
-            home.stopped.set()
+            if home.stopped is not None:
+                home.stopped.release()
 
     async def _main(self, home: _Home) -> None:
-        home.workers += 1
         try:
             await self._run(home)
         except Exception as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
-            logger.warning("a worker ended with %s; the next event starts another", type(error).__name__)
-            logger.debug("it was", exc_info=True)
+            self._dispatcher.log_death(error, time.monotonic())
         finally:
             home.workers -= 1
 
@@ -348,6 +417,9 @@ class TaskWorkers:
         waker: Optional[TaskWaker] = None
         idle = False
         try:
+            # Before any batch is leased: a loop that goes down cancels this task here, and nothing is held.
+            await home.load()
+            await self._open(home)
             while True:
                 fresh = TaskWaker(home.loop)
                 step = dispatcher.next_step(time.monotonic(), fresh, waker, idle=idle)
@@ -368,12 +440,14 @@ class TaskWorkers:
     async def _send(self, home: _Home, batch: Batch) -> None:
         dispatcher = self._dispatcher
         gzipped = dispatcher.compress
-        tries = Tries(self._config.max_retries, self._config.timeout)
+        tries = Tries(self._config.max_retries, self._config.timeout, gated=True)
         try:
             transport = await self._open(home)
             request = api.track(batch.records, batch.key, gzip=gzipped)
             nap = lambda seconds: self._nap(home, seconds)  # noqa: E731
-            answer = await transport.send(request, tries, nap, lambda each: _tried(dispatcher, tries, each))
+            answer = await transport.send(
+                request, tries, nap, lambda each: _tried(dispatcher, batch, tries, each)
+            )
         except BaseException:
             dispatcher.abandon(batch)
             raise
@@ -390,15 +464,17 @@ class TaskWorkers:
 
     async def close(self) -> None:
         """Close the connections of the running loop."""
-        with contextlib.suppress(RuntimeError):
-            home = self._homes.get(_current_loop().key)
-            if home is not None:
-                home.stop.set()
-                await home.stopped.wait()
+        home = self._homes.get(_current_loop().key)
+        if home is None or home.ended:
+            return
+        home.ended = True
+        if home.stop is not None and home.stopped is not None:
+            home.stop.release()
+            await home.stopped.sleep(None)
 
 
-def _tried(dispatcher: Dispatcher, tries: Tries, answer: Answer) -> None:
-    dispatcher.tried(answer, time.monotonic(), time.time(), is_retry=tries.made > 0)
+def _tried(dispatcher: Dispatcher, batch: Batch, tries: Tries, answer: Answer) -> None:
+    dispatcher.tried(batch, tries, answer, time.monotonic(), time.time())
 
 
 def _until(deadline_s: Optional[float], wait_s: Optional[float]) -> Optional[float]:

@@ -197,7 +197,7 @@ def run(tmp_path) -> Callable[..., Ended]:
     of the exit matters. *url* reaches it as WINDBACK_BASE_URL, beside a key.
     """
 
-    def run(code: str, *options: str, url: str, within_s: float = 40.0, **environment: str) -> Ended:
+    def run(code: str, *options: str, url: str, within_s: float = 20.0, **environment: str) -> Ended:
         path = tmp_path / "script.py"
         path.write_text(textwrap.dedent(code), encoding="utf-8")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("WINDBACK_")}

@@ -22,13 +22,15 @@ class Batch:
     flush compares it with what was accepted before it was called.
     """
 
-    __slots__ = ("key", "position", "records", "size_bytes")
+    __slots__ = ("key", "position", "records", "size_bytes", "was_tried")
 
     def __init__(self, records: Sequence[bytes], position: int, key: Optional[str] = None) -> None:
         self.records = records
         self.position = position
         self.key = os.urandom(16).hex() if key is None else key
         self.size_bytes = sum(map(len, records))
+        #: Whether a request was made for these bytes, under this key.
+        self.was_tried = False
 
     def __len__(self) -> int:
         return len(self.records)
@@ -45,14 +47,15 @@ class Batch:
 class Waiting(NamedTuple):
     """What waits in a queue: events not leased, and the bytes of those."""
 
-    count: int
+    events: int
     size_bytes: int
 
 
 class Waker(Protocol):
-    """Something that sleeps; `release` ends its sleep, from any thread, and may be called once."""
+    """Something that sleeps."""
 
-    def release(self) -> object: ...
+    def release(self) -> None:
+        """End its sleep, from any thread; a second time does nothing."""
 
 
 class Queue(Protocol):
@@ -60,6 +63,7 @@ class Queue(Protocol):
 
     def put(self, record: bytes) -> bool:
         """Accept an event, or apply the overflow policy. Any thread; no lock, no I/O."""
+        ...
 
     def take(self, limits: Limits) -> Optional[Batch]:
         """Lease the next batch, nacked ones first and unchanged; None if nothing waits."""
@@ -75,9 +79,12 @@ class Queue(Protocol):
 
     def waiting(self) -> Waiting:
         """Return what can be taken."""
+        ...
 
     def positions(self) -> tuple[int, int]:
         """Return (the lowest position not yet settled, the position the next put event will get)."""
+        ...
 
     def discard(self) -> List[Batch]:
         """Take out everything that waits, as batches that are then acked as dropped."""
+        ...

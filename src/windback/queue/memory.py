@@ -10,6 +10,7 @@ precision in one place: the bound by count may be overrun by as many events as t
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from .. import batching
@@ -80,7 +81,8 @@ class MemoryQueue:
         self._evicted = AtomicCounter()
         self._announced: Deque[bool] = deque((False,))
         self.refused: Dict[str, AtomicCounter] = {
-            reason: AtomicCounter() for reason in ("queue_full", "before_send", "before_send_error", "disabled")
+            reason: AtomicCounter()
+            for reason in ("queue_full", "before_send", "before_send_error", "disabled")
         }
         self.closed: Optional[str] = None
         #: Callers compare with this instead of with the bound, so that -1 sends them all the slow way.
@@ -129,7 +131,9 @@ class MemoryQueue:
         self.refuse("queue_full")
         self._announce()
         if self._overflow == "raise":
-            message = f"{len(self._items):,} events wait, and max_queue_size or max_queue_bytes allows no more"
+            message = (
+                f"{len(self._items):,} events wait, and max_queue_size or max_queue_bytes allows no more"
+            )
             raise QueueFullError(message, code="QUEUE_FULL")
         return False
 
@@ -181,22 +185,22 @@ class MemoryQueue:
         if self._overflow != "drop_oldest":  # then nobody else takes from the left
             return [popleft() for _ in range(min(count, len(self._items)))]
         records: List[bytes] = []
-        try:
-            for _ in range(count):
-                records.append(popleft())
-        except IndexError:
-            pass
+        with suppress(IndexError):
+            records.extend(popleft() for _ in range(count))  # keeps what it has when one fails
         return records
 
     def ack(self, batch: Batch) -> None:
+        """Forget a batch: it is off our hands."""
         self._unlease(batch)
         self._move_bytes(-batch.size_bytes, 1)
 
     def nack(self, batch: Batch) -> None:
+        """Give a batch back; it is taken again, before anything else, with the same key."""
         self._unlease(batch)
         self._returned.appendleft(batch)
 
     def split(self, batch: Batch) -> None:
+        """Give a batch back as its halves."""
         self._unlease(batch)
         self._returned.extendleft(reversed(batch.halves()))
 
@@ -211,6 +215,7 @@ class MemoryQueue:
             self.nack(batch)
 
     def waiting(self) -> Waiting:
+        """Return what can be taken."""
         count = len(self._items)
         if self._returned:
             count += sum(map(len, self._returned))
@@ -222,6 +227,7 @@ class MemoryQueue:
         return bool(self._returned)
 
     def positions(self) -> Tuple[int, int]:
+        """Return (the lowest position not yet settled, the position the next put event will get)."""
         left = self._taken + self._evicted.value
         lowest = min((batch.position for batch in (*self._leased, *self._returned)), default=left)
         # The higher count of evictions: what is being evicted now was accepted before.
@@ -250,6 +256,7 @@ class MemoryQueue:
         return max(0, self.max_waiting - len(self._items)) if self._move_bytes(0, 1) < self._max_bytes else 0
 
     def discard(self) -> List[Batch]:
+        """Take out everything that waits, as batches that are then acked as dropped."""
         batches = list(self._returned)
         self._returned.clear()
         position = self._taken + self._evicted.value

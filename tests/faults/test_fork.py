@@ -1,0 +1,319 @@
+"""A forked child starts empty and sends its own events; what was the parent's, the parent sends."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
+
+# Python 3.12 and newer warn of any fork beside threads, which is what is tried here.
+OPTIONS = ("-X", "dev", "-W", "error", "-W", "ignore::DeprecationWarning")
+
+TOOLS = """\
+    import os, sys, time
+    from windback import AsyncWindback, Stats, Windback
+
+    def fork(work, *, end=os._exit):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work()
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+                os._exit(1)
+            end(0)
+        return pid
+
+    def join(pids):
+        for pid in pids:
+            status = os.waitpid(pid, 0)[1]
+            assert status == 0, f"a child ended with {status}"
+
+    def track(who, count=10):
+        for n in range(count):
+            assert client.track_event("login", "jane@example.com", {"who": who, "n": n})
+
+"""
+
+
+def expected(*who, count=10):
+    return sorted((each, n) for each in who for n in range(count))
+
+
+def arrived(server):
+    return sorted((stored.properties["who"], stored.properties["n"]) for stored in server.events())
+
+
+def test_parent_and_children_each_deliver_their_own_events_once(server, run):
+    """The client was used before, so connection and worker exist; more events wait when the forks come."""
+    code = (
+        TOOLS
+        + """\
+    client = Windback(flush_interval=3600)
+    track("before")
+    assert client.flush(10)
+    track("waiting")
+
+    def work(child):
+        assert client.stats() == Stats(), client.stats()
+        track(child)
+        if child == "flushes":
+            assert client.flush(10)
+            assert client.stats().delivered == 10
+
+    pids = []
+    for child in ("ends", "ends-too", "flushes", "closes"):
+        # sys.exit runs the exit handlers, as a worker of gunicorn does.
+        pids.append(fork(lambda: (work(child), child == "closes" and client.close()), end=sys.exit))
+    track("after")
+    join(pids)
+    stats = client.stats()
+    assert stats.accepted == 30 and stats.delivered == 10 and stats.pending == 20, stats
+    assert client.flush(10)
+    assert client.stats().delivered == 30
+    """
+    )
+    ended = run(code, *OPTIONS, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert arrived(server) == expected("before", "waiting", "ends", "ends-too", "flushes", "closes", "after")
+
+
+def test_a_request_under_way_stays_the_parents(held, run):
+    code = (
+        TOOLS
+        + """\
+    client = Windback(batch_size=10)
+    track("parent", 40)
+    while client.stats().in_flight < 40:
+        time.sleep(0.001)
+
+    def work():
+        assert client.stats() == Stats(), client.stats()
+        assert client.flush(0)
+
+    pid = fork(work, end=sys.exit)
+    join([pid])
+    assert client.stats().in_flight == 40
+    print("forked", flush=True)
+    assert client.flush(10)
+    """
+    )
+    held_most = []
+
+    def answer_when_forked():
+        held.wait_until_holding(4)
+        held_most.append(held.most)
+        held.answer()
+
+    import threading
+
+    thread = threading.Thread(target=answer_when_forked)
+    thread.start()
+    ended = run(code.replace("client.stats().in_flight == 40", "client.stats().accepted == 40"), url=held.url)
+    thread.join()
+    assert ended.status == 0, ended.err
+    assert (held_most, held.seen) == ([4], 4)
+
+
+def test_close_in_a_child_does_not_disturb_the_parent(server, run):
+    code = (
+        TOOLS
+        + """\
+    client = Windback()
+    track("before")
+    assert client.flush(10)
+    track("waiting")
+
+    def work():
+        assert client.close()
+        try:
+            client.flush()
+        except Exception as error:
+            assert type(error).__name__ == "ClosedError"
+        else:
+            raise AssertionError("the child's client is open")
+
+    join([fork(work)])
+    track("after")
+    assert client.flush(10)
+    assert client.stats().delivered == 30
+    """
+    )
+    ended = run(code, *OPTIONS, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert arrived(server) == expected("before", "waiting", "after")
+
+
+def test_a_client_that_only_children_use(server, run):
+    code = (
+        TOOLS
+        + """\
+    client = Windback()
+    join([fork(lambda: track(str(child)), end=sys.exit) for child in range(4)])
+    assert client.stats() == Stats()
+    """
+    )
+    ended = run(code, *OPTIONS, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert arrived(server) == expected("0", "1", "2", "3")
+
+
+def test_a_grandchild_is_a_child(server, run):
+    code = (
+        TOOLS
+        + """\
+    client = Windback()
+    track("parent")
+
+    def child():
+        track("child")
+        join([fork(lambda: (client.stats() == Stats() or 1 / 0, track("grandchild")), end=sys.exit)])
+
+    join([fork(child, end=sys.exit)])
+    """
+    )
+    ended = run(code, *OPTIONS, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert arrived(server) == expected("parent", "child", "grandchild")
+
+
+def test_a_fork_while_the_worker_still_loads_its_modules(server, run):
+    """As an app that tracks "started" and forks at once does: the child must not wait for an import for ever."""
+    code = (
+        TOOLS
+        + """\
+    class Slow:
+        # The lock of a module that is being imported is held by the thread that imports it.
+        def find_spec(self, name, path=None, target=None):
+            if name in ("httpx", "tenacity"):
+                loading.append(name)
+                time.sleep(0.3)
+
+    loading = []
+    sys.meta_path.insert(0, Slow())
+    client = Windback(flush_interval=0.001)
+    track("parent")
+    while not loading:
+        time.sleep(0.001)
+
+    def work():
+        track("child")
+        assert client.flush(10), client.stats()
+
+    join([fork(work)])
+    assert client.flush(10)
+    """
+    )
+    ended = run(code, *OPTIONS, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert arrived(server) == expected("parent", "child")
+
+
+def test_fifty_forks_while_eight_threads_track(server, run):
+    """Whatever a thread held when the fork came, a lock, a half-done eviction, it is not there in the child."""
+    code = (
+        TOOLS
+        + """\
+    import threading
+
+    # The parent's queue never fills a batch and is never due, so the parent sends nothing until the end.
+    client = Windback(max_queue_size=50, overflow="drop_oldest", flush_interval=3600)
+    stop = threading.Event()
+
+    def busy(call):
+        while not stop.is_set():
+            call()
+
+    calls = [lambda: track("parent", 1)] * 8 + [client.stats]
+    threads = [threading.Thread(target=busy, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+
+    def work():
+        stats = client.stats()
+        assert stats == Stats(), stats
+        track(str(child), 3)
+        result = client.flush(10)
+        assert result and result.delivered == 3, result
+        assert client.stats().accepted == 3
+
+    try:
+        for child in range(50):
+            join([fork(work)])
+    finally:
+        stop.set()
+    for thread in threads:
+        thread.join()
+    stats = client.stats()
+    assert stats.delivered == 0 and stats.accepted == stats.dropped + stats.pending, stats
+    """
+    )
+    ended = run(code, *OPTIONS, url=server.url, within_s=45)
+    assert (ended.status, ended.err) == (0, "")
+    children = [each for each in arrived(server) if each[0] != "parent"]
+    assert children == expected(*map(str, range(50)), count=3)
+
+
+def test_processes_of_multiprocessing(server, run):
+    """They end without exit handlers, so they have to flush."""
+    code = (
+        TOOLS
+        + """\
+    import multiprocessing
+
+    def work(who):
+        track(who)
+        assert client.flush(10)
+
+    client = Windback()
+    track("parent")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=work, args=(str(n),)) for n in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    """
+    )
+    ended = run(code, *OPTIONS, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert arrived(server) == expected("parent", "0", "1")
+
+
+@pytest.mark.parametrize("worker", ["task", "thread"])
+@pytest.mark.parametrize("how", ["asyncio", "trio"])
+def test_a_fork_between_event_loops(server, run, how, worker):
+    code = TOOLS + f"""\
+    import {how}
+
+    client = AsyncWindback(worker={worker!r})
+
+    async def main(who, flush):
+        for n in range(10):
+            assert await client.track_event("login", "jane@example.com", {{"who": who, "n": n}})
+        if flush:
+            assert await client.flush(10)
+
+    def loop(*args):
+        {how}.run({"main(*args)" if how == "asyncio" else "main, *args"})
+
+    def work(child, flush):
+        assert client.stats() == Stats(), client.stats()
+        loop(child, flush)
+
+    loop("before", True)
+    loop("waiting", False)
+    join([
+        fork(lambda: work("flushes", True)),
+        fork(lambda: work("ends", False), end=sys.exit),
+    ])
+    loop("after", True)
+    assert client.stats().delivered == 30, client.stats()
+    """
+    ended = run(code, *OPTIONS, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert arrived(server) == expected("before", "waiting", "flushes", "ends", "after")
