@@ -210,7 +210,7 @@ def error_of(answer: Answer, wall_s: float, redact: Callable[[str], str]) -> Win
     if 300 <= answer.status < 400:
         where = answer.headers.get("location", "another place")
         message = (
-            f"redirected to {where[:_TEXT_LIMIT]}, which is not followed; set base_url to where the API is"
+            f"redirected to {where[:_TEXT_LIMIT]}, and redirects are not followed: set base_url to the API"
         )
     return error_class(answer.status)(
         redact(message or f"HTTP {answer.status} without a message"),

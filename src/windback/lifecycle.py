@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import threading
 import time
 from typing import List, Protocol
 
@@ -32,7 +33,14 @@ class Core(Protocol):
     shutdown_timeout: float
 
 
+#: Held while httpx and its kind are imported. A fork waits for it: in a child the import lock of a half
+#: loaded module would belong to a thread that does not exist there.
+loading = threading.Lock()
+#: A fork waits no longer than this, whatever an import does.
+_LOADING_S = 5.0
+
 _cores: List[Core] = []
+_waits: List[bool] = []
 _installed = False
 
 
@@ -43,7 +51,7 @@ def register(core: Core) -> None:
         _installed = True
         atexit.register(_at_exit)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_in_child)
+            os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
     _cores.append(core)
 
 
@@ -66,6 +74,16 @@ def _at_exit() -> None:
         logger.warning("%d events were not delivered before the process ended", left)
 
 
+def _before_fork() -> None:
+    _waits.append(loading.acquire(timeout=_LOADING_S))
+
+
+def _in_parent() -> None:
+    if _waits.pop():
+        loading.release()
+
+
 def _in_child() -> None:
+    _in_parent()
     for core in _cores:
         core.reset()

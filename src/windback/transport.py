@@ -7,10 +7,13 @@ Redirects are never followed: the key goes to no other host.
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 import threading
 import time
 from typing import Awaitable, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from weakref import WeakSet
 
 import anyio
 import httpx
@@ -122,6 +125,7 @@ class _Deadline:
 
     def __init__(self) -> None:
         self._local = threading.local()
+        self.sockets: WeakSet[socket.socket] = WeakSet()
 
     def start(self, timeout_s: float) -> None:
         self._local.until_s = time.monotonic() + timeout_s
@@ -143,6 +147,7 @@ class _Deadline:
             write(buffer, self._left_s(timeout))
 
         stream.read, stream.write = bound_read, bound_write  # type: ignore[attr-defined]
+        self.sockets.add(stream.get_extra_info("socket"))  # type: ignore[attr-defined]
 
     def _left_s(self, timeout: Optional[float]) -> float:
         # Not 0, which would mean not to block at all: a hair's breadth ends in the usual timeout error.
@@ -201,7 +206,10 @@ class SyncTransport(_Wire):
         """Send *request* until an answer settles it or `tries` has enough."""
 
         def attempt() -> Answer:
-            answer = self.attempt(request, tries.left_s(time.monotonic()))
+            left_s = tries.left_s(time.monotonic())
+            if left_s <= 0.0:
+                return Answer(None, failure=Failure.TIMEOUT)
+            answer = self.attempt(request, left_s)
             if on_try is not None:
                 on_try(answer)
             return answer
@@ -216,6 +224,16 @@ class SyncTransport(_Wire):
             sleep=sleep,
         )
         return retrying(lambda: answers.pop() if answers else attempt())
+
+    def abandon(self) -> None:
+        """Let go of the sockets in a forked child, where they are the parent's.
+
+        Not by closing the pool: a thread that is not here any more may hold its lock.
+        """
+        for each in list(self._deadline.sockets):
+            descriptor = each.detach()
+            if descriptor >= 0:
+                os.close(descriptor)  # the connection itself stays open, for the parent has it too
 
     def close(self) -> None:
         """Close the connections; a client that the user gave us stays open."""
@@ -273,7 +291,10 @@ class AsyncTransport(_Wire):
         """Send *request* until an answer settles it or `tries` has enough."""
 
         async def attempt() -> Answer:
-            answer = await self.attempt(request, tries.left_s(time.monotonic()))
+            left_s = tries.left_s(time.monotonic())
+            if left_s <= 0.0:
+                return Answer(None, failure=Failure.TIMEOUT)
+            answer = await self.attempt(request, left_s)
             if on_try is not None:
                 on_try(answer)
             return answer

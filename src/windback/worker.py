@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import sys
 import threading
 import time
 from contextvars import Context
 from typing import TYPE_CHECKING, Awaitable, Callable, Dict, Optional, Protocol, Set, TypeVar
 
-from . import api
+from . import api, lifecycle
 from .config import Config
 from .delivery import Answer, Tries
 from .dispatch import Dispatcher
@@ -56,12 +57,15 @@ class ThreadWorkers:
     def __init__(self, config: Config, dispatcher: Dispatcher) -> None:
         self._config = config
         self._dispatcher = dispatcher
+        self._transport: Optional[SyncTransport] = None
         self.reset()
 
     def reset(self) -> None:
         """Forget the threads and connections, as in a forked child, which has neither."""
         self._lock = threading.Lock()
-        self._transport: Optional[SyncTransport] = None
+        if self._transport is not None:
+            self._transport.abandon()
+            self._transport = None
         self._idents: Set[int] = set()
         #: Released by the last worker to leave, once the client is closed.
         self._gone: Optional[ThreadWaker] = None
@@ -87,11 +91,11 @@ class ThreadWorkers:
         """Return the connections, made at first use."""
         transport = self._transport
         if transport is None:
-            from .transport import SyncTransport  # httpx and tenacity are loaded here, not by an importer
-
-            with self._lock:
+            with lifecycle.loading, self._lock:
                 transport = self._transport
                 if transport is None:
+                    from .transport import SyncTransport  # loads httpx and tenacity, which no importer should
+
                     transport = self._transport = SyncTransport(self._config)
         return transport
 
@@ -195,8 +199,8 @@ class _Loop(Protocol):
     key: object
     backend: str
 
-    def spawn(self, main: Callable[[], Awaitable[None]]) -> None:
-        """Start a task, in the loop's own thread."""
+    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object]) -> None:
+        """Start a task, in the loop's own thread; *never_ran* is called if it is cancelled before it runs."""
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Call something in the loop, from any thread."""
@@ -215,17 +219,51 @@ class _AsyncioLoop:
         self._loop = asyncio.get_running_loop()
         self.key: object = self._loop
 
-    def spawn(self, main: Callable[[], Awaitable[None]]) -> None:
+    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object]) -> None:
+        has_run = False
+
+        async def run() -> None:
+            nonlocal has_run
+            has_run = True
+            await main()
+
+        def end(task: object) -> None:
+            _tasks.discard(task)
+            if not has_run:
+                never_ran()
+
         # An empty context: a worker outlives the request that started it, and must not hold on to it.
-        task = Context().run(self._loop.create_task, _as_coroutine(main))
+        task = Context().run(self._loop.create_task, run())
         _tasks.add(task)  # the loop itself keeps weak references only
-        task.add_done_callback(_tasks.discard)
+        task.add_done_callback(end)
 
     def call_soon(self, call: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(call)
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        return await self._loop.run_in_executor(None, call)
+        # Not the loop's executor, which a loop that goes down has shut already, and waits for.
+        done = self._loop.create_future()
+
+        def settle(set_outcome: Callable[[], object]) -> None:
+            if not done.done():
+                set_outcome()
+
+        def work() -> None:
+            try:
+                result = call()
+            except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+                outcome = functools.partial(done.set_exception, error)
+            else:
+                outcome = functools.partial(done.set_result, result)
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+                self._loop.call_soon_threadsafe(settle, outcome)
+
+        try:
+            _thread.start_new_thread(work, ())
+        except RuntimeError:  # no more threads: then it has to hold up the loop
+            work()
+        outcome: T = await done
+        return outcome
 
 
 class _TrioLoop:
@@ -238,7 +276,8 @@ class _TrioLoop:
         self._token = trio.lowlevel.current_trio_token()
         self.key: object = self._token
 
-    def spawn(self, main: Callable[[], Awaitable[None]]) -> None:
+    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object]) -> None:
+        del never_ran  # trio runs a task up to its first checkpoint in any case
         self._trio.lowlevel.spawn_system_task(main, context=Context())
 
     def call_soon(self, call: Callable[[], object]) -> None:
@@ -249,10 +288,6 @@ class _TrioLoop:
 
 
 _tasks: Set[object] = set()
-
-
-async def _as_coroutine(main: Callable[[], Awaitable[None]]) -> None:
-    await main()
 
 
 def _current_loop() -> _Loop:
@@ -317,9 +352,10 @@ class _Home:
 
 
 def _load_backend(backend: str) -> None:
-    import anyio
+    with lifecycle.loading:
+        import anyio
 
-    anyio.run(anyio.sleep, 0, backend=backend)
+        anyio.run(anyio.sleep, 0, backend=backend)
 
 
 class TaskWorkers:
@@ -357,8 +393,12 @@ class TaskWorkers:
         if home.ended:
             return False
         home.workers += 1
-        home.loop.spawn(lambda: self._main(home))
+        home.loop.spawn(lambda: self._main(home), lambda: self._retire(home))
         return True
+
+    def _retire(self, home: _Home) -> None:
+        home.workers -= 1
+        self._dispatcher.retire(None, died=False)
 
     def _home(self) -> _Home:
         loop = _current_loop()
@@ -368,7 +408,7 @@ class TaskWorkers:
             self._homes = {key: other for key, other in self._homes.items() if not other.ended}
             home = self._homes[loop.key] = _Home(loop)
             resident = home
-            loop.spawn(lambda: self._reside(resident))
+            loop.spawn(lambda: self._reside(resident), lambda: setattr(resident, "ended", True))
         return home
 
     async def transport(self) -> AsyncTransport:
@@ -384,9 +424,10 @@ class TaskWorkers:
         return home.transport
 
     def _make_transport(self) -> AsyncTransport:
-        from .transport import AsyncTransport
+        with lifecycle.loading:
+            from .transport import AsyncTransport
 
-        return AsyncTransport(self._config)
+            return AsyncTransport(self._config)
 
     async def _reside(self, home: _Home) -> None:
         import anyio
