@@ -7,6 +7,7 @@ Redirects are never followed: the key goes to no other host.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - for getaddrinfo; a fork during its import would break the child for good
 import os
 import random
 import socket

@@ -9,12 +9,13 @@ precision in one place: the bound by count may be overrun by as many events as t
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from contextlib import suppress
 from typing import Callable, Deque, Dict, List, Optional, Set, Tuple
 
-from .. import batching
 from ..batching import Limits
+from ..config import BATCH_FRAME_BYTES, MAX_BATCH_SIZE
 from ..errors import ClosedError, QueueFullError
 from ..stats import AtomicCounter
 from .base import Batch, Waiting
@@ -167,26 +168,33 @@ class MemoryQueue:
         else:
             # The lower count of evictions: the position may come out too low, never too high.
             position = self._taken + self._evicted.value
-            records = self._pop(limits.max_events)
+            records = self._pop(limits.max_events, limits.max_bytes)
             if not records:
                 return None
-            fits = batching.cut(records, limits)
-            self._items.extendleft(reversed(records[fits:]))
-            self._taken += fits
-            batch = Batch(records[:fits], position)
+            self._taken += len(records)
+            batch = Batch(records, position)
         self._leased.add(batch)
         self._leased_bytes += batch.size_bytes
         if not self._announced and len(self._items) <= self._max_events // 2:
             self._announced.append(False)
         return batch
 
-    def _pop(self, count: int) -> List[bytes]:
+    def _pop(self, max_events: int, max_bytes: int) -> List[bytes]:
+        """Pop what makes one batch.
+
+        One by one: what is popped too many and put back later would be room that callers fill meanwhile.
+        """
         popleft = self._items.popleft
-        if self._overflow != "drop_oldest":  # then nobody else takes from the left
-            return [popleft() for _ in range(min(count, len(self._items)))]
         records: List[bytes] = []
-        with suppress(IndexError):
-            records.extend(popleft() for _ in range(count))  # keeps what it has when one fails
+        room = max_bytes - BATCH_FRAME_BYTES
+        with suppress(IndexError):  # under drop_oldest callers pop too, so the length says nothing
+            for _ in range(max_events):
+                record = popleft()
+                room -= len(record) + 1
+                if room < 0 and records:
+                    self._items.appendleft(record)
+                    break
+                records.append(record)
         return records
 
     def ack(self, batch: Batch) -> None:
@@ -235,7 +243,8 @@ class MemoryQueue:
 
     def counts(self) -> Tuple[int, int, int, int]:
         """Return (accepted, evicted, pending, leased) at one instant."""
-        waiting, evicted = len(self._items), self._evicted.value
+        # The higher count of evictions, read last: with the other one, `accepted` could fall for an instant.
+        waiting, evicted = len(self._items), self._evicting.value
         leased = sum(map(len, self._leased))
         pending = waiting + leased + sum(map(len, self._returned))
         return self._taken + evicted + waiting, evicted, pending, leased
@@ -260,11 +269,13 @@ class MemoryQueue:
         batches = list(self._returned)
         self._returned.clear()
         position = self._taken + self._evicted.value
-        records = self._pop(len(self._items))
-        if records:
-            self._taken += len(records)
+        while True:
+            records = self._pop(MAX_BATCH_SIZE, sys.maxsize)
+            if not records:
+                return batches
             batches.append(Batch(records, position))
-        return batches
+            self._taken += len(records)
+            position += len(records)
 
     def close(self, reason: str) -> None:
         """Accept nothing more: `put` raises ClosedError, or counts a refusal if reason is "disabled"."""
