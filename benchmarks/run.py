@@ -43,9 +43,9 @@ def main() -> None:
         "quick": options.quick,
         "versions": versions,
         "absent": absent,
-        "runs": measure_all(chosen, options.rounds, quick=options.quick),
         "imports": surroundings.imports(chosen, 5 if options.quick else 15),
         "loaded": surroundings.loaded_by_windback() if "windback" in chosen else None,
+        "runs": measure_all(chosen, options.rounds, quick=options.quick),
         "seconds": round(time.monotonic() - started),
     }
     suffix = ("-quick" if options.quick else "") + ("-partial" if len(options.only) < len(ADAPTERS) else "")

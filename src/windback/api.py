@@ -100,6 +100,9 @@ def report_cancel_reason(slug: str, event_id: str, reason: str) -> Request:
 
     The call may start an email to the customer, so it is not repeated in doubt.
     """
+    if event_id in (".", ".."):  # as a part of a path they name another place
+        message = f"event_id must be the id of a churn event, not {event_id!r}"
+        raise ValidationError(message)
     path = f"/projects/{slug}/churn-events/{quote(_text('event_id', event_id), safe='')}/cancel-reason"
     return Request("PATCH", path, _encode({"cancel_reason": _text("reason", reason)}), once_only=True)
 
@@ -229,17 +232,14 @@ def _object(answer: Answer) -> Mapping[str, object]:
 
 def _encode(fields: Mapping[str, object]) -> bytes:
     given: Dict[str, object] = {name: value for name, value in fields.items() if value is not None}
-    try:
-        return orjson.dumps(given)
-    except TypeError as error:
-        message = f"an argument can't be sent as text: {error}"
-        raise ValidationError(message) from None
+    return orjson.dumps(given)
 
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
         message = f"{name} must be a text that is not empty, not {value!r}"
         raise ValidationError(message)
+    _check_unicode(name, value)
     return value
 
 
@@ -247,20 +247,31 @@ def _optional_text(name: str, value: object) -> Optional[str]:
     if value is not None and not isinstance(value, str):
         message = f"{name} must be a text, not {value!r}"
         raise ValidationError(message)
+    if value is not None:
+        _check_unicode(name, value)
     return value
+
+
+def _check_unicode(name: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        message = f"{name} has a lone surrogate at position {error.start}, which is not valid text"
+        raise ValidationError(message) from None
 
 
 def _email(value: object) -> str:
     if not isinstance(value, str) or "@" not in value:
         message = "customer_email must be an email address, a text with an '@'"
         raise ValidationError(message)
+    _check_unicode("customer_email", value)
     return value
 
 
 def _count(name: str, value: object, unit: str) -> Optional[int]:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        message = f"{name} must be a whole number of {unit}, at least 0, not {value!r}"
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        message = f"{name} must be a whole number of {unit}, at least 0 and of 63 bits, not {value!r}"
         raise ValidationError(message)
     return value

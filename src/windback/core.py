@@ -49,21 +49,29 @@ class Core:
         deadline_s = time.monotonic() + self.config.block_timeout
         while True:
             waker = ThreadWaker()
-            if self.dispatcher.wait_for_room(waker):
-                self._ensure_worker()
-                waker.sleep(deadline_s - time.monotonic())
+            gave_up = True
+            try:
+                if self.dispatcher.wait_for_room(waker):
+                    self._ensure_worker()
+                    waker.sleep(deadline_s - time.monotonic())
+                gave_up = time.monotonic() >= deadline_s
+            finally:
+                self.dispatcher.stop_waiting(waker, gave_up=gave_up)
             try:
                 return self.queue.put(record)
             except NoRoomError:
-                if time.monotonic() >= deadline_s:
+                if gave_up:
                     return self.queue.refuse("queue_full")
 
     def flush(self, timeout: Optional[float]) -> FlushResult:
         """Block until all that was accepted is off our hands; see Windback.flush."""
+        self._check_not_worker()
+        return self._flush_until(None if timeout is None else time.monotonic() + timeout, in_caller=False)
+
+    def _check_not_worker(self) -> None:
         if self.threads.is_current:
             message = "flush and close can't be called by on_delivery: they would wait for themselves"
             raise WindbackError(message, code="FLUSH_IN_HOOK")
-        return self._flush_until(None if timeout is None else time.monotonic() + timeout, in_caller=False)
 
     def _flush_until(self, deadline_s: Optional[float], *, in_caller: bool) -> FlushResult:
         """in_caller: there is no event loop, so no task can do it."""
@@ -85,6 +93,7 @@ class Core:
     def close(self, timeout: Optional[float]) -> FlushResult:
         """Deliver what is left within the deadline, drop the rest, close; see Windback.close."""
         if self._closed is None:
+            self._check_not_worker()
             self.dispatcher.begin_close()
             self._closed = self.flush(self.shutdown_timeout if timeout is None else timeout)
             self._end()
@@ -102,13 +111,18 @@ class Core:
         deadline_s = time.monotonic() + self.config.block_timeout
         while True:
             waker = await self.tasks.waker()
-            if self.dispatcher.wait_for_room(waker):
-                self._ensure_worker()
-                await waker.sleep(max(0.0, deadline_s - time.monotonic()))
+            gave_up = True
+            try:
+                if self.dispatcher.wait_for_room(waker):
+                    self._ensure_worker()
+                    await waker.sleep(max(0.0, deadline_s - time.monotonic()))
+                gave_up = time.monotonic() >= deadline_s
+            finally:
+                self.dispatcher.stop_waiting(waker, gave_up=gave_up)
             try:
                 return self.queue.put(record)
             except NoRoomError:
-                if time.monotonic() >= deadline_s:
+                if gave_up:
                     return self.queue.refuse("queue_full")
 
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:

@@ -17,6 +17,7 @@ Pure: no clock, no socket, no sleep, no dice; times and random numbers are argum
 from __future__ import annotations
 
 import enum
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
@@ -188,7 +189,9 @@ def retry_after_s(answer: Answer, wall_s: float) -> Optional[float]:
         delay_s = float(value)
     except ValueError:
         try:
-            delay_s = parsedate_to_datetime(value).timestamp() - wall_s
+            at = parsedate_to_datetime(value)
+            # The form without a zone is in GMT too (RFC 9110, section 5.6.7).
+            delay_s = (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp() - wall_s
         except (TypeError, ValueError, IndexError, OverflowError):
             return None
     if delay_s != delay_s:  # noqa: PLR0124 - NaN
@@ -206,9 +209,9 @@ def error_of(answer: Answer, wall_s: float, redact: Callable[[str], str]) -> Win
         is_late = failure in (Failure.TIMEOUT, Failure.CONNECT_TIMEOUT)
         kind = WindbackTimeoutError if is_late else WindbackConnectionError
         return kind(redact(f"{failure.value}: {answer.detail}" if answer.detail else failure.value))
-    message, code = _text_and_code(answer.body)
+    message, code = _text_and_code(answer.body, redact)
     if 300 <= answer.status < 400:
-        where = answer.headers.get("location", "another place")
+        where = redact(answer.headers.get("location", "another place"))
         message = (
             f"redirected to {where[:_TEXT_LIMIT]}, and redirects are not followed: set base_url to the API"
         )
@@ -216,17 +219,19 @@ def error_of(answer: Answer, wall_s: float, redact: Callable[[str], str]) -> Win
         redact(message or f"HTTP {answer.status} without a message"),
         status=answer.status,
         code=code and redact(code),
-        request_id=answer.headers.get("x-request-id"),
+        request_id=redact(answer.headers.get("x-request-id", "")) or None,
         retry_after=retry_after_s(answer, wall_s),
     )
 
 
-def _text_and_code(body: bytes) -> Tuple[str, Optional[str]]:
+def _text_and_code(body: bytes, redact: Callable[[str], str]) -> Tuple[str, Optional[str]]:
     """Read {"error": text}, {"error": {"message": …}} and {"message": …}; else the start of the text."""
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return " ".join(body[: 4 * _TEXT_LIMIT].decode("utf-8", "replace").split())[:_TEXT_LIMIT], None
+        # Redacted before it is cut, or a key at the cut would leave its first part.
+        text = redact(body[:8192].decode("utf-8", "replace"))
+        return " ".join(text.split())[:_TEXT_LIMIT], None
     if not isinstance(data, dict):
         return "", None
     error = data.get("error")

@@ -34,6 +34,10 @@ logger = logging.getLogger("windback")
 SPARE_WORKER_S = 5.0
 
 
+#: After so many workers that died without settling a batch there is a pause, as in an outage.
+_DEATHS_IN_A_ROW = 3
+
+
 class Step(NamedTuple):
     """What a worker does next: send `batch`, or sleep for `wait_s` (None: until woken), or leave.
 
@@ -106,6 +110,7 @@ class Dispatcher:
         self.exiting = False
         self._next_rejection_line_s = 0.0
         self._next_death_line_s = 0.0
+        self._deaths_in_a_row = 0
         self._in_flight = 0
         self._reported_evictions = 0
         self._delivered = 0
@@ -149,6 +154,14 @@ class Dispatcher:
         """Have *waker* released when there may be room; False if there is some already, or never will be."""
         self._room_waiters.append(waker)
         return self.queue.room() <= 0 and not self.closing
+
+    def stop_waiting(self, waker: Waker, *, gave_up: bool) -> None:
+        """The counterpart of `wait_for_room`; a caller that gave up leaves the room to the next."""
+        with contextlib.suppress(ValueError):
+            self._room_waiters.remove(waker)
+        if gave_up:
+            with self.lock:
+                self._release_room()
 
     # -- called by workers ---------------------------------------------------------------------
 
@@ -252,6 +265,7 @@ class Dispatcher:
         verdict = judge(answer, events=len(batch), gzipped=gzipped)
         with self.lock:
             self._in_flight -= 1
+            self._deaths_in_a_row = 0
             batch.was_tried = True
             if verdict.action is Action.ACK:
                 outcome = self._ack(batch, answer)
@@ -330,12 +344,18 @@ class Dispatcher:
             batch.was_tried = True
             self.queue.nack(batch)
 
-    def retire(self, waker: Optional[Waker], *, died: bool) -> None:
+    def retire(self, waker: Optional[Waker], now_s: float, *, died: bool) -> None:
         """A worker ended in another way than by a step that said so; the next call starts another."""
         with self.lock:
             self._unpark(waker)
-            self._deaths += died
             self._leave()
+            if died:
+                self._deaths += 1
+                self._deaths_in_a_row += 1
+                if self._deaths_in_a_row >= _DEATHS_IN_A_ROW:
+                    # Starting one after the other would get nowhere, and busily.
+                    self.gate.failed(now_s, random.random(), "each worker that is started dies at once")
+                    self._give_up_flushes(also_patient=False)
             self._wake_one()  # what this worker would have done next is another's
             if self.workers == 0:
                 for flush in self._flushes:  # whoever waits must see that nobody works for it

@@ -11,7 +11,7 @@ import re
 from datetime import date, datetime, time, timezone
 from decimal import Decimal
 from math import isfinite
-from time import time_ns
+from time import time as wall_clock
 from typing import Callable, Dict, List, Mapping, NoReturn, Optional, Tuple, Union
 
 import orjson
@@ -30,9 +30,14 @@ FIELDS = ("event", "customer_email", "properties", "timestamp")
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME
 _MAX_DEPTH = 200  # orjson gives up at 254 levels; a cycle must end somewhere
 
-# The last stamp and the millisecond it stands for: formatting one costs more than encoding an event.
-# It is read and replaced as one tuple, so threads cannot see halves of two.
-_stamp: Tuple[int, str] = (0, "")
+# A millisecond that begins, the next one, and the text of the first: formatting a time costs more than
+# encoding an event. Each of these is read and replaced as one tuple, so no thread sees halves of two.
+_stamp: Tuple[float, float, str] = (0.0, 0.0, "")
+# A second, and the text of it up to the fraction.
+_second: Tuple[int, str] = (0, "")
+_FRACTIONS = [f".{millisecond:03d}Z" for millisecond in range(1000)]
+# No event is shorter than this before its properties begin, which is where a null may come from.
+_NULL_FROM = len('{"event":"x","customer_email":"@","timestamp":"2025-12-01T10:00:00.000Z","properties":')
 
 
 def encode(
@@ -47,7 +52,6 @@ def encode(
     timestamp: an aware datetime or an ISO 8601 string with a zone; None stamps the call, in UTC and
     milliseconds. Raises InvalidEventError, naming the path, for anything that can't be sent.
     """
-    global _stamp  # noqa: PLW0603 - a cache; see above
     if (
         type(event) is not str
         or not event
@@ -57,11 +61,10 @@ def encode(
         or timestamp is not None
     ):
         return encode_built(build(event, customer_email, properties, timestamp), max_event_bytes)
-    millisecond = time_ns() // 1_000_000
-    stamped, text = _stamp
-    if stamped != millisecond:
-        text = _format_stamp(millisecond)
-        _stamp = (millisecond, text)
+    now = wall_clock()
+    since, until, text = _stamp
+    if not since <= now < until:
+        text = _stamp_of(now)
     payload: Dict[str, object] = {
         "event": event,
         "customer_email": customer_email,
@@ -73,7 +76,7 @@ def encode(
     except TypeError:
         data = _encode_unusual(payload)
     # orjson writes NaN and infinity as null; a null is the only trace of them.
-    if data.find(b"null") >= 0:
+    if data.find(b"null", _NULL_FROM) >= 0:
         _refuse_nonfinite(payload)
     if len(data) > max_event_bytes:
         _refuse_size(len(data), max_event_bytes)
@@ -95,7 +98,7 @@ def check_fields(event: object) -> Event:
 
 def now_text() -> str:
     """Return this moment as the timestamp an event would get."""
-    return _format_stamp(time_ns() // 1_000_000)
+    return _stamp_of(wall_clock())
 
 
 def to_jsonable(value: object) -> object:  # noqa: PLR0911 - one line a type
@@ -140,8 +143,9 @@ def _to_jsonable_by_protocol(value: object) -> object:
     to_list = getattr(value, "tolist", None) if type(value).__module__ == "numpy" else None
     if to_list is not None and type(value).__name__ not in ("datetime64", "timedelta64"):
         return to_list()
-    if hasattr(value, "__fields_set__") and callable(getattr(value, "dict", None)):  # pydantic 1
-        return value.dict()  # type: ignore[attr-defined]  # `hasattr` cannot tell mypy
+    dump = getattr(value, "dict", None) if hasattr(value, "__fields_set__") else None  # pydantic 1
+    if callable(dump) and not isinstance(value, type):
+        return dump()
     if isinstance(value, float):  # subclasses, which orjson does not take
         return float(value)
     message = f"{_kind(value)} can't be encoded as JSON; convert it first, or drop it in before_send"
@@ -159,9 +163,18 @@ def _in_order(values: Union[set[object], frozenset[object]]) -> List[object]:
         return list(values)
 
 
-def _format_stamp(millisecond: int) -> str:
-    at = datetime.fromtimestamp(millisecond // 1000, timezone.utc)
-    return f"{at:%Y-%m-%dT%H:%M:%S}.{millisecond % 1000:03d}Z"
+def _stamp_of(now: float) -> str:
+    """Format a time, seconds since the epoch, in UTC and milliseconds, and keep it for the next calls."""
+    global _stamp, _second  # noqa: PLW0603 - caches; see above
+    millisecond = int(now * 1000)
+    whole = millisecond // 1000
+    second, prefix = _second
+    if second != whole:
+        prefix = f"{datetime.fromtimestamp(whole, timezone.utc):%Y-%m-%dT%H:%M:%S}"
+        _second = (whole, prefix)
+    text = prefix + _FRACTIONS[millisecond % 1000]
+    _stamp = (millisecond / 1000, (millisecond + 1) / 1000, text)
+    return text
 
 
 def build(event: object, customer_email: object, properties: object, timestamp: object) -> Dict[str, object]:
@@ -217,7 +230,7 @@ def _check_email(customer_email: object) -> str:
 
 
 _TIMESTAMP = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(:\d\d)?(?:\.\d+)?([Zz]|[+-]\d\d:?\d\d)?$",
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(:\d\d)?(?:\.\d+)?([Zz]|[+-](?:[01]\d|2[0-3]):?[0-5]\d)?", re.ASCII
 )
 
 
@@ -233,7 +246,7 @@ def _check_timestamp(timestamp: object) -> str:
     if not isinstance(timestamp, str):
         message = f"must be an aware datetime or an ISO 8601 string with a zone, not {_kind(timestamp)}"
         raise InvalidEventError(message, path="timestamp")
-    match = _TIMESTAMP.match(timestamp)
+    match = _TIMESTAMP.fullmatch(timestamp)
     if match is None:
         message = f"{timestamp[:40]!r} is not an ISO 8601 time such as '2025-12-01T10:00:00Z'"
         raise InvalidEventError(message, path="timestamp")
@@ -305,7 +318,11 @@ def _locate_surrogate(text: str, path: str) -> Optional[Tuple[str, str]]:
 
 
 def _locate_in_mapping(value: Mapping[object, object], path: str, depth: int) -> Optional[Tuple[str, str]]:
-    for key, item in value.items():
+    try:
+        items = list(value.items())
+    except Exception as error:  # noqa: BLE001 - a mapping of the caller's own
+        return path, f"reading {_kind(value)} failed with {type(error).__name__}: {error}"
+    for key, item in items:
         place = f"{path}.{key}" if path else str(key)
         try:
             dumps({key: 0}, option=_OPTIONS | orjson.OPT_NON_STR_KEYS)
@@ -331,8 +348,10 @@ def _locate_in_other(value: object, path: str, depth: int) -> Optional[Tuple[str
         return None
     try:
         return _locate(to_jsonable(value), path, depth + 1)
-    except TypeError as error:
+    except _UnfitError as error:
         return path, str(error)
+    except Exception as error:  # noqa: BLE001 - a conversion of the value's own
+        return path, f"converting {_kind(value)} failed with {type(error).__name__}: {error}"
 
 
 def _kind(value: object) -> str:

@@ -176,12 +176,12 @@ def _integer(raw: JSONObject, name: str) -> Optional[int]:
 
 
 # datetime.fromisoformat reads neither "Z" nor other than 3 or 6 digits of a second before Python 3.11.
-_ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?$", re.IGNORECASE)
+_ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?", re.IGNORECASE)
 
 
 def parse_time(text: str) -> Optional[datetime]:
     """Read an ISO 8601 time as an aware datetime (UTC where no zone is given); None if it is none."""
-    match = _ISO.match(text)
+    match = _ISO.fullmatch(text)
     if match is None:
         return None
     day, clock, fraction, zone = match.groups()

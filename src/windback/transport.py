@@ -42,6 +42,8 @@ class _Wire:
         self._config = config
         self._urls: Dict[str, httpx.URL] = {}
         self._extensions: Dict[str, object] = {}
+        #: Why no connection can be made at all, and so the answer to every try; another transport may do better.
+        self.broken: Optional[Answer] = None
         url = httpx.URL(config.base_url)
         self._common = [
             (b"Host", url.netloc),
@@ -96,7 +98,7 @@ class _Wire:
             headers.append((b"Content-Encoding", b"gzip"))
         return headers
 
-    def read_failure(self, error: Exception) -> Answer:
+    def read_failure(self, error: Exception, otherwise: Failure = Failure.BROKEN) -> Answer:
         """Say why there is no answer, without the key."""
         if isinstance(error, (httpx.ConnectTimeout, httpx.PoolTimeout)):
             failure = Failure.CONNECT_TIMEOUT
@@ -105,8 +107,12 @@ class _Wire:
         elif isinstance(error, httpx.ConnectError):
             failure = Failure.CONNECT
         else:
-            failure = Failure.BROKEN
-        detail = str(error) or type(error).__name__
+            failure = otherwise
+        detail = (
+            f"{type(error).__name__}: {error}"
+            if otherwise is Failure.CONNECT
+            else str(error) or type(error).__name__
+        )
         return Answer(None, failure=failure, detail=self._config.redact(detail))
 
 
@@ -166,17 +172,22 @@ class SyncTransport(_Wire):
         self._extensions["trace"] = self._deadline.on_trace
         self._client: Optional[httpx.Client] = None
         self._direct: Optional[httpx.HTTPTransport] = None
-        if isinstance(config.http_client, httpx.Client):
-            self._client = config.http_client
-        elif _goes_through_proxy():
-            self._client = httpx.Client(limits=_limits())
-        else:
-            # A client costs a fifth more CPU a request than the transport below it, for cookies, auth and
-            # redirects that we do not want.
-            self._direct = httpx.HTTPTransport(limits=_limits())
+        try:
+            if isinstance(config.http_client, httpx.Client):
+                self._client = config.http_client
+            elif _goes_through_proxy():
+                self._client = httpx.Client(limits=_limits())
+            else:
+                # A client costs a fifth more CPU a request than the transport below it, for cookies, auth
+                # and redirects that we do not want.
+                self._direct = httpx.HTTPTransport(limits=_limits())
+        except Exception as error:  # noqa: BLE001 - a certificate file or proxy that the environment has wrong
+            self.broken = self.read_failure(error, Failure.CONNECT)
 
     def attempt(self, request: Request, timeout_s: float) -> Answer:
         """Make one try, of at most *timeout_s* seconds after the connection stands."""
+        if self.broken is not None:
+            return self.broken
         self._deadline.start(timeout_s)
         try:
             if self._direct is not None:
@@ -251,15 +262,20 @@ class AsyncTransport(_Wire):
         super().__init__(config)
         self._client: Optional[httpx.AsyncClient] = None
         self._direct: Optional[httpx.AsyncHTTPTransport] = None
-        if isinstance(config.http_client, httpx.AsyncClient):
-            self._client = config.http_client
-        elif _goes_through_proxy():
-            self._client = httpx.AsyncClient(limits=_limits())
-        else:
-            self._direct = httpx.AsyncHTTPTransport(limits=_limits())
+        try:
+            if isinstance(config.http_client, httpx.AsyncClient):
+                self._client = config.http_client
+            elif _goes_through_proxy():
+                self._client = httpx.AsyncClient(limits=_limits())
+            else:
+                self._direct = httpx.AsyncHTTPTransport(limits=_limits())
+        except Exception as error:  # noqa: BLE001 - a certificate file or proxy that the environment has wrong
+            self.broken = self.read_failure(error, Failure.CONNECT)
 
     async def attempt(self, request: Request, timeout_s: float) -> Answer:
         """Make one try, of at most *timeout_s* seconds."""
+        if self.broken is not None:
+            return self.broken
         answer = Answer(None, failure=Failure.TIMEOUT)
         try:
             with anyio.move_on_after(timeout_s):

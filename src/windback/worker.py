@@ -96,7 +96,9 @@ class ThreadWorkers:
                 if transport is None:
                     from .transport import SyncTransport  # loads httpx and tenacity, which no importer should
 
-                    transport = self._transport = SyncTransport(self._config)
+                    transport = SyncTransport(self._config)
+                    if transport.broken is None:  # else the next one may find the file that is missing
+                        self._transport = transport
         return transport
 
     def _main(self) -> None:
@@ -140,9 +142,9 @@ class ThreadWorkers:
                 wait_s = _until(deadline_s, step.wait_s)
                 idle = not fresh.sleep(wait_s) and step.spare
         except BaseException:
-            dispatcher.retire(waker, died=True)
+            dispatcher.retire(waker, time.monotonic(), died=True)
             raise
-        dispatcher.retire(waker, died=False)
+        dispatcher.retire(waker, time.monotonic(), died=False)
 
     def _send(self, batch: Batch, deadline_s: Optional[float]) -> None:
         dispatcher = self._dispatcher
@@ -193,6 +195,10 @@ class ThreadWorkers:
             self._transport = None
 
 
+class NoThreadError(Exception):
+    """The system starts no more threads, so what takes long has to be done here."""
+
+
 class _Loop(Protocol):
     """What of an event loop is needed before anyio is loaded, which takes too long to do in the loop."""
 
@@ -206,7 +212,7 @@ class _Loop(Protocol):
         """Call something in the loop, from any thread."""
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        """Call something that takes long in a thread."""
+        """Call something that takes long in a thread; NoThreadError if none can be started."""
         ...
 
 
@@ -260,8 +266,8 @@ class _AsyncioLoop:
 
         try:
             _thread.start_new_thread(work, ())
-        except RuntimeError:  # no more threads: then it has to hold up the loop
-            work()
+        except RuntimeError as error:
+            raise NoThreadError from error
         outcome: T = await done
         return outcome
 
@@ -284,7 +290,10 @@ class _TrioLoop:
         self._token.run_sync_soon(call)
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        return await self._trio.to_thread.run_sync(call)
+        try:
+            return await self._trio.to_thread.run_sync(call)
+        except RuntimeError as error:
+            raise NoThreadError from error
 
 
 _tasks: Set[object] = set()
@@ -345,9 +354,10 @@ class _Home:
         self._is_loaded = False
 
     async def load(self) -> None:
-        """Load anyio's backend without holding up the loop; a checkpoint in any case."""
+        """Load anyio's backend without holding up the loop; the first time, a checkpoint."""
         if not self._is_loaded:
-            await self.loop.in_thread(lambda: _load_backend(self.loop.backend))
+            with contextlib.suppress(NoThreadError):  # then the first use loads it, and holds up the loop
+                await self.loop.in_thread(lambda: _load_backend(self.loop.backend))
             self._is_loaded = True
 
 
@@ -398,7 +408,7 @@ class TaskWorkers:
 
     def _retire(self, home: _Home) -> None:
         home.workers -= 1
-        self._dispatcher.retire(None, died=False)
+        self._dispatcher.retire(None, time.monotonic(), died=False)
 
     def _home(self) -> _Home:
         loop = _current_loop()
@@ -416,12 +426,16 @@ class TaskWorkers:
         return await self._open(self._home())
 
     async def _open(self, home: _Home) -> AsyncTransport:
-        if home.transport is None:
-            # Loading httpx and the certificates takes 100 ms, which is too long for a loop.
+        if home.transport is not None:
+            return home.transport
+        # Loading httpx and the certificates takes 100 ms, which is too long for a loop.
+        try:
             transport = await home.loop.in_thread(self._make_transport)
-            if home.transport is None:  # else another task was faster, and this one has no connections
-                home.transport = transport
-        return home.transport
+        except NoThreadError:
+            transport = self._make_transport()
+        if home.transport is None and transport.broken is None:
+            home.transport = transport  # else another task was faster, and this one has no connections
+        return home.transport or transport
 
     def _make_transport(self) -> AsyncTransport:
         with lifecycle.loading:
@@ -475,7 +489,7 @@ class TaskWorkers:
                 idle = not await fresh.sleep(step.wait_s) and step.spare
         except BaseException as error:
             # Anything that is no Exception is the loop cancelling its tasks: no fault, no death.
-            dispatcher.retire(waker, died=isinstance(error, Exception))
+            dispatcher.retire(waker, time.monotonic(), died=isinstance(error, Exception))
             raise
 
     async def _send(self, home: _Home, batch: Batch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import http.server
 import os
 import signal
@@ -20,17 +19,6 @@ import pytest
 
 import windback
 from windback.devserver import DevServer
-
-#: A test that takes longer than this hangs: the stacks of all its threads are printed, and the run ends.
-HANG_S = 60.0
-
-
-@pytest.fixture(autouse=True)
-def _watchdog() -> Iterator[None]:
-    faulthandler.dump_traceback_later(HANG_S, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
-
 
 @pytest.fixture(scope="session")
 def _process() -> Iterator[DevServer]:
@@ -153,7 +141,11 @@ class Held:
 
     def wait_until_holding(self, count: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: self.holding == count, 15), f"{self.holding} requests came"
+            assert self._changed.wait_for(lambda: self.holding == count, 15), f"{self.holding} are held"
+
+    def wait_until_seen(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.seen == count, 15), f"{self.seen} requests came"
 
     def close(self) -> None:
         self.answer()

@@ -44,6 +44,10 @@ IMPURE = {
 }
 # Imported only by who has it at hand: `http_client=` is an httpx client, and a trio worker runs under trio.
 LOADED_ALREADY = {("config", ":httpx"), ("worker", ":trio")}
+MAKERS = {
+    *("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore", "Thread", "Timer"),
+    *("LockType", "allocate_lock", "start_new_thread"),
+}
 # Who may make threads and locks, so that fork and exit can reach each of them.
 THREADED = {"dispatch", "lifecycle", "queue", "worker"}
 
@@ -192,9 +196,39 @@ def test_pure_modules_import_only_pure_modules():
     ] == []
 
 
+def makes_thread_or_lock(source):
+    return any(
+        (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in {"_thread", "threading"}
+            and node.attr in MAKERS
+        )
+        or (isinstance(node, ast.ImportFrom) and node.module in {"_thread", "threading"})
+        for node in running_nodes(ast.parse(source))
+    )
+
+
 def test_threads_and_locks_are_made_where_fork_and_exit_reach_them():
-    makers = {top(found.source) for found in IMPORTS if found.target in {":threading", ":_thread"}}
+    makers = {
+        top(name) for name, path in MODULES.items() if makes_thread_or_lock(path.read_text(encoding="utf-8"))
+    }
+    assert "worker" in makers
     assert makers - {APART} <= THREADED
+
+
+@pytest.mark.parametrize(
+    ("source", "makes"),
+    [
+        ("import threading\nthreading.Thread()", True),
+        ("import _thread\ndef f():\n return _thread.allocate_lock()", True),
+        ("from threading import Lock", True),
+        ("import threading\nthreading.local()", False),
+        ("if TYPE_CHECKING:\n from threading import Lock", False),
+    ],
+)
+def test_a_thread_or_lock_is_seen_where_it_is_made(source, makes):
+    assert makes_thread_or_lock(source) is makes
 
 
 @pytest.mark.parametrize("hook", ["atexit.register(", "os.register_at_fork("])

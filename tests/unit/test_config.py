@@ -1,0 +1,199 @@
+"""Options are checked once, the environment fills in what is not given, and keys stay hidden."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import httpx
+import pytest
+
+from windback import AsyncWindback, ConfigurationError, Windback
+from windback.config import DEFAULT_BASE_URL, Secret, is_loopback, resolve
+
+KEY = "sk_test_1"
+VARIABLES = ("WINDBACK_API_KEY", "WINDBACK_PROJECT_SLUG", "WINDBACK_PUBLIC_KEY", "WINDBACK_BASE_URL")
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def config(**options):
+    return Windback(**{"api_key": KEY, **options})._config
+
+
+def test_the_environment_fills_in_what_is_not_given(monkeypatch):
+    for name, value in zip(VARIABLES, ("sk_env", "shop", "pub_env", "https://eu.example.com/v1/")):
+        monkeypatch.setenv(name, value)
+    made = Windback()._config
+    assert (made.api_key, made.project_slug, made.public_key, made.base_url) == (
+        "sk_env",
+        "shop",
+        "pub_env",
+        "https://eu.example.com/v1",
+    )
+
+
+def test_an_argument_wins_over_the_environment(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "nonsense")
+    made = config(project_slug="shop", public_key="pub_1", base_url="http://localhost:1/v1")
+    assert (made.api_key, made.project_slug, made.public_key, made.base_url) == (
+        KEY,
+        "shop",
+        "pub_1",
+        "http://localhost:1/v1",
+    )
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+    made = config()
+    assert (made.project_slug, made.public_key, made.base_url) == (None, None, DEFAULT_BASE_URL)
+    with pytest.raises(ConfigurationError, match="WINDBACK_API_KEY"):
+        Windback()
+
+
+def test_options_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().timeout = 1.0
+
+
+def test_the_worker_of_an_async_client_is_a_task_unless_told_otherwise():
+    assert config().worker == "thread"
+    assert AsyncWindback(KEY)._config.worker == "task"
+    assert AsyncWindback(KEY, worker="thread")._config.worker == "thread"
+
+
+def test_a_disabled_client_needs_no_key():
+    assert Windback(enabled=False)._config.api_key is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.example.com/v1",
+        "http://localhost:8787/api/v1",
+        "http://127.0.0.1:1",
+        "http://127.3.2.1",
+        "http://[::1]:8787/api/v1",
+        "HTTP://LocalHost/v1",
+    ],
+)
+def test_a_base_url_with_https_or_on_this_machine_is_taken(url):
+    assert config(base_url=url + "/").base_url == url
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("127.0.0.1.example.com", False),
+        ("localhost.example.com", False),
+        ("10.0.0.1", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_told_from_other_hosts(host, here):
+    assert is_loopback(host) is here
+
+
+@pytest.mark.parametrize("slug", ["shop", "my-shop", "my_shop.eu", "S1~x", "-x"])
+def test_a_slug_of_plain_characters_is_taken(slug):
+    assert config(project_slug=slug).slug() == slug
+
+
+def test_a_call_that_needs_a_slug_says_so():
+    with pytest.raises(ConfigurationError, match="this call needs project_slug; pass it to the client or set"):
+        config().slug()
+
+
+def test_a_secret_hides_in_repr_and_is_itself_otherwise():
+    secret = Secret("sk_live_abcdef")
+    assert repr(secret) == "'sk_***'"
+    assert repr([secret]) == "['sk_***']"
+    assert f"{secret!r}" == "'sk_***'"
+    assert secret == "sk_live_abcdef"
+    assert secret.hint == "sk_***"
+    assert Secret("shapeless").hint == "***"
+
+
+def test_redact_takes_both_keys_out_of_a_text():
+    made = config(api_key="sk_live_a", public_key="pub_live_b")
+    assert made.redact("sk_live_a and pub_live_b, sk_live_a") == "sk_*** and pub_***, sk_***"
+    assert made.redact("nothing") == "nothing"
+
+
+def test_with_options_changes_a_copy_and_checks_it():
+    made = config()
+    other = made.with_options(timeout=2, max_retries=0)
+    assert (other.timeout, other.max_retries) == (2.0, 0)
+    assert (made.timeout, made.max_retries) == (10.0, 3)
+    assert made.with_options(None, None) == made
+    with pytest.raises(ConfigurationError, match="timeout must be more than 0 seconds"):
+        made.with_options(0, None)
+    with pytest.raises(ConfigurationError, match="max_retries must be at least 0"):
+        made.with_options(None, -1)
+
+
+BAD = {
+    "timeout zero": ({"timeout": 0}, "timeout must be more than 0 seconds and finite, not 0"),
+    "timeout negative": ({"timeout": -1.0}, "timeout must be more than 0"),
+    "timeout NaN": ({"timeout": float("nan")}, "timeout must be more than 0 seconds and finite, not nan"),
+    "timeout infinite": ({"timeout": float("inf")}, "timeout must be more than 0 seconds and finite, not inf"),
+    "timeout text": ({"timeout": "10"}, "timeout must be a number of seconds, not '10'"),
+    "timeout boolean": ({"timeout": True}, "timeout must be a number of seconds, not True"),
+    "retries negative": ({"max_retries": -1}, "max_retries must be at least 0, not -1"),
+    "retries fractional": ({"max_retries": 1.5}, "max_retries must be a whole number, not 1.5"),
+    "queue of none": ({"max_queue_size": 0}, "max_queue_size must be at least 1, not 0"),
+    "batch of none": ({"batch_size": 0}, "batch_size must be between 1 and 100, not 0"),
+    "batch over the API's limit": ({"batch_size": 101}, "batch_size must be between 1 and 100, not 101"),
+    "batch size boolean": ({"batch_size": True}, "batch_size must be a whole number, not True"),
+    "in flight none": ({"max_in_flight": 0}, "max_in_flight must be between 1 and 64, not 0"),
+    "in flight too many": ({"max_in_flight": 65}, "max_in_flight must be between 1 and 64, not 65"),
+    "interval zero": ({"flush_interval": 0}, "flush_interval must be more than 0"),
+    "shutdown negative": ({"shutdown_timeout": -0.1}, "shutdown_timeout must be at least 0"),
+    "compress text": ({"compress": "gzip"}, "compress must be True or False, not 'gzip'"),
+    "enabled number": ({"enabled": 1}, "enabled must be True or False, not 1"),
+    "hook no function": ({"before_send": "f"}, "before_send must be a function, not 'f'"),
+    "other hook no function": ({"on_delivery": 1}, "on_delivery must be a function, not 1"),
+    "unknown worker": ({"worker": "fiber"}, "worker must be one of 'thread', not 'fiber'"),
+    "event larger than a batch": (
+        {"max_event_bytes": 500_000},
+        r"max_event_bytes \(500,000\) and 13 bytes around it must fit into max_batch_bytes \(500,000\)",
+    ),
+    "event larger than the queue": (
+        {"max_queue_bytes": 1_000},
+        r"max_event_bytes \(65,536\) must fit into max_queue_bytes \(1,000\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_an_option_that_cannot_work_is_named(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        config(**options)
+
+
+def test_a_configuration_error_is_a_value_error_too():
+    with pytest.raises(ValueError, match="timeout"):
+        config(timeout=0)
+
+
+def test_an_http_client_of_the_other_kind_is_refused():
+    with pytest.raises(ConfigurationError, match=r"must be an httpx\.AsyncClient, not a Client"):
+        with httpx.Client() as http_client:
+            AsyncWindback(KEY, http_client=http_client)
+    with pytest.raises(ConfigurationError, match=r"must be an httpx\.Client, not a int"):
+        config(http_client=3)
+
+
+def test_resolve_takes_every_option_of_a_client():
+    made = config()
+    again = resolve(is_async=False, **{name: getattr(made, name) for name in made.__dataclass_fields__})
+    assert again == made

@@ -1,0 +1,436 @@
+"""The rules of delivery, with the clock and the dice as arguments."""
+
+from __future__ import annotations
+
+import json
+import time
+from email.utils import format_datetime, formatdate
+
+import pytest
+
+import windback
+from windback import delivery
+from windback.delivery import (
+    Action,
+    Answer,
+    Failure,
+    Gate,
+    OutageLog,
+    Tries,
+    Verdict,
+    backoff_s,
+    error_of,
+    is_retryable,
+    judge,
+    retry_after_s,
+    retry_delay_s,
+)
+from windback.models import parse_time
+
+WALL = parse_time("2025-12-01T10:00:00Z").timestamp()
+
+
+def answer(status, body=b"", **headers):
+    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+
+
+def failed(failure, detail=""):
+    return Answer(None, failure=failure, detail=detail)
+
+
+def plain(text):
+    return text
+
+
+# What an answer means for a batch
+
+MEANINGS = [
+    *((answer(status), Action.ACK, "ok") for status in (200, 201, 202, 204, 299)),
+    *((failed(each), Action.KEEP, each.name.lower()) for each in Failure),
+    *((answer(status), Action.KEEP, f"status_{status}") for status in (408, 425, 500, 502, 503, 504, 599)),
+    (answer(429), Action.WAIT, "status_429"),
+    (answer(429, retry_after="5"), Action.WAIT, "status_429"),
+    (answer(503, retry_after="5"), Action.WAIT, "status_503"),
+    (answer(500, retry_after="5"), Action.KEEP, "status_500"),
+    *((answer(status), Action.PAUSE, f"status_{status}") for status in (301, 302, 307, 308, 401, 402, 403)),
+    *((answer(status), Action.PAUSE, f"status_{status}") for status in (404, 405, 410)),
+    *((answer(status), Action.REJECT, f"status_{status}") for status in (409, 411, 415, 418, 451)),
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "action", "reason"), MEANINGS, ids=[f"{reason}-{action.value}" for _, action, reason in MEANINGS]
+)
+@pytest.mark.parametrize("events", [1, 100])
+def test_an_answer_has_one_meaning_for_a_batch(given, action, reason, events):
+    assert judge(given, events=events, gzipped=False) == Verdict(action, reason)
+
+
+@pytest.mark.parametrize(("status", "reason"), [(400, "invalid"), (422, "invalid"), (413, "too_large")])
+def test_a_batch_is_split_until_one_event_is_left_and_rejected(status, reason):
+    assert judge(answer(status), events=2, gzipped=False) == Verdict(Action.SPLIT, reason)
+    assert judge(answer(status), events=1, gzipped=False) == Verdict(Action.REJECT, reason)
+
+
+@pytest.mark.parametrize("events", [1, 100])
+def test_400_and_415_on_gzip_ask_for_plain_first(events):
+    for status in (400, 415):
+        assert judge(answer(status), events=events, gzipped=True) == Verdict(Action.PLAIN, "gzip_refused")
+    assert judge(answer(413), events=2, gzipped=True).action is Action.SPLIT
+    assert judge(answer(200), events=2, gzipped=True).action is Action.ACK
+
+
+@pytest.mark.parametrize("failure", Failure, ids=lambda each: each.name)
+def test_no_answer_may_be_tried_again_but_once_only_requests_only_if_nothing_was_sent(failure):
+    assert is_retryable(failed(failure))
+    unsent = failure in (Failure.CONNECT, Failure.CONNECT_TIMEOUT)
+    assert is_retryable(failed(failure), once_only=True) is unsent
+
+
+@pytest.mark.parametrize(
+    ("status", "again", "once_only"),
+    [
+        (408, True, False),
+        (425, True, False),
+        (429, True, True),
+        (500, True, False),
+        (503, True, True),
+        (504, True, False),
+        (400, False, False),
+        (401, False, False),
+        (404, False, False),
+        (409, False, False),
+        (302, False, False),
+    ],
+)
+def test_a_status_may_be_worth_another_try(status, again, once_only):
+    assert is_retryable(answer(status)) is again
+    assert is_retryable(answer(status), once_only=True) is once_only
+
+
+# Delays
+
+
+def test_backoff_is_exponential_with_full_jitter_and_capped():
+    assert [backoff_s(n, 1.0) for n in (1, 2, 3, 4, 5, 6)] == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
+    assert [backoff_s(n, 0.25) for n in (1, 5)] == [0.125, 2.0]
+    assert backoff_s(1, 0.0) == 0.0
+    assert backoff_s(10**9, 1.0) == 8.0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("0", 0.0),
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("0.5", 0.5),
+        ("-3", 0.0),
+        ("301", 300.0),
+        ("1e300", 300.0),
+        ("inf", 300.0),
+        ("nan", None),
+        ("", None),
+        ("soon", None),
+        ("Mon, 99 Dec 2025 10:00:00 GMT", None),
+        (formatdate(WALL + 42, usegmt=True), 42.0),
+        (format_datetime(parse_time("2025-12-01T11:00:42+01:00")), 42.0),
+        (formatdate(WALL - 42, usegmt=True), 0.0),
+        (formatdate(WALL + 86_400, usegmt=True), 300.0),
+        ("Monday, 01-Dec-25 10:00:42 GMT", 42.0),
+        ("Mon Dec  1 10:00:42 2025", 42.0),
+    ],
+    ids=[
+        *("now", "seconds", "spaces", "fraction", "negative", "above the cap", "huge", "infinite", "NaN", "empty"),
+        *("no number", "no date", "date", "date in another zone", "date that has passed", "date far off"),
+        *("RFC 850 date", "asctime date"),
+    ],
+)
+def test_retry_after_is_read_in_every_form(status, value, expected, monkeypatch):
+    # Far from UTC, so that a time taken for a local one is noticed.
+    if hasattr(time, "tzset"):
+        monkeypatch.setenv("TZ", "XYZ+07")
+        time.tzset()
+    try:
+        assert retry_after_s(answer(status, retry_after=value), WALL) == expected
+    finally:
+        monkeypatch.undo()
+        if hasattr(time, "tzset"):
+            time.tzset()
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 408, 500, 502])
+def test_retry_after_counts_with_429_and_503_alone(status):
+    assert retry_after_s(answer(status, retry_after="7"), WALL) is None
+    assert retry_after_s(answer(429), WALL) is None
+    assert retry_after_s(failed(Failure.CONNECT), WALL) is None
+
+
+def test_retry_after_lengthens_the_backoff_and_never_shortens_it():
+    assert retry_delay_s(answer(429, retry_after="7"), 1, 1.0, WALL) == 7.0
+    assert retry_delay_s(answer(429, retry_after="1"), 5, 1.0, WALL) == 8.0
+    assert retry_delay_s(answer(500), 1, 1.0, WALL) == 0.5
+
+
+def test_a_broken_connection_is_tried_again_at_once_the_first_time():
+    assert retry_delay_s(failed(Failure.BROKEN), 1, 1.0, WALL) == 0.0
+    assert retry_delay_s(failed(Failure.BROKEN), 2, 1.0, WALL) == 1.0
+    assert retry_delay_s(failed(Failure.CONNECT), 1, 1.0, WALL) == 0.5
+
+
+# Tries
+
+
+def again(tries, given, now_s=0.0, dice=1.0):
+    return tries.again(given, now_s=now_s, wall_s=WALL, dice=dice)
+
+
+def test_tries_end_after_max_retries():
+    tries = Tries(3, 10.0)
+    assert [again(tries, answer(500)) for _ in range(4)] == [True, True, True, False]
+    assert tries.made == 4
+    assert not again(Tries(0, 10.0), answer(500))
+
+
+def test_each_try_says_after_how_long_the_next_is_due():
+    tries = Tries(3, 10.0)
+    delays = []
+    for _ in range(3):
+        assert again(tries, answer(500))
+        delays.append(tries.delay_s)
+    assert delays == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("given", [answer(200), answer(400), answer(401), answer(302)], ids=lambda a: str(a.status))
+def test_an_answer_that_settles_it_ends_the_tries(given):
+    assert not again(Tries(3, 10.0), given)
+
+
+def test_once_only_tries_end_where_the_first_may_have_arrived():
+    assert not again(Tries(3, 10.0, once_only=True), failed(Failure.TIMEOUT))
+    assert not again(Tries(3, 10.0, once_only=True), answer(500))
+    assert again(Tries(3, 10.0, once_only=True), answer(429))
+    assert again(Tries(3, 10.0, once_only=True), failed(Failure.CONNECT))
+
+
+def test_no_wait_goes_beyond_the_deadline():
+    assert again(Tries(3, 10.0, deadline_s=100.0), answer(429, retry_after="5"), now_s=94.0)
+    assert not again(Tries(3, 10.0, deadline_s=100.0), answer(429, retry_after="5"), now_s=95.0)
+    assert not again(Tries(3, 10.0, deadline_s=100.0), answer(500), now_s=100.0, dice=0.0)
+
+
+def test_a_try_may_take_its_timeout_or_what_the_deadline_leaves():
+    assert Tries(3, 10.0).left_s(1e9) == 10.0
+    tries = Tries(3, 10.0, deadline_s=100.0)
+    assert [tries.left_s(now) for now in (0.0, 95.0, 100.0, 200.0)] == [10.0, 5.0, 0.0, 0.0]
+
+
+def test_gated_tries_leave_a_throttle_to_the_gate():
+    tries = Tries(3, 10.0, gated=True)
+    assert not again(tries, answer(429))
+    assert not again(Tries(3, 10.0, gated=True), answer(503, retry_after="1"))
+    assert again(Tries(3, 10.0, gated=True), answer(503))
+
+
+# Errors
+
+
+def error(given):
+    return error_of(given, WALL, plain)
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "code"),
+    [
+        (b'{"error": "no such thing"}', "no such thing", None),
+        (b'{"error": "no", "code": "GONE"}', "no", "GONE"),
+        (b'{"message": "no", "code": "GONE"}', "no", "GONE"),
+        (b'{"error": {"message": "no", "code": "GONE"}}', "no", "GONE"),
+        (b'{"error": {}, "message": "no"}', "no", None),
+        (b'{"error": 7, "code": 8}', "HTTP 404 without a message", None),
+        (b"{}", "HTTP 404 without a message", None),
+        (b"", "HTTP 404 without a message", None),
+        (b"[1, 2]", "HTTP 404 without a message", None),
+        (b"null", "HTTP 404 without a message", None),
+        (b'"text"', "HTTP 404 without a message", None),
+        (b"<html>\n <h1>Not\tfound</h1></html>", "<html> <h1>Not found</h1></html>", None),
+        (b'{"error": "cut sh', '{"error": "cut sh', None),
+        (b"\xff\xfe", "\ufffd\ufffd", None),
+        (b"x" * 10_000, "x" * 200, None),
+        (b"   \n ", "HTTP 404 without a message", None),
+    ],
+    ids=[
+        *("documented", "with a code", "of the package", "nested", "half nested", "of other types", "empty object"),
+        *("empty", "list", "null", "text", "HTML", "cut short", "no text", "very long", "blank"),
+    ],
+)
+def test_an_error_is_read_from_any_body(body, message, code):
+    made = error(answer(404, body))
+    assert type(made) is windback.NotFoundError
+    assert (made.message, made.code, made.status) == (message, code, 404)
+
+
+def test_an_error_keeps_the_request_id_and_what_the_server_asks_to_wait():
+    made = error(answer(429, b"{}", x_request_id="req_7", retry_after="3"))
+    assert (made.request_id, made.retry_after) == ("req_7", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (Failure.CONNECT, windback.WindbackConnectionError),
+        (Failure.CONNECT_TIMEOUT, windback.WindbackTimeoutError),
+        (Failure.TIMEOUT, windback.WindbackTimeoutError),
+        (Failure.BROKEN, windback.WindbackConnectionError),
+    ],
+)
+def test_no_answer_is_an_error_that_says_why(failure, kind):
+    made = error(failed(failure, "name not known"))
+    assert type(made) is kind
+    assert made.message == f"{failure.value}: name not known"
+    assert error(failed(failure)).message == failure.value
+
+
+def test_a_redirect_says_where_to():
+    made = error(answer(307, b"<html>", location="https://elsewhere.example.com/"))
+    assert type(made) is windback.WindbackError
+    assert "https://elsewhere.example.com/" in made.message
+    assert "redirect" in error(answer(302)).message
+
+
+def test_an_error_repeats_no_key_wherever_the_server_put_it():
+    key = "sk_live_secret"
+
+    def redact(text):
+        return text.replace(key, "sk_***")
+
+    body = json.dumps({"error": f"bad key {key}", "code": f"BAD_{key}"}).encode()
+    cases = [
+        answer(401, body, x_request_id=f"req-{key}"),
+        answer(307, b"", location=f"https://example.com/?key={key}"),
+        answer(500, f"<p>{key}".encode()),
+        failed(Failure.BROKEN, f"illegal header {key}"),
+    ]
+    for each in cases:
+        made = error_of(each, WALL, redact)
+        assert "live" not in f"{made} {made!r} {vars(made)}"
+
+
+def test_an_error_repeats_no_part_of_a_key_where_a_text_is_cut():
+    key = "sk_live_0123456789abcdef"
+    for before in range(170, 201):
+        long = "x" * before + key + "y" * 1_000
+        for each in (answer(500, long.encode()), answer(302, b"", location=long)):
+            made = error_of(each, WALL, lambda text: text.replace(key, "sk_***"))
+            assert "sk_l" not in made.message
+
+
+# The gate
+
+
+def test_an_open_gate_blocks_nobody():
+    gate = Gate(4)
+    assert (gate.blocked_s(0.0), gate.limit, gate.problem) == (0.0, 4, None)
+
+
+def test_a_throttled_gate_waits_as_long_as_the_server_asked_and_lets_one_through():
+    gate = Gate(4)
+    gate.throttled(100.0, 0.0, 30.0)
+    assert (gate.blocked_s(100.0), gate.blocked_s(120.0), gate.blocked_s(130.0)) == (30.0, 10.0, 0.0)
+    assert gate.limit == 1
+
+
+def test_a_throttle_without_a_time_backs_off():
+    gate = Gate(4)
+    gate.throttled(100.0, 1.0, None)
+    assert gate.blocked_s(100.0) == 0.5
+    gate.throttled(101.0, 1.0, None)
+    assert gate.blocked_s(101.0) == 1.0
+    assert gate.limit == 1
+
+
+def test_each_success_after_a_throttle_lets_one_more_through_up_to_the_limit():
+    gate = Gate(4)
+    gate.throttled(0.0, 0.0, 1.0)
+    limits = []
+    for _ in range(5):
+        gate.succeeded(2.0)
+        limits.append(gate.limit)
+    assert limits == [2, 3, 4, 4, 4]
+
+
+def test_a_success_while_the_server_wants_us_to_wait_leaves_the_gate_closed():
+    gate = Gate(4)
+    gate.throttled(100.0, 0.0, 30.0)
+    gate.succeeded(101.0)
+    assert (gate.blocked_s(101.0), gate.limit) == (29.0, 1)
+
+
+def test_nothing_hurries_a_gate_that_the_server_closed():
+    gate = Gate(4)
+    gate.throttled(100.0, 0.0, 30.0)
+    gate.hurry()
+    assert gate.blocked_s(101.0) == 29.0
+
+
+def test_a_failed_round_pauses_longer_each_time_up_to_a_minute():
+    gate = Gate(4)
+    pauses = []
+    for _ in range(6):
+        gate.failed(0.0, 0.99999, "down")
+        pauses.append(round(gate.blocked_s(0.0)))
+    assert pauses == [8, 16, 32, 60, 60, 60]
+    assert (gate.limit, gate.problem) == (1, "down")
+    gate.failed(0.0, 0.0, "down")
+    assert gate.blocked_s(0.0) == 30.0, "never less than half"
+
+
+def test_a_flush_hurries_a_gate_that_an_outage_or_a_refusal_closed():
+    for close in (lambda gate: gate.failed(0.0, 0.5, "down"), lambda gate: gate.refused(0.0, "bad key")):
+        gate = Gate(4)
+        close(gate)
+        assert gate.blocked_s(0.0) > 0
+        gate.hurry()
+        assert gate.blocked_s(0.0) == 0.0
+        assert gate.problem is not None
+
+
+def test_a_failed_round_does_not_shorten_what_the_server_asked_for():
+    gate = Gate(4)
+    gate.throttled(0.0, 0.0, 300.0)
+    gate.failed(1.0, 0.5, "down")
+    assert gate.blocked_s(1.0) == 299.0
+
+
+def test_a_refusal_pauses_for_minutes():
+    gate = Gate(4)
+    gate.refused(100.0, "bad key")
+    assert gate.blocked_s(100.0) == delivery.REFUSED_PAUSE_S == 300.0
+    assert (gate.limit, gate.problem) == (1, "bad key")
+
+
+def test_a_success_ends_the_outage():
+    gate = Gate(4)
+    gate.failed(0.0, 0.5, "down")
+    gate.failed(0.0, 0.5, "down")
+    gate.succeeded(1.0)
+    assert (gate.blocked_s(1.0), gate.problem, gate.limit) == (0.0, None, 2)
+    gate.failed(2.0, 0.99999, "down")
+    assert round(gate.blocked_s(2.0)) == 8, "a new outage starts anew"
+
+
+# What an outage may write
+
+
+def test_an_outage_writes_a_line_at_its_start_one_a_minute_and_one_at_its_end():
+    log = OutageLog()
+    assert log.recovered(0.0, 0, 100) is None
+    first = log.trouble(10.0, "503", 5, 100)
+    assert first == "delivery is held up: 503; 5 events wait, and stay until the queue is full"
+    written = [log.trouble(10.0 + second, "503", 6, 100) for second in range(1, 131)]
+    assert [n + 1 for n, line in enumerate(written) if line] == [60, 120]
+    assert written[59] == "delivery still held up after 60 s: 503; 6 events wait"
+    assert log.recovered(145.0, 2, 150) == "delivery goes on after 135 s: 50 events delivered, 2 wait"
+    assert log.recovered(146.0, 0, 152) is None
+    assert log.trouble(147.0, "again", 1, 152).startswith("delivery is held up: again")

@@ -1,0 +1,108 @@
+"""before_send stands between an event and its bytes, and can hurt nobody."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from windback.errors import InvalidEventError
+from windback.hooks import HookedEncoder
+
+EMAIL = "jane@example.com"
+LIMIT = 65_536
+
+
+class Hooked:
+    """An encoder around a hook, with what it counted."""
+
+    def __init__(self, hook):
+        self.refused = []
+        self.errors = []
+        self.encoder = HookedEncoder(hook, self.refused.append, lambda name, error: self.errors.append((name, error)))
+
+    def encode(self, event="login", email=EMAIL, properties=None, timestamp=None, limit=LIMIT):
+        data = self.encoder.encode(event, email, properties, timestamp, limit)
+        return None if data is None else json.loads(data)
+
+
+def test_the_hook_gets_the_event_checked_and_stamped():
+    seen = []
+    hooked = Hooked(lambda event: seen.append(dict(event)) or event)
+    sent = hooked.encode(properties={"plan": "pro"})
+    (event,) = seen
+    assert event == sent
+    assert event["timestamp"].endswith("Z")
+    assert set(event) == {"event", "customer_email", "properties", "timestamp"}
+
+
+def test_what_the_hook_returns_is_sent():
+    hooked = Hooked(lambda event: {**event, "event": "seen", "properties": {"a": {1}}})
+    sent = hooked.encode(properties={"plan": "pro"}, timestamp="2025-12-01T10:00:00Z")
+    assert sent == {
+        "event": "seen",
+        "customer_email": EMAIL,
+        "properties": {"a": [1]},
+        "timestamp": "2025-12-01T10:00:00Z",
+    }
+
+
+def test_what_the_hook_changes_is_not_the_callers():
+    properties = {"plan": "pro"}
+
+    def hook(event):
+        event["properties"]["plan"] = "free"
+        del event["timestamp"]
+        return event
+
+    sent = Hooked(hook).encode(properties=properties)
+    assert sent["properties"] == {"plan": "free"}
+    assert sent["timestamp"].endswith("Z"), "stamped anew"
+    assert properties == {"plan": "pro"}
+
+
+def test_none_refuses_the_event():
+    hooked = Hooked(lambda event: None)
+    assert hooked.encode() is None
+    assert (hooked.refused, hooked.errors) == (["before_send"], [])
+
+
+def raise_key_error(event):
+    return event["no such field"]
+
+
+BAD_HOOKS = {
+    "raises": (raise_key_error, KeyError),
+    "returns a text": (lambda event: "login", InvalidEventError),
+    "returns a list": (lambda event: [event], InvalidEventError),
+    "adds an unknown field": (lambda event: {**event, "user": 1}, InvalidEventError),
+    "removes the email": (lambda event: {"event": "login"}, InvalidEventError),
+    "adds what can't be encoded": (lambda event: {**event, "properties": {"a": object()}}, InvalidEventError),
+    "makes it too large": (lambda event: {**event, "properties": {"a": "x" * LIMIT}}, InvalidEventError),
+}
+
+
+@pytest.mark.parametrize(("hook", "kind"), BAD_HOOKS.values(), ids=BAD_HOOKS)
+def test_a_hook_that_fails_refuses_the_event_and_is_counted(hook, kind):
+    hooked = Hooked(hook)
+    assert hooked.encode(properties={"plan": "pro"}) is None
+    assert hooked.refused == ["before_send_error"]
+    ((name, error),) = hooked.errors
+    assert name == "before_send"
+    assert type(error) is kind
+
+
+def test_an_event_that_was_bad_before_the_hook_is_the_callers_error():
+    hooked = Hooked(lambda event: event)
+    with pytest.raises(InvalidEventError, match="properties.a: "):
+        hooked.encode(properties={"a": object()})
+    with pytest.raises(InvalidEventError, match="max_event_bytes"):
+        hooked.encode(properties={"a": "x" * 100}, limit=100)
+    with pytest.raises(InvalidEventError, match="customer_email"):
+        hooked.encode(email="jane")
+    assert (hooked.refused, hooked.errors) == ([], [])
+
+
+def test_a_hook_may_mend_what_cannot_be_encoded():
+    hooked = Hooked(lambda event: {**event, "properties": {"a": str(event["properties"]["a"])[:4]}})
+    assert hooked.encode(properties={"a": len})["properties"] == {"a": "<bui"}
