@@ -19,6 +19,10 @@ class Goal:
     at_least: bool = False
 
     @property
+    def measured_text(self) -> str:
+        return "-" if self.measured is None else f"{self.measured:.4g}"
+
+    @property
     def limit_text(self) -> str:
         return f"{'≥' if self.at_least else '≤'} {self.limit:.3g}"
 

@@ -9,6 +9,7 @@ import gc
 import http.client
 import json
 import os
+import statistics
 import sys
 import threading
 import time
@@ -102,38 +103,50 @@ def in_threads(count: int, target: Callable[[int], None]) -> float:
 
 
 def timed(client: Client, threads: int, calls: int, work: int) -> tuple[float, list[int]]:
-    """Seconds that all calls took, and the nanoseconds of each, sorted."""
+    """Seconds that all calls took, and the nanoseconds of each."""
     loop = compiled(TIMED, client)
     notes: list[list[int]] = [[] for _ in range(threads)]
     seconds = in_threads(threads, lambda number: loop(calls, work, notes[number].append))
-    return seconds, sorted(ns for note in notes for ns in note)
+    return seconds, [ns for note in notes for ns in note]
 
 
 def percentile(sorted_ns: list[int], share: float) -> float:
     return sorted_ns[min(int(len(sorted_ns) * share), len(sorted_ns) - 1)] / 1e3
 
 
-def latency(client: Client, sink: Sink, threads: int, calls: int, work: int = 0) -> dict[str, Any]:
-    """How long a call takes (µs), and how much the threads are slowed that burn `work` between two calls."""
+def latency(
+    client: Client, sink: Sink, threads: int, calls: int, work: int = 0, passes: int = 1
+) -> dict[str, Any]:
+    """How long a call takes (µs), and how much the threads are slowed that burn `work` between two calls.
+
+    The slowdown is the median over the passes, each beside its own run without a client: on a machine with
+    other things to do, neighbours in time are the only ones that can be compared.
+    """
     nothing = Client("pass", {}, lambda _: None)
-    alone, empty = timed(nothing, threads, calls, work)
     timed(client, 1, 200, 0)  # whatever is made at the first call
     client.flush(PATIENCE)
-    before = sink.events()
-    seconds, ns = timed(client, threads, calls, work)
-    meanwhile = sink.events() - before
-    client.flush(PATIENCE)
-    made = threads * calls
+    first = sink.events()
+    slowdowns, every, empty, meanwhile = [], [], [], 0
+    for _ in range(passes):
+        alone, clock = timed(nothing, threads, calls, work)
+        before = sink.events()
+        seconds, ns = timed(client, threads, calls, work)
+        meanwhile += sink.events() - before
+        client.flush(PATIENCE)
+        slowdowns.append(seconds / alone)
+        every += ns
+        empty += clock
+    every.sort()
     return {
-        "p50": percentile(ns, 0.5),
-        "p99": percentile(ns, 0.99),
-        "p99.9": percentile(ns, 0.999),
-        "max": ns[-1] / 1e3,
-        "clock": percentile(empty, 0.5),
-        "slowdown": seconds / alone,
+        "p50": percentile(every, 0.5),
+        "p99": percentile(every, 0.99),
+        "p99.9": percentile(every, 0.999),
+        "max": every[-1] / 1e3,
+        "clock": percentile(sorted(empty), 0.5),
+        "slowdown": statistics.median(slowdowns),
         "meanwhile": meanwhile,
-        "made": made,
-        "delivered": sink.settled(before + made) - before,
+        "made": len(every),
+        "delivered": sink.settled(first + len(every)) - first,
     }
 
 
@@ -192,8 +205,10 @@ def memory(client: Client, sink: Sink, counts: list[int]) -> dict[str, Any]:
     """What a queued event costs while the server does not answer: growth of the process, by events queued."""
     sink.reset(None)
     loop = compiled(PLAIN, client)
-    loop(2_000)  # fills what is free in memory, and what is in flight
-    time.sleep(0.3)
+    loop(500)  # everything is imported, connected and in flight, …
+    time.sleep(0.5)
+    gc.collect()
+    loop(5_000)  # … and what that left free in memory is filled
     base, queued, grown = resident(), 0, {}
     for count in counts:
         started = time.perf_counter()

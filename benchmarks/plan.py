@@ -38,8 +38,8 @@ def plan(*, quick: bool) -> list[Step]:
     calls = {
         "1 thread": {"threads": 1, "calls": size(20_000, 10_000)},
         "8 threads": {"threads": 8, "calls": size(3_000, 1_000)},
-        "8 busy threads": {"threads": 8, "calls": size(2_500, 1_000), "work": LIGHT},
-        "32 busy threads": {"threads": 32, "calls": size(700, 250), "work": LIGHT},
+        "8 busy threads": {"threads": 8, "calls": size(600, 500), "passes": size(5, 2), "work": LIGHT},
+        "32 busy threads": {"threads": 32, "calls": size(150, 125), "passes": size(5, 2), "work": LIGHT},
     }
     saturated = {
         "8 threads, light": {"threads": 8, "work": LIGHT},

@@ -77,7 +77,7 @@ def circumstances(results: Results) -> Iterable[str]:
 def goals_table(results: Results) -> str:
     return table(
         ["goal", "measured", "limit", ""],
-        [[goal.text, number(goal.measured), goal.limit_text, goal.verdict] for goal in goals.all_of(results)],
+        [[goal.text, goal.measured_text, goal.limit_text, goal.verdict] for goal in goals.all_of(results)],
     )
 
 

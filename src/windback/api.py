@@ -271,7 +271,10 @@ def _email(value: object) -> str:
 def _count(name: str, value: object, unit: str) -> Optional[int]:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        message = f"{name} must be a whole number of {unit}, at least 0 and of 63 bits, not {value!r}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        message = f"{name} must be a whole number of {unit}, at least 0, not {value!r}"
+        raise ValidationError(message)
+    if value >= 2**63:
+        message = f"{name} is a number of more than 63 bits: {value!r}"
         raise ValidationError(message)
     return value

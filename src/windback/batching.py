@@ -35,7 +35,10 @@ def wait_s(count: int, size_bytes: int, age_s: float, limits: Limits) -> Optiona
 def cut(records: Sequence[bytes], limits: Limits) -> int:
     """Return how many of *records*, from the front, make one batch: at least one, if there is one."""
     count = len(records)
-    if count <= limits.max_events and sum(map(len, records)) + count + BATCH_FRAME_BYTES <= limits.max_bytes:
+    if (
+        count <= limits.max_events
+        and sum(map(len, records)) + count - 1 + BATCH_FRAME_BYTES <= limits.max_bytes
+    ):
         return count  # nearly always, and three times as fast as counting
     total = BATCH_FRAME_BYTES - 1  # a comma less than there are events
     for count, record in enumerate(records):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Callable, Iterable, Optional, Type, TypeVar, U
 
 from . import api
 from .batching import Limits
-from .config import resolve
+from .config import Config, hidden, resolve
 from .core import Core
 from .delivery import Answer, Tries, error_of
 from .direct import DirectSend, Encode, encode_all
@@ -88,11 +88,14 @@ class _Client:
         http_client: an httpx client of your own, for proxies and certificates; it stays yours to close.
         enabled: False sends nothing at all; events are checked and then refused.
         """
+        # Before anything can raise: a traceback may be shown with the local variables of its frames.
+        keys = hidden(api_key), hidden(public_key)
+        api_key = public_key = None
         self._config = resolve(
             is_async=self._is_async,
-            api_key=api_key,
+            api_key=keys[0],
             project_slug=project_slug,
-            public_key=public_key,
+            public_key=keys[1],
             base_url=base_url,
             timeout=timeout,
             max_retries=max_retries,
@@ -123,7 +126,9 @@ class _Client:
             self._encode = hooked.encode
 
     def __repr__(self) -> str:
-        config = self._config
+        config: Optional[Config] = self.__dict__.get("_config")
+        if config is None:  # in the traceback of an option that was wrong
+            return f"<{type(self).__name__}, not made>"
         state = " closed" if self._core.queue.closed == "closed" else ""
         where = f"project_slug={config.project_slug!r} base_url={config.base_url!r}"
         return f"<{type(self).__name__}{state} {where}>"

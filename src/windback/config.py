@@ -35,7 +35,12 @@ class Secret(str):
     @property
     def hint(self) -> str:
         """The part that may be shown: the kind of key."""
-        return f"{self.split('_', 1)[0]}_***" if "_" in self else "***"
+        return next((f"{kind}***" for kind in ("sk_", "pub_") if self.startswith(kind)), "***")
+
+
+def hidden(key: object) -> object:
+    """Return a key as one that does not show itself; for what is no text, its type."""
+    return Secret(key) if isinstance(key, str) else key and type(key)
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,11 @@ class Config:
 def resolve(*, is_async: bool, **options: object) -> Config:
     """Fill in the environment, check every option and freeze them. Raises ConfigurationError."""
     enabled = _boolean("enabled", options["enabled"])
-    public_key = _given(options["public_key"], "WINDBACK_PUBLIC_KEY")
+    public_key = _given_key(options["public_key"], "WINDBACK_PUBLIC_KEY")
     slug = _given(options["project_slug"], "WINDBACK_PROJECT_SLUG")
     base_url = _given(options["base_url"], "WINDBACK_BASE_URL")
     config = Config(
-        api_key=_secret_key(_given(options["api_key"], "WINDBACK_API_KEY"), enabled=enabled),
+        api_key=_secret_key(_given_key(options["api_key"], "WINDBACK_API_KEY"), enabled=enabled),
         project_slug=None if slug is None else _slug(slug),
         public_key=None if public_key is None else _key("public_key", public_key, "pub_", "sk_"),
         base_url=_base_url(DEFAULT_BASE_URL if base_url is None else base_url),
@@ -144,6 +149,10 @@ def _given(value: object, variable: str) -> object:
     return value if value is not None else os.environ.get(variable) or None
 
 
+def _given_key(value: object, variable: str) -> object:
+    return value if value is not None else hidden(os.environ.get(variable) or None)
+
+
 def _secret_key(value: object, *, enabled: bool) -> Optional[Secret]:
     if value is None:
         if not enabled:
@@ -156,7 +165,8 @@ def _secret_key(value: object, *, enabled: bool) -> Optional[Secret]:
 def _key(name: str, value: object, prefix: str, other: str) -> Secret:
     # No message here repeats the value: a mistyped key is still most of a key.
     if not isinstance(value, str):
-        message = f"{name} must be a string that starts with {prefix}, not a {type(value).__name__}"
+        kind = value.__name__ if isinstance(value, type) else type(value).__name__
+        message = f"{name} must be a string that starts with {prefix}, not a {kind}"
         raise ConfigurationError(message)
     if value.startswith(other):
         place = "public_key" if other == "pub_" else "api_key"

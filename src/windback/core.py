@@ -39,6 +39,7 @@ class Core:
     def _ensure_worker(self) -> bool:
         """Make sure that somebody drains the queue; False if nobody can."""
         if self._uses_tasks and not self.tasks.has_worker_here:
+            self.tasks.bury()
             return self.dispatcher.add_worker() or self.dispatcher.workers > 0
         return self.dispatcher.workers > 0 or self.dispatcher.add_worker()
 
@@ -51,7 +52,7 @@ class Core:
             waker = ThreadWaker()
             gave_up = True
             try:
-                if self.dispatcher.wait_for_room(waker):
+                if self.dispatcher.wait_for_room(waker, len(record)):
                     self._ensure_worker()
                     waker.sleep(deadline_s - time.monotonic())
                 gave_up = time.monotonic() >= deadline_s
@@ -113,7 +114,7 @@ class Core:
             waker = await self.tasks.waker()
             gave_up = True
             try:
-                if self.dispatcher.wait_for_room(waker):
+                if self.dispatcher.wait_for_room(waker, len(record)):
                     self._ensure_worker()
                     await waker.sleep(max(0.0, deadline_s - time.monotonic()))
                 gave_up = time.monotonic() >= deadline_s

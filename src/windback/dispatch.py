@@ -150,10 +150,10 @@ class Dispatcher:
             self.queue.wake_at = self.queue.waiting().events + 1000
         return False
 
-    def wait_for_room(self, waker: Waker) -> bool:
-        """Have *waker* released when there may be room; False if there is some already, or never will be."""
+    def wait_for_room(self, waker: Waker, size: int) -> bool:
+        """Have *waker* released when *size* bytes may fit; False if they do already, or never will."""
         self._room_waiters.append(waker)
-        return self.queue.room() <= 0 and not self.closing
+        return not self.queue.has_room_for(size) and not self.closing
 
     def stop_waiting(self, waker: Waker, *, gave_up: bool) -> None:
         """The counterpart of `wait_for_room`; a caller that gave up leaves the room to the next."""

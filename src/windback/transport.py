@@ -7,7 +7,7 @@ Redirects are never followed: the key goes to no other host.
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401 - for getaddrinfo; a fork during its import would break the child for good
+import codecs
 import os
 import random
 import socket
@@ -24,6 +24,9 @@ from . import __version__
 from .api import Request
 from .config import Config
 from .delivery import Answer, Failure, Tries
+
+# For getaddrinfo, which loads it at first use: a fork at that moment would break the child for good.
+codecs.lookup("idna")
 
 #: No answer of this API is larger; what comes after it is not read.
 MAX_ANSWER_BYTES = 8_000_000
@@ -42,7 +45,7 @@ class _Wire:
         self._config = config
         self._urls: Dict[str, httpx.URL] = {}
         self._extensions: Dict[str, object] = {}
-        #: Why no connection can be made at all, and so the answer to every try; another transport may do better.
+        #: Why no connection can be made at all: the answer to every try.
         self.broken: Optional[Answer] = None
         url = httpx.URL(config.base_url)
         self._common = [
@@ -108,11 +111,9 @@ class _Wire:
             failure = Failure.CONNECT
         else:
             failure = otherwise
-        detail = (
-            f"{type(error).__name__}: {error}"
-            if otherwise is Failure.CONNECT
-            else str(error) or type(error).__name__
-        )
+        name = type(error).__name__
+        # httpx says in words what happened; what others raise is often a value alone.
+        detail = (str(error) or name) if isinstance(error, httpx.HTTPError) else f"{name}: {error}"
         return Answer(None, failure=failure, detail=self._config.redact(detail))
 
 

@@ -211,6 +211,10 @@ class _Loop(Protocol):
     def call_soon(self, call: Callable[[], object]) -> None:
         """Call something in the loop, from any thread."""
 
+    def is_closed(self) -> bool:
+        """Whether the loop was closed over its tasks, which it never tells them."""
+        ...
+
     async def in_thread(self, call: Callable[[], T]) -> T:
         """Call something that takes long in a thread; NoThreadError if none can be started."""
         ...
@@ -245,6 +249,9 @@ class _AsyncioLoop:
 
     def call_soon(self, call: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(call)
+
+    def is_closed(self) -> bool:
+        return self._loop.is_closed()
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         # Not the loop's executor, which a loop that goes down has shut already, and waits for.
@@ -288,6 +295,9 @@ class _TrioLoop:
 
     def call_soon(self, call: Callable[[], object]) -> None:
         self._token.run_sync_soon(call)
+
+    def is_closed(self) -> bool:
+        return False  # trio cancels every task before it ends
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         try:
@@ -349,6 +359,8 @@ class _Home:
         self.stop: Optional[TaskWaker] = None
         self.stopped: Optional[TaskWaker] = None
         self.workers = 0
+        #: What its workers have leased right now.
+        self.leases: Set[Batch] = set()
         #: The loop is going down: nothing may be started in it any more.
         self.ended = False
         self._is_loaded = False
@@ -410,6 +422,21 @@ class TaskWorkers:
         home.workers -= 1
         self._dispatcher.retire(None, time.monotonic(), died=False)
 
+    def bury(self) -> None:
+        """Give back what the workers of closed loops hold; nobody told them, and they never run again."""
+        for home in self._homes.values():
+            if home.workers and home.loop.is_closed():
+                home.ended = True
+                for batch in list(home.leases):
+                    self._give_back(home, batch)
+                while home.workers:
+                    self._retire(home)
+
+    def _give_back(self, home: _Home, batch: Batch) -> None:
+        if batch in home.leases:
+            home.leases.remove(batch)
+            self._dispatcher.abandon(batch)
+
     def _home(self) -> _Home:
         loop = _current_loop()
         home = self._homes.get(loop.key)
@@ -433,9 +460,9 @@ class TaskWorkers:
             transport = await home.loop.in_thread(self._make_transport)
         except NoThreadError:
             transport = self._make_transport()
-        if home.transport is None and transport.broken is None:
-            home.transport = transport  # else another task was faster, and this one has no connections
-        return home.transport or transport
+        if transport.broken is None:
+            home.transport = transport  # should another task have been faster: its one has no connections yet
+        return transport
 
     def _make_transport(self) -> AsyncTransport:
         with lifecycle.loading:
@@ -468,13 +495,15 @@ class TaskWorkers:
             home.workers -= 1
 
     async def _run(self, home: _Home) -> None:
+        import anyio.lowlevel
+
         dispatcher = self._dispatcher
         waker: Optional[TaskWaker] = None
         idle = False
         try:
             # Before any batch is leased: a loop that goes down cancels this task here, and nothing is held.
             await home.load()
-            await self._open(home)
+            await anyio.lowlevel.checkpoint()
             while True:
                 fresh = TaskWaker(home.loop)
                 step = dispatcher.next_step(time.monotonic(), fresh, waker, idle=idle)
@@ -496,6 +525,7 @@ class TaskWorkers:
         dispatcher = self._dispatcher
         gzipped = dispatcher.compress
         tries = Tries(self._config.max_retries, self._config.timeout, gated=True)
+        home.leases.add(batch)
         try:
             transport = await self._open(home)
             request = api.track(batch.records, batch.key, gzip=gzipped)
@@ -504,8 +534,9 @@ class TaskWorkers:
                 request, tries, nap, lambda each: _tried(dispatcher, batch, tries, each)
             )
         except BaseException:
-            dispatcher.abandon(batch)
+            self._give_back(home, batch)
             raise
+        home.leases.discard(batch)
         dispatcher.settle(batch, answer, time.monotonic(), time.time(), gzipped=gzipped)
 
     async def _nap(self, home: _Home, seconds: float) -> None:

@@ -78,7 +78,15 @@ def test_nothing_that_can_be_printed_shows_a_key():
     for make in (sync_client, async_client):
         client = make(NOWHERE)
         config = client._config
-        for each in (client, config, vars(config), config.api_key, [config.public_key], vars(client), client._core):
+        for each in (
+            client,
+            config,
+            vars(config),
+            config.api_key,
+            [config.public_key],
+            vars(client),
+            client._core,
+        ):
             assert hides(repr(each))
         assert hides(f"{client} {config} {config.api_key!r:>5}")
         assert "sk_***" in repr(config)
@@ -130,7 +138,7 @@ async def test_no_cancelled_call_shows_a_key(server):
                 await client.create_churn_event(EMAIL)
         assert hides(full_text(caught.value))
         task = asyncio.ensure_future(client.create_churn_event(EMAIL))
-        while server.counts().requests < 2:
+        while server.counts().requests < 2:  # noqa: ASYNC110 - another process counts
             await asyncio.sleep(0.005)
         task.cancel()
         with pytest.raises(asyncio.CancelledError) as cancelled:

@@ -51,24 +51,45 @@ BAD_CLIENTS = {
         r"public_key must start with pub_; this is a secret key \(sk_…\), which belongs into api_key",
     ),
     "public key of another form": ({"public_key": "live_abcdef"}, "public_key must start with pub_"),
-    "key with a line end": ({"api_key": KEY + "\n"}, "api_key holds a space, a line end or a character outside"),
+    "key with a line end": (
+        {"api_key": KEY + "\n"},
+        "api_key holds a space, a line end or a character outside",
+    ),
     "key with a space": ({"api_key": "sk_live abcdef"}, "api_key holds a space"),
-    "key outside ASCII": ({"api_key": "sk_live_é"}, "api_key holds a space, a line end or a character outside"),
-    "key that is bytes": ({"api_key": KEY.encode()}, "api_key must be a string that starts with sk_, not a bytes"),
+    "key outside ASCII": (
+        {"api_key": "sk_live_é"},
+        "api_key holds a space, a line end or a character outside",
+    ),
+    "key that is bytes": (
+        {"api_key": KEY.encode()},
+        "api_key must be a string that starts with sk_, not a bytes",
+    ),
     "slug with a slash": ({"project_slug": "my/shop"}, "project_slug 'my/shop' must be letters, digits"),
     "slug with a question mark": ({"project_slug": "shop?x"}, "project_slug 'shop\\?x' must be"),
     "slug of dots": ({"project_slug": ".."}, r"project_slug '\.\.' must be"),
     "slug with a line end": ({"project_slug": "shop\n"}, "project_slug 'shop\\\\n' must be"),
     "empty slug": ({"project_slug": ""}, "project_slug '' must be"),
     "slug that is a number": ({"project_slug": 7}, "project_slug 7 must be"),
-    "http off loopback": ({"base_url": "http://api.example.com/v1"}, "must use https: the key must not cross"),
+    "http off loopback": (
+        {"base_url": "http://api.example.com/v1"},
+        "must use https: the key must not cross",
+    ),
     "http on a private address": ({"base_url": "http://10.0.0.1/v1"}, "must use https"),
-    "http on a name that starts like loopback": ({"base_url": "http://127.0.0.1.example.com"}, "must use https"),
+    "http on a name that starts like loopback": (
+        {"base_url": "http://127.0.0.1.example.com"},
+        "must use https",
+    ),
     "user in the URL": ({"base_url": "https://jane@api.example.com"}, "must not hold credentials"),
     "password in the URL": ({"base_url": "https://jane:pw@api.example.com"}, "must not hold credentials"),
     "query in the URL": ({"base_url": "https://api.example.com/?a=b"}, "must not have a query or a fragment"),
-    "fragment in the URL": ({"base_url": "https://api.example.com/#a"}, "must not have a query or a fragment"),
-    "URL without a scheme": ({"base_url": "api.example.com"}, "base_url 'api.example.com' must look like 'https"),
+    "fragment in the URL": (
+        {"base_url": "https://api.example.com/#a"},
+        "must not have a query or a fragment",
+    ),
+    "URL without a scheme": (
+        {"base_url": "api.example.com"},
+        "base_url 'api.example.com' must look like 'https",
+    ),
     "URL of another scheme": ({"base_url": "ftp://api.example.com"}, "must look like"),
     "URL without a host": ({"base_url": "https://"}, "must look like"),
     "URL with a port that is none": ({"base_url": "https://h:port"}, "base_url is no URL"),
@@ -119,17 +140,33 @@ BAD_EVENTS = {
     "event none": ({"event": None}, "event", "must be a string such as 'feature_used', not None"),
     "event number": ({"event": 7}, "event", "not a int"),
     "event with a surrogate": ({"event": "a\ud800"}, "event", "a lone surrogate at position 1"),
-    "email without @": ({"customer_email": "jane"}, "customer_email", "has no '@', so it is no email address"),
+    "email without @": (
+        {"customer_email": "jane"},
+        "customer_email",
+        "has no '@', so it is no email address",
+    ),
     "email empty": ({"customer_email": ""}, "customer_email", "has no '@'"),
     "email none": ({"customer_email": None}, "customer_email", "must be a string such as"),
     "email with a surrogate": ({"customer_email": "a@\udc80"}, "customer_email", "a lone surrogate"),
-    "properties a list": ({"properties": [1]}, "properties", "must be a mapping such as {'plan': 'pro'}, not a list"),
+    "properties a list": (
+        {"properties": [1]},
+        "properties",
+        "must be a mapping such as {'plan': 'pro'}, not a list",
+    ),
     "properties a text": ({"properties": "plan"}, "properties", "must be a mapping such as"),
-    "unencodable value": ({"properties": {"a": [{"b": object()}]}}, "properties.a[0].b", "can't be encoded as JSON"),
+    "unencodable value": (
+        {"properties": {"a": [{"b": object()}]}},
+        "properties.a[0].b",
+        "can't be encoded as JSON",
+    ),
     "NaN": ({"properties": {"a": float("nan")}}, "properties.a", "nan is not a JSON number"),
     "infinity": ({"properties": {"a": float("inf")}}, "properties.a", "inf is not a JSON number"),
     "lone surrogate": ({"properties": {"a": "\ud800"}}, "properties.a", "a lone surrogate at position 0"),
-    "lone surrogate in a key": ({"properties": {"\ud800": 1}}, "properties.\\ud800", "is no key for a JSON object"),
+    "lone surrogate in a key": (
+        {"properties": {"\ud800": 1}},
+        "properties.\\ud800",
+        "is no key for a JSON object",
+    ),
     "integer over 64 bits": ({"properties": {"a": 2**64}}, "properties.a", "an integer of more than 64 bits"),
     "integer under 64 bits": ({"properties": {"a": -(2**63) - 1}}, "properties.a", "more than 64 bits"),
     "naive datetime as a property": ({"properties": {"a": NAIVE}}, "properties.a", "which zone is it in?"),
@@ -139,19 +176,31 @@ BAD_EVENTS = {
         "event",
         "bytes as JSON, and max_event_bytes is 65,536",
     ),
-    "naive timestamp": ({"timestamp": NAIVE}, "timestamp", "2025-12-01T10:00:00 has no time zone; pass an aware"),
+    "naive timestamp": (
+        {"timestamp": NAIVE},
+        "timestamp",
+        "2025-12-01T10:00:00 has no time zone; pass an aware",
+    ),
     "timestamp text without a zone": (
         {"timestamp": "2025-12-01T10:00:00"},
         "timestamp",
         "has no time zone; end it with 'Z' or an offset such as '+01:00'",
     ),
-    "timestamp no time": ({"timestamp": "yesterday"}, "timestamp", "'yesterday' is not an ISO 8601 time such as"),
+    "timestamp no time": (
+        {"timestamp": "yesterday"},
+        "timestamp",
+        "'yesterday' is not an ISO 8601 time such as",
+    ),
     "timestamp a date alone": ({"timestamp": "2025-12-01"}, "timestamp", "is not an ISO 8601 time"),
     "timestamp of no day": ({"timestamp": "2025-02-30T10:00:00Z"}, "timestamp", "is not a time that exists"),
     "timestamp of no hour": ({"timestamp": "2025-12-01T25:00:00Z"}, "timestamp", "is not a time that exists"),
     "timestamp of no zone that exists": ({"timestamp": "2025-12-01T10:00:00+99:99"}, "timestamp", "is not a"),
     "timestamp with a line end": ({"timestamp": "2025-12-01T10:00:00Z\n"}, "timestamp", "is not a"),
-    "timestamp a number": ({"timestamp": 1764583200}, "timestamp", "must be an aware datetime or an ISO 8601 string"),
+    "timestamp a number": (
+        {"timestamp": 1764583200},
+        "timestamp",
+        "must be an aware datetime or an ISO 8601 string",
+    ),
     "timestamp a date": ({"timestamp": dt.date(2025, 12, 1)}, "timestamp", "must be an aware datetime"),
 }
 GOOD = {"event": "login", "customer_email": EMAIL}
@@ -172,7 +221,9 @@ def test_a_bad_event_is_named_and_not_accepted(router, change, path, message, ho
 
 
 @pytest.mark.parametrize(("change", "path", "message"), BAD_EVENTS.values(), ids=BAD_EVENTS)
-def test_one_bad_event_of_500_stops_all_of_them_and_is_named_by_its_index(client, router, change, path, message):
+def test_one_bad_event_of_500_stops_all_of_them_and_is_named_by_its_index(
+    client, router, change, path, message
+):
     events = [dict(GOOD) for _ in range(500)]
     events[321] = {**GOOD, **change}
     with pytest.raises(windback.InvalidEventError) as caught:
@@ -221,22 +272,40 @@ BAD_CALLS = {
     "mrr negative": ("create_churn_event", {"mrr": -1}, "mrr must be a whole number of cents"),
     "mrr fractional": ("create_churn_event", {"mrr": 49.99}, "mrr must be a whole number of cents"),
     "mrr boolean": ("create_churn_event", {"mrr": True}, "mrr must be a whole number of cents"),
-    "tenure negative": ("create_churn_event", {"tenure_days": -1}, "tenure_days must be a whole number of days"),
-    "churn email": ("create_churn_event", {"customer_email": "jane"}, "customer_email must be an email address"),
+    "tenure negative": (
+        "create_churn_event",
+        {"tenure_days": -1},
+        "tenure_days must be a whole number of days",
+    ),
+    "churn email": (
+        "create_churn_event",
+        {"customer_email": "jane"},
+        "customer_email must be an email address",
+    ),
     "flow email": (
         "submit_cancel_flow",
         {"customer_email": "jane", "cancel_reason": "x"},
         "customer_email must be an email address",
     ),
-    "flow reason": ("submit_cancel_flow", {"cancel_reason": ""}, "cancel_reason must be a text that is not empty"),
-    "report email": ("report_cancel_reason", {"customer_email": "jane", "reason": "x"}, "customer_email must be an"),
+    "flow reason": (
+        "submit_cancel_flow",
+        {"cancel_reason": ""},
+        "cancel_reason must be a text that is not empty",
+    ),
+    "report email": (
+        "report_cancel_reason",
+        {"customer_email": "jane", "reason": "x"},
+        "customer_email must be an",
+    ),
     "report reason": ("report_cancel_reason", {"reason": ""}, "reason must be a text that is not empty"),
     "report id": ("report_cancel_reason", {"reason": "x", "event_id": ""}, "event_id must be a text"),
 }
 
 
 @pytest.mark.parametrize(("name", "arguments", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
-def test_a_bad_argument_of_a_plain_call_is_named_and_nothing_is_sent(client, router, name, arguments, message):
+def test_a_bad_argument_of_a_plain_call_is_named_and_nothing_is_sent(
+    client, router, name, arguments, message
+):
     with pytest.raises(windback.ValidationError, match=message):
         getattr(client, name)(**{"customer_email": EMAIL, **arguments})
     assert not router.calls
@@ -288,7 +357,9 @@ CALLS = {
 def test_a_call_after_close_says_so(router, call, overflow):
     client = windback.Windback(KEY, "shop", base_url=BASE, overflow=overflow)
     client.close()
-    with pytest.raises(windback.ClosedError, match="this client is closed; make a new one, or close it later"):
+    with pytest.raises(
+        windback.ClosedError, match="this client is closed; make a new one, or close it later"
+    ):
         call(client)
     assert not router.calls
 

@@ -58,7 +58,7 @@ def test_chunks_lose_nothing_keep_the_order_and_keep_the_limits():
         limits = Limits(dice.randint(1, 12), dice.randint(20, 300), 1.0)
         parts = chunks(records, limits)
         assert [each for part in parts for each in part] == records
-        for part, following in zip(parts, parts[1:] + [[]]):
+        for part, following in zip(parts, [*parts[1:], []]):
             assert 1 <= len(part) <= limits.max_events
             assert len(part) == 1 or len(join(part)) <= limits.max_bytes
             if following:  # as few as the limits allow: the next one would not have fitted
@@ -67,4 +67,6 @@ def test_chunks_lose_nothing_keep_the_order_and_keep_the_limits():
 
 
 def test_a_body_is_the_documented_json():
-    assert json.loads(join([b'{"event":"a"}', b'{"event":"b"}'])) == {"events": [{"event": "a"}, {"event": "b"}]}
+    assert json.loads(join([b'{"event":"a"}', b'{"event":"b"}'])) == {
+        "events": [{"event": "a"}, {"event": "b"}]
+    }

@@ -36,6 +36,13 @@ def test_the_environment_fills_in_what_is_not_given(monkeypatch):
     )
 
 
+def test_a_value_from_the_environment_shows_in_repr_unless_it_is_a_key(monkeypatch):
+    for name, value in zip(VARIABLES, ("sk_env", "shop", "pub_env", "https://eu.example.com/v1")):
+        monkeypatch.setenv(name, value)
+    assert repr(Windback()) == "<Windback project_slug='shop' base_url='https://eu.example.com/v1'>"
+    assert "env'" not in repr(Windback()._config)
+
+
 def test_an_argument_wins_over_the_environment(monkeypatch):
     for name in VARIABLES:
         monkeypatch.setenv(name, "nonsense")
@@ -109,7 +116,9 @@ def test_a_slug_of_plain_characters_is_taken(slug):
 
 
 def test_a_call_that_needs_a_slug_says_so():
-    with pytest.raises(ConfigurationError, match="this call needs project_slug; pass it to the client or set"):
+    with pytest.raises(
+        ConfigurationError, match="this call needs project_slug; pass it to the client or set"
+    ):
         config().slug()
 
 
@@ -145,7 +154,10 @@ BAD = {
     "timeout zero": ({"timeout": 0}, "timeout must be more than 0 seconds and finite, not 0"),
     "timeout negative": ({"timeout": -1.0}, "timeout must be more than 0"),
     "timeout NaN": ({"timeout": float("nan")}, "timeout must be more than 0 seconds and finite, not nan"),
-    "timeout infinite": ({"timeout": float("inf")}, "timeout must be more than 0 seconds and finite, not inf"),
+    "timeout infinite": (
+        {"timeout": float("inf")},
+        "timeout must be more than 0 seconds and finite, not inf",
+    ),
     "timeout text": ({"timeout": "10"}, "timeout must be a number of seconds, not '10'"),
     "timeout boolean": ({"timeout": True}, "timeout must be a number of seconds, not True"),
     "retries negative": ({"max_retries": -1}, "max_retries must be at least 0, not -1"),

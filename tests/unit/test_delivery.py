@@ -59,7 +59,9 @@ MEANINGS = [
 
 
 @pytest.mark.parametrize(
-    ("given", "action", "reason"), MEANINGS, ids=[f"{reason}-{action.value}" for _, action, reason in MEANINGS]
+    ("given", "action", "reason"),
+    MEANINGS,
+    ids=[f"{reason}-{action.value}" for _, action, reason in MEANINGS],
 )
 @pytest.mark.parametrize("events", [1, 100])
 def test_an_answer_has_one_meaning_for_a_batch(given, action, reason, events):
@@ -142,7 +144,18 @@ def test_backoff_is_exponential_with_full_jitter_and_capped():
         ("Mon Dec  1 10:00:42 2025", 42.0),
     ],
     ids=[
-        *("now", "seconds", "spaces", "fraction", "negative", "above the cap", "huge", "infinite", "NaN", "empty"),
+        *(
+            "now",
+            "seconds",
+            "spaces",
+            "fraction",
+            "negative",
+            "above the cap",
+            "huge",
+            "infinite",
+            "NaN",
+            "empty",
+        ),
         *("no number", "no date", "date", "date in another zone", "date that has passed", "date far off"),
         *("RFC 850 date", "asctime date"),
     ],
@@ -202,7 +215,9 @@ def test_each_try_says_after_how_long_the_next_is_due():
     assert delays == [0.5, 1.0, 2.0]
 
 
-@pytest.mark.parametrize("given", [answer(200), answer(400), answer(401), answer(302)], ids=lambda a: str(a.status))
+@pytest.mark.parametrize(
+    "given", [answer(200), answer(400), answer(401), answer(302)], ids=lambda a: str(a.status)
+)
 def test_an_answer_that_settles_it_ends_the_tries(given):
     assert not again(Tries(3, 10.0), given)
 
@@ -261,7 +276,15 @@ def error(given):
         (b"   \n ", "HTTP 404 without a message", None),
     ],
     ids=[
-        *("documented", "with a code", "of the package", "nested", "half nested", "of other types", "empty object"),
+        *(
+            "documented",
+            "with a code",
+            "of the package",
+            "nested",
+            "half nested",
+            "of other types",
+            "empty object",
+        ),
         *("empty", "list", "null", "text", "HTML", "cut short", "no text", "very long", "blank"),
     ],
 )

@@ -507,24 +507,31 @@ def test_a_caller_that_waits_for_room_is_woken_by_the_next_lease():
     world.put(10)
     waiting = [Waker() for _ in range(12)]
     for each in waiting:
-        assert world.dispatcher.wait_for_room(each)
+        assert world.dispatcher.wait_for_room(each, 8)
     world.worker().step()
     assert [each.is_awake for each in waiting] == [True] * 10 + [False] * 2
 
 
 def test_a_caller_need_not_wait_where_there_is_room_already():
     world = World(max_queue_size=10, overflow="block")
-    assert not world.dispatcher.wait_for_room(Waker())
+    assert not world.dispatcher.wait_for_room(Waker(), 8)
+
+
+def test_a_caller_waits_for_room_for_the_bytes_of_its_own_event():
+    world = World(max_queue_bytes=1_000, max_event_bytes=500, overflow="block")
+    world.put(9, size=100)
+    assert not world.dispatcher.wait_for_room(Waker(), 100)
+    assert world.dispatcher.wait_for_room(Waker(), 101)
 
 
 def test_close_wakes_callers_that_wait_for_room():
     world = World(max_queue_size=10, overflow="block")
     world.put(10)
     waiting = Waker()
-    assert world.dispatcher.wait_for_room(waiting)
+    assert world.dispatcher.wait_for_room(waiting, 8)
     world.dispatcher.begin_close()
     assert waiting.is_awake
-    assert not world.dispatcher.wait_for_room(Waker())
+    assert not world.dispatcher.wait_for_room(Waker(), 8)
 
 
 # Reports and hooks
@@ -545,7 +552,7 @@ def test_every_batch_is_reported_once_with_its_outcome():
 
 def test_a_report_comes_before_the_flush_that_waits_for_it_ends():
     done = []
-    world = World(on_delivery=lambda report: done.append(flush.done))
+    world = World(on_delivery=lambda _: done.append(flush.done))
     world.put(10)
     flush = world.dispatcher.begin_flush(Waker(), patient=True)
     world.settle(world.worker().step().batch)
@@ -600,12 +607,13 @@ def test_reset_is_a_new_beginning(world):
     assert world.worker().step() == Step(wait_s=LINGER)
 
 
-def test_wake_at_is_out_of_reach_while_everybody_is_busy():
+def test_callers_wake_nobody_while_everybody_is_busy():
     world = World(max_in_flight=1)
     world.put(10)
-    batch = world.worker().step().batch
+    worker = world.worker()
+    batch = worker.step().batch
     assert world.queue.wake_at == NEVER
     world.put(100)
     assert world.started == 1
     world.settle(batch)
-    assert world.queue.wake_at < NEVER
+    assert len(worker.step().batch) == 10

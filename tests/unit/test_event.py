@@ -275,7 +275,9 @@ def test_a_null_in_a_text_is_no_reason_to_refuse():
 
 
 def test_an_unknown_field_is_named():
-    with pytest.raises(InvalidEventError, match="unknown field; an event has event, customer_email") as caught:
+    with pytest.raises(
+        InvalidEventError, match="unknown field; an event has event, customer_email"
+    ) as caught:
         check_fields({"event": "login", "email": EMAIL})
     assert caught.value.path == "email"
 

@@ -19,7 +19,9 @@ class Hooked:
     def __init__(self, hook):
         self.refused = []
         self.errors = []
-        self.encoder = HookedEncoder(hook, self.refused.append, lambda name, error: self.errors.append((name, error)))
+        self.encoder = HookedEncoder(
+            hook, self.refused.append, lambda name, error: self.errors.append((name, error))
+        )
 
     def encode(self, event="login", email=EMAIL, properties=None, timestamp=None, limit=LIMIT):
         data = self.encoder.encode(event, email, properties, timestamp, limit)
@@ -62,7 +64,7 @@ def test_what_the_hook_changes_is_not_the_callers():
 
 
 def test_none_refuses_the_event():
-    hooked = Hooked(lambda event: None)
+    hooked = Hooked(lambda _: None)
     assert hooked.encode() is None
     assert (hooked.refused, hooked.errors) == (["before_send"], [])
 
@@ -73,10 +75,10 @@ def raise_key_error(event):
 
 BAD_HOOKS = {
     "raises": (raise_key_error, KeyError),
-    "returns a text": (lambda event: "login", InvalidEventError),
+    "returns a text": (lambda _: "login", InvalidEventError),
     "returns a list": (lambda event: [event], InvalidEventError),
     "adds an unknown field": (lambda event: {**event, "user": 1}, InvalidEventError),
-    "removes the email": (lambda event: {"event": "login"}, InvalidEventError),
+    "removes the email": (lambda _: {"event": "login"}, InvalidEventError),
     "adds what can't be encoded": (lambda event: {**event, "properties": {"a": object()}}, InvalidEventError),
     "makes it too large": (lambda event: {**event, "properties": {"a": "x" * LIMIT}}, InvalidEventError),
 }
@@ -94,7 +96,7 @@ def test_a_hook_that_fails_refuses_the_event_and_is_counted(hook, kind):
 
 def test_an_event_that_was_bad_before_the_hook_is_the_callers_error():
     hooked = Hooked(lambda event: event)
-    with pytest.raises(InvalidEventError, match="properties.a: "):
+    with pytest.raises(InvalidEventError, match=r"properties\.a: "):
         hooked.encode(properties={"a": object()})
     with pytest.raises(InvalidEventError, match="max_event_bytes"):
         hooked.encode(properties={"a": "x" * 100}, limit=100)

@@ -67,8 +67,16 @@ def test_the_other_spelling_of_mrr_is_read():
 
 
 def test_fields_of_the_wrong_type_do_not_trip_it():
-    event = ChurnEvent.from_json({"id": 7, "status": None, "mrr": "49.99", "tenure_days": True, "created_at": 5})
-    assert (event.id, event.status, event.mrr, event.tenure_days, event.created_at) == ("7", "", None, None, None)
+    event = ChurnEvent.from_json(
+        {"id": 7, "status": None, "mrr": "49.99", "tenure_days": True, "created_at": 5}
+    )
+    assert (event.id, event.status, event.mrr, event.tenure_days, event.created_at) == (
+        "7",
+        "",
+        None,
+        None,
+        None,
+    )
     assert RecoveryTemplate.from_json({"is_active": "yes"}).is_active is None
     assert CancelFlowResult.from_json({"offer": ["discount"]}, created=True).offer is None
 

@@ -201,7 +201,9 @@ def test_drop_oldest_refuses_where_all_the_bytes_are_in_requests():
 def test_raise_raises_and_counts():
     made = queue(overflow="raise")
     fill(made, 10)
-    with pytest.raises(QueueFullError, match="10 events wait, and max_queue_size or max_queue_bytes allows no more"):
+    with pytest.raises(
+        QueueFullError, match="10 events wait, and max_queue_size or max_queue_bytes allows no more"
+    ):
         made.put(b"x")
     assert made.refused["queue_full"].value == 1
     assert made.size_bytes == 10

@@ -67,7 +67,9 @@ def test_a_report_decodes_its_events_at_each_access():
     assert DeliveryReport("dropped", 3, "queue_full").events == []
 
 
-@pytest.mark.parametrize("value", [Stats(), FlushResult(0, 0, 0, 0), DeliveryReport("delivered", 0, "ok")], ids=repr)
+@pytest.mark.parametrize(
+    "value", [Stats(), FlushResult(0, 0, 0, 0), DeliveryReport("delivered", 0, "ok")], ids=repr
+)
 def test_what_reports_is_frozen(value):
     name = dataclasses.fields(value)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):

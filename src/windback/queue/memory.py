@@ -140,7 +140,8 @@ class MemoryQueue:
 
     def _make_room(self) -> bool:
         """Discard the oldest events until the one whose bytes are already counted fits."""
-        while len(self._items) >= self.max_waiting or self._move_bytes(0, 1) > self._max_bytes:
+        # Not `max_waiting`, which close() puts below any length.
+        while len(self._items) >= self._max_events or self._move_bytes(0, 1) > self._max_bytes:
             self._evicting.add()
             try:
                 oldest = self._items.popleft()
@@ -186,7 +187,7 @@ class MemoryQueue:
         """
         popleft = self._items.popleft
         records: List[bytes] = []
-        room = max_bytes - BATCH_FRAME_BYTES
+        room = max_bytes - BATCH_FRAME_BYTES + 1  # a comma less than there are events
         with suppress(IndexError):  # under drop_oldest callers pop too, so the length says nothing
             for _ in range(max_events):
                 record = popleft()
@@ -263,6 +264,10 @@ class MemoryQueue:
     def room(self) -> int:
         """Return how many more events may wait, 0 if the bytes allow none."""
         return max(0, self.max_waiting - len(self._items)) if self._move_bytes(0, 1) < self._max_bytes else 0
+
+    def has_room_for(self, size: int) -> bool:
+        """Whether an event of *size* bytes would be accepted now."""
+        return len(self._items) < self.max_waiting and self._move_bytes(0, 1) + size <= self._max_bytes
 
     def discard(self) -> List[Batch]:
         """Take out everything that waits, as batches that are then acked as dropped."""
