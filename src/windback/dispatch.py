@@ -34,6 +34,11 @@ logger = logging.getLogger("windback")
 SPARE_WORKER_S = 5.0
 
 
+#: A batch goes out beside another only when that one is under way for this long. A server that answers
+#: sooner is served best by one worker: more of them only wait for each other's turns at the interpreter.
+PATIENCE_S = 0.002
+#: Who looks whether the others need help, and finds that they don't, looks half as often, down to this.
+WATCH_CAP_S = 0.064
 #: After so many workers that died without settling a batch there is a pause, as in an outage.
 _DEATHS_IN_A_ROW = 3
 
@@ -100,6 +105,8 @@ class Dispatcher:
         self._sleepers: Deque[Waker] = deque()
         self._room_waiters: Deque[Waker] = deque()
         self._timed: Optional[Waker] = None
+        self._timed_until_s = 0.0
+        self._watch_s = PATIENCE_S
         self._flushes: List[Flush] = []
         self._first_seen_s: Optional[float] = None
         self._last_take_s = 0.0
@@ -186,12 +193,16 @@ class Dispatcher:
         batch = self.queue.take(self._limits)
         if batch is None:
             return None
+        if self._in_flight:
+            self._watch_s = PATIENCE_S
         self._in_flight += 1
         # What is left now came after the last take, and after the first event was seen.
         since_s = max(self._last_take_s, now_s if self._first_seen_s is None else self._first_seen_s)
         self._first_seen_s = since_s if self.queue.waiting().events else None
         self._last_take_s = now_s
-        helper = self._due_in(now_s) == 0.0
+        due_s = self._due_in(now_s)
+        is_watched = self._timed is not None and self._timed_until_s <= now_s + WATCH_CAP_S
+        helper = due_s is not None and due_s <= PATIENCE_S and not is_watched
         self._arm(now_s)
         if self._room_waiters:
             self._release_room()
@@ -211,9 +222,13 @@ class Dispatcher:
         blocked_s = self.gate.blocked_s(now_s)
         if blocked_s > 0.0:
             return blocked_s
-        if self.closing or self._flushes or self.queue.has_returned:
-            return 0.0
-        return batching.wait_s(waiting.events, waiting.size_bytes, now_s - self._first_seen_s, self._limits)
+        due_s: Optional[float] = 0.0
+        if not (self.closing or self._flushes or self.queue.has_returned):
+            age_s = now_s - self._first_seen_s
+            due_s = batching.wait_s(waiting.events, waiting.size_bytes, age_s, self._limits)
+        if due_s == 0.0 and self._in_flight:
+            return max(0.0, PATIENCE_S - (now_s - self._last_take_s))
+        return due_s
 
     def _park(self, now_s: float, waker: Waker) -> Step:
         """Put a worker to sleep, unless there is work after all."""
@@ -222,7 +237,11 @@ class Dispatcher:
         # Looked at only now: what came before `wake_at` was set woke nobody.
         due_s = self._due_in(now_s)
         if due_s is not None and self._timed is None:
+            if self._in_flight and due_s <= PATIENCE_S:
+                due_s = max(due_s, self._watch_s)
+                self._watch_s = min(2 * self._watch_s, WATCH_CAP_S)
             self._timed = waker
+            self._timed_until_s = now_s + due_s
             return Step(wait_s=due_s)
         spare = self.workers > 1
         return Step(wait_s=SPARE_WORKER_S if spare else None, spare=spare)

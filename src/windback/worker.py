@@ -365,6 +365,14 @@ class _Home:
         self.ended = False
         self._is_loaded = False
 
+    def adopt(self, transport: AsyncTransport) -> AsyncTransport:
+        """Return the connections to use: those of a task that was faster, else *transport*, still unused."""
+        if self.transport is not None:
+            return self.transport
+        if transport.broken is None:
+            self.transport = transport
+        return transport
+
     async def load(self) -> None:
         """Load anyio's backend without holding up the loop; the first time, a checkpoint."""
         if not self._is_loaded:
@@ -460,9 +468,7 @@ class TaskWorkers:
             transport = await home.loop.in_thread(self._make_transport)
         except NoThreadError:
             transport = self._make_transport()
-        if transport.broken is None:
-            home.transport = transport  # should another task have been faster: its one has no connections yet
-        return transport
+        return home.adopt(transport)
 
     def _make_transport(self) -> AsyncTransport:
         with lifecycle.loading:

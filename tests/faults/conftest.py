@@ -20,6 +20,7 @@ import pytest
 import windback
 from windback.devserver import DevServer
 
+
 @pytest.fixture(scope="session")
 def _process() -> Iterator[DevServer]:
     with DevServer() as server:
@@ -216,7 +217,7 @@ def run(tmp_path) -> Callable[..., Ended]:
             **environment,
         }
         started_s = time.monotonic()
-        with open(tmp_path / "stderr", "w+b") as stderr:
+        with (tmp_path / "stderr").open("w+b") as stderr:
             process = subprocess.Popen(
                 [sys.executable, *options, str(path)],
                 stdout=subprocess.PIPE,

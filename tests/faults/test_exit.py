@@ -1,4 +1,4 @@
-"""A process that ends, in whatever way, delivers what it tracked within shutdown_timeout, or says what it left."""
+"""A process that ends, in whatever way, delivers what it tracked in time, or says what it left."""
 
 from __future__ import annotations
 

@@ -94,7 +94,9 @@ def track_from_threads(client, count):
         for n in range(count):
             who = f"{thread}-{n}"
             try:
-                answers[who] = client.track_event("login", "jane@example.com", {"who": who, "pad": "x" * (n % 50)})
+                answers[who] = client.track_event(
+                    "login", "jane@example.com", {"who": who, "pad": "x" * (n % 50)}
+                )
             except QueueFullError:
                 answers[who] = "raised"
             except BaseException as error:  # noqa: BLE001 - a thread's failure is the test's
@@ -159,7 +161,11 @@ def test_random_faults_lose_nothing(server, seed, kinds):
         assert stats.rejected > 0
 
 
-@pytest.mark.parametrize("bound", [{"max_queue_size": 30}, {"max_queue_bytes": 4_000, "max_event_bytes": 1_000}], ids=["count", "bytes"])
+@pytest.mark.parametrize(
+    "bound",
+    [{"max_queue_size": 30}, {"max_queue_bytes": 4_000, "max_event_bytes": 1_000}],
+    ids=["count", "bytes"],
+)
 @pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "block", "raise"])
 def test_a_tiny_queue_and_random_faults(server, overflow, bound):
     server.faults(random_faults(random.Random(overflow), LOST))

@@ -1,4 +1,4 @@
-"""AsyncWindback in event loops of every kind: one, several, none yet, gone; and callers that are cancelled."""
+"""AsyncWindback in event loops of every kind: one, several, none yet, gone; and cancelled callers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def _nothing_left_to_complain_about(caplog):
     yield
     gc.collect()
     for name in ("asyncio", "trio"):
-        records = [record for record in caplog.records if record.name == name and record.levelno > logging.INFO]
+        records = [
+            record for record in caplog.records if record.name == name and record.levelno > logging.INFO
+        ]
         assert [record.getMessage() for record in records] == []
 
 
@@ -196,7 +198,7 @@ def test_a_loop_that_was_closed_over_its_tasks_holds_up_nothing(server, worker, 
 
     asyncio.run(end())
     assert numbers(server) == list(range(expected + 50))
-    # A pending task of a closed loop complains when it is collected, whoever made it; these live on in the client.
+    # A pending task of a closed loop complains when it is collected; these live on in the client.
     assert all(old.is_closed() for old in abandoned)
 
 
@@ -428,8 +430,13 @@ def test_cancelled_callers_at_random_moments(server, loop):
 
     async def main():
         client = AsyncWindback(
-            **OPTIONS, base_url=server.url, batch_size=5, max_queue_size=20, overflow="block", block_timeout=30,
-        )  # fmt: skip
+            **OPTIONS,
+            base_url=server.url,
+            batch_size=5,
+            max_queue_size=20,
+            overflow="block",
+            block_timeout=30,
+        )
 
         async def work(start):
             for n in range(start, start + 20):

@@ -1,10 +1,9 @@
-"""Workers come when there is work, no more of them than may send at once, and go; one that dies loses nothing."""
+"""Workers come when there is work, no more than may send at once, and go; one that dies loses nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from pathlib import Path
@@ -174,12 +173,16 @@ def test_spare_workers_go_and_come_back(held, monkeypatch, eventually):
 
 
 def test_all_workers_go_when_the_client_closes(server, eventually):
-    before = set(os.listdir("/proc/self/task")) if Path("/proc/self/task").exists() else None
+    before = (
+        {each.name for each in Path("/proc/self/task").iterdir()}
+        if Path("/proc/self/task").exists()
+        else None
+    )
     with Windback(**OPTIONS, base_url=server.url, batch_size=10) as client:
         track(client, 100)
     eventually(lambda: client.stats().workers == 0)
     if before is not None:
-        eventually(lambda: set(os.listdir("/proc/self/task")) <= before)
+        eventually(lambda: {each.name for each in Path("/proc/self/task").iterdir()} <= before)
 
 
 def test_a_batch_goes_when_it_is_full_without_waiting_for_the_interval(held):
@@ -249,7 +252,9 @@ def test_the_next_event_starts_another_worker(server, monkeypatch, eventually):
     assert numbers(server) == [0, 1]
 
 
-def test_a_worker_that_dies_after_the_server_took_the_batch_repeats_it_under_the_same_key(server, monkeypatch):
+def test_a_worker_that_dies_after_the_server_took_the_batch_repeats_it_under_the_same_key(
+    server, monkeypatch
+):
     attempt = SyncTransport.attempt
     deaths = [SystemExit()]
 
@@ -354,7 +359,7 @@ def test_a_worker_that_dies_wakes_a_flush_only_once(dead_url):
     flush = dispatcher.begin_flush(ThreadWaker(), patient=True)
     first = dispatcher.next_step(0.0, ThreadWaker(), None)
     dispatcher.abandon(first.batch)
-    dispatcher.retire(None, died=True)
+    dispatcher.retire(None, 0.0, died=True)
     assert dispatcher.add_worker()
     second = dispatcher.next_step(0.0, ThreadWaker(), None)
     dispatcher.settle(second.batch, Answer(200), 0.0, 0.0, gzipped=False)
@@ -463,7 +468,9 @@ def test_the_exit_sends_where_no_thread_could_be_started(server, run, kind):
 
 
 @pytest.mark.parametrize(
-    "bound", [{"max_queue_size": 1}, {"max_queue_bytes": 1_000, "max_event_bytes": 500}], ids=["count", "bytes"]
+    "bound",
+    [{"max_queue_size": 1}, {"max_queue_bytes": 1_000, "max_event_bytes": 500}],
+    ids=["count", "bytes"],
 )
 def test_a_caller_who_waits_for_room_sleeps(held, bound):
     client = Windback(

@@ -9,7 +9,7 @@ import pytest
 import windback
 from windback import delivery
 from windback.delivery import Answer, Failure, Tries
-from windback.dispatch import SPARE_WORKER_S, Dispatcher, Step
+from windback.dispatch import PATIENCE_S, SPARE_WORKER_S, WATCH_CAP_S, Dispatcher, Step
 from windback.queue.memory import NEVER
 
 OK = Answer(200)
@@ -229,8 +229,37 @@ def test_a_helper_is_asked_for_when_a_full_batch_waits(world):
     world.put(25)
     first = world.worker().step()
     assert (len(first.batch), first.helper) == (10, True)
+    world.now += 1.5 * PATIENCE_S
     second = world.worker().step()
     assert (len(second.batch), second.helper) == (10, False)
+
+
+def test_a_helper_waits_for_a_server_that_may_answer_at_once(world):
+    world.put(50)
+    first, helper = world.worker(), world.worker()
+    batch = first.step().batch
+    assert helper.step() == Step(wait_s=pytest.approx(PATIENCE_S))
+    world.now += PATIENCE_S / 2
+    world.settle(batch)
+    assert first.step().batch is not None  # so the helper is not needed yet
+    assert helper.step().wait_s == pytest.approx(2 * PATIENCE_S)
+    world.now += 1.5 * PATIENCE_S
+    assert helper.step().batch is not None  # now it is
+
+
+def test_a_helper_that_is_never_needed_looks_ever_less_often():
+    world = World(max_in_flight=2)
+    world.put(2_000)
+    first, helper = world.worker(), world.worker()
+    looks = []
+    for _ in range(8):
+        batch = first.step().batch
+        looks.append(helper.step().wait_s)
+        world.now += PATIENCE_S / 4
+        world.settle(batch)
+    assert looks == sorted(looks)
+    assert looks[0] == pytest.approx(PATIENCE_S)
+    assert looks[-1] == pytest.approx(WATCH_CAP_S)
 
 
 def test_no_more_workers_than_may_be_in_flight(world):
@@ -238,7 +267,10 @@ def test_no_more_workers_than_may_be_in_flight(world):
     for _ in range(5):
         world.dispatcher.add_worker()
     assert world.stats.workers == 3
-    steps = [world.worker().step() for _ in range(3)]
+    steps = []
+    for _ in range(3):
+        steps.append(world.worker().step())
+        world.now += 1.5 * PATIENCE_S
     assert [len(each.batch) for each in steps] == [10] * 3
     assert [each.helper for each in steps] == [True, True, False]
 
@@ -247,7 +279,9 @@ def test_a_spare_worker_goes_after_a_while_and_the_last_one_stays(world):
     world.put(20)
     first, second = world.worker(), world.worker()
     world.dispatcher.add_worker()
-    batches = [first.step().batch, second.step().batch]
+    batches = [first.step().batch]
+    world.now += 1.5 * PATIENCE_S
+    batches.append(second.step().batch)
     for each in batches:
         world.settle(each)
     assert first.step() == second.step() == Step(wait_s=SPARE_WORKER_S, spare=True)
@@ -299,7 +333,9 @@ def test_halves_are_sent_before_anything_else_and_at_once(world):
     worker = world.worker()
     batch = worker.step().batch
     world.settle(batch, Answer(413))
-    halves = [worker.step().batch, world.worker().step().batch]
+    halves = [worker.step().batch]
+    world.now += 1.5 * PATIENCE_S
+    halves.append(world.worker().step().batch)
     assert [each.key for each in halves] == [f"{batch.key}-0", f"{batch.key}-1"]
 
 

@@ -106,5 +106,5 @@ def test_an_event_that_was_bad_before_the_hook_is_the_callers_error():
 
 
 def test_a_hook_may_mend_what_cannot_be_encoded():
-    hooked = Hooked(lambda event: {**event, "properties": {"a": str(event["properties"]["a"])[:4]}})
-    assert hooked.encode(properties={"a": len})["properties"] == {"a": "<bui"}
+    hooked = Hooked(lambda event: {**event, "properties": {"a": str(event["properties"]["a"])[:9]}})
+    assert hooked.encode(properties={"a": len})["properties"] == {"a": "<built-in"}
