@@ -136,10 +136,10 @@ class Core:
                 if self._ensure_worker():
                     await waker.sleep(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
                     flush.waker = waker = await self.tasks.waker()
-                else:  # no thread can be started: this one does a worker's work, off the loop
-                    import anyio
-
-                    await anyio.to_thread.run_sync(self._drain, flush, deadline_s)
+                elif self._uses_tasks:  # this loop is going down; the next one, or the exit, sends the rest
+                    break
+                else:  # no thread can be started, so tasks do it from now on
+                    self._uses_tasks = True
         finally:
             result = self.dispatcher.end_flush(flush)
         return result

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import functools
 import sys
 import threading
 import time
 from contextvars import Context
-from typing import TYPE_CHECKING, Awaitable, Callable, Dict, Optional, Protocol, Set, TypeVar
+from typing import TYPE_CHECKING, Awaitable, Callable, Dict, List, Optional, Protocol, Set, TypeVar
 
 from . import api, lifecycle
 from .config import Config
@@ -254,29 +253,15 @@ class _AsyncioLoop:
         return self._loop.is_closed()
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        # Not the loop's executor, which a loop that goes down has shut already, and waits for.
         done = self._loop.create_future()
 
-        def settle(set_outcome: Callable[[], object]) -> None:
+        def notify() -> None:
             if not done.done():
-                set_outcome()
+                done.set_result(None)
 
-        def work() -> None:
-            try:
-                result = call()
-            except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
-                outcome = functools.partial(done.set_exception, error)
-            else:
-                outcome = functools.partial(done.set_result, result)
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
-                self._loop.call_soon_threadsafe(settle, outcome)
-
-        try:
-            _thread.start_new_thread(work, ())
-        except RuntimeError as error:
-            raise NoThreadError from error
-        outcome: T = await done
-        return outcome
+        outcome = _start_thread(call, lambda: self._loop.call_soon_threadsafe(notify))
+        await done
+        return outcome()
 
 
 class _TrioLoop:
@@ -300,10 +285,39 @@ class _TrioLoop:
         return False  # trio cancels every task before it ends
 
     async def in_thread(self, call: Callable[[], T]) -> T:
+        done = self._trio.Event()
+        outcome = _start_thread(call, lambda: self._token.run_sync_soon(done.set))
+        await done.wait()
+        return outcome()
+
+
+def _start_thread(call: Callable[[], T], notify: Callable[[], object]) -> Callable[[], T]:
+    """Run *call* in a thread of its own, then *notify*; returns what gives or raises its outcome.
+
+    Not in the loop's executor or trio's cache of threads: the one is shut in a loop that goes down, and
+    the other, in a forked child, counts on threads that are not there.
+    """
+    results: List[T] = []
+    errors: List[BaseException] = []
+
+    def work() -> None:
         try:
-            return await self._trio.to_thread.run_sync(call)
-        except RuntimeError as error:
-            raise NoThreadError from error
+            results.append(call())
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+            errors.append(error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            notify()
+
+    def outcome() -> T:
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    try:
+        _thread.start_new_thread(work, ())
+    except RuntimeError as error:
+        raise NoThreadError from error
+    return outcome
 
 
 _tasks: Set[object] = set()

@@ -218,11 +218,14 @@ def test_fifty_forks_while_eight_threads_track(server, run):
     code = (
         TOOLS
         + """\
-    import threading
-    import windback.transport  # which each child would have to load
+    import ssl, threading
+    import windback.transport  # which each child would have to load, as it would these certificates
+    context = ssl.create_default_context()
+    ssl.create_default_context = lambda *_, **__: context
 
     # The parent's queue never fills a batch and is never due, so the parent sends nothing.
     client = Windback(max_queue_size=50, overflow="drop_oldest", flush_interval=3600)
+    sys.setswitchinterval(0.0005)  # or each step of the main thread waits for all the others
     go, stop = threading.Event(), threading.Event()
     calls_made = 0
 
