@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import enum
 from datetime import timezone
-from email.utils import parsedate_to_datetime
 from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import orjson
@@ -188,6 +187,8 @@ def retry_after_s(answer: Answer, wall_s: float) -> Optional[float]:
     try:
         delay_s = float(value)
     except ValueError:
+        from email.utils import parsedate_to_datetime  # takes longer to load than all else in this module
+
         try:
             at = parsedate_to_datetime(value)
             # The form without a zone is in GMT too (RFC 9110, section 5.6.7).

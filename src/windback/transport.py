@@ -121,7 +121,7 @@ class _Wire:
 def _goes_through_proxy() -> bool:
     from urllib.request import getproxies
 
-    return bool(getproxies())
+    return any(scheme != "no" for scheme in getproxies())
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
