@@ -8,6 +8,7 @@ Redirects are never followed: the key goes to no other host.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import random
 import socket
@@ -277,10 +278,11 @@ class SyncTransport(_Wire):
 
     def close(self) -> None:
         """Close the connections; a client that the user gave us stays open."""
-        if self._direct is not None:
-            self._direct.close()
-        elif self._client is not None and self._client is not self._config.http_client:
-            self._client.close()
+        with contextlib.suppress(RuntimeError):  # what older versions of httpcore make of a request under way
+            if self._direct is not None:
+                self._direct.close()
+            elif self._client is not None and self._client is not self._config.http_client:
+                self._client.close()
 
 
 class AsyncTransport(_Wire):
@@ -364,10 +366,11 @@ class AsyncTransport(_Wire):
 
     async def aclose(self) -> None:
         """Close the connections; a client that the user gave us stays open."""
-        if self._direct is not None:
-            await self._direct.aclose()
-        elif self._client is not None and self._client is not self._config.http_client:
-            await self._client.aclose()
+        with contextlib.suppress(RuntimeError):  # as above
+            if self._direct is not None:
+                await self._direct.aclose()
+            elif self._client is not None and self._client is not self._config.http_client:
+                await self._client.aclose()
 
 
 def _again(tries: Tries, state: tenacity.RetryCallState) -> bool:

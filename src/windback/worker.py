@@ -397,7 +397,7 @@ class _Home:
 
 def _load_backend(backend: str) -> None:
     with lifecycle.loading:
-        import anyio
+        import anyio.lowlevel
 
         anyio.run(anyio.sleep, 0, backend=backend)
 
@@ -491,8 +491,6 @@ class TaskWorkers:
             return AsyncTransport(self._config)
 
     async def _reside(self, home: _Home) -> None:
-        import anyio
-
         try:
             await home.load()
             home.stop, home.stopped = TaskWaker(home.loop), TaskWaker(home.loop)
@@ -500,11 +498,15 @@ class TaskWorkers:
                 await home.stop.sleep(None)
         finally:
             home.ended = True
-            if home.transport is not None:
-                with anyio.CancelScope(shield=True):
-                    await home.transport.aclose()
-            if home.stopped is not None:
-                home.stopped.release()
+            try:
+                if home.transport is not None:
+                    import anyio
+
+                    with anyio.CancelScope(shield=True):
+                        await home.transport.aclose()
+            finally:
+                if home.stopped is not None:
+                    home.stopped.release()
 
     async def _main(self, home: _Home) -> None:
         try:
@@ -515,14 +517,14 @@ class TaskWorkers:
             home.workers -= 1
 
     async def _run(self, home: _Home) -> None:
-        import anyio.lowlevel
-
         dispatcher = self._dispatcher
         waker: Optional[TaskWaker] = None
         idle = False
         try:
             # Before any batch is leased: a loop that goes down cancels this task here, and nothing is held.
             await home.load()
+            import anyio.lowlevel  # loaded by now, and not in the loop
+
             await anyio.lowlevel.checkpoint()
             while True:
                 fresh = TaskWaker(home.loop)

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple
 
@@ -200,7 +200,7 @@ def run(tmp_path) -> Callable[..., Ended]:
     """
 
     def run(
-        code: str, *options: str, url: str, within_s: float = 20.0, timed: bool = False, **environment: str
+        code: str, *options: str, url: str, within_s: float = 30.0, timed: bool = False, **environment: str
     ) -> Ended:
         path = tmp_path / "script.py"
         code = textwrap.dedent(code)
@@ -217,23 +217,30 @@ def run(tmp_path) -> Callable[..., Ended]:
             **environment,
         }
         started_s = time.monotonic()
-        with (tmp_path / "stderr").open("w+b") as stderr:
+        with open(tmp_path / "stderr", "w+b") as stderr:
             process = subprocess.Popen(
                 [sys.executable, *options, str(path)],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=environment,
-                # A group of its own, so that children it forked end with it.
-                start_new_session=True,
+                start_new_session=True,  # a group of its own, so that children it forked end with it
             )
-            hang = threading.Timer(within_s, os.killpg, (process.pid, signal.SIGABRT))
+
+            def end(how: int) -> None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, how)
+
+            hang = threading.Timer(within_s, end, (signal.SIGABRT,))
             hang.start()
-            assert process.stdout is not None
-            with process.stdout:
-                out = process.stdout.read().decode().splitlines()
-            process.wait()
+            try:
+                # Its children have the pipe as well: this ends when the last of them does.
+                out = process.communicate()[0].decode().splitlines()
+            finally:
+                hang.cancel()
+                hang.join()
+                end(signal.SIGKILL)
+                process.wait()
             took_s = time.monotonic() - started_s
-            hang.cancel()
             stderr.seek(0)
             err = stderr.read().decode(errors="replace")
         assert took_s < within_s, f"the script hung; it said:\n{err}"
