@@ -397,9 +397,9 @@ class _Home:
 
 def _load_backend(backend: str) -> None:
     with lifecycle.loading:
-        import anyio.lowlevel
+        from anyio import lowlevel, run
 
-        anyio.run(anyio.sleep, 0, backend=backend)
+        run(lowlevel.checkpoint, backend=backend)
 
 
 class TaskWorkers:

@@ -217,7 +217,7 @@ def run(tmp_path) -> Callable[..., Ended]:
             **environment,
         }
         started_s = time.monotonic()
-        with open(tmp_path / "stderr", "w+b") as stderr:
+        with (tmp_path / "stderr").open("w+b") as stderr:
             process = subprocess.Popen(
                 [sys.executable, *options, str(path)],
                 stdout=subprocess.PIPE,
@@ -240,6 +240,7 @@ def run(tmp_path) -> Callable[..., Ended]:
                 hang.join()
                 end(signal.SIGKILL)
                 process.wait()
+                process.stdout.close()
             took_s = time.monotonic() - started_s
             stderr.seek(0)
             err = stderr.read().decode(errors="replace")

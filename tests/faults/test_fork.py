@@ -223,15 +223,14 @@ def test_fifty_forks_while_eight_threads_track(server, run):
     # The parent's queue never fills a batch and is never due, so the parent sends nothing.
     client = Windback(max_queue_size=50, overflow="drop_oldest", flush_interval=3600)
     sys.setswitchinterval(0.0005)  # or each step of the main thread waits for all the others
-    go, stop = threading.Event(), threading.Event()
-    calls_made = 0
+    state = "pause"
 
     def busy(call):
-        global calls_made
-        while not stop.is_set():
-            go.wait()
-            call()
-            calls_made += 1
+        while state != "stop":
+            if state == "go":
+                call()
+            else:
+                time.sleep(0.001)
 
     calls = [lambda: track("parent", 1)] * 8 + [client.stats]
     threads = [threading.Thread(target=busy, args=(call,)) for call in calls]
@@ -248,16 +247,15 @@ def test_fifty_forks_while_eight_threads_track(server, run):
 
     try:
         for child in range(50):
-            go.set()
-            before = calls_made
-            while calls_made < before + 20:
+            state = "go"
+            enough = client.stats().accepted + 20
+            while client.stats().accepted < enough:
                 time.sleep(0)
             pid = fork(work)
-            go.clear()  # a child has enough to do without them
+            state = "pause"  # a child has enough to do without them
             join([pid])
     finally:
-        stop.set()
-        go.set()
+        state = "stop"
     for thread in threads:
         thread.join()
     stats = client.stats()

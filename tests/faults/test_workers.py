@@ -96,27 +96,31 @@ def is_at_rest(task):
 def test_the_server_sees_no_more_requests_at_once_than_max_in_flight(held, kind):
     options = {**OPTIONS, "base_url": held.url, "batch_size": 5, "max_in_flight": 3}
 
-    def see_three():
+    most_workers = []
+
+    def see_three(client):
         held.wait_until_holding(3)
+        most_workers.append(client.stats().workers)
         held.answer()
 
     if kind == "sync":
         with Windback(**options) as client:
             track(client, 200)
-            see_three()
+            see_three(client)
             assert client.flush(15)
     else:
 
         async def main():
             async with AsyncWindback(**options, worker=kind) as client:
                 await track_async(client, 200)
-                await asyncio.get_running_loop().run_in_executor(None, see_three)
+                await asyncio.get_running_loop().run_in_executor(None, see_three, client)
                 assert await client.flush(15)
                 return client
 
         client = asyncio.run(main())
     assert held.most == 3
     assert held.seen == 40
+    assert most_workers == [3]
     assert client.stats().delivered == 200
 
 
