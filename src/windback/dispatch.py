@@ -340,12 +340,8 @@ class Dispatcher:
     def _keep(self, batch: Batch, answer: Answer, problem: str, now_s: float, action: Action) -> _Outcome:
         """Hold on to a batch that could not be delivered, and close the gate for a while."""
         report = None
-        if self.given_up:
-            self.queue.ack(batch)
-            self._dropped["closed"] += len(batch)
+        if self._nack_or_drop(batch):
             report = _report("dropped", batch, "closed", answer, problem)
-        else:
-            self.queue.nack(batch)
         if action is Action.PAUSE:
             self.gate.refused(now_s, problem)
         elif action is Action.KEEP:
@@ -361,7 +357,18 @@ class Dispatcher:
         with self.lock:
             self._in_flight -= 1
             batch.was_tried = True
+            is_dropped = self._nack_or_drop(batch)
+        if is_dropped:
+            self._deliver_reports(_report("dropped", batch, "closed", Answer(None)))
+
+    def _nack_or_drop(self, batch: Batch) -> bool:
+        """Keep a batch that is not delivered; once the client has given up, drop it and return True."""
+        if self.given_up:
+            self.queue.ack(batch)
+            self._dropped["closed"] += len(batch)
+        else:
             self.queue.nack(batch)
+        return self.given_up
 
     def retire(self, waker: Optional[Waker], now_s: float, *, died: bool) -> None:
         """A worker ended in another way than by a step that said so; the next call starts another."""

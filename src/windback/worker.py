@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from contextvars import Context
-from typing import TYPE_CHECKING, Awaitable, Callable, Dict, List, Optional, Protocol, Set, TypeVar
+from typing import TYPE_CHECKING, Awaitable, Callable, Dict, Iterator, List, Optional, Protocol, Set, TypeVar
 
 from . import api, lifecycle
 from .config import Config
@@ -373,8 +373,10 @@ class _Home:
         self.stop: Optional[TaskWaker] = None
         self.stopped: Optional[TaskWaker] = None
         self.workers = 0
+        self._scopes: Set[anyio.CancelScope] = set()
         #: What its workers have leased right now.
         self.leases: Set[Batch] = set()
+        self._left: Optional[TaskWaker] = None
         #: The loop is going down: nothing may be started in it any more.
         self.ended = False
         self._is_loaded = False
@@ -386,6 +388,48 @@ class _Home:
         if transport.broken is None:
             self.transport = transport
         return transport
+
+    def worker_left(self) -> None:
+        """Count one worker less; the last one out lets `workers_gone` go on."""
+        self.workers -= 1
+        if self._left is not None and not self.workers:
+            self._left.release()
+
+    @contextlib.contextmanager
+    def worker_scope(self) -> Iterator[None]:
+        """What a worker works in: it is cancelled when the client is closed or the loop goes down.
+
+        By a scope of its own, which cancels again where something on the way swallowed the loop's attempt.
+        """
+        import anyio
+
+        with anyio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                if self.ended:
+                    scope.cancel()
+                yield
+            finally:
+                self._scopes.discard(scope)
+
+    async def close(self) -> None:
+        """End the workers, then close the connections.
+
+        In this order: a connection that is closed under its request makes some httpcores wait for ever.
+        """
+        self.ended = True
+        if not self._scopes and self.transport is None:
+            return  # and anyio may not even be loaded
+        import anyio
+
+        with anyio.CancelScope(shield=True):
+            for scope in self._scopes:
+                scope.cancel()
+            self._left = TaskWaker(self.loop)
+            if self.workers:
+                await self._left.sleep(None)
+            if self.transport is not None:
+                await self.transport.aclose()
 
     async def load(self) -> None:
         """Load anyio's backend without holding up the loop; the first time, a checkpoint."""
@@ -441,7 +485,7 @@ class TaskWorkers:
         return True
 
     def _retire(self, home: _Home) -> None:
-        home.workers -= 1
+        home.worker_left()
         self._dispatcher.retire(None, time.monotonic(), died=False)
 
     def bury(self) -> None:
@@ -497,13 +541,8 @@ class TaskWorkers:
             if not home.ended:
                 await home.stop.sleep(None)
         finally:
-            home.ended = True
             try:
-                if home.transport is not None:
-                    import anyio
-
-                    with anyio.CancelScope(shield=True):
-                        await home.transport.aclose()
+                await home.close()
             finally:
                 if home.stopped is not None:
                     home.stopped.release()
@@ -514,7 +553,7 @@ class TaskWorkers:
         except Exception as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
             self._dispatcher.log_death(error, time.monotonic())
         finally:
-            home.workers -= 1
+            home.worker_left()
 
     async def _run(self, home: _Home) -> None:
         dispatcher = self._dispatcher
@@ -526,22 +565,24 @@ class TaskWorkers:
             import anyio.lowlevel  # loaded by now, and not in the loop
 
             await anyio.lowlevel.checkpoint()
-            while True:
-                fresh = TaskWaker(home.loop)
-                step = dispatcher.next_step(time.monotonic(), fresh, waker, idle=idle)
-                waker, idle = fresh, False
-                if step.leave:
-                    return
-                if step.batch is not None:
-                    if step.helper:
-                        dispatcher.call_helper()
-                    await self._send(home, step.batch)
-                    continue
-                idle = not await fresh.sleep(step.wait_s) and step.spare
+            with home.worker_scope():
+                while True:
+                    fresh = TaskWaker(home.loop)
+                    step = dispatcher.next_step(time.monotonic(), fresh, waker, idle=idle)
+                    waker, idle = fresh, False
+                    if step.leave:
+                        return
+                    if step.batch is not None:
+                        if step.helper:
+                            dispatcher.call_helper()
+                        await self._send(home, step.batch)
+                        continue
+                    idle = not await fresh.sleep(step.wait_s) and step.spare
         except BaseException as error:
             # Anything that is no Exception is the loop cancelling its tasks: no fault, no death.
             dispatcher.retire(waker, time.monotonic(), died=isinstance(error, Exception))
             raise
+        dispatcher.retire(waker, time.monotonic(), died=False)
 
     async def _send(self, home: _Home, batch: Batch) -> None:
         dispatcher = self._dispatcher
