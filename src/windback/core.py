@@ -11,7 +11,8 @@ from .dispatch import Dispatcher, Flush
 from .errors import WindbackError
 from .queue.memory import NoRoomError
 from .stats import FlushResult
-from .worker import TaskWorkers, ThreadWaker, ThreadWorkers
+from .workers.tasks import TaskWorkers
+from .workers.threads import ThreadWaker, ThreadWorkers
 
 
 class Core:

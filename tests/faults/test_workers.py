@@ -358,7 +358,7 @@ def test_a_worker_that_dies_wakes_a_flush_only_once(dead_url):
     dispatcher._start_worker = lambda: True  # this test is the workers
     client.track_event("login", JANE)
     from windback.delivery import Answer
-    from windback.worker import ThreadWaker
+    from windback.workers.threads import ThreadWaker
 
     flush = dispatcher.begin_flush(ThreadWaker(), patient=True)
     first = dispatcher.next_step(0.0, ThreadWaker(), None)

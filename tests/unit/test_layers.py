@@ -23,7 +23,7 @@ LAYERS = [
     ["cli"],
     ["client"],
     ["core"],
-    ["lifecycle", "transport", "worker"],
+    ["lifecycle", "transport", "workers"],
     ["direct", "dispatch"],
     ["queue"],
     ["api", "batching", "config", "delivery", "event", "hooks", "models", "stats"],
@@ -43,13 +43,13 @@ IMPURE = {
     *("selectors", "signal", "socket", "ssl", "subprocess", "tenacity", "threading", "trio"),
 }
 # Imported only by who has it at hand: `http_client=` is an httpx client, and a trio worker runs under trio.
-LOADED_ALREADY = {("config", ":httpx"), ("worker", ":trio")}
+LOADED_ALREADY = {("config", ":httpx"), ("workers.loops", ":trio")}
 MAKERS = {
     *("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore", "Thread", "Timer"),
     *("LockType", "allocate_lock", "start_new_thread"),
 }
 # Who may make threads and locks, so that fork and exit can reach each of them.
-THREADED = {"dispatch", "lifecycle", "queue", "worker"}
+THREADED = {"dispatch", "lifecycle", "queue", "workers"}
 
 
 class Import(NamedTuple):
@@ -213,7 +213,7 @@ def test_threads_and_locks_are_made_where_fork_and_exit_reach_them():
     makers = {
         top(name) for name, path in MODULES.items() if makes_thread_or_lock(path.read_text(encoding="utf-8"))
     }
-    assert "worker" in makers
+    assert "workers" in makers
     assert makers - {APART} <= THREADED
 
 

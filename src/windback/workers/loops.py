@@ -1,0 +1,150 @@
+"""asyncio's and trio's event loops, as far as they are needed before anyio is loaded.
+
+Loading anyio takes too long to do in a loop, so a thread does it, and until then this is all there is.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import sys
+from contextvars import Context
+from typing import Awaitable, Callable, List, Protocol, Set, TypeVar
+
+T = TypeVar("T")
+
+_tasks: Set[object] = set()
+
+
+class NoThreadError(Exception):
+    """The system starts no more threads, so what takes long has to be done here."""
+
+
+class Loop(Protocol):
+    """What a worker needs of an event loop."""
+
+    key: object
+    backend: str
+
+    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object]) -> None:
+        """Start a task, in the loop's own thread; *never_ran* is called if it is cancelled before it runs."""
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Call something in the loop, from any thread."""
+
+    def is_closed(self) -> bool:
+        """Whether the loop was closed over its tasks, which it never tells them."""
+        ...
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """Call something that takes long in a thread; NoThreadError if none can be started."""
+        ...
+
+
+class _AsyncioLoop:
+    backend = "asyncio"
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._loop = asyncio.get_running_loop()
+        self.key: object = self._loop
+
+    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object]) -> None:
+        has_run = False
+
+        async def run() -> None:
+            nonlocal has_run
+            has_run = True
+            await main()
+
+        def end(task: object) -> None:
+            _tasks.discard(task)
+            if not has_run:
+                never_ran()
+
+        # An empty context: a worker outlives the request that started it, and must not hold on to it.
+        task = Context().run(self._loop.create_task, run())
+        _tasks.add(task)  # the loop itself keeps weak references only
+        task.add_done_callback(end)
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(call)
+
+    def is_closed(self) -> bool:
+        return self._loop.is_closed()
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        done = self._loop.create_future()
+
+        def notify() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        outcome = _start_thread(call, lambda: self._loop.call_soon_threadsafe(notify))
+        await done
+        return outcome()
+
+
+class _TrioLoop:
+    backend = "trio"
+
+    def __init__(self) -> None:
+        import trio
+
+        self._trio = trio
+        self._token = trio.lowlevel.current_trio_token()
+        self.key: object = self._token
+
+    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object]) -> None:
+        del never_ran  # trio runs a task up to its first checkpoint in any case
+        self._trio.lowlevel.spawn_system_task(main, context=Context())
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        self._token.run_sync_soon(call)
+
+    def is_closed(self) -> bool:
+        return False  # trio cancels every task before it ends
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        done = self._trio.Event()
+        outcome = _start_thread(call, lambda: self._token.run_sync_soon(done.set))
+        await done.wait()
+        return outcome()
+
+
+def _start_thread(call: Callable[[], T], notify: Callable[[], object]) -> Callable[[], T]:
+    """Run *call* in a thread of its own, then *notify*; returns what gives or raises its outcome.
+
+    Not in the loop's executor or trio's cache of threads: the one is shut in a loop that goes down, and
+    the other, in a forked child, counts on threads that are not there.
+    """
+    results: List[T] = []
+    errors: List[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+            errors.append(error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            notify()
+
+    def outcome() -> T:
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    try:
+        _thread.start_new_thread(work, ())
+    except RuntimeError as error:
+        raise NoThreadError from error
+    return outcome
+
+
+def current_loop() -> Loop:
+    """Return the event loop this thread runs; RuntimeError if it runs none."""
+    if "trio" in sys.modules:
+        with contextlib.suppress(RuntimeError):
+            return _TrioLoop()
+    return _AsyncioLoop()

@@ -1,0 +1,194 @@
+"""Workers that are threads; the same work is done by the caller's own where none can be started."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Callable, Optional, Set
+
+from .. import api, lifecycle
+from ..config import Config
+from ..delivery import Answer, Tries
+from ..dispatch import Dispatcher
+
+if TYPE_CHECKING:
+    from ..queue.base import Batch
+    from ..transport import SyncTransport
+
+
+class ThreadWaker:
+    """Sleeping on a raw lock: one system call to sleep, one to wake, and the waker never waits."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def release(self) -> None:
+        """End the sleep; from any thread, and a second time does nothing."""
+        with contextlib.suppress(RuntimeError):
+            self._lock.release()
+
+    def sleep(self, seconds: Optional[float]) -> bool:
+        """Sleep until released; False if *seconds* passed first."""
+        if seconds is None:
+            return self._lock.acquire()
+        return self._lock.acquire(timeout=max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+
+
+class ThreadWorkers:
+    """Drains a queue from daemon threads; also from the caller's own, where no thread can be started."""
+
+    def __init__(self, config: Config, dispatcher: Dispatcher) -> None:
+        self._config = config
+        self._dispatcher = dispatcher
+        self._transport: Optional[SyncTransport] = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the threads and connections, as in a forked child, which has neither."""
+        self._lock = threading.Lock()
+        if self._transport is not None:
+            self._transport.abandon()
+            self._transport = None
+        self._idents: Set[int] = set()
+        #: Released by the last worker to leave, once the client is closed.
+        self._gone: Optional[ThreadWaker] = None
+
+    def start(self) -> bool:
+        """Start a worker; False if the system refuses.
+
+        Not `Thread.start`, which waits until the new thread has run: in a busy process that takes as long
+        as everybody's turn at the interpreter, and the caller may be a request.
+        """
+        try:
+            _thread.start_new_thread(self._main, ())
+        except RuntimeError:  # out of threads, or the interpreter is going down
+            return False
+        return True
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is one of the workers."""
+        return threading.get_ident() in self._idents
+
+    def transport(self) -> SyncTransport:
+        """Return the connections, made at first use."""
+        transport = self._transport
+        if transport is None:
+            with lifecycle.loading, self._lock:
+                transport = self._transport
+                if transport is None:
+                    from ..transport import (
+                        SyncTransport,
+                    )  # loads httpx and tenacity, which no importer should
+
+                    transport = SyncTransport(self._config)
+                    if transport.broken is None:  # else the next one may find the file that is missing
+                        self._transport = transport
+        return transport
+
+    def _main(self) -> None:
+        with contextlib.suppress(Exception):  # cosmetic: names it in py-spy and faulthandler
+            threading.current_thread().name = "windback-worker"
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
+            self._dispatcher.log_death(error, time.monotonic())
+
+    def _work(self, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None) -> None:
+        ident = threading.get_ident()
+        with self._lock:
+            self._idents.add(ident)
+        try:
+            self.run(done, deadline_s)
+        finally:
+            with self._lock:
+                self._idents.discard(ident)
+                if self._gone is not None and not self._idents:
+                    self._close_transport()
+                    self._gone.release()
+
+    def run(self, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None) -> None:
+        """Work until there is nothing left to do for this thread, or *done*, or the deadline."""
+        dispatcher = self._dispatcher
+        waker: Optional[ThreadWaker] = None
+        idle = False
+        try:
+            while done is None or not done():
+                fresh = ThreadWaker()
+                step = dispatcher.next_step(time.monotonic(), fresh, waker, idle=idle)
+                waker, idle = fresh, False
+                if step.leave:
+                    return
+                if step.batch is not None:
+                    if step.helper and done is None:
+                        dispatcher.call_helper()
+                    self._send(step.batch, deadline_s)
+                    continue
+                wait_s = _until(deadline_s, step.wait_s)
+                idle = not fresh.sleep(wait_s) and step.spare
+        except BaseException:
+            dispatcher.retire(waker, time.monotonic(), died=True)
+            raise
+        dispatcher.retire(waker, time.monotonic(), died=False)
+
+    def _send(self, batch: Batch, deadline_s: Optional[float]) -> None:
+        dispatcher = self._dispatcher
+        gzipped = dispatcher.compress
+        tries = Tries(self._config.max_retries, self._config.timeout, deadline_s=deadline_s, gated=True)
+
+        def on_try(answer: Answer) -> None:
+            dispatcher.tried(batch, tries, answer, time.monotonic(), time.time())
+
+        try:
+            request = api.track(batch.records, batch.key, gzip=gzipped)
+            answer = self.transport().send(request, tries, self._nap, on_try)
+        except BaseException:
+            dispatcher.abandon(batch)
+            raise
+        dispatcher.settle(batch, answer, time.monotonic(), time.time(), gzipped=gzipped)
+
+    def _nap(self, seconds: float) -> None:
+        """Wait out a backoff, unless a flush or a close ends it."""
+        waker = ThreadWaker()
+        self._dispatcher.sleeper(waker)
+        try:
+            waker.sleep(seconds)
+        finally:
+            self._dispatcher.awake(waker)
+
+    def drain(self, done: Callable[[], bool], deadline_s: Optional[float]) -> None:
+        """Do a worker's work in the calling thread, until *done* or the deadline."""
+        with self._dispatcher.lock:
+            self._dispatcher.workers += 1
+        self._work(done, deadline_s)
+
+    def close(self) -> None:
+        """Wait for the workers to leave and close the connections.
+
+        A worker in a request that outlasts the deadline is not waited for: the last one out closes them.
+        """
+        gone = ThreadWaker()
+        with self._lock:
+            if not self._idents:
+                self._close_transport()
+                return
+            self._gone = gone
+        if self._dispatcher.stats().in_flight == 0:
+            gone.sleep(1.0)
+
+    def _close_transport(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+
+
+def _until(deadline_s: Optional[float], wait_s: Optional[float]) -> Optional[float]:
+    if deadline_s is None:
+        return wait_s
+    left_s = max(0.0, deadline_s - time.monotonic())
+    return left_s if wait_s is None else min(wait_s, left_s)
