@@ -109,9 +109,14 @@ def test_no_error_of_a_sync_call_shows_a_key(server, name, fault):
     assert hides(pickle.dumps(caught.value))
 
 
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.asyncio
+@pytest.mark.anyio
 async def test_no_error_of_an_async_call_shows_a_key(server, name, fault):
     if track_events_reads_200_as_success(name, fault):
         return
@@ -129,7 +134,7 @@ def test_no_error_of_a_server_that_is_not_there_shows_a_key():
     assert hides(full_text(caught.value))
 
 
-@pytest.mark.asyncio
+@pytest.mark.anyio
 async def test_no_cancelled_call_shows_a_key(server):
     server.faults([{"hang": True}])
     async with async_client(server.url) as client:

@@ -364,8 +364,13 @@ def test_a_call_after_close_says_so(router, call, overflow):
     assert not router.calls
 
 
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-@pytest.mark.asyncio
+@pytest.mark.anyio
 async def test_an_async_call_after_close_says_so(router, call):
     client = windback.AsyncWindback(KEY, "shop", base_url=BASE)
     await client.close()
