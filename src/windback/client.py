@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Callable, Iterable, Optional, Type, TypeVar, Union
 
-from . import api
+from . import api, lifecycle
 from .batching import Limits
 from .config import Config, hidden, resolve
 from .core import Core
@@ -56,6 +56,7 @@ class _Client:
         before_send: Optional[BeforeSend] = None,
         on_delivery: Optional[Callable[[DeliveryReport], object]] = None,
         shutdown_timeout: float = 5.0,
+        handle_signals: bool = False,
         http_client: Union[httpx.Client, httpx.AsyncClient, None] = None,
         enabled: bool = True,
     ) -> None:
@@ -85,6 +86,9 @@ class _Client:
         on_delivery: gets a DeliveryReport for each batch that was delivered, rejected or dropped, in
         the worker; what it raises is counted.
         shutdown_timeout: seconds that close() and the end of the process may take to deliver the rest.
+        handle_signals: SIGTERM, which by default ends a process at once, and SIGINT first deliver what
+        is queued, for up to shutdown_timeout, while the application goes on; then what would have
+        happened happens. A second one does not wait. Main thread only.
         http_client: an httpx client of your own, for proxies and certificates; it stays yours to close.
         enabled: False sends nothing at all; events are checked and then refused.
         """
@@ -113,17 +117,22 @@ class _Client:
             before_send=before_send,
             on_delivery=on_delivery,
             shutdown_timeout=shutdown_timeout,
+            handle_signals=handle_signals,
             http_client=http_client,
             enabled=enabled,
         )
         self._core = core = Core(self._config, is_async=self._is_async)
         # Bound once: these three are the request path.
-        self._put = core.queue.put
+        self._put = core.put_noticing_forks if lifecycle.misses_forks() else core.queue.put
         self._max_event_bytes = max_event_bytes
         self._encode: Encode = encode
         if before_send is not None:
             hooked = HookedEncoder(before_send, core.queue.refuse, core.dispatcher.count_hook_error)
             self._encode = hooked.encode
+        if self._config.handle_signals:
+            from . import signals
+
+            signals.install()
 
     def __repr__(self) -> str:
         config: Optional[Config] = self.__dict__.get("_config")
@@ -148,9 +157,11 @@ class _Client:
 
     def stats(self) -> Stats:
         """Return what became of all events so far. Takes no lock that track_event ever waits for."""
+        lifecycle.notice_fork()
         return self._core.dispatcher.stats()
 
     def _check_open(self) -> None:
+        lifecycle.notice_fork()
         if self._core.queue.closed == "closed":
             message = "this client is closed; make a new one, or close it later"
             raise ClosedError(message)

@@ -67,6 +67,7 @@ class Config:
     before_send: Optional[BeforeSend]
     on_delivery: Optional[Callable[[DeliveryReport], object]]
     shutdown_timeout: float
+    handle_signals: bool
     http_client: Union[httpx.Client, httpx.AsyncClient, None]
     enabled: bool
 
@@ -121,6 +122,7 @@ def resolve(*, is_async: bool, **options: object) -> Config:
         before_send=_hook("before_send", options["before_send"]),  # type: ignore[arg-type]  # callable: checked
         on_delivery=_hook("on_delivery", options["on_delivery"]),
         shutdown_timeout=_positive("shutdown_timeout", options["shutdown_timeout"], zero=True),
+        handle_signals=_boolean("handle_signals", options["handle_signals"]),
         http_client=_http_client(options["http_client"], options["worker"], is_async=is_async),
         enabled=enabled,
     )

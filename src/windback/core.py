@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import Optional, Union
+from typing import Callable, Optional, Union
 
 from . import lifecycle
 from .config import Config
@@ -13,6 +14,8 @@ from .queue.memory import NoRoomError
 from .stats import FlushResult
 from .workers.tasks import TaskWorkers
 from .workers.threads import ThreadWaker, ThreadWorkers
+
+logger = logging.getLogger("windback")
 
 
 class Core:
@@ -31,9 +34,17 @@ class Core:
         self.tasks = TaskWorkers(config, self.dispatcher)
         self._uses_tasks = is_async and config.worker == "task"
         self._closed: Optional[FlushResult] = None
+        #: Why no thread may be started, as far as it was logged.
+        self._obstacle: Optional[str] = None
         lifecycle.register(self)
 
     def _start_worker(self) -> bool:
+        obstacle = lifecycle.why_no_threads()
+        if obstacle is not None:
+            if obstacle != self._obstacle:
+                self._obstacle = obstacle
+                logger.warning("%s", obstacle)
+            return False
         workers: Union[TaskWorkers, ThreadWorkers] = self.tasks if self._uses_tasks else self.threads
         return workers.start()
 
@@ -43,6 +54,11 @@ class Core:
             self.tasks.bury()
             return self.dispatcher.add_worker() or self.dispatcher.workers > 0
         return self.dispatcher.workers > 0 or self.dispatcher.add_worker()
+
+    def put_noticing_forks(self, record: bytes) -> bool:
+        """`queue.put` for a process that may fork without Python's hooks."""
+        lifecycle.notice_fork()
+        return self.queue.put(record)
 
     # -- for threads ---------------------------------------------------------------------------
 
@@ -79,6 +95,11 @@ class Core:
         """in_caller: there is no event loop, so no task can do it."""
         waker = ThreadWaker()
         flush = self.dispatcher.begin_flush(waker, patient=deadline_s is not None)
+        return self._await(flush, waker, deadline_s, in_caller=in_caller)
+
+    def _await(
+        self, flush: Flush, waker: ThreadWaker, deadline_s: Optional[float], *, in_caller: bool
+    ) -> FlushResult:
         try:
             while not flush.done and not _is_past(deadline_s):
                 if not in_caller and self._ensure_worker():
@@ -89,11 +110,18 @@ class Core:
             result = self.dispatcher.end_flush(flush)
         return result
 
+    def flush_from_outside(self, deadline_s: float) -> Callable[[], FlushResult]:
+        """Start a flush for a thread that is nobody's; what is returned waits for it."""
+        waker = ThreadWaker()
+        flush = self.dispatcher.begin_flush(waker, patient=True)
+        return lambda: self._await(flush, waker, deadline_s, in_caller=False)
+
     def _drain(self, flush: Flush, deadline_s: Optional[float]) -> None:
         self.threads.drain(lambda: flush.done or _is_past(deadline_s), deadline_s)
 
     def close(self, timeout: Optional[float]) -> FlushResult:
         """Deliver what is left within the deadline, drop the rest, close; see Windback.close."""
+        lifecycle.notice_fork()
         if self._closed is None:
             self._check_not_worker()
             self.dispatcher.begin_close()
@@ -147,6 +175,7 @@ class Core:
 
     async def close_async(self, timeout: Optional[float]) -> FlushResult:
         """Deliver what is left within the deadline, drop the rest, close; see Windback.close."""
+        lifecycle.notice_fork()
         if self._closed is None:
             self.dispatcher.begin_close()
             self._closed = await self.flush_async(self.shutdown_timeout if timeout is None else timeout)

@@ -268,31 +268,92 @@ def test_fifty_forks_while_eight_threads_track(server, run):
     assert children == expected(*map(str, range(50)), count=3)
 
 
-def test_processes_of_multiprocessing(server, run):
-    """They end without exit handlers, so they have to flush."""
-    code = (
-        TOOLS
-        + """\
+@pytest.mark.parametrize("made", ["before", "after"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_processes_of_multiprocessing_deliver_at_their_end(server, run, method, made):
+    """They end by os._exit, so without exit handlers, whatever was loaded first."""
+    code = f"""\
+import sys, time
+if {made!r} == "after":
     import multiprocessing
+from windback import Windback
 
-    def work(who):
-        track(who)
-        assert client.flush(10)
+client = Windback(shutdown_timeout=20, flush_interval=3600)
+import multiprocessing
 
-    client = Windback(**PATIENT)
+def track(who):
+    for n in range(10):
+        assert client.track_event("login", "jane@example.com", {{"who": who, "n": n}})
+
+def grandchild(who):
+    track(who)
+
+def work(who):
+    track(who)
+    process = multiprocessing.get_context({method!r}).Process(target=grandchild, args=("of " + who,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    if who == "1":
+        sys.exit(3)
+
+if __name__ == "__main__":
     track("parent")
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context({method!r})
     processes = [context.Process(target=work, args=(str(n),)) for n in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-        assert process.exitcode == 0
+    assert [process.exitcode for process in processes] == [0, 3]
     """
-    )
     ended = run(code, *OPTIONS, url=server.url)
     assert (ended.status, ended.err) == (0, "")
-    assert arrived(server) == expected("parent", "0", "1")
+    assert arrived(server) == expected("parent", "0", "1", "of 0", "of 1")
+
+
+def test_a_client_made_in_a_child_of_a_process_that_only_loaded_the_module(server, run):
+    code = """\
+    import os, sys
+    import windback, windback.lifecycle
+
+    pid = os.fork()
+    if pid == 0:
+        client = windback.Windback(flush_interval=3600)
+        for n in range(10):
+            assert client.track_event("login", "jane@example.com", {"who": "child", "n": n})
+        assert client.stats().pending == 10
+        sys.exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    """
+    ended = run(code, *OPTIONS, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert arrived(server) == expected("child")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_a_process_pool_deliver_at_their_end(server, run, method):
+    code = f"""\
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from windback import Windback
+
+client = Windback(shutdown_timeout=20, flush_interval=3600)
+
+def work(n):
+    return client.track_event("login", "jane@example.com", {{"who": "pool", "n": n}})
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context({method!r})) as pool:
+        assert all(pool.map(work, range(20)))
+    with multiprocessing.get_context({method!r}).Pool(2) as pool:
+        assert all(pool.map(work, range(20, 40)))
+        pool.close()
+        pool.join()
+    """
+    ended = run(code, *OPTIONS, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert arrived(server) == expected("pool", count=40)
 
 
 @pytest.mark.parametrize("worker", ["task", "thread"])

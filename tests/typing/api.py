@@ -91,6 +91,7 @@ def make_clients(http_client: httpx.Client, async_http_client: httpx.AsyncClient
         before_send=before_send,
         on_delivery=on_delivery,
         shutdown_timeout=5.0,
+        handle_signals=False,
         http_client=http_client,
         enabled=True,
     )

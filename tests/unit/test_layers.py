@@ -23,7 +23,7 @@ LAYERS = [
     ["cli"],
     ["client"],
     ["core"],
-    ["lifecycle", "transport", "workers"],
+    ["lifecycle", "signals", "transport", "workers"],
     ["direct", "dispatch"],
     ["queue"],
     ["api", "batching", "config", "delivery", "event", "hooks", "models", "stats"],
@@ -49,7 +49,7 @@ MAKERS = {
     *("LockType", "allocate_lock", "start_new_thread"),
 }
 # Who may make threads and locks, so that fork and exit can reach each of them.
-THREADED = {"dispatch", "lifecycle", "queue", "workers"}
+THREADED = {"dispatch", "lifecycle", "queue", "signals", "workers"}
 
 
 class Import(NamedTuple):

@@ -77,19 +77,17 @@ class ThreadWorkers:
 
     def transport(self) -> SyncTransport:
         """Return the connections, made at first use."""
-        transport = self._transport
-        if transport is None:
-            with lifecycle.loading, self._lock:
-                transport = self._transport
-                if transport is None:
-                    from ..transport import (
-                        SyncTransport,
-                    )  # loads httpx and tenacity, which no importer should
+        if self._transport is None:
+            # No lock of ours is held: an import may switch to another greenlet, which would wait for it.
+            with lifecycle.loading:
+                from ..transport import SyncTransport  # loads httpx and tenacity, which no importer should
 
-                    transport = SyncTransport(self._config)
-                    if transport.broken is None:  # else the next one may find the file that is missing
-                        self._transport = transport
-        return transport
+                transport = SyncTransport(self._config)
+                if transport.broken is not None:  # the next one may find the file that is missing
+                    return transport
+                if self._transport is None:  # else another was faster; this one has no connection yet
+                    self._transport = transport
+        return self._transport
 
     def _main(self) -> None:
         with contextlib.suppress(Exception):  # cosmetic: names it in py-spy and faulthandler

@@ -1,0 +1,281 @@
+"""With handle_signals=True a signal delivers first; then the process ends as without the SDK."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from windback import ConfigurationError, Windback
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="signals end a process there without a handler"
+)
+
+TOOLS = """\
+    import asyncio, os, select, signal, sys, threading, time
+    from windback import AsyncWindback, Windback
+
+    def track(client, count=95):
+        for n in range(count):
+            assert client.track_event("login", "jane@example.com", {"n": n})
+
+    def send(number=signal.SIGTERM):
+        os.kill(os.getpid(), number)
+
+    def be_busy():
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            sum(range(1000))
+
+"""
+
+
+def numbers(server):
+    return sorted(stored.properties["n"] for stored in server.events())
+
+
+@pytest.mark.parametrize(
+    "rest", ["time.sleep(20)", "be_busy()", "threading.Event().wait(20)", "select.select([], [], [], 20)"]
+)
+def test_sigterm_delivers_and_ends_the_process_as_without_us(server, run, rest):
+    code = f"""\
+    client = Windback(handle_signals=True, flush_interval=3600, batch_size=10)
+    track(client)
+    send()
+    {rest}
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.err) == (-signal.SIGTERM, "")
+    assert numbers(server) == list(range(95))
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [("sys.exit(3)", 3), ("os._exit(4)", 4), ("os.kill(os.getpid(), 9)", -9)]
+)
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_the_earlier_handler_runs_after_the_delivery(server, run, number, end, status):
+    code = f"""\
+    def earlier(number, frame):
+        print(signal.Signals(number).name, frame is not None, flush=True)
+        {end}
+
+    signal.signal(signal.{number}, earlier)
+    client = Windback(handle_signals=True, flush_interval=3600)
+    track(client)
+    send(signal.{number})
+    time.sleep(20)
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.err, ended.out) == (status, "", [f"{number} True"])
+    assert numbers(server) == list(range(95))
+
+
+def test_a_handler_that_returns_is_called_once_for_each_signal(server, run):
+    code = """\
+    calls = []
+    signal.signal(signal.SIGTERM, lambda *_: calls.append(1))
+    client = Windback(handle_signals=True, flush_interval=3600)
+    for sent in range(1, 4):
+        track(client, 10)
+        send()
+        while len(calls) < sent:
+            time.sleep(0.001)
+        assert client.stats().delivered == 10 * sent, client.stats()
+    time.sleep(0.2)
+    assert len(calls) == 3
+    track(client, 10)
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert len(numbers(server)) == 40
+
+
+def test_a_signal_that_comes_while_our_lock_is_held_delivers(server, run):
+    code = """\
+    client = Windback(handle_signals=True, flush_interval=3600)
+    track(client)
+    with client._core.dispatcher.lock:
+        send()
+        time.sleep(0.3)
+    time.sleep(20)
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.err) == (-signal.SIGTERM, "")
+    assert numbers(server) == list(range(95))
+
+
+def test_the_application_goes_on_while_it_delivers(held, run, tmp_path):
+    """What it tracks meanwhile is accepted; what comes after the delivery began is not waited for."""
+    code = """\
+    client = Windback(handle_signals=True, batch_size=10, shutdown_timeout=1)
+    track(client, 10)
+    send()
+    while True:
+        client.track_event("login", "jane@example.com")
+        time.sleep(0.01)
+    """
+    releaser = threading.Thread(target=lambda: (held.wait_until_holding(1), held.answer()))
+    releaser.start()
+    ended = run(TOOLS + code, url=held.url)
+    releaser.join()
+    assert (ended.status, ended.err) == (-signal.SIGTERM, "")
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_an_endpoint_that_never_answers_holds_the_end_no_longer_than_asked(silent_url, run, clients):
+    code = f"""\
+    clients = [Windback(handle_signals=True, shutdown_timeout=1) for _ in range({clients})]
+    for client in clients:
+        client._core.threads.transport()
+        track(client, 10)
+    print(time.time(), flush=True)
+    send()
+    time.sleep(20)
+    """
+    ended = run(TOOLS + code, url=silent_url)
+    took_s = time.time() - float(ended.out[0])
+    assert (ended.status, ended.err) == (-signal.SIGTERM, "")
+    assert 0.9 <= took_s <= 1.5
+
+
+def test_a_second_signal_does_not_wait(silent_url, run):
+    code = """\
+    client = Windback(handle_signals=True, shutdown_timeout=15)
+    track(client, 10)
+    send()
+    time.sleep(0.2)
+    send()
+    time.sleep(20)
+    """
+    ended = run(TOOLS + code, url=silent_url)
+    assert (ended.status, ended.err) == (-signal.SIGTERM, "")
+    assert ended.took_s < 10
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_at_once_and_the_exit_delivers(server, run):
+    code = """\
+    client = Windback(handle_signals=True, flush_interval=3600)
+    track(client)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try:
+        send(signal.SIGINT)
+        time.sleep(20)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.err) == (130, "")
+    assert numbers(server) == list(range(95))
+
+
+def test_an_ignored_signal_stays_ignored(server, run):
+    code = """\
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    client = Windback(handle_signals=True)
+    track(client)
+    send()
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert numbers(server) == list(range(95))
+
+
+def test_a_signal_during_the_exit_lets_the_exit_deliver(held, run):
+    code = """\
+    client = Windback(handle_signals=True, flush_interval=3600)
+    track(client)
+    threading.Timer(0.3, send).start()
+    """
+    releaser = threading.Thread(target=lambda: (held.wait_until_holding(1), time.sleep(0.6), held.answer()))
+    releaser.start()
+    ended = run(TOOLS + code, url=held.url)
+    releaser.join()
+    assert (ended.status, ended.err) == (-signal.SIGTERM, "")
+    assert held.seen == 1
+
+
+@pytest.mark.parametrize("worker", ["task", "thread"])
+def test_a_loop_that_runs_delivers(server, run, worker):
+    code = f"""\
+    async def main():
+        client = AsyncWindback(handle_signals=True, flush_interval=3600, batch_size=10, worker={worker!r})
+        for n in range(95):
+            assert await client.track_event("login", "jane@example.com", {{"n": n}})
+        send()
+        await asyncio.sleep(20)
+
+    asyncio.run(main())
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.err) == (-signal.SIGTERM, "")
+    assert numbers(server) == list(range(95))
+
+
+def test_a_forked_child_delivers_its_own(server, run):
+    code = """\
+    client = Windback(handle_signals=True, flush_interval=3600)
+    track(client, 5)
+    pid = os.fork()
+    if pid == 0:
+        for n in range(100, 110):
+            client.track_event("login", "jane@example.com", {"n": n})
+        send()
+        time.sleep(20)
+    assert os.waitpid(pid, 0)[1] == signal.SIGTERM
+    """
+    ended = run(TOOLS + code, "-W", "ignore::DeprecationWarning", url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert numbers(server) == [*range(5), *range(100, 110)]
+
+
+def test_where_no_thread_can_be_started_the_signal_is_passed_on_at_once(server, run):
+    code = """\
+    import _thread
+
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    _thread.start_new_thread = refuse
+    client = Windback(handle_signals=True)
+    track(client, 5)
+    send()
+    time.sleep(20)
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.err) == (-signal.SIGTERM, "")
+    assert numbers(server) == []
+
+
+def test_without_clients_a_signal_does_what_it_did(dead_url, run):
+    code = """\
+    Windback(handle_signals=True).close()
+    send()
+    time.sleep(20)
+    """
+    ended = run(TOOLS + code, url=dead_url)
+    assert (ended.status, ended.err) == (-signal.SIGTERM, "")
+
+
+def test_outside_of_the_main_thread_it_is_an_error(dead_url):
+    errors = []
+
+    def make():
+        try:
+            Windback("sk_test_1", base_url=dead_url, handle_signals=True)
+        except ConfigurationError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    assert "handle_signals=True works in the main thread only" in str(errors[0])
+
+
+def test_without_the_option_no_handler_is_installed(dead_url):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    Windback("sk_test_1", base_url=dead_url).close()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
