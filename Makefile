@@ -48,6 +48,10 @@ types: $(DEV)  ## mypy and pyright, both strict
 pytest: $(DEV)  ## the tests alone
 	$(BIN)/pytest $(ARGS)
 
+.PHONY: stress
+stress: $(DEV)  ## 1,000 exits, 500 forks, the fault tests 20 times; ARGS='--repeats 0' leaves those out
+	$(BIN)/python tests/stress.py $(ARGS)
+
 .PHONY: coverage
 coverage: $(DEV)  ## the tests, and which lines and branches they miss
 	$(BIN)/coverage erase
