@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from typing import TYPE_CHECKING, Callable, Iterable, Optional, Type, TypeVar, Union
+from typing import TYPE_CHECKING, Callable, Iterable, Optional, Tuple, Type, TypeVar, Union
 
 from . import api, lifecycle
 from .batching import Limits
@@ -165,6 +165,11 @@ class _Client:
         if self._core.queue.closed == "closed":
             message = "this client is closed; make a new one, or close it later"
             raise ClosedError(message)
+
+    def _encoder(self) -> Tuple[Encode, int]:
+        """Return `encode` and its last argument, for `windback.testing` to capture what would be queued."""
+        self._check_open()
+        return self._encode, self._max_event_bytes
 
     def _check_usable(self) -> None:
         self._check_open()

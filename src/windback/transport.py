@@ -22,7 +22,7 @@ import anyio
 import httpx
 import tenacity
 
-from . import __version__
+from . import __version__, guard
 from .api import Request
 from .config import Config
 from .delivery import Answer, Failure, Tries
@@ -167,6 +167,8 @@ class _Deadline:
         self._local.until_s = time.monotonic() + timeout_s
 
     def on_trace(self, name: str, info: Mapping[str, object]) -> None:
+        if name == "connection.connect_tcp.started":
+            guard.check(info["host"])
         if name in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             stream = info.get("return_value")
             if stream is not None:
@@ -290,6 +292,8 @@ class AsyncTransport(_Wire):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        if guard.refuse is not None:
+            self._extensions["trace"] = _check_host
         self._client: Optional[httpx.AsyncClient] = None
         self._direct: Optional[httpx.AsyncHTTPTransport] = None
         try:
@@ -371,6 +375,11 @@ class AsyncTransport(_Wire):
                 await self._direct.aclose()
             elif self._client is not None and self._client is not self._config.http_client:
                 await self._client.aclose()
+
+
+async def _check_host(name: str, info: Mapping[str, object]) -> None:
+    if name == "connection.connect_tcp.started":
+        guard.check(info["host"])
 
 
 def _again(tries: Tries, state: tenacity.RetryCallState) -> bool:

@@ -20,14 +20,14 @@ PACKAGE = Path(windback.__file__).parent
 # From the top down. A module imports from the layers below its own, and from its own where that makes
 # no circle. A name stands for the module or for the whole package of that name.
 LAYERS = [
-    ["aws_lambda", "cli"],
+    ["aws_lambda", "cli", "testing"],
     ["client"],
     ["core"],
     ["lifecycle", "signals", "transport", "workers"],
     ["direct", "dispatch"],
     ["queue"],
     ["api", "batching", "config", "delivery", "event", "hooks", "models", "stats"],
-    ["errors"],
+    ["errors", "guard"],
 ]
 PLACES = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 # The server is a program of its own that happens to come along: it shares nothing with the client it tests.
@@ -42,8 +42,9 @@ IMPURE = {
     *("_thread", "anyio", "asyncio", "concurrent", "httpcore", "httpx", "multiprocessing", "queue", "sched"),
     *("selectors", "signal", "socket", "ssl", "subprocess", "tenacity", "threading", "trio"),
 }
-# Imported only by who has it at hand: `http_client=` is an httpx client, and a trio worker runs under trio.
-LOADED_ALREADY = {("config", ":httpx"), ("workers.loops", ":trio")}
+# Imported only by who has it at hand: `http_client=` is an httpx client, a trio worker runs under trio, and
+# a plugin under pytest.
+LOADED_ALREADY = {("config", ":httpx"), ("workers.loops", ":trio"), ("testing", ":pytest")}
 MAKERS = {
     *("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore", "Thread", "Timer"),
     *("LockType", "allocate_lock", "start_new_thread"),
