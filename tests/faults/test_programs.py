@@ -188,14 +188,20 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
-def test_gunicorn_with_uvicorn_workers(server, start, preload, end):
-    if preload and end["handle_signals"]:
-        pytest.skip("gunicorn's workers install handlers of their own after the fork, over those made before")
+# Not with preload and signals: gunicorn's workers install handlers of their own over the master's.
+@pytest.mark.parametrize(
+    ("preload", "how"),
+    [
+        ((), "closes in its lifespan"),
+        ((), "handles signals"),
+        (("--preload",), "closes in its lifespan"),
+    ],
+    ids=["lifespan", "signals", "preload-lifespan"],
+)
+def test_gunicorn_with_uvicorn_workers(server, start, preload, how):
     port = free_port()
     program = start(
-        ASGI.format(**end),
+        ASGI.format(**ENDS[how]),
         *("-m", "gunicorn", *preload, "--workers=2", "--worker-class=uvicorn.workers.UvicornWorker"),
         *(f"--bind=127.0.0.1:{port}", "app:application"),
     )
@@ -280,7 +286,6 @@ def test_uwsgi_without_threads(server, start, master):
 
 CELERY = """\
 import os
-{patch}
 from celery import Celery
 from windback import Windback
 
@@ -289,7 +294,7 @@ folder = os.path.join(os.getcwd(), "broker")
 os.makedirs(folder, exist_ok=True)
 app = Celery("app", broker="filesystem://")
 app.conf.update(
-    broker_transport_options={{"data_folder_in": folder, "data_folder_out": folder}},
+    broker_transport_options={"data_folder_in": folder, "data_folder_out": folder},
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
@@ -297,35 +302,41 @@ app.conf.update(
 
 @app.task
 def track(n):
-    client.track_event("request", "jane@example.com", {{"n": n, "pid": os.getpid()}})
+    client.track_event("request", "jane@example.com", {"n": n, "pid": os.getpid()})
     open(os.path.join(os.getcwd(), "done-%d" % n), "w").close()
 """
 
 
-@pytest.mark.parametrize("made", ["before the fork", "in the child"])
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
+MAKE = "client = Windback(flush_interval=3600, shutdown_timeout=20)\n"
+#: The parent has none, so no hook of ours is there when it forks.
+MADE_IN_THE_CHILD = (
+    CELERY.replace(MAKE, "client = None\n")
+    + """
+@app.task
+def track_late(n):
+    global client
+    client = client or Windback(flush_interval=3600, shutdown_timeout=20)
+    track(n)
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("pool", "made"),
+    [
+        ("prefork", "before the fork"),
+        ("prefork", "in the child"),
+        ("threads", "at once"),
+        ("gevent", "at once"),
+        ("solo", "at once"),
+    ],
+)
 def test_celery(server, start, tmp_path, pool, made):
-    code = CELERY.format(patch="")
-    if made == "in the child":
-        if pool != "prefork":
-            pytest.skip("only this pool has children")
-        code = code.replace("client = Windback(", "client = None\nmake = lambda: Windback(").replace(
-            "    client.track", "    global client\n    client = client or make()\n    client.track"
-        )
+    code, task = (MADE_IN_THE_CHILD, "track_late") if made == "in the child" else (CELERY, "track")
     options = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=warning")
-    program = start(
-        code,
-        "-m",
-        "celery",
-        "-A",
-        "app",
-        "worker",
-        f"--pool={pool}",
-        "--concurrency=2",
-        *options,
-        C_FORCE_ROOT="1",
-    )
-    send = "import app\nfor n in range(30): app.track.delay(n)"
+    command = ("-m", "celery", "-A", "app", "worker", f"--pool={pool}", "--concurrency=2", *options)
+    program = start(code, *command, C_FORCE_ROOT="1")
+    send = f"import app\nfor n in range(30): app.{task}.delay(n)"
     environment = {
         **os.environ,
         "WINDBACK_API_KEY": "sk_test_1",

@@ -42,6 +42,7 @@ from windback import (
     WindbackError,
     WindbackTimeoutError,
 )
+from windback.aws_lambda import flush_after
 
 assert_type(windback.__version__, str)
 
@@ -311,3 +312,16 @@ def handle_errors(client: Windback) -> None:
         assert_type(error.code, Optional[str])
         assert_type(error.request_id, Optional[str])
         assert_type(error.retry_after, Optional[float])
+
+
+class _Context:
+    def get_remaining_time_in_millis(self) -> int:
+        return 1000
+
+
+def aws_lambda(client: Windback) -> None:
+    @flush_after(client, timeout=1)
+    def handler(payload: Dict[str, int], context: _Context) -> str:
+        return f"{payload} {context}"
+
+    assert_type(handler({"n": 1}, _Context()), str)

@@ -124,3 +124,10 @@ def test_no_file_names(pattern):
         if re.search(pattern, line)
     ]
     assert found == []
+
+
+def test_type_checkers_see_each_example_of_the_readme():
+    examples = re.findall(r"```python\n(.*?)```", read(ROOT / "README.md"), re.DOTALL)
+    checked = read(ROOT / "tests" / "typing" / "readme.py")
+    assert len(examples) >= 4
+    assert [example for example in examples if example not in checked] == []
