@@ -170,7 +170,8 @@ def _stamp_of(now: float) -> str:
     whole = millisecond // 1000
     second, prefix = _second
     if second != whole:
-        prefix = f"{datetime.fromtimestamp(whole, timezone.utc):%Y-%m-%dT%H:%M:%S}"
+        # Not strftime, which imports a module: too late in a finalizer when the interpreter goes down.
+        prefix = datetime.fromtimestamp(whole, timezone.utc).isoformat()[:19]
         _second = (whole, prefix)
     text = prefix + _FRACTIONS[millisecond % 1000]
     _stamp = (millisecond / 1000, (millisecond + 1) / 1000, text)

@@ -11,6 +11,7 @@ their children by `os._exit`, each after a hook of its own, and uWSGI forks in C
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -94,14 +95,28 @@ def _at_exit() -> None:
     notice_fork()
     exiting = True
     left_behind = cores()
+    will_load = "windback.transport" not in sys.modules
     started_s = time.monotonic()
     for core in left_behind:
         core.begin_exit()
     left = sum(core.finish_exit(started_s + core.shutdown_timeout) for core in left_behind)
     if left:
         logger.warning("%d events were not delivered before the process ended", left)
+    if will_load:
+        _keep_exit_status()
     while after_exit:
         after_exit.pop()()
+
+
+def _keep_exit_status() -> None:
+    """Have a process that Ctrl-C ended still end by that signal.
+
+    CPython remembers in a flag that a KeyboardInterrupt left the last code that was given to it as text,
+    which the modules loaded by the drain have just done as well, without one.
+    """
+    if getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
+        with contextlib.suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")  # noqa: S102 - it has to be text
 
 
 def _follow() -> None:
