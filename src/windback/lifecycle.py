@@ -52,7 +52,7 @@ _LOADING_S = 5.0
 
 #: The interpreter is going down; no thread may be started any more.
 exiting = False
-#: Called when the exit has drained all clients, once each.
+#: Called when the exit has drained all clients.
 after_exit: List[Callable[[], object]] = []
 
 _cores: List[Core] = []
@@ -104,8 +104,8 @@ def _at_exit() -> None:
         logger.warning("%d events were not delivered before the process ended", left)
     if will_load:
         _keep_exit_status()
-    while after_exit:
-        after_exit.pop()()
+    for call in after_exit:
+        call()
 
 
 def _keep_exit_status() -> None:

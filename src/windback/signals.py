@@ -12,6 +12,7 @@ from __future__ import annotations
 import _thread
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -21,6 +22,12 @@ from . import lifecycle
 from .errors import ConfigurationError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+#: While a busy application goes on, the drain gets its turns at the interpreter this often (seconds), and not
+#: each 5 ms: to load httpx alone takes hundreds of turns.
+_SWITCH_S = 0.0005
+#: How long the end of the process waits for a signal that is on its way already.
+_ON_ITS_WAY_S = 1.0
 
 _earlier: Dict[int, object] = {}
 
@@ -57,6 +64,8 @@ def install() -> None:
             "client there, or leave the option out and call flush() in the handler of your own"
         )
         raise ConfigurationError(message)
+    if not _earlier:
+        lifecycle.after_exit.append(_pass_on_rest)
     for number in SIGNALS:
         earlier = signal.getsignal(number)
         if earlier not in (None, signal.SIG_IGN, signal.default_int_handler, _handle):
@@ -72,8 +81,7 @@ def _handle(number: int, frame: Optional[FrameType]) -> None:
             _pass_on(number, frame)
         return
     delay = _delays[number] = _Delay()
-    if lifecycle.exiting:  # the drain is under way already
-        lifecycle.after_exit.append(lambda: _send_again(number, delay))
+    if lifecycle.exiting:  # the drain is under way already, and `_pass_on_rest` comes after it
         return
     try:
         _thread.start_new_thread(_drain, (number, delay))
@@ -82,13 +90,29 @@ def _handle(number: int, frame: Optional[FrameType]) -> None:
 
 
 def _drain(number: int, delay: _Delay) -> None:
+    switch_s = sys.getswitchinterval()
+    hurries = switch_s > _SWITCH_S  # else another signal's drain does already
+    if hurries:
+        sys.setswitchinterval(_SWITCH_S)
     try:
         started_s = time.monotonic()
         waits = [core.flush_from_outside(started_s + core.shutdown_timeout) for core in lifecycle.cores()]
         for wait in waits:
             wait()
     finally:
+        if hurries:
+            sys.setswitchinterval(switch_s)
         _send_again(number, delay)
+
+
+def _pass_on_rest() -> None:
+    """Send again what came during the exit, or not long before it: later no handler runs any more."""
+    own = [(number, delay) for number, delay in _delays.items() if delay.pid == os.getpid()]
+    for number, delay in own:
+        _send_again(number, delay)
+        deadline_s = time.monotonic() + _ON_ITS_WAY_S
+        while _delays.get(number) is delay and time.monotonic() < deadline_s:
+            time.sleep(0.001)  # the handler runs in here
 
 
 def _send_again(number: int, delay: _Delay) -> None:

@@ -43,7 +43,8 @@ def numbers(server):
 )
 def test_sigterm_delivers_and_ends_the_process_as_without_us(server, run, rest):
     code = f"""\
-    client = Windback(handle_signals=True, flush_interval=3600, batch_size=10)
+    # Beside a busy thread, on a busy machine, loading httpx alone can take seconds.
+    client = Windback(handle_signals=True, flush_interval=3600, batch_size=10, shutdown_timeout=25)
     track(client)
     send()
     {rest}
@@ -184,16 +185,40 @@ def test_an_ignored_signal_stays_ignored(server, run):
     assert numbers(server) == list(range(95))
 
 
-def test_a_signal_during_the_exit_lets_the_exit_deliver(held, run):
-    code = """\
-    client = Windback(handle_signals=True, flush_interval=3600)
+SIGNAL_WHILE_HELD = {
+    # A daemon thread: the end of the script does not wait for it, so the exit has begun.
+    "during-the-exit": "threading.Thread(target=send_when_under_way, daemon=True).start()",
+    # The script ends while the drain that the signal began is under way.
+    "before-the-exit": "send(); wait_until_under_way()",
+}
+
+
+@pytest.mark.parametrize("end", SIGNAL_WHILE_HELD.values(), ids=SIGNAL_WHILE_HELD)
+def test_an_exit_and_a_signal_at_once_deliver_and_keep_the_signal(held, run, end):
+    code = f"""\
+    def wait_until_under_way():
+        while not client.stats().in_flight:
+            time.sleep(0.005)
+
+    def send_when_under_way():
+        wait_until_under_way()
+        send()
+        print("sent", flush=True)
+
+    client = Windback(handle_signals=True, flush_interval=3600, shutdown_timeout=25)
     track(client)
-    threading.Timer(0.3, send).start()
+    {end}
     """
-    releaser = threading.Thread(target=lambda: (held.wait_until_holding(1), time.sleep(0.6), held.answer()))
-    releaser.start()
+
+    def answer():
+        held.wait_until_holding(1)
+        time.sleep(0.6)  # what has to happen meanwhile is seen nowhere from here
+        held.answer()
+
+    answerer = threading.Thread(target=answer)
+    answerer.start()
     ended = run(TOOLS + code, url=held.url)
-    releaser.join()
+    answerer.join()
     assert (ended.status, ended.err) == (-signal.SIGTERM, "")
     assert held.seen == 1
 
