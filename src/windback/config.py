@@ -24,6 +24,12 @@ MAX_BATCH_SIZE = 100
 BATCH_FRAME_BYTES = 13
 
 
+#: A journal works with segments of 1 MiB, of which several are open or made ahead.
+MIN_JOURNAL_BYTES = 8 * 1024 * 1024
+#: An event must fit into a segment with room to spare, or most of each would be wasted.
+MAX_JOURNAL_EVENT_BYTES = 512 * 1024
+
+
 class Secret(str):
     """A key whose repr hides it, so that no traceback with local variables and no log shows it."""
 
@@ -51,6 +57,8 @@ class Config:
     project_slug: Optional[str]
     public_key: Optional[Secret]
     base_url: str
+    journal: Optional[str]
+    max_journal_bytes: int
     timeout: float
     max_retries: int
     worker: str
@@ -101,11 +109,16 @@ def resolve(*, is_async: bool, **options: object) -> Config:
     public_key = _given_key(options["public_key"], "WINDBACK_PUBLIC_KEY")
     slug = _given(options["project_slug"], "WINDBACK_PROJECT_SLUG")
     base_url = _given(options["base_url"], "WINDBACK_BASE_URL")
+    journal = _given(options["journal"], "WINDBACK_JOURNAL")
     config = Config(
         api_key=_secret_key(_given_key(options["api_key"], "WINDBACK_API_KEY"), enabled=enabled),
         project_slug=None if slug is None else _slug(slug),
         public_key=None if public_key is None else _key("public_key", public_key, "pub_", "sk_"),
         base_url=_base_url(DEFAULT_BASE_URL if base_url is None else base_url),
+        journal=None if journal is None or not enabled else _directory("journal", journal),
+        max_journal_bytes=_count(
+            "max_journal_bytes", options["max_journal_bytes"], at_least=MIN_JOURNAL_BYTES
+        ),
         timeout=_positive("timeout", options["timeout"]),
         max_retries=_count("max_retries", options["max_retries"], at_least=0),
         worker=_choice("worker", options["worker"], ("task", "thread") if is_async else ("thread",)),
@@ -132,6 +145,18 @@ def resolve(*, is_async: bool, **options: object) -> Config:
 
 def _check_sizes(config: Config) -> None:
     """The limits must fit into each other, or an accepted event could never be sent."""
+    if config.journal is not None and config.max_event_bytes > MAX_JOURNAL_EVENT_BYTES:
+        message = (
+            f"max_event_bytes ({config.max_event_bytes:,}) must be at most {MAX_JOURNAL_EVENT_BYTES:,} "
+            "with a journal"
+        )
+        raise ConfigurationError(message)
+    if config.journal is not None and config.overflow == "drop_oldest":
+        message = (
+            "overflow='drop_oldest' can't be combined with a journal, which keeps what was accepted; "
+            "choose 'drop_newest', 'block' or 'raise'"
+        )
+        raise ConfigurationError(message)
     if config.max_event_bytes + BATCH_FRAME_BYTES > config.max_batch_bytes:
         message = (
             f"max_event_bytes ({config.max_event_bytes:,}) and {BATCH_FRAME_BYTES} bytes around it must fit "
@@ -227,6 +252,17 @@ def _base_url(value: object) -> str:
 def is_loopback(host: str) -> bool:
     """Whether *host* names this machine: "localhost", 127.0.0.0/8 or ::1."""
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+def _directory(name: str, value: object) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        message = f"{name} must be the path of a directory, not {value!r}"
+        raise ConfigurationError(message)
+    path = os.path.abspath(os.fsdecode(value))  # a program may change its working directory later
+    if os.path.exists(path) and not os.path.isdir(path):
+        message = f"{name} {path!r} is no directory"
+        raise ConfigurationError(message)
+    return path
 
 
 def _positive(name: str, value: object, *, zero: bool = False) -> float:

@@ -36,6 +36,7 @@ class Core:
         self._closed: Optional[FlushResult] = None
         #: Why no thread may be started, as far as it was logged.
         self._obstacle: Optional[str] = None
+        self.queue.open()
         lifecycle.register(self)
 
     def _start_worker(self) -> bool:
@@ -132,6 +133,7 @@ class Core:
     def _end(self) -> None:
         self.dispatcher.discard()
         self.threads.close()
+        self.queue.release()
         lifecycle.forget(self)
 
     # -- for tasks: the same, in the same order ------------------------------------------------
@@ -197,6 +199,7 @@ class Core:
         result = self._flush_until(deadline_s, in_caller=self._uses_tasks)
         self.dispatcher.discard()
         self.threads.close()
+        self.queue.release()
         return result.pending
 
     def reset(self) -> None:

@@ -44,7 +44,7 @@ _DEATHS_IN_A_ROW = 3
 
 
 class Step(NamedTuple):
-    """What a worker does next: send `batch`, or sleep for `wait_s` (None: until woken), or leave.
+    """What a worker does next: send `batch`, or `upkeep`, or sleep for `wait_s` (None: until woken), or leave.
 
     helper: one more worker would find work right now. spare: nobody needs this worker; if it sleeps
     the whole time it tells `next_step` so, and is sent away.
@@ -55,6 +55,7 @@ class Step(NamedTuple):
     leave: bool = False
     helper: bool = False
     spare: bool = False
+    upkeep: bool = False
 
 
 class _Outcome(NamedTuple):
@@ -85,10 +86,17 @@ class Dispatcher:
         self._limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
         #: Starts a worker and says whether it could; it is called without the lock.
         self._start_worker = start_worker
-        self.queue = MemoryQueue(
-            config.max_queue_size, config.max_queue_bytes, config.overflow, self.wake, self._log_full
-        )
+        self.queue = self._make_queue()
         self.reset()
+
+    def _make_queue(self) -> MemoryQueue:
+        config = self._config
+        bounds = config.max_queue_size, config.max_queue_bytes, config.overflow
+        if config.journal is None:
+            return MemoryQueue(*bounds, self.wake, self._log_full)
+        from .queue.journal import JournalQueue  # nobody else needs mmap and all that
+
+        return JournalQueue(*bounds, self.wake, self._log_full, config.journal, config.max_journal_bytes)
 
     def reset(self) -> None:
         """Start anew with nothing, as in a forked child."""
@@ -115,6 +123,7 @@ class Dispatcher:
         self.given_up = False
         #: The interpreter is going down: no thread may be started.
         self.exiting = False
+        self._in_upkeep = False
         self._next_rejection_line_s = 0.0
         self._next_death_line_s = 0.0
         self._deaths_in_a_row = 0
@@ -179,16 +188,20 @@ class Dispatcher:
         """
         with self.lock:
             self._unpark(previous)
+            if self.queue.wants_upkeep and not (self._in_upkeep or self.closing):
+                self._in_upkeep = True
+                return Step(upkeep=True)
             step = self._try_lease(now_s)
             if step is not None:
                 return step
             is_last = self.workers <= 1
-            if (self.closing and not self.queue.waiting().events) or (idle and not is_last):
+            is_over = self.closing and (self.given_up or not self.queue.waiting().events)
+            if is_over or (idle and not is_last):
                 return self._leave()
             return self._park(now_s, waker)
 
     def _try_lease(self, now_s: float) -> Optional[Step]:
-        if self._due_in(now_s) != 0.0:
+        if self.given_up or self._due_in(now_s) != 0.0:
             return None
         batch = self.queue.take(self._limits)
         if batch is None:
@@ -279,6 +292,16 @@ class Dispatcher:
         self.queue.wake_at_bytes = NEVER if wake_at == NEVER else held - waiting + self._limits.max_bytes
         self.queue.wake_at = wake_at
 
+    def upkeep(self) -> None:
+        """Do what a step said; it may take milliseconds, of the disk's, and holds nobody up."""
+        try:
+            take_in = self.queue.upkeep()
+            with self.lock:
+                take_in()
+                self._release_room()
+        finally:
+            self._in_upkeep = False
+
     def settle(self, batch: Batch, answer: Answer, now_s: float, wall_s: float, *, gzipped: bool) -> None:
         """Take in the answer to the last try of a batch, and do what it means."""
         verdict = judge(answer, events=len(batch), gzipped=gzipped)
@@ -329,13 +352,15 @@ class Dispatcher:
     def _reject(
         self, batch: Batch, answer: Answer, reason: str, error: WindbackError, now_s: float
     ) -> _Outcome:
-        self.queue.ack(batch)
+        report = _report("rejected", batch, reason, answer, error.message)
+        is_kept = self.queue.reject(batch, report)
         self._rejected[reason] += len(batch)
         line = None
         if now_s >= self._next_rejection_line_s:
             self._next_rejection_line_s = now_s + OutageLog.EVERY_S
-            line = f"the API rejects events, {sum(self._rejected.values())} so far; the last: {error}"
-        return _Outcome(_report("rejected", batch, reason, answer, error.message), logging.WARNING, line)
+            where = "; they are kept as dead letters" if is_kept else ""
+            line = f"the API rejects events, {sum(self._rejected.values())} so far; the last: {error}{where}"
+        return _Outcome(report, logging.WARNING, line)
 
     def _keep(self, batch: Batch, answer: Answer, problem: str, now_s: float, action: Action) -> _Outcome:
         """Hold on to a batch that could not be delivered, and close the gate for a while."""
@@ -362,13 +387,16 @@ class Dispatcher:
             self._deliver_reports(_report("dropped", batch, "closed", Answer(None)))
 
     def _nack_or_drop(self, batch: Batch) -> bool:
-        """Keep a batch that is not delivered; once the client has given up, drop it and return True."""
-        if self.given_up:
+        """Keep a batch that is not delivered; return True if it was dropped instead.
+
+        That is what becomes of it once the client has given up, unless it is on disk for who comes next.
+        """
+        if self.given_up and batch.source is None:
             self.queue.ack(batch)
             self._dropped["closed"] += len(batch)
-        else:
-            self.queue.nack(batch)
-        return self.given_up
+            return True
+        self.queue.nack(batch)
+        return False
 
     def retire(self, waker: Optional[Waker], now_s: float, *, died: bool) -> None:
         """A worker ended in another way than by a step that said so; the next call starts another."""
@@ -521,6 +549,8 @@ class Dispatcher:
             workers=self.workers,
             worker_deaths=self._deaths,
             hook_errors=self._hook_errors,
+            adopted=self.queue.adopted,
+            journal_bytes=self.queue.journal_bytes,
             problem=self.gate.problem,
         )
 

@@ -48,7 +48,8 @@ class Stats:
     drop_oldest, "closed" at the close deadline); pending: still here, `in_flight` of them in a
     request. pending_bytes: their encoded size. requests, retries: HTTP requests made for batches,
     and how many of them repeated one. worker_deaths: workers that ended with an exception, and were
-    replaced. hook_errors: exceptions from on_delivery and before_send. problem: why delivery is
+    replaced. hook_errors: exceptions from on_delivery and before_send. adopted: events that processes
+    which died left in the journal, among `accepted` as well; journal_bytes: of this process's segments. problem: why delivery is
     held up right now, None while it is not.
     """
 
@@ -67,6 +68,8 @@ class Stats:
     workers: int = 0
     worker_deaths: int = 0
     hook_errors: int = 0
+    adopted: int = 0
+    journal_bytes: int = 0
     problem: Optional[str] = None
 
 

@@ -20,13 +20,24 @@ class Batch:
     records: each event's JSON bytes, never changed. key: the Idempotency-Key, the same for every
     try of these bytes. position: how many events had left the queue before the first of these;
     flush compares it with what was accepted before it was called.
+    source, spots: the journal that they stand in, and where there; it outlives this process.
     """
 
-    __slots__ = ("key", "position", "records", "size_bytes", "was_tried")
+    __slots__ = ("key", "position", "records", "size_bytes", "source", "spots", "was_tried")
 
-    def __init__(self, records: Sequence[bytes], position: int, key: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        records: Sequence[bytes],
+        position: int,
+        key: Optional[str] = None,
+        *,
+        source: Optional[Source] = None,
+        spots: Sequence[int] = (),
+    ) -> None:
         self.records = records
         self.position = position
+        self.source = source
+        self.spots = spots
         self.key = os.urandom(16).hex() if key is None else key
         self.size_bytes = sum(map(len, records))
         #: Whether a request was made for these bytes, under this key.
@@ -39,9 +50,33 @@ class Batch:
         """Split in two. Their keys derive from this one's, so splitting again gives the same keys."""
         middle = len(self.records) // 2
         return [
-            Batch(self.records[:middle], self.position, f"{self.key}-0"),
-            Batch(self.records[middle:], self.position, f"{self.key}-1"),
+            Batch(
+                self.records[part],
+                self.position,
+                f"{self.key}-{number}",
+                source=self.source,
+                spots=self.spots[part],
+            )
+            for number, part in enumerate((slice(middle), slice(middle, None)))
         ]
+
+
+class Source(Protocol):
+    """Where events come from that outlive this process, and what is to be remembered of them there."""
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        ...
+
+    def lease(self, batch: Batch) -> None:
+        """Record that *batch* is about to be sent under its key."""
+
+    def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
+        """Record that *batch* goes on as its halves."""
+
+    def settle(self, batch: Batch) -> None:
+        """Record that *batch* is off our hands."""
 
 
 class Waiting(NamedTuple):

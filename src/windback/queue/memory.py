@@ -17,7 +17,7 @@ from typing import Callable, Deque, Dict, List, Optional, Set, Tuple
 from ..batching import Limits
 from ..config import BATCH_FRAME_BYTES, MAX_BATCH_SIZE
 from ..errors import ClosedError, QueueFullError
-from ..stats import AtomicCounter
+from ..stats import AtomicCounter, DeliveryReport
 from .base import Batch, Waiting
 
 #: A wake_at that no queue reaches: everybody who could be woken is awake.
@@ -52,6 +52,21 @@ class MemoryQueue:
         "wake_at",
         "wake_at_bytes",
     )
+
+    # What only a queue on disk has more of; see `journal`.
+    adopted = 0
+    journal_bytes = 0
+    wants_upkeep = False
+
+    def open(self) -> None:
+        """Do what can be done before the first event."""
+
+    def upkeep(self) -> Callable[[], object]:
+        """Do what takes too long for a caller or a lock; what is returned is called under the lock."""
+        return nothing
+
+    def release(self) -> None:
+        """Let go of everything outside of this process, at its end or after close."""
 
     def __init__(
         self,
@@ -169,19 +184,19 @@ class MemoryQueue:
         else:
             # The lower count of evictions: the position may come out too low, never too high.
             position = self._taken + self._evicted.value
-            records = self._pop(limits.max_events, limits.max_bytes)
-            if not records:
+            popped = self._pop(position, limits.max_events, limits.max_bytes)
+            if popped is None:
                 return None
-            self._taken += len(records)
-            batch = Batch(records, position)
+            batch = popped
+            self._taken += len(batch)
         self._leased.add(batch)
         self._leased_bytes += batch.size_bytes
         if not self._announced and len(self._items) <= self._max_events // 2:
             self._announced.append(False)
         return batch
 
-    def _pop(self, max_events: int, max_bytes: int) -> List[bytes]:
-        """Pop what makes one batch.
+    def _pop(self, position: int, max_events: int, max_bytes: int) -> Optional[Batch]:
+        """Pop what makes one batch; None if nothing waits.
 
         One by one: what is popped too many and put back later would be room that callers fill meanwhile.
         """
@@ -196,12 +211,20 @@ class MemoryQueue:
                     self._items.appendleft(record)
                     break
                 records.append(record)
-        return records
+        return Batch(records, position) if records else None
 
     def ack(self, batch: Batch) -> None:
         """Forget a batch: it is off our hands."""
         self._unlease(batch)
         self._move_bytes(-batch.size_bytes, 1)
+        if batch.source is not None:
+            batch.source.settle(batch)
+
+    def reject(self, batch: Batch, report: DeliveryReport) -> bool:
+        """Forget a batch that the API will never take; whether it was kept as dead letters."""
+        del report
+        self.ack(batch)
+        return False
 
     def nack(self, batch: Batch) -> None:
         """Give a batch back; it is taken again, before anything else, with the same key."""
@@ -211,7 +234,10 @@ class MemoryQueue:
     def split(self, batch: Batch) -> None:
         """Give a batch back as its halves."""
         self._unlease(batch)
-        self._returned.extendleft(reversed(batch.halves()))
+        halves = batch.halves()
+        if batch.source is not None:
+            batch.source.split(batch, halves)
+        self._returned.extendleft(reversed(halves))
 
     def _unlease(self, batch: Batch) -> None:
         if batch in self._leased:
@@ -275,14 +301,18 @@ class MemoryQueue:
         self._returned.clear()
         position = self._taken + self._evicted.value
         while True:
-            records = self._pop(MAX_BATCH_SIZE, sys.maxsize)
-            if not records:
+            batch = self._pop(position, MAX_BATCH_SIZE, sys.maxsize)
+            if batch is None:
                 return batches
-            batches.append(Batch(records, position))
-            self._taken += len(records)
-            position += len(records)
+            batches.append(batch)
+            self._taken += len(batch)
+            position += len(batch)
 
     def close(self, reason: str) -> None:
         """Accept nothing more: `put` raises ClosedError, or counts a refusal if reason is "disabled"."""
         self.closed = reason
         self.max_waiting = -1
+
+
+def nothing() -> None:
+    """Take in nothing."""

@@ -261,6 +261,9 @@ class TaskWorkers:
                     waker, idle = fresh, False
                     if step.leave:
                         return
+                    if step.upkeep:
+                        await self._upkeep(home)
+                        continue
                     if step.batch is not None:
                         if step.helper:
                             dispatcher.call_helper()
@@ -272,6 +275,12 @@ class TaskWorkers:
             dispatcher.retire(waker, time.monotonic(), died=isinstance(error, Exception))
             raise
         dispatcher.retire(waker, time.monotonic(), died=False)
+
+    async def _upkeep(self, home: _Home) -> None:
+        try:
+            await home.loop.in_thread(self._dispatcher.upkeep)
+        except NoThreadError:
+            self._dispatcher.upkeep()
 
     async def _send(self, home: _Home, batch: Batch) -> None:
         dispatcher = self._dispatcher

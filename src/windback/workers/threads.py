@@ -122,6 +122,9 @@ class ThreadWorkers:
                 waker, idle = fresh, False
                 if step.leave:
                     return
+                if step.upkeep:
+                    dispatcher.upkeep()
+                    continue
                 if step.batch is not None:
                     if step.helper and done is None:
                         dispatcher.call_helper()

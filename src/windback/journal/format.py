@@ -1,0 +1,165 @@
+r"""The bytes of a segment: how a record is written so that a half-written one never counts.
+
+Pure: bytes in, bytes out. All numbers are little-endian, and everything stands at multiples of 8.
+
+A segment is a file of `SEGMENT_BYTES`, zero behind its last record:
+
+    header, 64 bytes    magic "WBSG\r\n\x1a\n" (8), version (2), header length (2), kind (2), flags (2),
+                        segment id (4), nonce of the directory (8), pid (4), created, ns since the epoch,
+                        for people (8), crc32 of all that (4), zeros, and at 60: the end (4), see below
+    record, 16 + n      length n (4), crc (4), sequence (4), zero (4), the payload, zeros up to the next 8
+
+The payload is written first and the record's header last: length 0 is the end, so a record counts when
+its header is there, and what a killed process had half written is nothing. `end` is 0 while the
+segment may grow, and then the offset behind its last record; it is a hint for a reader of a living journal.
+
+The crc starts from a value made of the directory's nonce, the segment's id, the offset, the length and the sequence. So
+a record is valid in one place alone: a copy of it elsewhere, a segment inside a payload, what an earlier user of the
+disk block left behind, or a flipped bit in its header, is none. A record stands alone, so one that is
+damaged costs no other: the scan tries every later multiple of 8.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Iterator, NamedTuple, Optional, Union
+from zlib import crc32
+
+SEGMENT_BYTES = 1 << 20
+HEADER_BYTES = 64
+RECORD_BYTES = 16
+#: No event is longer: what an empty segment has room for.
+MAX_PAYLOAD_BYTES = SEGMENT_BYTES - HEADER_BYTES - RECORD_BYTES
+
+EVENTS, LEDGER = 1, 2
+VERSION = 1
+
+_MAGIC = b"WBSG\r\n\x1a\n"
+_HEADER = struct.Struct("<8sHHHHIQIQ")
+_CRC = struct.Struct("<I")
+RECORD = struct.Struct("<IIII")
+END = struct.Struct("<I")
+END_AT = 60
+
+# Odd, so that each multiplication is reversible: two places never get the same start value for a reason
+# as simple as "one record further".
+K_OFFSET, K_LENGTH, K_SEQUENCE = 2654435761, 2246822519, 668265263
+MASK = 0xFFFFFFFF
+
+Bytes = Union[bytes, bytearray, memoryview]
+
+
+class Header(NamedTuple):
+    """What a segment says of itself."""
+
+    kind: int
+    segment_id: int
+    nonce: int
+    pid: int
+    created_ns: int
+    version: int = VERSION
+
+
+class Record(NamedTuple):
+    """One record found in a segment: where it stands, where the next one would, its number there."""
+
+    at: int
+    until: int
+    sequence: int
+    payload: bytes
+
+
+class ForeignError(ValueError):
+    """These bytes are no segment of ours."""
+
+
+class NewerError(ForeignError):
+    """A segment of a version that this one does not know; leave it alone."""
+
+
+def pack_header(header: Header) -> bytes:
+    """Return the first HEADER_BYTES of a segment."""
+    head = _HEADER.pack(
+        _MAGIC,
+        header.version,
+        HEADER_BYTES,
+        header.kind,
+        0,
+        header.segment_id,
+        header.nonce,
+        header.pid,
+        header.created_ns,
+    )
+    return (head + _CRC.pack(crc32(head))).ljust(HEADER_BYTES, b"\0")
+
+
+def read_header(data: Bytes) -> Header:
+    """Read what `pack_header` wrote. Raises ForeignError, NewerError."""
+    head = bytes(data[: _HEADER.size])
+    if len(data) < HEADER_BYTES or head[:8] != _MAGIC:
+        message = "this is no segment of a windback journal"
+        raise ForeignError(message)
+    _, version, header_bytes, kind, _, segment_id, nonce, pid, created_ns = _HEADER.unpack(head)
+    if version > VERSION:
+        message = f"a journal of version {version}; this windback reads up to {VERSION}"
+        raise NewerError(message)
+    if _CRC.unpack_from(data, _HEADER.size)[0] != crc32(head) or header_bytes != HEADER_BYTES:
+        message = "the header of this segment is damaged"
+        raise ForeignError(message)
+    return Header(kind, segment_id, nonce, pid, created_ns, version)
+
+
+def seed(nonce: int, segment_id: int, kind: int) -> int:
+    """Return what the crcs of a segment start from."""
+    return crc32(struct.pack("<QII", nonce, segment_id, kind))
+
+
+def padded(length: int) -> int:
+    """Return how much room a record with *length* bytes of payload takes."""
+    return (RECORD_BYTES + length + 7) & ~7
+
+
+def record_crc(start: int, at: int, sequence: int, payload: Bytes) -> int:
+    """Return the crc of a record at offset *at*; start: the segment's `seed`."""
+    return crc32(payload, (start + at * K_OFFSET + len(payload) * K_LENGTH + sequence * K_SEQUENCE) & MASK)
+
+
+def pack_record(start: int, at: int, sequence: int, payload: bytes) -> bytes:
+    """Return the header of a record."""
+    return RECORD.pack(len(payload), record_crc(start, at, sequence, payload), sequence, 0)
+
+
+def record_at(data: Bytes, at: int, start: int) -> Optional[Record]:
+    """Return the record at offset *at*, if a valid one stands there."""
+    if at + RECORD_BYTES > len(data):
+        return None
+    length, crc, sequence, zero = RECORD.unpack_from(data, at)
+    until = at + RECORD_BYTES + length
+    if not length or zero or until > len(data):
+        return None
+    payload = bytes(data[at + RECORD_BYTES : until])
+    if record_crc(start, at, sequence, payload) != crc:
+        return None
+    return Record(at, at + padded(length), sequence, payload)
+
+
+def scan(data: bytes, start: int, at: int = HEADER_BYTES) -> Iterator[Record]:
+    """Yield every valid record from offset *at* on; never raises, whatever the bytes are."""
+    while at < len(data):
+        record = record_at(data, at, start)
+        if record is None:
+            at = _next_candidate(data, at)
+        else:
+            yield record
+            at = record.until
+
+
+def _next_candidate(data: bytes, at: int) -> int:
+    """Return the next multiple of 8 after *at* where not all bytes up to the end are zero."""
+    at += 8
+    rest = data[at : at + 64]
+    if any(rest):
+        return at
+    # Long runs of zeros, such as the free end of a segment, are skipped in one step.
+    rest = data[at:]
+    return at + ((len(rest) - len(rest.lstrip(b"\0"))) & ~7)

@@ -1,0 +1,222 @@
+"""Which records were leased under which key, and which are done: the drain side's log beside the events.
+
+It is a segment as well, of records that are JSON. The first record of each is a snapshot, so the newest
+segment that has one is all there is to read; one is full after some thousand batches, and then the next
+begins with what still matters.
+
+A lease is written before its batch is sent, and a done after whatever became of it. So after a kill
+the same events go out under the same key, and never is an event taken for done that is not. A
+ledger that is missing or damaged means at worst that events are sent again, under new keys.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+import orjson
+
+from . import format as fmt
+from . import segment
+from .home import Home
+from .segment import Segment
+
+#: A record's place in a directory: its segment's id, then its offset, which needs 20 bits.
+Spot = int
+OFFSET_BITS = 20
+#: (segment id, first offset, offset behind the last record, how many records)
+Extent = Tuple[int, int, int, int]
+
+#: With less room than this left the next ledger is made ahead.
+_LOW_BYTES = fmt.SEGMENT_BYTES // 4
+
+
+def spot_of(segment_id: int, at: int) -> Spot:
+    """Return the spot of the record at offset *at*."""
+    return segment_id << OFFSET_BITS | at
+
+
+def segment_of(spot: Spot) -> int:
+    """Return the id of the segment that *spot* is in."""
+    return spot >> OFFSET_BITS
+
+
+def offset_of(spot: Spot) -> int:
+    """Return the offset of *spot* in its segment."""
+    return spot & (fmt.SEGMENT_BYTES - 1)
+
+
+def extents_of(spots: Sequence[Spot], lengths: Iterable[int]) -> List[Extent]:
+    """Return the runs that records at *spots*, with payloads of *lengths*, make."""
+    extents: List[Extent] = []
+    segment_id = start = end = count = 0
+    for spot, length in zip(spots, lengths):
+        at = spot & (fmt.SEGMENT_BYTES - 1)
+        if at != end or spot >> OFFSET_BITS != segment_id:
+            if count:
+                extents.append((segment_id, start, end, count))
+            segment_id, start, count = spot >> OFFSET_BITS, at, 0
+        end = at + fmt.padded(length)
+        count += 1
+    if count:
+        extents.append((segment_id, start, end, count))
+    return extents
+
+
+class Ranges:
+    """Parts of a segment that are done, merged where they touch: nearly always one."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: Iterable[Sequence[int]] = ()) -> None:
+        self.parts: List[Tuple[int, int]] = [(start, end) for start, end in parts]
+
+    def add(self, start: int, end: int) -> None:
+        """Have everything from *start* up to *end* done."""
+        parts = self.parts
+        if parts and parts[-1][1] == start:  # the next of a sequence
+            parts[-1] = (parts[-1][0], end)
+            return
+        merged: List[Tuple[int, int]] = []
+        for part in sorted((*parts, (start, end))):
+            if merged and part[0] <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], part[1]))
+            else:
+                merged.append(part)
+        self.parts = merged
+
+    def __contains__(self, at: int) -> bool:
+        return any(start <= at < end for start, end in self.parts)
+
+
+class State(NamedTuple):
+    """What a ledger says: extents by key, in the order they were leased; what is done, by segment."""
+
+    leases: Dict[str, List[Extent]]
+    done: Dict[int, Ranges]
+
+    def settle(self, key: str) -> None:
+        """Take in that the batch leased under *key* is off our hands."""
+        for segment_id, start, end, _ in self.leases.pop(key, ()):
+            self.done.setdefault(segment_id, Ranges()).add(start, end)
+
+    def forget(self, segment_id: int) -> None:
+        """Take in that a segment is gone: all of it was done."""
+        self.done.pop(segment_id, None)
+
+
+class Ledger:
+    """See the module. Not for several threads at once: the drain side calls it under its lock."""
+
+    def __init__(self, home: Home, state: State, current: Segment) -> None:
+        self.state = state
+        self._home = home
+        self._current = current
+        self._next: Optional[Segment] = None
+
+    @classmethod
+    def start(cls, home: Home) -> Ledger:
+        """Begin one in a directory that has none. Raises OSError."""
+        ledger = cls(home, State({}, {}), home.new_segment(fmt.LEDGER))
+        ledger._write_snapshot()
+        return ledger
+
+    @classmethod
+    def resume(cls, home: Home) -> Ledger:
+        """Read the newest of a dead process's, go on behind it, and remove the older ones. Raises OSError."""
+        found = segment.ids(home.folder, fmt.LEDGER)
+        for segment_id in reversed(found):
+            path = segment.path_of(home.folder, fmt.LEDGER, segment_id)
+            with open(path, "rb") as file:
+                data = file.read(fmt.SEGMENT_BYTES)
+            records = list(fmt.scan(data, fmt.seed(home.nonce, segment_id, fmt.LEDGER)))
+            state = _replay(records)
+            if state is not None:
+                header = segment.new_header(fmt.LEDGER, segment_id, home.nonce)
+                current = segment.reopen(path, header, records[-1].until, records[-1].sequence + 1)
+                for other in found:
+                    if other != segment_id:
+                        segment.remove(segment.path_of(home.folder, fmt.LEDGER, other))
+                return cls(home, state, current)
+        return cls.start(home)
+
+    @property
+    def wants_room(self) -> bool:
+        """Whether `make_room` should be called."""
+        return self._next is None and fmt.SEGMENT_BYTES - self._current.end < _LOW_BYTES
+
+    def make_room(self) -> None:
+        """Make the next segment ahead. Raises OSError."""
+        self._next = self._home.new_segment(fmt.LEDGER)
+
+    def lease(self, key: str, extents: List[Extent]) -> None:
+        """Record that these events are about to be sent under *key*. Raises OSError if it can't."""
+        self.state.leases[key] = extents
+        self._write({"lease": key, "extents": extents})
+
+    def split(self, key: str, halves: Sequence[Tuple[str, List[Extent]]]) -> None:
+        """Record that the batch of *key* goes on as its halves. Raises OSError."""
+        self.state.leases.pop(key, None)
+        self.state.leases.update(halves)
+        self._write({"split": key, "halves": halves})
+
+    def done(self, key: str) -> None:
+        """Record that a batch is off our hands. Raises OSError."""
+        self.state.settle(key)
+        self._write({"done": key})
+
+    def _write(self, entry: object) -> None:
+        payload = orjson.dumps(entry)
+        if not self._current.has_room_for(len(payload)):
+            self._turn_over()
+        else:
+            self._current.append(payload)
+
+    def _turn_over(self) -> None:
+        """Go on in the next segment. Its snapshot already says what the entry at hand would."""
+        old = self._current
+        self._current = self._next or self._home.new_segment(fmt.LEDGER)
+        self._next = None
+        self._write_snapshot()
+        old.unlink()
+
+    def _write_snapshot(self) -> None:
+        done = {str(segment_id): ranges.parts for segment_id, ranges in list(self.state.done.items())}
+        self._current.append(orjson.dumps({"leases": self.state.leases, "segments": done}))
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._current.close()
+        if self._next is not None:
+            self._next.close()
+
+    def remove(self) -> None:
+        """Remove the files."""
+        self._current.unlink()
+        if self._next is not None:
+            self._next.unlink()
+
+
+def _replay(records: Sequence[fmt.Record]) -> Optional[State]:
+    """Return what the records of one ledger come to; None without the snapshot that each begins with."""
+    if not records or records[0].at != fmt.HEADER_BYTES:
+        return None
+    snapshot = orjson.loads(records[0].payload)
+    leases = {key: _read(extents) for key, extents in snapshot["leases"].items()}
+    done = {int(segment_id): Ranges(parts) for segment_id, parts in snapshot["segments"].items()}
+    state = State(leases, done)
+    for record in records[1:]:
+        entry = orjson.loads(record.payload)
+        if "lease" in entry:
+            state.leases[entry["lease"]] = _read(entry["extents"])
+        elif "split" in entry:
+            state.leases.pop(entry["split"], None)
+            for key, extents in entry["halves"]:
+                state.leases[key] = _read(extents)
+        else:
+            state.settle(entry["done"])
+    return state
+
+
+def _read(extents: Sequence[Sequence[int]]) -> List[Extent]:
+    return [(segment_id, start, end, count) for segment_id, start, end, count in extents]

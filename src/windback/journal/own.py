@@ -1,0 +1,255 @@
+"""The journal that this process writes: open segments for callers, spares made ahead, and a ledger.
+
+Callers never wait for each other. A segment is claimed by popping it from `open` and given back by
+appending it; one that is full is sealed and a spare takes its place. Spares are made by `upkeep`, in a
+worker; only if none is left does a caller make one, and only then may it have to wait for another that does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+from collections import deque
+from typing import Deque, Dict, Iterator, List, Optional
+
+from ..errors import ConfigurationError
+from ..queue.base import Batch
+from . import format as fmt
+from .home import Home, open_root, used_bytes
+from .ledger import OFFSET_BITS, Ledger, Spot, extents_of
+from .segment import Segment
+
+logger = logging.getLogger("windback")
+
+#: Full segments come one after the other in a burst; each takes a worker 2 ms to replace.
+SPARES = 3
+#: What is left free on the disk for others, the smaller of the two.
+_FREE_BYTES, _FREE_PART = 64 * 1024 * 1024, 0.05
+_RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 30.0
+
+
+class OwnJournal:
+    """See the module. max_bytes: of all segments under *root*, those of dead processes included."""
+
+    def __init__(self, root: str, max_bytes: int) -> None:
+        self._root = root
+        self._max_bytes = max_bytes
+        self.open: Deque[Segment] = deque()
+        self.segments: Dict[int, Segment] = {}
+        #: Somebody should call `upkeep`.
+        self.wants_upkeep = False
+        #: Why nothing can be written right now.
+        self.trouble: Optional[OSError] = None
+        self._spares: Deque[Segment] = deque()
+        self._home: Optional[Home] = None
+        self._ledger: Optional[Ledger] = None
+        #: Held while a segment is made; a caller takes it only if there is no spare.
+        self._making = threading.Lock()
+        self._others_bytes = 0
+        self._retry_at_s = 0.0
+        self._retry_s = _RETRY_FIRST_S
+
+    @property
+    def name(self) -> str:
+        """The name of the directory; "memory" while there is none."""
+        return "memory" if self._home is None else self._home.name
+
+    def has_room_for(self, length: int) -> bool:
+        """Whether an event of *length* bytes can be written, as far as the bound goes."""
+        return (
+            self.may_grow or bool(self._spares) or any(each.has_room_for(length) for each in list(self.open))
+        )
+
+    # -- callers -------------------------------------------------------------------------------
+
+    def append_elsewhere(self, full: Optional[Segment], payload: bytes) -> Optional[Spot]:
+        """Write an event where there is room; None if there is none, or the disk has trouble (`trouble`).
+
+        full: the segment that the caller holds and could not use at once.
+        """
+        if full is not None and not full.has_room_for(len(payload)):
+            full.seal()
+            full = None
+            self.wants_upkeep = True
+        found = full or self._fresh()
+        if found is None:
+            return None
+        try:
+            return found.segment_id << OFFSET_BITS | found.append(payload)
+        except OSError as error:  # without a mapping: the disk is full, after all
+            self._fail(error)
+            return None
+        finally:
+            self.open.append(found)
+
+    def _fresh(self) -> Optional[Segment]:
+        """Return an empty segment, made now if there is no spare; None if there may be none, or trouble."""
+        try:
+            return self._spares.popleft()
+        except IndexError:
+            pass
+        with self._making:
+            try:
+                return self._spares.popleft()  # another made more meanwhile
+            except IndexError:
+                return self._make()
+
+    def _make(self) -> Optional[Segment]:
+        """Make a segment; whoever calls holds `_making`."""
+        if not self.may_grow or (self.trouble is not None and time.monotonic() < self._retry_at_s):
+            return None
+        try:
+            if self._home is None:
+                self._start()
+            assert self._home is not None
+            self._check_free()
+            made = self._home.new_segment(fmt.EVENTS)
+        except OSError as error:
+            self._fail(error)
+            return None
+        self.segments[made.segment_id] = made
+        if self.trouble is not None:
+            self.trouble = None
+            self._retry_s = _RETRY_FIRST_S
+            logger.info("journal %s: events are written to the disk again", self._root)
+        return made
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether the bound allows one more segment."""
+        return (len(self.segments) + 1) * fmt.SEGMENT_BYTES + self._others_bytes <= self._max_bytes
+
+    def _start(self) -> None:
+        try:
+            mapped = open_root(self._root)
+        except ConfigurationError as error:  # it was none when the client was made
+            raise OSError(errno.EINVAL, str(error)) from None
+        home = Home.create(self._root, mapped=mapped, synced=False, drains=True)
+        try:
+            self._ledger = Ledger.start(home)
+        except OSError:
+            home.remove()
+            raise
+        self._home = home
+        self._others_bytes = used_bytes(self._root)
+
+    def _check_free(self) -> None:
+        disk = os.statvfs(self._root)
+        floor = min(_FREE_BYTES, int(_FREE_PART * disk.f_blocks * disk.f_frsize))
+        if disk.f_bavail * disk.f_frsize - fmt.SEGMENT_BYTES < floor:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _fail(self, error: OSError) -> None:
+        if self.trouble is None:
+            logger.warning(
+                "journal %s: %s; events are kept in memory meanwhile, where a killed process loses them",
+                self._root,
+                error.strerror or error,
+            )
+        else:
+            self._retry_s = min(2 * self._retry_s, _RETRY_CAP_S)
+        self.trouble = error
+        self._retry_at_s = time.monotonic() + self._retry_s
+
+    # -- the drain side, under its lock --------------------------------------------------------
+
+    def payload_at(self, spot: Spot) -> bytes:
+        """Return the event at a spot."""
+        return self.segments[spot >> OFFSET_BITS].payload_at(spot & (fmt.SEGMENT_BYTES - 1))
+
+    def lease(self, batch: Batch) -> None:
+        """Record that *batch* is about to be sent under its key."""
+        if self._ledger is None:
+            return
+        with self._tolerated():
+            self._ledger.lease(batch.key, extents_of(batch.spots, map(len, batch.records)))
+
+    def split(self, batch: Batch, halves: List[Batch]) -> None:
+        """Record that *batch* goes on as its halves."""
+        if self._ledger is None:
+            return
+        parts = [(half.key, extents_of(half.spots, map(len, half.records))) for half in halves]
+        with self._tolerated():
+            self._ledger.split(batch.key, parts)
+
+    def settle(self, batch: Batch) -> None:
+        """Record that *batch* is off our hands."""
+        if self._ledger is None:  # the client was closed while this was under way
+            return
+        for segment_id, _, _, count in self._ledger.state.leases.get(batch.key, ()):
+            segment = self.segments[segment_id]
+            segment.settled += count
+            if segment.is_sealed and segment.settled == segment.count:
+                self.wants_upkeep = True
+        with self._tolerated():
+            self._ledger.done(batch.key)
+
+    @contextlib.contextmanager
+    def _tolerated(self) -> Iterator[None]:
+        """A ledger that can't grow must not hold up delivery: a kill may then double what it would have told."""
+        try:
+            yield
+        except OSError as error:
+            self._fail(error)
+
+    # -- a worker, without any lock ------------------------------------------------------------
+
+    def upkeep(self) -> None:
+        """Make spares, remove what is done with."""
+        self.wants_upkeep = False
+        for segment in list(self.segments.values()):
+            if segment.is_sealed and segment.settled == segment.count:
+                self._drop(segment)
+        with self._making:
+            while len(self._spares) < SPARES:
+                made = self._make()
+                if made is None:
+                    break
+                self._spares.append(made)
+        if self._ledger is not None and self._ledger.wants_room:
+            with self._tolerated():
+                self._ledger.make_room()
+
+    def _drop(self, segment: Segment) -> None:
+        segment.unlink()
+        del self.segments[segment.segment_id]
+        assert self._ledger is not None
+        self._ledger.state.forget(segment.segment_id)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Close the journal: remove it if all of it is settled, else leave it to who comes next."""
+        home, ledger = self._home, self._ledger
+        self._home = self._ledger = None
+        self.open.clear()
+        self._spares.clear()
+        if home is None or ledger is None:
+            return
+        if all(segment.settled == segment.count for segment in self.segments.values()):
+            for segment in self.segments.values():
+                segment.unlink()
+            ledger.remove()
+            home.remove()
+        else:
+            for segment in self.segments.values():
+                if segment.settled == segment.count:
+                    segment.unlink()
+                else:
+                    segment.close()
+            ledger.close()
+            home.close()
+        self.segments = {}
+
+    def abandon(self) -> None:
+        """Let go of the files in a forked child, where all of it is the parent's."""
+        for segment in self.segments.values():
+            segment.close()
+        if self._ledger is not None:
+            self._ledger.close()
+        if self._home is not None:
+            self._home.close()

@@ -1,0 +1,219 @@
+"""Segments as files: made whole before anything is written to them, then appended to by one writer at a time.
+
+Rules, each from something that bit others:
+
+- No store into a mapping whose blocks don't exist: on a full disk that is a SIGBUS, which no Python survives. So a segment
+  is allocated and written with zeros first, and a full disk is an OSError there.
+- No file is ever truncated; what is done with is unlinked, which leaves mappings intact.
+- Only its writer maps a segment. Whoever reads another process's uses pread, where a short file is an error.
+- A name ending in .seg or .ledger is a whole segment: it is made under another name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import time
+from typing import List, Optional
+
+from . import format as fmt
+from .format import Header
+
+_SUFFIXES = {fmt.EVENTS: ".seg", fmt.LEDGER: ".ledger"}
+_UNFINISHED = ".tmp"
+_FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_PAGE_BYTES = 4096
+
+
+class Segment:
+    """A segment that is appended to. `memory` is its mapping; None where the file system is not fit for one.
+
+    end: the offset where the next record will stand; count: how many there are. Both belong to whoever
+    holds the segment: it is taken out of a deque to write, and put back.
+    """
+
+    __slots__ = ("count", "descriptor", "end", "is_sealed", "memory", "path", "seed", "segment_id", "settled")
+
+    def __init__(self, path: str, header: Header, descriptor: int, memory: Optional[mmap.mmap]) -> None:
+        self.path = path
+        self.segment_id = header.segment_id
+        self.seed = fmt.seed(header.nonce, header.segment_id, header.kind)
+        self.descriptor = descriptor
+        self.memory = memory
+        self.end = fmt.HEADER_BYTES
+        self.count = 0
+        self.is_sealed = False
+        #: How many of its records are off our hands; the drain side's.
+        self.settled = 0
+
+    def has_room_for(self, length: int) -> bool:
+        """Whether a payload of *length* bytes fits behind the last one."""
+        return self.end + fmt.RECORD_BYTES + length <= fmt.SEGMENT_BYTES
+
+    def append(self, payload: bytes) -> int:
+        """Write a record and return its offset. The caller has seen that it fits.
+
+        `JournalQueue.put` has this spelled out for the mapped case, where each call counts.
+        """
+        at = self.end
+        header = fmt.pack_record(self.seed, at, self.count, payload)
+        if self.memory is None:
+            os.pwrite(self.descriptor, header + payload, at)
+        else:
+            self.memory[at + fmt.RECORD_BYTES : at + fmt.RECORD_BYTES + len(payload)] = payload
+            self.memory[at : at + fmt.RECORD_BYTES] = header
+        self.end = at + fmt.padded(len(payload))
+        self.count += 1
+        return at
+
+    def settle_end(self) -> None:
+        """Go on behind a record that was complete when an exception struck its writer."""
+        record = fmt.record_at(self.read(self.end), 0, self.seed_at(self.end))
+        if record is not None:
+            self.end += record.until
+            self.count += 1
+
+    def seed_at(self, at: int) -> int:
+        """Return the seed for a part of the segment that begins at offset *at*."""
+        return (self.seed + at * fmt.K_OFFSET) & fmt.MASK
+
+    def read(self, at: int) -> bytes:
+        """Return everything from offset *at* on."""
+        if self.memory is None:
+            return os.pread(self.descriptor, fmt.SEGMENT_BYTES - at, at)
+        return self.memory[at:]
+
+    def payload_at(self, at: int) -> bytes:
+        """Return the payload of the record at offset *at*, which this process wrote there."""
+        if self.memory is None:
+            length = fmt.RECORD.unpack(os.pread(self.descriptor, fmt.RECORD_BYTES, at))[0]
+            return os.pread(self.descriptor, length, at + fmt.RECORD_BYTES)
+        length = fmt.RECORD.unpack_from(self.memory, at)[0]
+        return self.memory[at + fmt.RECORD_BYTES : at + fmt.RECORD_BYTES + length]
+
+    def seal(self) -> None:
+        """Say that nothing more will be written here."""
+        self.is_sealed = True
+        if self.memory is None:
+            os.pwrite(self.descriptor, fmt.END.pack(self.end), fmt.END_AT)
+        else:
+            self.memory[fmt.END_AT : fmt.END_AT + fmt.END.size] = fmt.END.pack(self.end)
+
+    def sync(self) -> None:
+        """Have everything on the disk itself. Raises OSError."""
+        if self.memory is not None:
+            self.memory.flush()
+        _sync(self.descriptor)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self.memory is not None:
+            self.memory.close()
+            self.memory = None
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def unlink(self) -> None:
+        """Remove the file, and let go of it."""
+        remove(self.path)
+        self.close()
+
+
+def create(folder: str, header: Header, *, mapped: bool, synced: bool) -> Segment:
+    """Make a segment, ready to be written to without a fault. Raises OSError, on a full disk for one."""
+    path = path_of(folder, header.kind, header.segment_id)
+    unfinished = path + _UNFINISHED
+    descriptor = os.open(unfinished, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+    memory = None
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, fmt.SEGMENT_BYTES)
+        # Allocated blocks count as unwritten ones, and some file systems promise them only for the first write.
+        _write_all(descriptor, fmt.pack_header(header).ljust(fmt.SEGMENT_BYTES, b"\0"))
+        if synced:
+            _sync(descriptor)
+        if mapped:
+            memory = mmap.mmap(descriptor, fmt.SEGMENT_BYTES)
+            for at in range(fmt.END_AT, fmt.SEGMENT_BYTES, _PAGE_BYTES):
+                memory[at] = 0  # the first store into a page costs hundreds of µs, now and not in a request
+        os.rename(unfinished, path)
+        if synced:
+            sync_folder(folder)
+    except BaseException:
+        if memory is not None:
+            memory.close()
+        os.close(descriptor)
+        remove(unfinished)
+        raise
+    return Segment(path, header, descriptor, memory)
+
+
+def reopen(path: str, header: Header, end: int, count: int) -> Segment:
+    """Open a segment of a dead process to append to it, without a mapping. Raises OSError."""
+    segment = Segment(path, header, os.open(path, _FLAGS), None)
+    segment.end, segment.count = end, count
+    return segment
+
+
+def new_header(kind: int, segment_id: int, nonce: int) -> Header:
+    """Return the header of a segment that this process makes now."""
+    return Header(kind, segment_id, nonce, os.getpid(), time.time_ns())
+
+
+def path_of(folder: str, kind: int, segment_id: int) -> str:
+    """Return where a segment lies."""
+    return os.path.join(folder, f"{segment_id:08d}{_SUFFIXES[kind]}")
+
+
+def ids(folder: str, kind: int) -> List[int]:
+    """Return the ids of the segments of a kind in *folder*, oldest first; none if it is gone."""
+    suffix = _SUFFIXES[kind]
+    stems = [name[: -len(suffix)] for name in listed(folder) if name.endswith(suffix)]
+    return sorted(int(stem) for stem in stems if re.fullmatch(r"[0-9]{8,10}", stem))
+
+
+def listed(folder: str) -> List[str]:
+    """Return the names of all files in *folder*; none if it is gone."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file is a segment whose making was cut off; nothing was ever written to it."""
+    return name.endswith(tuple(suffix + _UNFINISHED for suffix in _SUFFIXES.values()))
+
+
+def remove(path: str) -> None:
+    """Unlink a file that may be gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def sync_folder(folder: str) -> None:
+    """Have the names in a folder on the disk itself. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    import fcntl
+
+    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS, where fsync is no barrier
+    if full is not None:
+        fcntl.fcntl(descriptor, full)
+    else:
+        os.fsync(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
