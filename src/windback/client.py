@@ -65,15 +65,16 @@ class _Client:
         """Make a client. Starts no thread and opens no connection; the first event does.
 
         What is None is read from the environment: WINDBACK_API_KEY, WINDBACK_PROJECT_SLUG,
-        WINDBACK_PUBLIC_KEY, WINDBACK_BASE_URL, WINDBACK_JOURNAL. Raises ConfigurationError for anything that can't work.
+        WINDBACK_PUBLIC_KEY, WINDBACK_BASE_URL, WINDBACK_JOURNAL. Raises ConfigurationError for anything
+        that can't work.
 
         api_key: the secret key, "sk_…". project_slug: needed by every call but track_event, track_events
         and submit_cancel_flow. public_key: "pub_…", used for the cancel flow when given. base_url:
         https, or http on this machine.
-        journal: a directory on a local disk. What track_event accepted is in there before it returns, and survives
-        `kill -9` of this process; the next one that uses the directory delivers it. max_journal_bytes:
-        what all processes may leave there together; then the queue is full. While the disk has
-        trouble, events are kept in memory, within max_queue_size and max_queue_bytes.
+        journal: a directory on a local disk. What track_event accepted is in there before it returns,
+        and survives `kill -9` of this process; the next one that uses the directory delivers it.
+        max_journal_bytes: what all processes may have there together; then the queue is full. While the
+        disk has trouble, events are kept in memory, within max_queue_size and max_queue_bytes.
         timeout: seconds; for a plain call one deadline over all its retries, for a batch of the
         background worker the limit of one try. max_retries: after failures that another try may mend.
         worker: "thread"; for AsyncWindback "task" (the default) or "thread", which keeps the work of

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from .errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import httpx
 
     from .event import BeforeSend
@@ -57,7 +59,7 @@ class Config:
     project_slug: Optional[str]
     public_key: Optional[Secret]
     base_url: str
-    journal: Optional[str]
+    journal: Optional[Path]
     max_journal_bytes: int
     timeout: float
     max_retries: int
@@ -254,13 +256,15 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
-def _directory(name: str, value: object) -> str:
+def _directory(name: str, value: object) -> Path:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         message = f"{name} must be the path of a directory, not {value!r}"
         raise ConfigurationError(message)
-    path = os.path.abspath(os.fsdecode(value))  # a program may change its working directory later
-    if os.path.exists(path) and not os.path.isdir(path):
-        message = f"{name} {path!r} is no directory"
+    from pathlib import Path
+
+    path = Path(os.fsdecode(value)).absolute()  # a program may change its working directory later
+    if path.exists() and not path.is_dir():
+        message = f"{name} {str(path)!r} is no directory"
         raise ConfigurationError(message)
     return path
 

@@ -44,7 +44,7 @@ _DEATHS_IN_A_ROW = 3
 
 
 class Step(NamedTuple):
-    """What a worker does next: send `batch`, or `upkeep`, or sleep for `wait_s` (None: until woken), or leave.
+    """What a worker does next: send `batch`, or `upkeep`, or sleep for `wait_s` (None: for ever), or leave.
 
     helper: one more worker would find work right now. spare: nobody needs this worker; if it sleeps
     the whole time it tells `next_step` so, and is sent away.

@@ -49,8 +49,8 @@ class Stats:
     request. pending_bytes: their encoded size. requests, retries: HTTP requests made for batches,
     and how many of them repeated one. worker_deaths: workers that ended with an exception, and were
     replaced. hook_errors: exceptions from on_delivery and before_send. adopted: events that processes
-    which died left in the journal, among `accepted` as well; journal_bytes: of this process's segments. problem: why delivery is
-    held up right now, None while it is not.
+    which died left in the journal, counted in `accepted` as well; journal_bytes: of this process's
+    segments. problem: why delivery is held up right now, None while it is not.
     """
 
     accepted: int = 0

@@ -25,7 +25,7 @@ LAYERS = [
     ["core"],
     ["lifecycle", "signals", "transport", "workers"],
     ["direct", "dispatch"],
-    ["queue"],
+    ["journal", "queue"],
     ["api", "batching", "config", "delivery", "event", "hooks", "models", "stats"],
     ["errors", "guard"],
 ]
@@ -35,7 +35,7 @@ APART = "devserver"
 
 PURE = [
     *("api", "batching", "config", "delivery", "direct", "errors", "event", "hooks", "models"),
-    *("queue.base", "stats"),
+    *("journal.format", "queue.base", "stats"),
 ]
 # Whatever waits, starts something or reaches the network.
 IMPURE = {
@@ -50,7 +50,7 @@ MAKERS = {
     *("LockType", "allocate_lock", "start_new_thread"),
 }
 # Who may make threads and locks, so that fork and exit can reach each of them.
-THREADED = {"dispatch", "lifecycle", "queue", "signals", "workers"}
+THREADED = {"dispatch", "journal", "lifecycle", "queue", "signals", "workers"}
 
 
 class Import(NamedTuple):

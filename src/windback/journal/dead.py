@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional, Sequence
 
 import orjson
@@ -31,7 +32,7 @@ class Letter(NamedTuple):
 
 
 def write(
-    root: str,
+    root: Path,
     name: str,
     records: Sequence[bytes],
     *,
@@ -41,15 +42,15 @@ def write(
     key: str,
 ) -> bool:
     """Keep rejected events; False if there are too many already. Raises OSError."""
-    folder = os.path.join(root, DEAD)
-    os.makedirs(folder, 0o700, exist_ok=True)
+    folder = root / DEAD
+    folder.mkdir(0o700, exist_ok=True)
     at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     lines = b"".join(
         orjson.dumps(Letter(at, reason, status, message, key, orjson.Fragment(record))._asdict()) + b"\n"
         for record in records
     )
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(os.path.join(folder, name + _SUFFIX), flags, 0o600)
+    descriptor = os.open(folder / (name + _SUFFIX), flags, 0o600)
     try:
         if os.fstat(descriptor).st_size + len(lines) > MAX_BYTES:
             return False
@@ -59,15 +60,15 @@ def write(
     return True
 
 
-def files(root: str) -> List[str]:
+def files(root: Path) -> List[Path]:
     """Return the paths of all files of dead letters under *root*."""
-    folder = os.path.join(root, DEAD)
-    return [os.path.join(folder, name) for name in sorted(listed(folder)) if name.endswith(_SUFFIX)]
+    folder = root / DEAD
+    return [folder / name for name in sorted(listed(folder)) if name.endswith(_SUFFIX)]
 
 
-def read(path: str) -> Iterator[Letter]:
+def read(path: Path) -> Iterator[Letter]:
     """Yield the letters of one file, without a last line that was cut off. Raises OSError."""
-    with open(path, "rb") as lines:
+    with path.open("rb") as lines:
         for line in lines:
             try:
                 yield Letter(**orjson.loads(line))

@@ -13,10 +13,10 @@ The payload is written first and the record's header last: length 0 is the end, 
 its header is there, and what a killed process had half written is nothing. `end` is 0 while the
 segment may grow, and then the offset behind its last record; it is a hint for a reader of a living journal.
 
-The crc starts from a value made of the directory's nonce, the segment's id, the offset, the length and the sequence. So
-a record is valid in one place alone: a copy of it elsewhere, a segment inside a payload, what an earlier user of the
-disk block left behind, or a flipped bit in its header, is none. A record stands alone, so one that is
-damaged costs no other: the scan tries every later multiple of 8.
+The crc starts from a value made of the directory's nonce, the segment's id, the offset, the length and
+the sequence. So a record is valid in one place alone: a copy of it elsewhere, a segment inside a payload,
+what an earlier user of the disk block left behind, or a flipped bit in its header, is none. A record
+stands alone, so one that is damaged costs no other: the scan tries every later multiple of 8.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     <root>/bad/               segments with damage, set aside
 
 A lock file's existence means nothing; only the lock on it does, which the kernel frees with the process
-(flock). `owner` is held by who writes, `drain` by who sends. A directory is made under another name and renamed
-once it is locked, so nobody adopts it unfinished. Locks are never unlocked by hand, only closed: a
-forked child that unlocked would free its parent's.
+(flock). `owner` is held by who writes, `drain` by who sends. A directory is made under another name
+and renamed once it is locked, so nobody adopts it unfinished. Locks are never unlocked by hand, only
+closed: a forked child that unlocked would free its parent's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import os
 import re
 import secrets
 import shutil
-from typing import List, Optional
+from pathlib import Path
+from typing import List, Optional, Sequence
 
 from ..errors import ConfigurationError
 from . import format as fmt
@@ -29,6 +30,7 @@ BAD, DEAD = "bad", "dead"
 
 _NAME = re.compile(r"[0-9a-f]{16}")
 _UNFINISHED = ".new"
+_MOUNTS = Path("/proc/self/mountinfo")
 #: Where a store into a mapping of allocated blocks can't fail for lack of space.
 _MAPPED = frozenset({"ext2", "ext3", "ext4", "overlay", "ramfs", "tmpfs", "xfs"})
 #: Where other machines may be involved: no coherent mappings, and locks that lie.
@@ -37,25 +39,25 @@ _NETWORK = frozenset(
 )
 
 
-def filesystem(path: str, mountinfo: str = "/proc/self/mountinfo") -> Optional[str]:
+def filesystem(path: Path, mountinfo: Path = _MOUNTS) -> Optional[str]:
     """Return the type of the file system that *path* is on, as Linux calls it; None where nothing tells."""
     try:
-        with open(mountinfo, encoding="utf-8", errors="surrogateescape") as lines:
-            mounts = [line.split() for line in lines]
+        mounts = mountinfo.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return None
     best, kind = "", None
-    path = os.path.realpath(path)
-    for fields in mounts:
+    real = str(path.resolve())
+    for mount in mounts:
+        fields = mount.split()
         # proc(5): mount point, fifth; after a "-" of its own the type. Spaces in a path are octal there.
         point = re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), fields[4])
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):  # of two mounts at one point the later is on top
             best, kind = point, fields[fields.index("-") + 1]
     return kind
 
 
-def open_root(root: str) -> bool:
+def open_root(root: Path) -> bool:
     """Make *root* if it isn't there; say whether its file system is fit for mappings.
 
     Raises ConfigurationError for a place that can't hold a journal, and OSError for one that can't right now.
@@ -65,32 +67,32 @@ def open_root(root: str) -> bool:
     except ImportError:
         message = "journal needs flock, which this system does not have; leave the option out"
         raise ConfigurationError(message) from None
-    os.makedirs(root, 0o700, exist_ok=True)
-    if os.stat(root).st_uid != os.geteuid():
-        message = f"journal {root!r} belongs to another user; choose a directory of this one's"
+    root.mkdir(0o700, parents=True, exist_ok=True)
+    if root.stat().st_uid != os.geteuid():
+        message = f"journal {str(root)!r} belongs to another user; choose a directory of this one's"
         raise ConfigurationError(message)
     kind = filesystem(root)
     if kind in _NETWORK or (kind or "").startswith("fuse"):
-        message = f"journal {root!r} is on {kind}, where locks and mappings fail; choose a local disk"
+        message = f"journal {str(root)!r} is on {kind}, where locks and mappings fail; choose a local disk"
         raise ConfigurationError(message)
     return kind in _MAPPED
 
 
-def names(root: str) -> List[str]:
+def names(root: Path) -> List[str]:
     """Return the names of all directories of writers under *root*, dead and alive."""
-    return sorted(name for name in os.listdir(root) if _NAME.fullmatch(name))
+    return sorted(name for name in segment.listed(root) if _NAME.fullmatch(name))
 
 
-def used_bytes(root: str) -> int:
+def used_bytes(root: Path) -> int:
     """Return the size of all segments of events under *root*."""
-    folders = [os.path.join(root, name) for name in names(root)]
+    folders = [root / name for name in names(root)]
     return sum(len(segment.ids(folder, fmt.EVENTS)) for folder in folders) * fmt.SEGMENT_BYTES
 
 
 class Lock:
     """A locked file."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         """Raises BlockingIOError if it is another's, OSError."""
         import fcntl
 
@@ -117,11 +119,11 @@ class Home:
     """A directory whose owner lock this process holds, or, of a living process, the drain lock alone."""
 
     def __init__(
-        self, root: str, name: str, nonce: int, locks: List[Lock], *, mapped: bool, synced: bool
+        self, root: Path, name: str, nonce: int, locks: List[Lock], *, mapped: bool, synced: bool
     ) -> None:
         self.root = root
         self.name = name
-        self.folder = os.path.join(root, name)
+        self.folder = root / name
         self.nonce = nonce
         self.mapped = mapped
         self.synced = synced
@@ -129,35 +131,27 @@ class Home:
         self._next_id = 1
 
     @classmethod
-    def create(cls, root: str, *, mapped: bool, synced: bool, drains: bool) -> Home:
+    def create(cls, root: Path, *, mapped: bool, synced: bool, drains: bool) -> Home:
         """Make a directory of this process's own. drains: it sends what it writes. Raises OSError."""
         nonce = secrets.randbits(64)
         name = f"{nonce:016x}"
-        unfinished = os.path.join(root, name + _UNFINISHED)
-        os.mkdir(unfinished, 0o700)
-        locks: List[Lock] = []
+        unfinished = root / (name + _UNFINISHED)
+        unfinished.mkdir(0o700)
         try:
-            for lock in (OWNER, DRAIN) if drains else (OWNER,):
-                locks.append(Lock(os.path.join(unfinished, lock)))
-            os.rename(unfinished, os.path.join(root, name))
+            locks = _lock_all(unfinished, (OWNER, DRAIN) if drains else (OWNER,))
         except BaseException:
-            for held in locks:
-                held.close()
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
+        unfinished.rename(root / name)
         return cls(root, name, nonce, locks, mapped=mapped, synced=synced)
 
     @classmethod
-    def adopt(cls, root: str, name: str) -> Optional[Home]:
+    def adopt(cls, root: Path, name: str) -> Optional[Home]:
         """Take over the directory of a dead process; None if somebody lives there, or drains it."""
-        folder = os.path.join(root, name)
-        locks: List[Lock] = []
+        folder = root / name
         try:
-            for lock in (OWNER, DRAIN):
-                locks.append(Lock(os.path.join(folder, lock)))
+            locks = _lock_all(folder, (OWNER, DRAIN))
         except OSError:  # held, or gone, or not ours to open
-            for held in locks:
-                held.close()
             return None
         home = cls(root, name, int(name, 16), locks, mapped=False, synced=False)
         home._next_id = 1 + max(segment.ids(folder, fmt.LEDGER), default=0)  # it makes nothing else there
@@ -170,25 +164,25 @@ class Home:
         self._next_id += 1
         return made
 
-    def set_aside(self, segment_id: int) -> str:
+    def set_aside(self, segment_id: int) -> Path:
         """Move a damaged segment to where people look at it; returns that path. Raises OSError."""
-        folder = os.path.join(self.root, BAD)
-        os.makedirs(folder, 0o700, exist_ok=True)
+        folder = self.root / BAD
+        folder.mkdir(0o700, exist_ok=True)
         source = segment.path_of(self.folder, fmt.EVENTS, segment_id)
-        path = os.path.join(folder, f"{self.name}-{os.path.basename(source)}")
-        os.rename(source, path)
+        path = folder / f"{self.name}-{source.name}"
+        source.rename(path)
         return path
 
     def remove(self) -> None:
         """Remove the directory with the locks, last; what is not ours in it stays, and so does it then."""
         for name in segment.listed(self.folder):
             if segment.is_unfinished(name):
-                segment.remove(os.path.join(self.folder, name))
+                segment.remove(self.folder / name)
         if set(segment.listed(self.folder)) <= {OWNER, DRAIN}:
             for lock in (DRAIN, OWNER):
-                segment.remove(os.path.join(self.folder, lock))
+                segment.remove(self.folder / lock)
             with contextlib.suppress(OSError):
-                os.rmdir(self.folder)
+                self.folder.rmdir()
         self.close()
 
     def close(self) -> None:
@@ -198,8 +192,19 @@ class Home:
         self._locks.clear()
 
 
-def _is_same(descriptor: int, path: str) -> bool:
+def _lock_all(folder: Path, names_of_locks: Sequence[str]) -> List[Lock]:
+    locks: List[Lock] = []
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+        locks.extend(Lock(folder / name) for name in names_of_locks)
+    except BaseException:
+        for held in locks:
+            held.close()
+        raise
+    return locks
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False

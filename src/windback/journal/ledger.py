@@ -11,7 +11,6 @@ ledger that is missing or damaged means at worst that events are sent again, und
 
 from __future__ import annotations
 
-import os
 from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import orjson
@@ -127,7 +126,7 @@ class Ledger:
         found = segment.ids(home.folder, fmt.LEDGER)
         for segment_id in reversed(found):
             path = segment.path_of(home.folder, fmt.LEDGER, segment_id)
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 data = file.read(fmt.SEGMENT_BYTES)
             records = list(fmt.scan(data, fmt.seed(home.nonce, segment_id, fmt.LEDGER)))
             state = _replay(records)

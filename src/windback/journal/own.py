@@ -14,7 +14,8 @@ import os
 import threading
 import time
 from collections import deque
-from typing import Deque, Dict, Iterator, List, Optional
+from pathlib import Path
+from typing import Deque, Dict, Iterator, Optional, Sequence
 
 from ..errors import ConfigurationError
 from ..queue.base import Batch
@@ -35,7 +36,7 @@ _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 30.0
 class OwnJournal:
     """See the module. max_bytes: of all segments under *root*, those of dead processes included."""
 
-    def __init__(self, root: str, max_bytes: int) -> None:
+    def __init__(self, root: Path, max_bytes: int) -> None:
         self._root = root
         self._max_bytes = max_bytes
         self.open: Deque[Segment] = deque()
@@ -168,7 +169,7 @@ class OwnJournal:
         with self._tolerated():
             self._ledger.lease(batch.key, extents_of(batch.spots, map(len, batch.records)))
 
-    def split(self, batch: Batch, halves: List[Batch]) -> None:
+    def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
         """Record that *batch* goes on as its halves."""
         if self._ledger is None:
             return
@@ -190,7 +191,7 @@ class OwnJournal:
 
     @contextlib.contextmanager
     def _tolerated(self) -> Iterator[None]:
-        """A ledger that can't grow must not hold up delivery: a kill may then double what it would have told."""
+        """A ledger that can't grow must not hold up delivery; a kill may then double what it did not tell."""
         try:
             yield
         except OSError as error:

@@ -1,7 +1,7 @@
 """What a dead process left: its leases, under their keys, and then what it never sent.
 
-One segment is in memory at a time, whatever the size of it all. Nothing is copied into another journal: what was
-read is leased, sent and recorded right here, so a crash in the middle doubles nothing.
+One segment is in memory at a time, whatever the size of it all. Nothing is copied into another journal: what
+was read is leased, sent and recorded right here, so a crash in the middle doubles nothing.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Reader:
         return not self._is_exhausted
 
     def _refuse_newer(self, segment_id: int) -> None:
-        with open(segment.path_of(self._home.folder, fmt.EVENTS, segment_id), "rb") as file:
+        with segment.path_of(self._home.folder, fmt.EVENTS, segment_id).open("rb") as file:
             head = file.read(fmt.HEADER_BYTES)
         try:
             fmt.read_header(head)
@@ -153,7 +153,7 @@ class Reader:
         data = self._data.get(segment_id)
         if data is None:
             try:
-                with open(segment.path_of(self._home.folder, fmt.EVENTS, segment_id), "rb") as file:
+                with segment.path_of(self._home.folder, fmt.EVENTS, segment_id).open("rb") as file:
                     data = file.read(fmt.SEGMENT_BYTES)
             except OSError as error:
                 logger.warning("journal %s: a segment can't be read: %s", self._home.folder, error)

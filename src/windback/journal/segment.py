@@ -2,8 +2,8 @@
 
 Rules, each from something that bit others:
 
-- No store into a mapping whose blocks don't exist: on a full disk that is a SIGBUS, which no Python survives. So a segment
-  is allocated and written with zeros first, and a full disk is an OSError there.
+- No store into a mapping whose blocks don't exist: on a full disk that is a SIGBUS, which no Python survives.
+  So a segment is allocated and written with zeros first, and a full disk is an OSError there.
 - No file is ever truncated; what is done with is unlinked, which leaves mappings intact.
 - Only its writer maps a segment. Whoever reads another process's uses pread, where a short file is an error.
 - A name ending in .seg or .ledger is a whole segment: it is made under another name.
@@ -16,6 +16,7 @@ import mmap
 import os
 import re
 import time
+from pathlib import Path
 from typing import List, Optional
 
 from . import format as fmt
@@ -36,7 +37,7 @@ class Segment:
 
     __slots__ = ("count", "descriptor", "end", "is_sealed", "memory", "path", "seed", "segment_id", "settled")
 
-    def __init__(self, path: str, header: Header, descriptor: int, memory: Optional[mmap.mmap]) -> None:
+    def __init__(self, path: Path, header: Header, descriptor: int, memory: Optional[mmap.mmap]) -> None:
         self.path = path
         self.segment_id = header.segment_id
         self.seed = fmt.seed(header.nonce, header.segment_id, header.kind)
@@ -122,16 +123,16 @@ class Segment:
         self.close()
 
 
-def create(folder: str, header: Header, *, mapped: bool, synced: bool) -> Segment:
+def create(folder: Path, header: Header, *, mapped: bool, synced: bool) -> Segment:
     """Make a segment, ready to be written to without a fault. Raises OSError, on a full disk for one."""
     path = path_of(folder, header.kind, header.segment_id)
-    unfinished = path + _UNFINISHED
+    unfinished = path.with_name(path.name + _UNFINISHED)
     descriptor = os.open(unfinished, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
     memory = None
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, fmt.SEGMENT_BYTES)
-        # Allocated blocks count as unwritten ones, and some file systems promise them only for the first write.
+        # Allocated is not written: the first store into such a block may need another one.
         _write_all(descriptor, fmt.pack_header(header).ljust(fmt.SEGMENT_BYTES, b"\0"))
         if synced:
             _sync(descriptor)
@@ -139,7 +140,7 @@ def create(folder: str, header: Header, *, mapped: bool, synced: bool) -> Segmen
             memory = mmap.mmap(descriptor, fmt.SEGMENT_BYTES)
             for at in range(fmt.END_AT, fmt.SEGMENT_BYTES, _PAGE_BYTES):
                 memory[at] = 0  # the first store into a page costs hundreds of µs, now and not in a request
-        os.rename(unfinished, path)
+        unfinished.rename(path)
         if synced:
             sync_folder(folder)
     except BaseException:
@@ -151,7 +152,7 @@ def create(folder: str, header: Header, *, mapped: bool, synced: bool) -> Segmen
     return Segment(path, header, descriptor, memory)
 
 
-def reopen(path: str, header: Header, end: int, count: int) -> Segment:
+def reopen(path: Path, header: Header, end: int, count: int) -> Segment:
     """Open a segment of a dead process to append to it, without a mapping. Raises OSError."""
     segment = Segment(path, header, os.open(path, _FLAGS), None)
     segment.end, segment.count = end, count
@@ -163,22 +164,22 @@ def new_header(kind: int, segment_id: int, nonce: int) -> Header:
     return Header(kind, segment_id, nonce, os.getpid(), time.time_ns())
 
 
-def path_of(folder: str, kind: int, segment_id: int) -> str:
+def path_of(folder: Path, kind: int, segment_id: int) -> Path:
     """Return where a segment lies."""
-    return os.path.join(folder, f"{segment_id:08d}{_SUFFIXES[kind]}")
+    return folder / f"{segment_id:08d}{_SUFFIXES[kind]}"
 
 
-def ids(folder: str, kind: int) -> List[int]:
+def ids(folder: Path, kind: int) -> List[int]:
     """Return the ids of the segments of a kind in *folder*, oldest first; none if it is gone."""
     suffix = _SUFFIXES[kind]
     stems = [name[: -len(suffix)] for name in listed(folder) if name.endswith(suffix)]
     return sorted(int(stem) for stem in stems if re.fullmatch(r"[0-9]{8,10}", stem))
 
 
-def listed(folder: str) -> List[str]:
+def listed(folder: Path) -> List[str]:
     """Return the names of all files in *folder*; none if it is gone."""
     try:
-        return os.listdir(folder)
+        return [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return []
 
@@ -188,13 +189,13 @@ def is_unfinished(name: str) -> bool:
     return name.endswith(tuple(suffix + _UNFINISHED for suffix in _SUFFIXES.values()))
 
 
-def remove(path: str) -> None:
+def remove(path: Path) -> None:
     """Unlink a file that may be gone already."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        path.unlink()
 
 
-def sync_folder(folder: str) -> None:
+def sync_folder(folder: Path) -> None:
     """Have the names in a folder on the disk itself. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:

@@ -1,12 +1,12 @@
 """The queue on disk: an event is in a file-backed mapping before `put` returns, so it survives `kill -9`.
 
-The rule of this file is that of `memory`, **a caller takes no lock**, and one more: **it makes no system call**. It
-copies the event into a segment that no other caller holds, payload first, then the header that makes
-it count, and then appends the place, not the event, to the same deque that the memory queue has. All else,
-bounds, leases, positions, is inherited. While the disk has trouble, the events themselves wait in the deque, as they
-would without a journal.
+The rule of this file is that of `memory`, **a caller takes no lock**, and one more: **it makes no system
+call**. It copies the event into a segment that no other caller holds, payload first, then the header that
+makes it count, and then appends the place, not the event, to the same deque that the memory queue has. All
+else, bounds, leases, positions, is inherited. While the disk has trouble, the events themselves wait in the
+deque, as they would without a journal.
 
-What processes that died left behind is adopted by `upkeep`, which a worker calls without the drain side's lock.
+What processes that died left behind is adopted by `upkeep`, in a worker, without the drain side's lock.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from contextlib import suppress
+from pathlib import Path
 from typing import Callable, Deque, List, Optional, Tuple, Union, cast
 from zlib import crc32
 
@@ -77,7 +78,7 @@ class JournalQueue(MemoryQueue):
         overflow: str,
         wake: Callable[[], None],
         on_full: Callable[[str], None],
-        root: str,
+        root: Path,
         max_journal_bytes: int,
     ) -> None:
         self._root = root
@@ -88,7 +89,7 @@ class JournalQueue(MemoryQueue):
         super().__init__(_UNBOUNDED, _UNBOUNDED, overflow, wake, on_full)
 
     def reset(self) -> None:
-        """Become an empty queue with nothing on disk yet, as in a forked child: all there is is the parent's."""
+        """Become an empty queue with nothing on disk yet, as in a forked child: what is there is not its own."""
         self._own.abandon()
         if self._reader is not None:
             self._reader.close()
@@ -242,14 +243,14 @@ class JournalQueue(MemoryQueue):
         return batches
 
     @property
-    def journal_bytes(self) -> int:
+    def journal_bytes(self) -> int:  # type: ignore[override]  # a number there, that never changes
         """What this process's segments take on the disk."""
         return len(self._own.segments) * SEGMENT_BYTES
 
     # -- a worker, without the drain side's lock -----------------------------------------------
 
     @property
-    def wants_upkeep(self) -> bool:  # type: ignore[override]  # the memory queue never does
+    def wants_upkeep(self) -> bool:
         """Whether `upkeep` would do something."""
         if self._own.wants_upkeep or self._to_adopt is None:
             return True
@@ -259,7 +260,7 @@ class JournalQueue(MemoryQueue):
         return reader.is_done or (reader.has_more and reader.outstanding < _READ_AHEAD // 2)
 
     def upkeep(self) -> Callable[[], object]:
-        """Make segments ahead, remove those that are done with, read what dead processes left. Raises nothing."""
+        """Make segments ahead, remove those that are done with, read what the dead left. Raises nothing."""
         self._own.upkeep()
         if self._to_adopt is None:
             self._to_adopt = self._look()
@@ -323,7 +324,7 @@ class JournalQueue(MemoryQueue):
         self._own.release()
 
 
-def adopt(root: str, name: str) -> Optional[Reader]:
+def adopt(root: Path, name: str) -> Optional[Reader]:
     """Take over the directory of a dead process; None if it is not dead, or another adopts it.
 
     Raises OSError, and ForeignError for what a newer windback wrote.

@@ -56,7 +56,11 @@ class MemoryQueue:
     # What only a queue on disk has more of; see `journal`.
     adopted = 0
     journal_bytes = 0
-    wants_upkeep = False
+
+    @property
+    def wants_upkeep(self) -> bool:
+        """Whether `upkeep` would do something."""
+        return False
 
     def open(self) -> None:
         """Do what can be done before the first event."""
