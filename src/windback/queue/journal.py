@@ -89,7 +89,7 @@ class JournalQueue(MemoryQueue):
         super().__init__(_UNBOUNDED, _UNBOUNDED, overflow, wake, on_full)
 
     def reset(self) -> None:
-        """Become an empty queue with nothing on disk yet, as in a forked child: what is there is not its own."""
+        """Become an empty queue with nothing on disk yet, as in a forked child, which owns nothing there."""
         self._own.abandon()
         if self._reader is not None:
             self._reader.close()
