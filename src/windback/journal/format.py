@@ -114,6 +114,11 @@ def seed(nonce: int, segment_id: int, kind: int) -> int:
     return crc32(struct.pack("<QII", nonce, segment_id, kind))
 
 
+def seed_at(start: int, at: int) -> int:
+    """Return the seed for a part of the segment that begins at offset *at*."""
+    return (start + at * K_OFFSET) & MASK
+
+
 def padded(length: int) -> int:
     """Return how much room a record with *length* bytes of payload takes."""
     return (RECORD_BYTES + length + 7) & ~7
@@ -152,6 +157,14 @@ def scan(data: bytes, start: int, at: int = HEADER_BYTES) -> Iterator[Record]:
         else:
             yield record
             at = record.until
+
+
+def prefix(data: bytes, start: int, at: int = HEADER_BYTES) -> Iterator[Record]:
+    """Yield the records from offset *at* on, up to where no valid one stands."""
+    record = record_at(data, at, start)
+    while record is not None:
+        yield record
+        record = record_at(data, record.until, start)
 
 
 def _next_candidate(data: bytes, at: int) -> int:

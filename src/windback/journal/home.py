@@ -96,6 +96,7 @@ class Lock:
         """Raises BlockingIOError if it is another's, OSError."""
         import fcntl
 
+        self.name = path.name
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
             self.descriptor = os.open(path, flags, 0o600)
@@ -127,7 +128,7 @@ class Home:
         self.nonce = nonce
         self.mapped = mapped
         self.synced = synced
-        self._locks = locks
+        self._locks = list(locks)
         self._next_id = 1
 
     @classmethod
@@ -148,14 +149,42 @@ class Home:
     @classmethod
     def adopt(cls, root: Path, name: str) -> Optional[Home]:
         """Take over the directory of a dead process; None if somebody lives there, or drains it."""
+        return cls._lock(root, name, (OWNER, DRAIN))
+
+    @classmethod
+    def attend(cls, root: Path, name: str) -> Optional[Home]:
+        """Drain the directory of a process, dead or alive; None if another does, or it is gone."""
+        home = cls._lock(root, name, (DRAIN,))
+        if home is not None:
+            home.own()
+        return home
+
+    @classmethod
+    def _lock(cls, root: Path, name: str, locks: Sequence[str]) -> Optional[Home]:
         folder = root / name
-        try:
-            locks = _lock_all(folder, (OWNER, DRAIN))
-        except OSError:  # held, or gone, or not ours to open
+        if not folder.is_dir():
             return None
-        home = cls(root, name, int(name, 16), locks, mapped=False, synced=False)
+        try:
+            held = _lock_all(folder, locks)
+        except OSError:  # held by others, gone, or not ours to open
+            return None
+        home = cls(root, name, int(name, 16), held, mapped=False, synced=False)
         home._next_id = 1 + max(segment.ids(folder, fmt.LEDGER), default=0)  # it makes nothing else there
         return home
+
+    @property
+    def is_owned(self) -> bool:
+        """Whether nobody else can write here."""
+        return any(lock.name == OWNER for lock in self._locks)
+
+    def own(self) -> bool:
+        """Take the owner lock, if the process that held it is dead."""
+        if not self.is_owned:
+            try:
+                self._locks.append(Lock(self.folder / OWNER))
+            except OSError:
+                return False
+        return True
 
     def new_segment(self, kind: int) -> Segment:
         """Make the next segment. Raises OSError."""

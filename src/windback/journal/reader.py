@@ -1,4 +1,8 @@
-"""What a dead process left: its leases, under their keys, and then what it never sent.
+"""What another process wrote: what it had leased, under the same keys, and then what nobody sent yet.
+
+It is dead, or it lives and only writes, and this one sends (a relay, or the sender of worker="process"). Of a
+living one's segment that is not sealed, the records are read up to where no valid one stands; once it is
+sealed, or its writer dead, a place without one is damage, and the scan goes on behind it.
 
 One segment is in memory at a time, whatever the size of it all. Nothing is copied into another journal: what
 was read is leased, sent and recorded right here, so a crash in the middle doubles nothing.
@@ -7,8 +11,9 @@ was read is leased, sent and recorded right here, so a crash in the middle doubl
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import suppress
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from ..queue.base import Batch
 from . import format as fmt
@@ -17,6 +22,8 @@ from .home import Home
 from .ledger import OFFSET_BITS, Extent, Ledger, Ranges, Spot, extents_of
 
 logger = logging.getLogger("windback")
+
+_NOTHING = Ranges()
 
 
 class Found(NamedTuple):
@@ -28,38 +35,49 @@ class Found(NamedTuple):
 
 
 class _Progress:
-    """How far one segment is: records handed out, records off our hands, whether all were handed out."""
+    """How far one segment is."""
 
-    __slots__ = ("handed", "is_damaged", "is_read", "settled")
+    __slots__ = ("at", "descriptor", "handed", "is_damaged", "is_read", "sequence", "settled")
 
-    def __init__(self) -> None:
-        self.handed = self.settled = 0
-        self.is_read = self.is_damaged = False
+    def __init__(self, settled: int) -> None:
+        #: Behind the last record that was read, and its number.
+        self.at = fmt.HEADER_BYTES
+        self.sequence = -1
+        #: Records that were queued, and those that are off our hands, also since before this process.
+        self.handed = self.settled = settled
+        #: Whether there will be no more.
+        self.is_read = False
+        self.is_damaged = False
+        #: Open from the first read to the last.
+        self.descriptor = -1
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 class Reader:
-    """See the module. `home` is a directory whose locks are held. Raises OSError, NewerError."""
+    """See the module. `home` is a directory whose drain lock is held. Raises OSError, NewerError."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._ids = segment.ids(home.folder, fmt.EVENTS)
-        for segment_id in self._ids:
-            self._refuse_newer(segment_id)
         self._ledger = Ledger.resume(home)
-        state = self._ledger.state
         #: What a scan has to leave out: what is done, and what goes out again as it was leased.
         self._skip: Dict[int, Ranges] = {}
-        for segment_id in self._ids:
-            self._skip[segment_id] = Ranges(state.done[segment_id].parts if segment_id in state.done else ())
+        self._progress: Dict[int, _Progress] = {}
+        state = self._ledger.state
+        for segment_id, ranges in state.done.items():
+            self._skip[segment_id] = Ranges(ranges.parts)
         for extents in state.leases.values():
             for segment_id, start, end, _ in extents:
                 self._skip.setdefault(segment_id, Ranges()).add(start, end)
-        self._progress = {segment_id: _Progress() for segment_id in self._ids}
         self._data: Dict[int, bytes] = {}
-        self._records = self._scan()
-        self._is_exhausted = False
-        #: How many events are handed out and not settled.
+        self._look()
+        #: How many events are queued and not settled.
         self.outstanding = 0
+        #: Events that were damaged.
         self.lost = 0
 
     @property
@@ -69,23 +87,40 @@ class Reader:
 
     @property
     def is_done(self) -> bool:
-        """Whether all of it is off our hands."""
-        return self._is_exhausted and not self.outstanding
+        """Whether all of it is off our hands, and no more will come."""
+        return self._home.is_owned and not self.has_more and not self.outstanding
 
     @property
     def has_more(self) -> bool:
-        """Whether `read` may find more."""
-        return not self._is_exhausted
+        """Whether there are segments that are not read to their end."""
+        return any(not progress.is_read for progress in self._progress.values())
 
-    def _refuse_newer(self, segment_id: int) -> None:
-        with segment.path_of(self._home.folder, fmt.EVENTS, segment_id).open("rb") as file:
-            head = file.read(fmt.HEADER_BYTES)
-        try:
-            fmt.read_header(head)
-        except fmt.NewerError:
-            raise
-        except fmt.ForeignError:
-            pass  # the scan finds what is left
+    def settled(self) -> Dict[int, int]:
+        """Return how many records of each segment are off our hands; one that is missing is done with."""
+        return {segment_id: progress.settled for segment_id, progress in list(self._progress.items())}
+
+    def _look(self) -> None:
+        """Take in new segments. Raises OSError, NewerError."""
+        for segment_id in segment.ids(self._home.folder, fmt.EVENTS):
+            if segment_id not in self._progress:
+                with segment.path_of(self._home.folder, fmt.EVENTS, segment_id).open("rb") as file:
+                    head = file.read(fmt.HEADER_BYTES)
+                try:
+                    fmt.read_header(head)
+                except fmt.NewerError:
+                    raise
+                except fmt.ForeignError:
+                    pass  # the scan finds what is left
+                settled = self._count_done(segment_id)
+                self._progress[segment_id] = _Progress(settled)
+
+    def _count_done(self, segment_id: int) -> int:
+        """Return how many records of a segment are done by the ledger of an earlier reader."""
+        ranges = self._ledger.state.done.get(segment_id)
+        if ranges is None:
+            return 0
+        data = self._read_file(segment_id)
+        return sum(record.at in ranges for record in fmt.scan(data, self._seed(segment_id)))
 
     def leased(self) -> List[Batch]:
         """Return the batches that were under way, each under its key; call it once, first."""
@@ -120,33 +155,47 @@ class Reader:
         return batch
 
     def read(self, most: int) -> List[Found]:
-        """Return up to *most* more events that nobody leased."""
+        """Return up to *most* more events that nobody leased. Raises OSError, NewerError."""
+        if not self._home.is_owned:
+            self._home.own()  # if its writer died
+            self._look()
         found: List[Found] = []
-        for item in self._records:
-            found.append(item)
-            if len(found) == most:
-                break
-        else:
-            self._is_exhausted = True
+        for segment_id, progress in self._progress.items():
+            if not progress.is_read:
+                self._read_on(segment_id, progress, found, most)
+                if len(found) >= most:
+                    break
         return found
 
-    def _scan(self) -> Iterator[Found]:
-        for segment_id in self._ids:
-            progress, skip = self._progress[segment_id], self._skip[segment_id]
-            data = self._read_file(segment_id)
-            sequence, until = -1, fmt.HEADER_BYTES
-            for record in fmt.scan(data, self._seed(segment_id)):
-                if record.sequence != sequence + 1:
-                    self.lost += max(1, record.sequence - sequence - 1)
-                    progress.is_damaged = True
-                sequence, until = record.sequence, record.until
-                if record.at not in skip:
-                    yield Found(self, segment_id << OFFSET_BITS | record.at, record.payload)
-            if any(data[until : until + 4]) or len(data) < fmt.SEGMENT_BYTES:
-                # A length was written there, or the end is missing; a record that was not accepted has none.
+    def _read_on(self, segment_id: int, progress: _Progress, found: List[Found], most: int) -> None:
+        if progress.descriptor < 0:
+            path = segment.path_of(self._home.folder, fmt.EVENTS, segment_id)
+            progress.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        base = progress.at
+        # In this order: what is written after it was sealed is nothing.
+        is_whole = self._home.is_owned or any(os.pread(progress.descriptor, fmt.END.size, fmt.END_AT))
+        if not is_whole and not any(os.pread(progress.descriptor, 4, base)):
+            return  # nothing more yet
+        data = os.pread(progress.descriptor, fmt.SEGMENT_BYTES - base, base)
+        skip = self._skip.get(segment_id, _NOTHING)
+        scan = fmt.scan if is_whole else fmt.prefix
+        for record in scan(data, fmt.seed_at(self._seed(segment_id), base), 0):
+            if record.sequence != progress.sequence + 1:
+                self.lost += max(1, record.sequence - progress.sequence - 1)
+                progress.is_damaged = True
+            progress.sequence, progress.at = record.sequence, base + record.until
+            at = base + record.at
+            if not skip.parts or at not in skip:
+                found.append(Found(self, segment_id << OFFSET_BITS | at, record.payload))
+                if len(found) >= most:
+                    return
+        if is_whole:
+            rest = data[progress.at - base :]
+            # A length was written there, or the end is missing; a record that was not accepted has none.
+            if any(rest[:4]) or base + len(data) < fmt.SEGMENT_BYTES:
                 progress.is_damaged = True
             progress.is_read = True
-            self._data.pop(segment_id, None)
+            progress.close()
 
     def _read_file(self, segment_id: int) -> bytes:
         """Return a whole segment; the last few are kept, for leases share them."""
@@ -199,11 +248,9 @@ class Reader:
 
     def clear(self) -> None:
         """Remove the segments that are done with, and the directory once all are."""
-        for segment_id in self._ids:
-            progress = self._progress[segment_id]
+        for segment_id, progress in list(self._progress.items()):
             if progress.is_read and progress.handed == progress.settled:
                 self._clear(segment_id, progress)
-        self._ids = [segment_id for segment_id in self._ids if segment_id in self._progress]
         if self.is_done:
             self._ledger.remove()
             self._home.remove()
@@ -219,5 +266,7 @@ class Reader:
 
     def close(self) -> None:
         """Leave the rest to whoever comes next."""
+        for progress in self._progress.values():
+            progress.close()
         self._ledger.close()
         self._home.close()

@@ -71,14 +71,10 @@ class Segment:
 
     def settle_end(self) -> None:
         """Go on behind a record that was complete when an exception struck its writer."""
-        record = fmt.record_at(self.read(self.end), 0, self.seed_at(self.end))
+        record = fmt.record_at(self.read(self.end), 0, fmt.seed_at(self.seed, self.end))
         if record is not None:
             self.end += record.until
             self.count += 1
-
-    def seed_at(self, at: int) -> int:
-        """Return the seed for a part of the segment that begins at offset *at*."""
-        return (self.seed + at * fmt.K_OFFSET) & fmt.MASK
 
     def read(self, at: int) -> bytes:
         """Return everything from offset *at* on."""
