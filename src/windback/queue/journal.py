@@ -15,11 +15,9 @@ import logging
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable, Deque, List, Optional, Tuple, Union, cast
+from typing import Callable, Deque, Optional, Tuple
 from zlib import crc32
 
-from ..config import BATCH_FRAME_BYTES
-from ..journal import dead
 from ..journal.format import (
     K_LENGTH,
     K_OFFSET,
@@ -33,42 +31,28 @@ from ..journal.format import (
 from ..journal.home import Home, names, open_root
 from ..journal.ledger import OFFSET_BITS
 from ..journal.own import OwnJournal
-from ..journal.reader import Found, Reader
+from ..journal.reader import Reader
 from ..journal.segment import Segment
-from ..stats import AtomicCounter, DeliveryReport
-from .base import Batch, Source
-from .memory import MemoryQueue, nothing
+from .base import Source
+from .memory import nothing
+from .sourced import READ_AHEAD, Item, SourcedQueue
 
 logger = logging.getLogger("windback")
-
-#: Events of other processes that are handed out at once: a few batches for each of several workers.
-_READ_AHEAD = 1000
-
-#: A place in this process's own journal, an event of another's, or one for which there was no place.
-Item = Union[int, Found, bytes]
-
-#: The bound of this queue is that of its segments.
-_UNBOUNDED = 1 << 62
 
 _pack = RECORD.pack
 
 
-class JournalQueue(MemoryQueue):
+class JournalQueue(SourcedQueue):
     """See the module. max_events and max_bytes bound what is kept in memory while the disk has trouble."""
 
     __slots__ = (
         "_claim",
         "_give_back",
-        "_in_memory",
         "_max_in_memory",
         "_max_journal_bytes",
         "_own",
-        "_places",
         "_reader",
-        "_root",
         "_to_adopt",
-        "adopted",
-        "lost",
     )
 
     def __init__(
@@ -81,12 +65,11 @@ class JournalQueue(MemoryQueue):
         root: Path,
         max_journal_bytes: int,
     ) -> None:
-        self._root = root
         self._max_journal_bytes = max_journal_bytes
         self._max_in_memory = (max_events, max_bytes)
         self._own = OwnJournal(root, max_journal_bytes)
         self._reader: Optional[Reader] = None
-        super().__init__(_UNBOUNDED, _UNBOUNDED, overflow, wake, on_full)
+        super().__init__(root, overflow, wake, on_full)
 
     def reset(self) -> None:
         """Become an empty queue with nothing on disk yet, as in a forked child, which owns nothing there."""
@@ -94,16 +77,12 @@ class JournalQueue(MemoryQueue):
         if self._reader is not None:
             self._reader.close()
         super().reset()
-        self._places = cast("Deque[Item]", self._items)
         self._own = OwnJournal(self._root, self._max_journal_bytes)
         self._claim = self._own.open.pop
         self._give_back = self._own.open.append
         self._reader = None
         #: Names of directories that may be those of dead processes; None before anybody looked.
         self._to_adopt: Optional[Deque[str]] = None
-        self._in_memory = AtomicCounter()
-        #: Events of processes that died, and records of theirs that were damaged.
-        self.adopted = self.lost = 0
 
     def open(self) -> None:
         """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
@@ -170,77 +149,17 @@ class JournalQueue(MemoryQueue):
 
     # -- the drain side, under its lock --------------------------------------------------------
 
-    def _pop(self, position: int, max_events: int, max_bytes: int) -> Optional[Batch]:
-        """Pop what makes one batch, of one journal, and record there that it is about to be sent."""
-        popleft = self._places.popleft
-        records: List[bytes] = []
-        spots: List[int] = []
-        source: Optional[Source] = None
-        room = max_bytes - BATCH_FRAME_BYTES + 1  # a comma less than there are events
-        with suppress(IndexError):
-            for _ in range(max_events):
-                item = popleft()
-                of, spot, record = self._resolve(item)
-                room -= len(record) + 1
-                if records and (room < 0 or of is not source):
-                    self._places.appendleft(item)
-                    break
-                source = of
-                records.append(record)
-                spots.append(spot)
-        if not records:
-            return None
-        batch = Batch(records, position, source=source, spots=spots if source is not None else ())
-        if source is not None:
-            source.lease(batch)
-        else:
-            self._in_memory.add(-batch.size_bytes)
-        return batch
-
     def _resolve(self, item: Item) -> Tuple[Optional[Source], int, bytes]:
         if type(item) is int:
             return self._own, item, self._own.payload_at(item)
-        if type(item) is bytes:
-            return None, 0, item
-        assert isinstance(item, Found)
-        return item
+        return super()._resolve(item)
 
-    def reject(self, batch: Batch, report: DeliveryReport) -> bool:
-        """Forget a batch that the API will never take, but keep its events as dead letters."""
-        is_kept = False
-        try:
-            is_kept = dead.write(
-                self._root,
-                (batch.source or self._own).name,
-                batch.records,
-                reason=report.reason,
-                status=report.status,
-                message=report.message,
-                key=batch.key,
-            )
-        except OSError as error:
-            logger.warning("journal %s: a rejected event can't be kept: %s", self._root, error)
-        self.ack(batch)
-        return is_kept
+    def _name(self) -> str:
+        return self._own.name
 
     def has_room_for(self, size: int) -> bool:
         """Whether an event of *size* bytes would be accepted now."""
         return super().has_room_for(size) and self._own.has_room_for(size)
-
-    def discard(self) -> List[Batch]:
-        """Take out what is in memory alone; all else stays where it is, for who comes next."""
-        kept = [item for item in self._places if type(item) is not bytes]
-        lost = [item for item in self._places if type(item) is bytes]
-        returned = [batch for batch in self._returned if batch.source is not None]
-        batches = [batch for batch in self._returned if batch.source is None]
-        self._places.clear()
-        self._places.extend(kept)
-        self._returned.clear()
-        self._returned.extend(returned)
-        if lost:
-            batches.append(Batch(lost, self._taken))
-            self._taken += len(lost)
-        return batches
 
     @property
     def journal_bytes(self) -> int:  # type: ignore[override]  # a number there, that never changes
@@ -257,78 +176,58 @@ class JournalQueue(MemoryQueue):
         reader = self._reader
         if reader is None:
             return bool(self._to_adopt)
-        return reader.is_done or (reader.has_more and reader.outstanding < _READ_AHEAD // 2)
+        return reader.is_done or (reader.has_more and reader.outstanding < READ_AHEAD // 2)
 
     def upkeep(self) -> Callable[[], object]:
         """Make segments ahead, remove those that are done with, read what the dead left. Raises nothing."""
         self._own.upkeep()
         if self._to_adopt is None:
             self._to_adopt = self._look()
-        if self._reader is not None:
-            self._clear(self._reader)
-        while self._reader is None and self._to_adopt:
-            name = self._to_adopt.popleft()
-            if name == self._own.name:
-                continue
-            try:
-                self._reader = adopt(self._root, name)
-            except (OSError, ForeignError) as error:
-                logger.warning("journal %s/%s: left alone: %s", self._root, name, error)
-            if self._reader is not None:
-                leased = self._reader.leased()
-                return lambda: self._take_in_leased(leased)
-        if self._reader is None:
+        reader = self._reader
+        try:
+            if reader is not None and self._clear(reader):
+                reader = None
+            while reader is None and self._to_adopt:
+                name = self._to_adopt.popleft()
+                reader = self._reader = None if name == self._own.name else _adopt(self._root, name)
+                if reader is not None:
+                    leased = reader.leased()
+                    return lambda: self.take_in_leased(leased)
+            if reader is None:
+                return nothing
+            found = reader.read(max(1, READ_AHEAD - reader.outstanding))
+        except (OSError, ForeignError) as error:
+            logger.warning("journal %s: events of a dead process are left alone: %s", self._root, error)
+            if reader is not None:
+                reader.close()
+            self._reader = None
             return nothing
-        found = self._reader.read(max(1, _READ_AHEAD - self._reader.outstanding))
-        return lambda: self._take_in(found)
+        return lambda: self.take_in(found)
 
     def _look(self) -> Deque[str]:
         with suppress(OSError):
             return deque(names(self._root))
         return deque()
 
-    def _clear(self, reader: Reader) -> None:
-        try:
-            reader.clear()
-        except OSError as error:
-            logger.warning("journal %s/%s: left as it is: %s", self._root, reader.name, error)
-            reader.close()
-            self._reader = None
+    def _clear(self, reader: Reader) -> bool:
+        """Remove what is done with; whether that is all of it."""
+        reader.clear()
         if reader.is_done:
             self.lost += reader.lost
             self._reader = None
-
-    def _take_in_leased(self, leased: List[Batch]) -> None:
-        for batch in leased:
-            batch.position = self._taken
-            self._taken += len(batch)
-            self.adopted += len(batch)
-            self._move_bytes(batch.size_bytes, 1)
-            assert isinstance(batch.source, Reader)
-            batch.source.hand_out(batch.spots)
-            self._returned.append(batch)
-
-    def _take_in(self, found: List[Found]) -> None:
-        for item in found:
-            item.source.hand_out((item.spot,))
-            self._move_bytes(len(item.payload), 1)
-            self._places.append(item)
-        self.adopted += len(found)
+        return reader.is_done
 
     def release(self) -> None:
         """Close what is on disk; what is settled is removed, the rest is for who comes next."""
         if self._reader is not None:
-            self._clear(self._reader)
-        if self._reader is not None:
+            with suppress(OSError):
+                self._reader.clear()
             self._reader.close()
         self._own.release()
 
 
-def adopt(root: Path, name: str) -> Optional[Reader]:
-    """Take over the directory of a dead process; None if it is not dead, or another adopts it.
-
-    Raises OSError, and ForeignError for what a newer windback wrote.
-    """
+def _adopt(root: Path, name: str) -> Optional[Reader]:
+    """Take over the directory of a dead process; None if it is not dead, or another adopts it."""
     home = Home.adopt(root, name)
     if home is None:
         return None
