@@ -8,9 +8,9 @@ from typing import Callable, Optional, Union
 
 from . import lifecycle
 from .config import Config
-from .dispatch import Dispatcher, Flush
+from .dispatch import Dispatcher, Flush, MakeQueue
 from .errors import WindbackError
-from .queue.memory import NoRoomError
+from .queue.memory import MemoryQueue, NoRoomError
 from .stats import FlushResult
 from .workers.tasks import TaskWorkers
 from .workers.threads import ThreadWaker, ThreadWorkers
@@ -25,10 +25,12 @@ class Core:
     worker="thread". `threads` sends what is left at exit, when no event loop runs any more.
     """
 
-    def __init__(self, config: Config, *, is_async: bool) -> None:
+    def __init__(
+        self, config: Config, *, is_async: bool = False, make_queue: Optional[MakeQueue] = None
+    ) -> None:
         self.config = config
         self.shutdown_timeout = config.shutdown_timeout
-        self.dispatcher = Dispatcher(config, self._start_worker)
+        self.dispatcher = Dispatcher(config, self._start_worker, make_queue or self._make_queue)
         self.queue = self.dispatcher.queue
         self.threads = ThreadWorkers(config, self.dispatcher)
         self.tasks = TaskWorkers(config, self.dispatcher)
@@ -38,6 +40,15 @@ class Core:
         self._obstacle: Optional[str] = None
         self.queue.open()
         lifecycle.register(self)
+
+    def _make_queue(self, wake: Callable[[], None], on_full: Callable[[str], None]) -> MemoryQueue:
+        config = self.config
+        bounds = config.max_queue_size, config.max_queue_bytes, config.overflow
+        if config.journal is None:
+            return MemoryQueue(*bounds, wake, on_full)
+        from .queue.journal import JournalQueue  # nobody else needs mmap and all that
+
+        return JournalQueue(*bounds, wake, on_full, config.journal, config.max_journal_bytes)
 
     def _start_worker(self) -> bool:
         obstacle = lifecycle.why_no_threads()

@@ -78,25 +78,20 @@ class Flush:
         self.done = False
 
 
+#: Makes a queue of what wakes its drain side, and what tells that it is full.
+MakeQueue = Callable[[Callable[[], None], Callable[[str], None]], MemoryQueue]
+
+
 class Dispatcher:
     """See the module."""
 
-    def __init__(self, config: Config, start_worker: Callable[[], bool]) -> None:
+    def __init__(self, config: Config, start_worker: Callable[[], bool], make_queue: MakeQueue) -> None:
         self._config = config
         self._limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
         #: Starts a worker and says whether it could; it is called without the lock.
         self._start_worker = start_worker
-        self.queue = self._make_queue()
+        self.queue = make_queue(self.wake, self._log_full)
         self.reset()
-
-    def _make_queue(self) -> MemoryQueue:
-        config = self._config
-        bounds = config.max_queue_size, config.max_queue_bytes, config.overflow
-        if config.journal is None:
-            return MemoryQueue(*bounds, self.wake, self._log_full)
-        from .queue.journal import JournalQueue  # nobody else needs mmap and all that
-
-        return JournalQueue(*bounds, self.wake, self._log_full, config.journal, config.max_journal_bytes)
 
     def reset(self) -> None:
         """Start anew with nothing, as in a forked child."""

@@ -10,7 +10,7 @@ import windback
 from windback import delivery
 from windback.delivery import Answer, Failure, Tries
 from windback.dispatch import PATIENCE_S, SPARE_WORKER_S, WATCH_CAP_S, Dispatcher, Step
-from windback.queue.memory import NEVER
+from windback.queue.memory import NEVER, MemoryQueue
 
 OK = Answer(200)
 LINGER = 2.0
@@ -39,7 +39,10 @@ class World:
         self.now = 1_000.0
         self.started = 0
         self.can_start = True
-        self.dispatcher = Dispatcher(config, self.start)
+        bounds = config.max_queue_size, config.max_queue_bytes, config.overflow
+        self.dispatcher = Dispatcher(
+            config, self.start, lambda wake, on_full: MemoryQueue(*bounds, wake, on_full)
+        )
         self.queue = self.dispatcher.queue
 
     def start(self):
