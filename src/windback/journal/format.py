@@ -6,7 +6,8 @@ A segment is a file of `SEGMENT_BYTES`, zero behind its last record:
 
     header, 64 bytes    magic "WBSG\r\n\x1a\n" (8), version (2), header length (2), kind (2), flags (2),
                         segment id (4), nonce of the directory (8), pid (4), created, ns since the epoch,
-                        for people (8), crc32 of all that (4), zeros, and at 60: the end (4), see below
+                        for people (8), crc32 of all that (4), zeros, and at 60: the end (4), see below;
+                        these first 44 bytes are the same in every version
     record, 16 + n      length n (4), crc (4), sequence (4), zero (4), the payload, zeros up to the next 8
 
 The payload is written first and the record's header last: length 0 is the end, so a record counts when
@@ -45,6 +46,10 @@ END_AT = 60
 # as simple as "one record further".
 K_OFFSET, K_LENGTH, K_SEQUENCE = 2654435761, 2246822519, 668265263
 MASK = 0xFFFFFFFF
+
+#: Zeros are skipped by up to so many bytes at a time: the free end of a segment takes no time, and rubbish
+#: with gaps in it does not have all of the rest copied for each of them.
+_MAX_STRIDE = 4096
 
 Bytes = Union[bytes, bytearray, memoryview]
 
@@ -100,11 +105,15 @@ def read_header(data: Bytes) -> Header:
         message = "this is no segment of a windback journal"
         raise ForeignError(message)
     _, version, header_bytes, kind, _, segment_id, nonce, pid, created_ns = _HEADER.unpack(head)
+    # First of all: a flipped bit must not make a segment one of a later version, which nobody would read.
+    if _CRC.unpack_from(data, _HEADER.size)[0] != crc32(head):
+        message = "the header of this segment is damaged"
+        raise ForeignError(message)
     if version > VERSION:
         message = f"a journal of version {version}; this windback reads up to {VERSION}"
         raise NewerError(message)
-    if _CRC.unpack_from(data, _HEADER.size)[0] != crc32(head) or header_bytes != HEADER_BYTES:
-        message = "the header of this segment is damaged"
+    if header_bytes != HEADER_BYTES:
+        message = "the header of this segment has another length than its version says"
         raise ForeignError(message)
     return Header(kind, segment_id, nonce, pid, created_ns, version)
 
@@ -170,9 +179,12 @@ def prefix(data: bytes, start: int, at: int = HEADER_BYTES) -> Iterator[Record]:
 def _next_candidate(data: bytes, at: int) -> int:
     """Return the next multiple of 8 after *at* where not all bytes up to the end are zero."""
     at += 8
-    rest = data[at : at + 64]
-    if any(rest):
-        return at
-    # Long runs of zeros, such as the free end of a segment, are skipped in one step.
-    rest = data[at:]
-    return at + ((len(rest) - len(rest.lstrip(b"\0"))) & ~7)
+    stride = 8
+    while at < len(data):
+        rest = data[at : at + stride]
+        left = rest.lstrip(b"\0")
+        if left:
+            return at + ((len(rest) - len(left)) & ~7)
+        at += len(rest)
+        stride = min(2 * stride, _MAX_STRIDE)
+    return at
