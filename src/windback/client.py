@@ -78,7 +78,9 @@ class _Client:
         timeout: seconds; for a plain call one deadline over all its retries, for a batch of the
         background worker the limit of one try. max_retries: after failures that another try may mend.
         worker: "thread"; for AsyncWindback "task" (the default) or "thread", which keeps the work of
-        sending off the event loop.
+        sending off the event loop. "process": a process of its own sends, so that busy threads and it do
+        not wait for each other; it reads the journal, which is in shared memory if `journal` is None,
+        and outlives this process until all is delivered.
         max_queue_size: events that may wait (overrun by no more than one for each thread that calls
         at the same moment); max_queue_bytes: bytes of events held, those being sent included (exact);
         max_event_bytes: of one event as JSON.
@@ -130,7 +132,7 @@ class _Client:
             http_client=http_client,
             enabled=enabled,
         )
-        self._core = core = Core(self._config, is_async=self._is_async)
+        self._core = core = _make_core(self._config, is_async=self._is_async)
         # Bound once: these three are the request path.
         self._put = core.put_noticing_forks if lifecycle.misses_forks() else core.queue.put
         self._max_event_bytes = max_event_bytes
@@ -167,7 +169,7 @@ class _Client:
     def stats(self) -> Stats:
         """Return what became of all events so far. Takes no lock that track_event ever waits for."""
         lifecycle.notice_fork()
-        return self._core.dispatcher.stats()
+        return self._core.stats()
 
     def _check_open(self) -> None:
         lifecycle.notice_fork()
@@ -504,6 +506,21 @@ class AsyncWindback(_Client):
     async def _call(self, request: api.Request) -> Answer:
         self._check_usable()
         return self._checked(await (await self._core.tasks.transport()).send(request, self._tries(request)))
+
+
+def _make_core(config: Config, *, is_async: bool) -> Core:
+    if config.worker != "process" or not config.enabled:
+        return Core(config, is_async=is_async)
+    from .remote import RemoteCore
+    from .workers.link import HereSender
+    from .workers.protocol import Block
+
+    def make_sender(config: Config, name: str, commands: int, answers: int, block: Block) -> HereSender:
+        from .sender import Sender  # loads httpx
+
+        return Sender(config, name, commands, answers, block)
+
+    return RemoteCore(config, make_sender, is_async=is_async)
 
 
 def _new_key() -> str:

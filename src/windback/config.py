@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Callable, Dict, Optional, Union
+from typing import TYPE_CHECKING, Callable, Dict, Mapping, Optional, Union
 from urllib.parse import urlsplit
 
 from .errors import ConfigurationError
@@ -111,19 +111,20 @@ def resolve(*, is_async: bool, **options: object) -> Config:
     public_key = _given_key(options["public_key"], "WINDBACK_PUBLIC_KEY")
     slug = _given(options["project_slug"], "WINDBACK_PROJECT_SLUG")
     base_url = _given(options["base_url"], "WINDBACK_BASE_URL")
-    journal = _given(options["journal"], "WINDBACK_JOURNAL")
     config = Config(
         api_key=_secret_key(_given_key(options["api_key"], "WINDBACK_API_KEY"), enabled=enabled),
         project_slug=None if slug is None else _slug(slug),
         public_key=None if public_key is None else _key("public_key", public_key, "pub_", "sk_"),
         base_url=_base_url(DEFAULT_BASE_URL if base_url is None else base_url),
-        journal=None if journal is None or not enabled else _directory("journal", journal),
+        journal=_journal(options, enabled=enabled),
         max_journal_bytes=_count(
             "max_journal_bytes", options["max_journal_bytes"], at_least=MIN_JOURNAL_BYTES
         ),
         timeout=_positive("timeout", options["timeout"]),
         max_retries=_count("max_retries", options["max_retries"], at_least=0),
-        worker=_choice("worker", options["worker"], ("task", "thread") if is_async else ("thread",)),
+        worker=_choice(
+            "worker", options["worker"], ("task", "thread", "process") if is_async else ("thread", "process")
+        ),
         max_queue_size=_count("max_queue_size", options["max_queue_size"]),
         max_queue_bytes=_count("max_queue_bytes", options["max_queue_bytes"]),
         max_event_bytes=_count("max_event_bytes", options["max_event_bytes"]),
@@ -143,6 +144,29 @@ def resolve(*, is_async: bool, **options: object) -> Config:
     )
     _check_sizes(config)
     return config
+
+
+#: Options that mean nothing to who only sends what others wrote.
+_NOT_OF_SENDERS: Mapping[str, object] = {
+    "project_slug": None,
+    "public_key": None,
+    "max_journal_bytes": 1 << 62,
+    "worker": "thread",
+    "max_queue_size": 1 << 62,
+    "max_queue_bytes": 1 << 62,
+    "max_event_bytes": 1,
+    "overflow": "drop_newest",
+    "block_timeout": 1.0,
+    "before_send": None,
+    "handle_signals": False,
+    "http_client": None,
+    "enabled": True,
+}
+
+
+def resolve_for_sender(**options: object) -> Config:
+    """Do the same for a relay, or the sender of an application."""
+    return resolve(is_async=False, **{**_NOT_OF_SENDERS, **options})
 
 
 def _check_sizes(config: Config) -> None:
@@ -256,6 +280,32 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
+def _journal(options: Mapping[str, object], *, enabled: bool) -> Optional[Path]:
+    given = _given(options["journal"], "WINDBACK_JOURNAL")
+    if not enabled:
+        return None
+    if given is not None:
+        return _directory("journal", given)
+    return _shared_memory(options) if options["worker"] == "process" else None
+
+
+def _shared_memory(options: Mapping[str, object]) -> Path:
+    """Return where journals live that need not outlive the machine.
+
+    One place for each key and API, for what a dead process left is sent with the key of who adopts it.
+    """
+    import hashlib
+    import tempfile
+    from pathlib import Path
+
+    key = _given_key(options["api_key"], "WINDBACK_API_KEY")
+    url = _given(options["base_url"], "WINDBACK_BASE_URL")
+    digest = hashlib.sha256(f"{key}\n{url}".encode("utf-8", "replace")).hexdigest()[:12]
+    memory = Path("/dev/shm")  # noqa: S108 - a directory in it is made for this user alone
+    place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    return place / f"windback-{os.getuid()}-{digest}"
+
+
 def _directory(name: str, value: object) -> Path:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         message = f"{name} must be the path of a directory, not {value!r}"
@@ -324,9 +374,8 @@ def _http_client(
     if not isinstance(value, wanted):
         message = f"http_client must be an httpx.{wanted.__name__}, not a {type(value).__name__}"
         raise ConfigurationError(message)
-    if is_async and worker == "thread":
-        message = (
-            "http_client can't serve worker='thread', which needs a sync client of its own; leave one out"
-        )
+    if worker == "process" or (is_async and worker == "thread"):
+        kind = "connections" if worker == "process" else "a sync client"
+        message = f"http_client can't serve worker={worker!r}, which needs {kind} of its own; leave one out"
         raise ConfigurationError(message)
     return value

@@ -11,7 +11,7 @@ from .config import Config
 from .dispatch import Dispatcher, Flush, MakeQueue
 from .errors import WindbackError
 from .queue.memory import MemoryQueue, NoRoomError
-from .stats import FlushResult
+from .stats import FlushResult, Stats
 from .workers.tasks import TaskWorkers
 from .workers.threads import ThreadWaker, ThreadWorkers
 
@@ -23,10 +23,16 @@ class Core:
 
     `tasks` keeps the connections of an async client's plain calls, and drains the queue unless
     worker="thread". `threads` sends what is left at exit, when no event loop runs any more.
+    is_watched: the exit drains it, and a fork empties it.
     """
 
     def __init__(
-        self, config: Config, *, is_async: bool = False, make_queue: Optional[MakeQueue] = None
+        self,
+        config: Config,
+        *,
+        is_async: bool = False,
+        make_queue: Optional[MakeQueue] = None,
+        is_watched: bool = True,
     ) -> None:
         self.config = config
         self.shutdown_timeout = config.shutdown_timeout
@@ -39,7 +45,9 @@ class Core:
         #: Why no thread may be started, as far as it was logged.
         self._obstacle: Optional[str] = None
         self.queue.open()
-        lifecycle.register(self)
+        self._is_watched = is_watched
+        if is_watched:
+            lifecycle.register(self)
 
     def _make_queue(self, wake: Callable[[], None], on_full: Callable[[str], None]) -> MemoryQueue:
         config = self.config
@@ -145,7 +153,8 @@ class Core:
         self.dispatcher.discard()
         self.threads.close()
         self.queue.release()
-        lifecycle.forget(self)
+        if self._is_watched:
+            lifecycle.forget(self)
 
     # -- for tasks: the same, in the same order ------------------------------------------------
 
@@ -212,6 +221,10 @@ class Core:
         self.threads.close()
         self.queue.release()
         return result.pending
+
+    def stats(self) -> Stats:
+        """Return what became of all events so far."""
+        return self.dispatcher.stats()
 
     def reset(self) -> None:
         """Become a client that has done nothing yet, in a forked child."""

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Callable, Collection, Optional, Union
 
-from .config import Config, hidden, resolve
+from .config import Config, hidden, resolve_for_sender
 from .core import Core
 from .journal.home import open_root
 from .queue.memory import MemoryQueue
@@ -27,7 +27,9 @@ POLL_S = 0.05
 class JournalSender:
     """What a relay and the sender of worker="process" have in common. only: names of directories."""
 
-    def __init__(self, config: Config, only: Optional[Collection[str]], poll_s: float) -> None:
+    def __init__(
+        self, config: Config, only: Optional[Collection[str]], poll_s: float, *, is_watched: bool = True
+    ) -> None:
         assert config.journal is not None
         root: Path = config.journal
         open_root(root)
@@ -38,7 +40,7 @@ class JournalSender:
 
         self._poll_s = poll_s
         self._stopping = threading.Event()
-        self._core = Core(config, make_queue=make_queue)
+        self._core = Core(config, make_queue=make_queue, is_watched=is_watched)
         self._dispatcher = self._core.dispatcher
 
     def poll(self) -> bool:
@@ -52,7 +54,7 @@ class JournalSender:
         return count > 0
 
     def run(self) -> FlushResult:
-        """Send what there is and what comes, until `stop`; then deliver what was read within shutdown_timeout.
+        """Send what there is and what comes, until `stop`; then what was read, within shutdown_timeout.
 
         What is left after that stays in the journals. Raises OSError if the directory can't be read.
         """
@@ -122,34 +124,20 @@ class Relay(JournalSender):
         What is None is read from the environment, as by Windback, whose options these are. poll_interval:
         seconds between two looks for new events while there are none. Raises ConfigurationError.
         """
-        keys = hidden(api_key), hidden(None)
+        key = hidden(api_key)
         api_key = None
-        config = resolve(
-            is_async=False,
-            api_key=keys[0],
-            project_slug=None,
-            public_key=None,
+        config = resolve_for_sender(
+            api_key=key,
             base_url=base_url,
             journal=journal,
-            max_journal_bytes=1 << 62,
             timeout=timeout,
             max_retries=max_retries,
-            worker="thread",
-            max_queue_size=100_000,
-            max_queue_bytes=1 << 62,
-            max_event_bytes=1,
-            overflow="drop_newest",
-            block_timeout=1.0,
             batch_size=batch_size,
             max_batch_bytes=max_batch_bytes,
             flush_interval=flush_interval,
             max_in_flight=max_in_flight,
             compress=compress,
-            before_send=None,
             on_delivery=on_delivery,
             shutdown_timeout=shutdown_timeout,
-            handle_signals=False,
-            http_client=None,
-            enabled=True,
         )
         super().__init__(config, None, poll_interval)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
-from typing import Callable, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 import orjson
 
@@ -109,6 +109,18 @@ class DeliveryReport:
     message: Optional[str] = None
     idempotency_key: Optional[str] = None
     _records: Sequence[bytes] = field(default=(), repr=False)
+
+    def to_wire(self) -> Dict[str, object]:
+        """Return what another process makes a report from."""
+        fields = dict(self.__dict__)
+        return {**fields, "_records": [record.decode() for record in self._records]}
+
+    @classmethod
+    def from_wire(cls, fields: Dict[str, object]) -> DeliveryReport:
+        """Return the report that `to_wire` was called on."""
+        records = fields["_records"]
+        assert isinstance(records, list)
+        return cls(**{**fields, "_records": [record.encode() for record in records]})  # type: ignore[arg-type]
 
     @property
     def events(self) -> List[Mapping[str, object]]:

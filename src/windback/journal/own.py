@@ -34,9 +34,13 @@ _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 30.0
 
 
 class OwnJournal:
-    """See the module. max_bytes: of all segments under *root*, those of dead processes included."""
+    """See the module. max_bytes: of all segments under *root*, those of dead processes included.
 
-    def __init__(self, root: Path, max_bytes: int) -> None:
+    drains: this process also sends what it writes; else that is another's, and so is the ledger.
+    """
+
+    def __init__(self, root: Path, max_bytes: int, *, drains: bool = True) -> None:
+        self._drains = drains
         self._root = root
         self._max_bytes = max_bytes
         self.open: Deque[Segment] = deque()
@@ -53,6 +57,18 @@ class OwnJournal:
         self._others_bytes = 0
         self._retry_at_s = 0.0
         self._retry_s = _RETRY_FIRST_S
+        #: Records in segments that are gone.
+        self._retired = 0
+
+    @property
+    def written(self) -> int:
+        """How many events were ever written."""
+        return self._retired + sum(segment.count for segment in list(self.segments.values()))
+
+    @property
+    def has_home(self) -> bool:
+        """Whether there is a directory: there is none before the first segment."""
+        return self._home is not None
 
     @property
     def name(self) -> str:
@@ -78,6 +94,7 @@ class OwnJournal:
             self.wants_upkeep = True
         found = full or self._fresh()
         if found is None:
+            self.wants_upkeep = True  # it may find something to remove
             return None
         try:
             return found.segment_id << OFFSET_BITS | found.append(payload)
@@ -129,9 +146,9 @@ class OwnJournal:
             mapped = open_root(self._root)
         except ConfigurationError as error:  # it was none when the client was made
             raise OSError(errno.EINVAL, str(error)) from None
-        home = Home.create(self._root, mapped=mapped, synced=False, drains=True)
+        home = Home.create(self._root, mapped=mapped, synced=False, drains=self._drains)
         try:
-            self._ledger = Ledger.start(home)
+            self._ledger = Ledger.start(home) if self._drains else None
         except OSError:
             home.remove()
             raise
@@ -216,10 +233,11 @@ class OwnJournal:
                 self._ledger.make_room()
 
     def _drop(self, segment: Segment) -> None:
-        segment.unlink()
+        self._retired += segment.count
         del self.segments[segment.segment_id]
-        assert self._ledger is not None
-        self._ledger.state.forget(segment.segment_id)
+        segment.unlink()
+        if self._ledger is not None:
+            self._ledger.state.forget(segment.segment_id)
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -229,9 +247,11 @@ class OwnJournal:
         self._home = self._ledger = None
         self.open.clear()
         self._spares.clear()
-        if home is None or ledger is None:
+        if home is None:
             return
-        if all(segment.settled == segment.count for segment in self.segments.values()):
+        if ledger is None:
+            self._leave_to_drainer(home)
+        elif all(segment.settled == segment.count for segment in self.segments.values()):
             for segment in self.segments.values():
                 segment.unlink()
             ledger.remove()
@@ -245,6 +265,18 @@ class OwnJournal:
             ledger.close()
             home.close()
         self.segments = {}
+
+    def _leave_to_drainer(self, home: Home) -> None:
+        """Whoever drains it removes it; if nothing was ever written, there may be nobody."""
+        is_empty = self.written == 0
+        for segment in self.segments.values():
+            segment.close()
+        home.close()
+        again = Home.adopt(self._root, home.name) if is_empty else None
+        if again is not None:
+            for segment in self.segments.values():
+                segment.unlink()
+            again.remove()
 
     def abandon(self) -> None:
         """Let go of the files in a forked child, where all of it is the parent's."""

@@ -74,9 +74,10 @@ class Reader:
             for segment_id, start, end, _ in extents:
                 self._skip.setdefault(segment_id, Ranges()).add(start, end)
         self._data: Dict[int, bytes] = {}
+        self._seen = 0
         self._look()
-        #: How many events are queued and not settled.
-        self.outstanding = 0
+        #: How many events were queued, and how many of those are not settled.
+        self.queued = self.outstanding = 0
         #: Events that were damaged.
         self.lost = 0
 
@@ -99,6 +100,11 @@ class Reader:
         """Return how many records of each segment are off our hands; one that is missing is done with."""
         return {segment_id: progress.settled for segment_id, progress in list(self._progress.items())}
 
+    @property
+    def seen(self) -> int:
+        """The highest id of a segment that was found."""
+        return self._seen
+
     def _look(self) -> None:
         """Take in new segments. Raises OSError, NewerError."""
         for segment_id in segment.ids(self._home.folder, fmt.EVENTS):
@@ -113,6 +119,7 @@ class Reader:
                     pass  # the scan finds what is left
                 settled = self._count_done(segment_id)
                 self._progress[segment_id] = _Progress(settled)
+                self._seen = segment_id
 
     def _count_done(self, segment_id: int) -> int:
         """Return how many records of a segment are done by the ledger of an earlier reader."""
@@ -221,6 +228,7 @@ class Reader:
 
     def hand_out(self, spots: Sequence[Spot]) -> None:
         """Take in that events which `leased` or `read` returned are queued."""
+        self.queued += len(spots)
         self.outstanding += len(spots)
         for spot in spots:
             self._progress[spot >> OFFSET_BITS].handed += 1

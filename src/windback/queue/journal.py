@@ -65,9 +65,10 @@ class JournalQueue(SourcedQueue):
         root: Path,
         max_journal_bytes: int,
     ) -> None:
+        self._root = root
         self._max_journal_bytes = max_journal_bytes
         self._max_in_memory = (max_events, max_bytes)
-        self._own = OwnJournal(root, max_journal_bytes)
+        self._own = self._make_own()
         self._reader: Optional[Reader] = None
         super().__init__(root, overflow, wake, on_full)
 
@@ -77,12 +78,15 @@ class JournalQueue(SourcedQueue):
         if self._reader is not None:
             self._reader.close()
         super().reset()
-        self._own = OwnJournal(self._root, self._max_journal_bytes)
+        self._own = self._make_own()
         self._claim = self._own.open.pop
         self._give_back = self._own.open.append
         self._reader = None
         #: Names of directories that may be those of dead processes; None before anybody looked.
         self._to_adopt: Optional[Deque[str]] = None
+
+    def _make_own(self) -> OwnJournal:
+        return OwnJournal(self._root, self._max_journal_bytes)
 
     def open(self) -> None:
         """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""

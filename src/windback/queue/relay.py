@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable, Collection, Dict, List, Optional
+from typing import Callable, Collection, Dict, List, Optional, Tuple
 
 from ..errors import ClosedError
 from ..journal.format import ForeignError
@@ -23,7 +23,7 @@ logger = logging.getLogger("windback")
 class RelayQueue(SourcedQueue):
     """See the module. only: names of directories to care for; None for all under *root*."""
 
-    __slots__ = ("_left_alone", "_only", "readers")
+    __slots__ = ("_left_alone", "_only", "_queued_before", "readers")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class RelayQueue(SourcedQueue):
         super().reset()
         self.readers = {}
         self._left_alone: List[str] = []
+        self._queued_before = 0
 
     def put(self, record: bytes) -> bool:
         """Refuse: a relay makes no events of its own."""
@@ -67,6 +68,7 @@ class RelayQueue(SourcedQueue):
                 reader.clear()
                 if reader.is_done:
                     self.lost += reader.lost
+                    self._queued_before += reader.queued
                     del self.readers[name]
                 elif reader.outstanding < READ_AHEAD:
                     found += reader.read(READ_AHEAD)
@@ -103,6 +105,12 @@ class RelayQueue(SourcedQueue):
     def _leave(self, name: str, error: Exception) -> None:
         self._left_alone.append(name)
         logger.warning("journal %s/%s: left alone: %s", self._root, name, error)
+
+    def of_others(self, name: str) -> Tuple[int, int]:
+        """Return how many events were read from others than *name*, and how many of them are still here."""
+        others = [reader for reader in self.readers.values() if reader.name != name]
+        queued = self._queued_before + sum(reader.queued for reader in others)
+        return queued, sum(reader.outstanding for reader in others)
 
     @property
     def is_empty(self) -> bool:
