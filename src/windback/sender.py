@@ -61,6 +61,7 @@ class Sender(JournalSender):
         self._rest = b""
         self._orphaned_s: Optional[float] = None
         self._parent = os.getppid()
+        self._is_told_to_end = False
         super().__init__(config, [name, *_dead(config.journal, name)], _QUIET_S, is_watched=False)
 
     def run_until_done(self, deadline_s: Optional[float] = None) -> None:
@@ -140,10 +141,14 @@ class Sender(JournalSender):
             _, _, pending, _ = self._queue.counts()
         return not pending and not self._flushes
 
+    def end(self, *_: object) -> None:
+        """Leave the rest to whoever comes next, if the application is gone; a signal handler."""
+        self._is_told_to_end = self._orphaned_s is not None
+
     def _is_over(self, now_s: float) -> bool:
         if self._orphaned_s is None:
             return False
-        return self._queue.is_empty or now_s - self._orphaned_s > ORPHAN_S
+        return self._is_told_to_end or self._queue.is_empty or now_s - self._orphaned_s > ORPHAN_S
 
     def _publish(self) -> None:
         reader = self._queue.readers.get(self._name)
@@ -214,7 +219,6 @@ class _ToApplication(logging.Handler):
 def main(options: Mapping[str, object], commands: int, answers: int, memory: int) -> None:
     """Run as a process. options: what the application's link sent; the others are file descriptors."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the application decides when it ends
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     given = dict(options)
     name = str(given.pop("name"))
     reports = bool(given.pop("reports"))
@@ -227,6 +231,7 @@ def main(options: Mapping[str, object], commands: int, answers: int, memory: int
 
     config = resolve_for_sender(**given, on_delivery=on_delivery if reports else None)
     sender = Sender(config, name, commands, answers, Block(memory))
+    signal.signal(signal.SIGTERM, sender.end)
     logger.addHandler(_ToApplication(sender))
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -254,14 +254,16 @@ class Reader:
 
     # -- a worker, without any lock ------------------------------------------------------------
 
-    def clear(self) -> None:
-        """Remove the segments that are done with, and the directory once all are."""
+    def clear(self) -> bool:
+        """Remove the segments that are done with, and the directory once all are; whether it was that."""
         for segment_id, progress in list(self._progress.items()):
             if progress.is_read and progress.handed == progress.settled:
                 self._clear(segment_id, progress)
         if self.is_done:
             self._ledger.remove()
             self._home.remove()
+            return True
+        return False
 
     def _clear(self, segment_id: int, progress: _Progress) -> None:
         if progress.is_damaged:

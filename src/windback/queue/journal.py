@@ -215,11 +215,11 @@ class JournalQueue(SourcedQueue):
 
     def _clear(self, reader: Reader) -> bool:
         """Remove what is done with; whether that is all of it."""
-        reader.clear()
-        if reader.is_done:
+        is_over = reader.clear()
+        if is_over:
             self.lost += reader.lost
             self._reader = None
-        return reader.is_done
+        return is_over
 
     def release(self) -> None:
         """Close what is on disk; what is settled is removed, the rest is for who comes next."""

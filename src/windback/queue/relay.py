@@ -65,8 +65,7 @@ class RelayQueue(SourcedQueue):
                 leased += reader.leased()
         for name, reader in list(self.readers.items()):
             try:
-                reader.clear()
-                if reader.is_done:
+                if reader.clear():
                     self.lost += reader.lost
                     self._queued_before += reader.queued
                     del self.readers[name]
