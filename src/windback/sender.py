@@ -68,6 +68,7 @@ class Sender(JournalSender):
         """Send until the application is gone and all it left is delivered, or until the deadline."""
         wait_s, quiet_since_s = 0.0, time.monotonic()
         asked = False
+        self._say({"ready": True})
         try:
             while deadline_s is None or time.monotonic() < deadline_s:
                 lines = self._listen(wait_s)

@@ -22,6 +22,8 @@ PACKAGE = Path(windback.__file__).parent
 LAYERS = [
     ["aws_lambda", "cli", "testing"],
     ["client"],
+    ["sender"],
+    ["relay", "remote"],
     ["core"],
     ["lifecycle", "signals", "transport", "workers"],
     ["direct", "dispatch"],
@@ -50,7 +52,7 @@ MAKERS = {
     *("LockType", "allocate_lock", "start_new_thread"),
 }
 # Who may make threads and locks, so that fork and exit can reach each of them.
-THREADED = {"dispatch", "journal", "lifecycle", "queue", "signals", "workers"}
+THREADED = {"dispatch", "journal", "lifecycle", "queue", "relay", "sender", "signals", "workers"}
 
 
 class Import(NamedTuple):

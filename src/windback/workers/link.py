@@ -44,12 +44,18 @@ while len(data) < length:
     data += os.read(0, length - len(data)) or sys.exit()
 options = json.loads(data)
 sys.path[:] = options.pop("path")
-from windback.sender import main
-main(options, 0, answers, memory)
+try:
+    from windback.sender import main
+    main(options, 0, answers, memory)
+except BaseException as error:
+    text = f"the sender process ended with {type(error).__name__}: {error}"
+    os.write(answers, json.dumps({"log": [30, text]}).encode() + b"\\n")
+    raise
 """
-#: A sender that dies this soon after its start (seconds) was never one; after so many a thread takes over.
-_TOO_SOON_S = 5.0
+#: After so many senders in a row that never got as far as to say that they are ready, a thread takes over.
 _DEATHS_IN_A_ROW = 3
+#: One that dies this soon after its start (seconds) is replaced after a pause, which doubles each time.
+_TOO_SOON_S, _PAUSE_S, _PAUSE_CAP_S = 5.0, 0.05, 10.0
 #: Between two looks at the sender's counters while somebody flushes (seconds).
 LOOK_S = 0.002
 
@@ -117,7 +123,7 @@ class SenderLink:
         self._waker: Optional[ThreadWaker] = None
         self._is_closed = False
         self._use_thread = False
-        self._deaths = self._soon_deaths = 0
+        self._deaths = self._soon_deaths = self._stillborn = 0
         self._hook_errors = 0
         self._has_logged_hook = False
         self._flush_number = 0
@@ -217,6 +223,9 @@ class SenderLink:
             process = subprocess.Popen(  # noqa: S603 - ourselves
                 [executable, "-c", _BOOT, *map(str, passed), str(len(told))],
                 stdin=subprocess.PIPE,
+                # Whoever waits for the end of the application's output must not have to wait for its sender.
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 pass_fds=passed,
                 start_new_session=True,  # Ctrl-C is for the application
             )
@@ -283,7 +292,9 @@ class SenderLink:
 
     def _take(self, message: object) -> None:
         assert isinstance(message, dict)
-        if "asleep" in message:
+        if "ready" in message:
+            self._stillborn = 0
+        elif "asleep" in message:
             self._queue.wake_at = 0  # from here on the next event wakes it, and it looks once more
             self._tell(SLEEP_ON)
         elif "log" in message:
@@ -322,10 +333,15 @@ class SenderLink:
             if self._is_closed:
                 return
             self._deaths += 1
+            if self._block is not None:
+                self._block.write(self._block.read()._replace(in_flight=0))
             is_soon = time.monotonic() - running.since_s < _TOO_SOON_S
             self._soon_deaths = self._soon_deaths + 1 if is_soon else 0
-            if self._soon_deaths >= _DEATHS_IN_A_ROW:
+            self._stillborn += 1
+            if self._stillborn >= _DEATHS_IN_A_ROW:
                 self._take_over("each one that is started dies at once")
+            pause_s = min(_PAUSE_S * 2.0 ** min(self._soon_deaths, 16), _PAUSE_CAP_S) if is_soon else 0.0
+        time.sleep(pause_s)
         self.wake()
 
     # -- flush, close, stats -------------------------------------------------------------------

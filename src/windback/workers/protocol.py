@@ -4,7 +4,7 @@ Lines over two pipes, and a block of shared memory in which the sender keeps its
 at any time without waking anybody, and they are still there when the sender is not.
 
     to the sender      first the options, as JSON; then WAKE, SLEEP_ON, FLUSH number patient, FLUSH_END number
-    from the sender    JSON objects with one key: asleep, log, report, gave_up
+    from the sender    JSON objects with one key: ready, asleep, log, report, gave_up
 
 The end of the input tells the sender that the application is gone, or has closed its client.
 """
