@@ -282,11 +282,14 @@ def is_loopback(host: str) -> bool:
 
 def _journal(options: Mapping[str, object], *, enabled: bool) -> Optional[Path]:
     given = _given(options["journal"], "WINDBACK_JOURNAL")
-    if not enabled:
+    if not enabled or (given is None and options["worker"] != "process"):
         return None
+    if os.name == "nt":
+        message = "journal and worker='process' need flock, which Windows does not have; leave them out"
+        raise ConfigurationError(message)
     if given is not None:
         return _directory("journal", given)
-    return _shared_memory(options) if options["worker"] == "process" else None
+    return _shared_memory(options)
 
 
 def _shared_memory(options: Mapping[str, object]) -> Path:

@@ -35,13 +35,15 @@ class JournalSender:
         open_root(root)
 
         def make_queue(wake: Callable[[], None], on_full: Callable[[str], None]) -> MemoryQueue:
-            self._queue = RelayQueue(root, wake, on_full, only)
-            return self._queue
+            return RelayQueue(root, wake, on_full, only)
 
         self._poll_s = poll_s
         self._stopping = threading.Event()
         self._core = Core(config, make_queue=make_queue, is_watched=is_watched)
         self._dispatcher = self._core.dispatcher
+        queue = self._core.queue
+        assert isinstance(queue, RelayQueue)
+        self._queue = queue
 
     def poll(self) -> bool:
         """Look for events once, and have the workers send them; whether there were any."""

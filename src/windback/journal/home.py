@@ -62,11 +62,6 @@ def open_root(root: Path) -> bool:
 
     Raises ConfigurationError for a place that can't hold a journal, and OSError for one that can't right now.
     """
-    try:
-        import fcntl  # noqa: F401
-    except ImportError:
-        message = "journal needs flock, which this system does not have; leave the option out"
-        raise ConfigurationError(message) from None
     root.mkdir(0o700, parents=True, exist_ok=True)
     if root.stat().st_uid != os.geteuid():
         message = f"journal {str(root)!r} belongs to another user; choose a directory of this one's"

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Deque, Dict, Iterator, Optional, Sequence
+from typing import Deque, Dict, Generator, Optional, Sequence
 
 from ..errors import ConfigurationError
 from ..queue.base import Batch
@@ -207,7 +207,7 @@ class OwnJournal:
             self._ledger.done(batch.key)
 
     @contextlib.contextmanager
-    def _tolerated(self) -> Iterator[None]:
+    def _tolerated(self) -> Generator[None, None, None]:
         """A ledger that can't grow must not hold up delivery; a kill may then double what it did not tell."""
         try:
             yield
