@@ -13,6 +13,8 @@ closed: a forked child that unlocked would free its parent's.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import os
 import re
 import secrets
@@ -24,6 +26,8 @@ from ..errors import ConfigurationError
 from . import format as fmt
 from . import segment
 from .segment import Segment
+
+logger = logging.getLogger("windback")
 
 OWNER, DRAIN = "owner.lock", "drain.lock"
 BAD, DEAD = "bad", "dead"
@@ -78,10 +82,14 @@ def names(root: Path) -> List[str]:
     return sorted(name for name in segment.listed(root) if _NAME.fullmatch(name))
 
 
-def used_bytes(root: Path) -> int:
-    """Return the size of all segments of events under *root*."""
-    folders = [root / name for name in names(root)]
-    return sum(len(segment.ids(folder, fmt.EVENTS)) for folder in folders) * fmt.SEGMENT_BYTES
+def used_bytes(root: Path, without: str) -> int:
+    """Return the size of all segments of events under *root*, *without* those of one directory."""
+    count = 0
+    for name in names(root):
+        if name != without:
+            with contextlib.suppress(OSError):  # not ours to look into
+                count += len(segment.ids(root / name, fmt.EVENTS))
+    return count * fmt.SEGMENT_BYTES
 
 
 class Lock:
@@ -124,32 +132,54 @@ class Home:
         self.mapped = mapped
         self.synced = synced
         self._locks = list(locks)
-        self._next_id = 1
+        #: Callers and the drain side both make segments; `next` is one step.
+        self._ids = itertools.count(1)
 
     @classmethod
     def create(cls, root: Path, *, mapped: bool, synced: bool, drains: bool) -> Home:
         """Make a directory of this process's own. drains: it sends what it writes. Raises OSError."""
         nonce = secrets.randbits(64)
         name = f"{nonce:016x}"
+        locks = cls._make(root, name, (OWNER, DRAIN) if drains else (OWNER,))
+        return cls(root, name, nonce, locks, mapped=mapped, synced=synced)
+
+    @staticmethod
+    def _make(root: Path, name: str, names_of_locks: Sequence[str]) -> List[Lock]:
+        """Make a directory that nobody sees before it is locked."""
         unfinished = root / (name + _UNFINISHED)
         unfinished.mkdir(0o700)
+        locks: List[Lock] = []
         try:
-            locks = _lock_all(unfinished, (OWNER, DRAIN) if drains else (OWNER,))
+            locks = _lock_all(unfinished, names_of_locks)
+            unfinished.rename(root / name)
         except BaseException:
+            for lock in locks:
+                lock.close()
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        unfinished.rename(root / name)
-        return cls(root, name, nonce, locks, mapped=mapped, synced=synced)
+        return locks
 
     @classmethod
     def adopt(cls, root: Path, name: str) -> Optional[Home]:
         """Take over the directory of a dead process; None if somebody lives there, or drains it."""
-        return cls._lock(root, name, (OWNER, DRAIN))
+        try:
+            return cls._lock(root, name, (OWNER, DRAIN))
+        except (
+            BlockingIOError,
+            FileNotFoundError,
+            PermissionError,
+        ):  # held by others, gone, not ours to open
+            return None
+        except OSError as error:  # such as no file descriptor left
+            logger.warning("journal %s/%s: left alone: %s", root, name, error)
+            return None
 
     @classmethod
     def attend(cls, root: Path, name: str) -> Optional[Home]:
         """Drain the directory of a process, dead or alive; None if another does, or it is gone."""
-        home = cls._lock(root, name, (DRAIN,))
+        home = None
+        with contextlib.suppress(OSError):
+            home = cls._lock(root, name, (DRAIN,))
         if home is not None:
             home.own()
         return home
@@ -157,14 +187,13 @@ class Home:
     @classmethod
     def _lock(cls, root: Path, name: str, locks: Sequence[str]) -> Optional[Home]:
         folder = root / name
-        if not folder.is_dir():
+        # Locks may have been removed by people. Where there is nothing of ours, a lock is not put either.
+        if not any(each in (OWNER, DRAIN) or segment.is_segment(each) for each in segment.listed(folder)):
             return None
-        try:
-            held = _lock_all(folder, locks)
-        except OSError:  # held by others, gone, or not ours to open
-            return None
+        held = _lock_all(folder, locks)
         home = cls(root, name, int(name, 16), held, mapped=False, synced=False)
-        home._next_id = 1 + max(segment.ids(folder, fmt.LEDGER), default=0)  # it makes nothing else there
+        # It makes nothing else there.
+        home._ids = itertools.count(1 + max(segment.ids(folder, fmt.LEDGER), default=0))
         return home
 
     @property
@@ -183,29 +212,37 @@ class Home:
 
     def new_segment(self, kind: int) -> Segment:
         """Make the next segment. Raises OSError."""
-        header = segment.new_header(kind, self._next_id, self.nonce)
-        made = segment.create(self.folder, header, mapped=self.mapped, synced=self.synced)
-        self._next_id += 1
-        return made
+        header = segment.new_header(kind, next(self._ids), self.nonce)
+        return segment.create(self.folder, header, mapped=self.mapped, synced=self.synced)
 
-    def set_aside(self, segment_id: int) -> Path:
+    def restore(self) -> bool:
+        """Make the directory again if somebody removed it; whether that was so. Raises OSError."""
+        if self.folder.is_dir():
+            return False
+        self.root.mkdir(0o700, parents=True, exist_ok=True)
+        gone, self._locks = self._locks, self._make(self.root, self.name, [lock.name for lock in self._locks])
+        for lock in gone:
+            lock.close()
+        return True
+
+    def set_aside(self, segment_id: int, kind: int = fmt.EVENTS) -> Path:
         """Move a damaged segment to where people look at it; returns that path. Raises OSError."""
         folder = self.root / BAD
         folder.mkdir(0o700, exist_ok=True)
-        source = segment.path_of(self.folder, fmt.EVENTS, segment_id)
+        source = segment.path_of(self.folder, kind, segment_id)
         path = folder / f"{self.name}-{source.name}"
         source.rename(path)
         return path
 
     def remove(self) -> None:
         """Remove the directory with the locks, last; what is not ours in it stays, and so does it then."""
-        for name in segment.listed(self.folder):
-            if segment.is_unfinished(name):
-                segment.remove(self.folder / name)
-        if set(segment.listed(self.folder)) <= {OWNER, DRAIN}:
-            for lock in (DRAIN, OWNER):
-                segment.remove(self.folder / lock)
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for name in segment.listed(self.folder):
+                if segment.is_unfinished(name):
+                    segment.remove(self.folder / name)
+            if set(segment.listed(self.folder)) <= {OWNER, DRAIN}:
+                for lock in (DRAIN, OWNER):
+                    segment.remove(self.folder / lock)
                 self.folder.rmdir()
         self.close()
 

@@ -11,6 +11,10 @@ ledger that is missing or damaged means at worst that events are sent again, und
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
+import os
 from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import orjson
@@ -19,6 +23,8 @@ from . import format as fmt
 from . import segment
 from .home import Home
 from .segment import Segment
+
+logger = logging.getLogger("windback")
 
 #: A record's place in a directory: its segment's id, then its offset, which needs 20 bits.
 Spot = int
@@ -112,6 +118,7 @@ class Ledger:
         self._home = home
         self._current = current
         self._next: Optional[Segment] = None
+        self._is_gone = False
 
     @classmethod
     def start(cls, home: Home) -> Ledger:
@@ -122,22 +129,40 @@ class Ledger:
 
     @classmethod
     def resume(cls, home: Home) -> Ledger:
-        """Read the newest of a dead process's, go on behind it, and remove the older ones. Raises OSError."""
-        found = segment.ids(home.folder, fmt.LEDGER)
-        for segment_id in reversed(found):
+        """Read the newest of a dead process's, go on behind it, and remove the others.
+
+        Raises OSError, and NewerError for one that this version can't read.
+        """
+        ledger: Optional[Ledger] = None
+        left = segment.ids(home.folder, fmt.LEDGER)
+        damaged: List[int] = []
+        for segment_id in reversed(left[:]):
             path = segment.path_of(home.folder, fmt.LEDGER, segment_id)
             with path.open("rb") as file:
                 data = file.read(fmt.SEGMENT_BYTES)
+            _refuse_newer(data)
             records = list(fmt.scan(data, fmt.seed(home.nonce, segment_id, fmt.LEDGER)))
             state = _replay(records)
             if state is not None:
                 header = segment.new_header(fmt.LEDGER, segment_id, home.nonce)
                 current = segment.reopen(path, header, records[-1].until, records[-1].sequence + 1)
-                for other in found:
-                    if other != segment_id:
-                        segment.remove(segment.path_of(home.folder, fmt.LEDGER, other))
-                return cls(home, state, current)
-        return cls.start(home)
+                ledger = cls(home, state, current)
+                left.remove(segment_id)
+                break
+            if any(data[fmt.HEADER_BYTES :]):  # and not only cut off before its snapshot was written
+                damaged.append(segment_id)
+        if ledger is None:
+            ledger = cls.start(home)
+        with contextlib.suppress(OSError):
+            for segment_id in left:
+                if segment_id in damaged:
+                    where = home.set_aside(segment_id, fmt.LEDGER)
+                    logger.warning(
+                        "journal %s: a damaged ledger, now %s; events may come twice", home.name, where
+                    )
+                else:
+                    segment.remove(segment.path_of(home.folder, fmt.LEDGER, segment_id))
+        return ledger
 
     @property
     def wants_room(self) -> bool:
@@ -166,22 +191,37 @@ class Ledger:
 
     def _write(self, entry: object) -> None:
         payload = orjson.dumps(entry)
-        if not self._current.has_room_for(len(payload)):
+        if self._is_gone or not self._current.has_room_for(len(payload)):
             self._turn_over()
         else:
             self._current.append(payload)
 
     def _turn_over(self) -> None:
         """Go on in the next segment. Its snapshot already says what the entry at hand would."""
+        snapshot = self._snapshot()
         old = self._current
-        self._current = self._next or self._home.new_segment(fmt.LEDGER)
-        self._next = None
-        self._write_snapshot()
+        spare, self._next = self._next, None
+        if spare is not None and self._is_gone:
+            spare.close()
+            spare = None
+        self._current = spare or self._home.new_segment(fmt.LEDGER)
+        self._is_gone = False
+        self._current.append(snapshot)
         old.unlink()
 
+    def renew(self) -> None:
+        """Take in that somebody removed the files; what is written next begins a new one."""
+        self._is_gone = True
+
     def _write_snapshot(self) -> None:
+        self._current.append(self._snapshot())
+
+    def _snapshot(self) -> bytes:
         done = {str(segment_id): ranges.parts for segment_id, ranges in list(self.state.done.items())}
-        self._current.append(orjson.dumps({"leases": self.state.leases, "segments": done}))
+        snapshot = orjson.dumps({"leases": self.state.leases, "segments": done})
+        if len(snapshot) > fmt.MAX_PAYLOAD_BYTES:  # a case for nobody but a test
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return snapshot
 
     def close(self) -> None:
         """Let go of the files."""
@@ -194,6 +234,15 @@ class Ledger:
         self._current.unlink()
         if self._next is not None:
             self._next.unlink()
+
+
+def _refuse_newer(data: bytes) -> None:
+    try:
+        fmt.read_header(data)
+    except fmt.NewerError:
+        raise
+    except fmt.ForeignError:
+        pass  # the scan finds what is left
 
 
 def _replay(records: Sequence[fmt.Record]) -> Optional[State]:

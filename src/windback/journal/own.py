@@ -11,11 +11,12 @@ import contextlib
 import errno
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Deque, Dict, Generator, Optional, Sequence
+from typing import Callable, Deque, Dict, Generator, List, Optional, Sequence, Set, cast
 
 from ..errors import ConfigurationError
 from ..queue.base import Batch
@@ -31,6 +32,10 @@ SPARES = 3
 #: What is left free on the disk for others, the smaller of the two.
 _FREE_BYTES, _FREE_PART = 64 * 1024 * 1024, 0.05
 _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 30.0
+#: What the others have on the disk is counted this often, at most.
+_COUNT_S = 0.1
+#: How long the end waits for a caller in the middle of a `put`, which takes a few µs of its own time.
+_IN_HAND_S = 0.2
 
 
 class OwnJournal:
@@ -54,7 +59,10 @@ class OwnJournal:
         self._ledger: Optional[Ledger] = None
         #: Held while a segment is made; a caller takes it only if there is no spare.
         self._making = threading.Lock()
+        self._is_released = False
         self._others_bytes = 0
+        self._count_at_s = 0.0
+        self._has_failed = False
         self._retry_at_s = 0.0
         self._retry_s = _RETRY_FIRST_S
         #: Records in segments that are gone.
@@ -77,9 +85,9 @@ class OwnJournal:
 
     def has_room_for(self, length: int) -> bool:
         """Whether an event of *length* bytes can be written, as far as the bound goes."""
-        return (
-            self.may_grow or bool(self._spares) or any(each.has_room_for(length) for each in list(self.open))
-        )
+        if self._spares or any(each.has_room_for(length) for each in list(self.open)):
+            return True
+        return self.may_grow and self.trouble is None
 
     # -- callers -------------------------------------------------------------------------------
 
@@ -91,18 +99,23 @@ class OwnJournal:
         if full is not None and not full.has_room_for(len(payload)):
             full.seal()
             full = None
-            self.wants_upkeep = True
-        found = full or self._fresh()
-        if found is None:
-            self.wants_upkeep = True  # it may find something to remove
-            return None
+        if full is None:
+            self.wants_upkeep = True  # for another spare; or there is none, and it finds something to remove
+            full = self._fresh()
+            if full is None:
+                return None
         try:
-            return found.segment_id << OFFSET_BITS | found.append(payload)
+            at = full.append(payload)
         except OSError as error:  # without a mapping: the disk is full, after all
             self._fail(error)
+            self._has_failed = True
             return None
         finally:
-            self.open.append(found)
+            self.open.append(full)
+        if self._has_failed:
+            self._has_failed = False
+            self._recover()
+        return full.segment_id << OFFSET_BITS | at
 
     def _fresh(self) -> Optional[Segment]:
         """Return an empty segment, made now if there is no spare; None if there may be none, or trouble."""
@@ -118,23 +131,30 @@ class OwnJournal:
 
     def _make(self) -> Optional[Segment]:
         """Make a segment; whoever calls holds `_making`."""
-        if not self.may_grow or (self.trouble is not None and time.monotonic() < self._retry_at_s):
+        if self._is_released or not self.may_grow:
+            return None
+        if self.trouble is not None and time.monotonic() < self._retry_at_s:
             return None
         try:
             if self._home is None:
                 self._start()
             assert self._home is not None
+            if self._home.restore() and self._ledger is not None:
+                self._ledger.renew()
             self._check_free()
             made = self._home.new_segment(fmt.EVENTS)
         except OSError as error:
             self._fail(error)
             return None
         self.segments[made.segment_id] = made
+        self._recover()
+        return made
+
+    def _recover(self) -> None:
         if self.trouble is not None:
             self.trouble = None
             self._retry_s = _RETRY_FIRST_S
             logger.info("journal %s: events are written to the disk again", self._root)
-        return made
 
     @property
     def may_grow(self) -> bool:
@@ -153,7 +173,17 @@ class OwnJournal:
             home.remove()
             raise
         self._home = home
-        self._others_bytes = used_bytes(self._root)
+        self._count_others()
+
+    def recount(self) -> None:
+        """Take in that something of another process was removed."""
+        self._count_at_s = 0.0
+        self.wants_upkeep = True
+
+    def _count_others(self) -> None:
+        self._count_at_s = time.monotonic() + _COUNT_S
+        with contextlib.suppress(OSError):
+            self._others_bytes = used_bytes(self._root, self.name)
 
     def _check_free(self) -> None:
         disk = os.statvfs(self._root)
@@ -217,11 +247,17 @@ class OwnJournal:
     # -- a worker, without any lock ------------------------------------------------------------
 
     def upkeep(self) -> None:
-        """Make spares, remove what is done with."""
+        """Make spares, remove what is done with. Raises nothing."""
         self.wants_upkeep = False
+        self.open.extend(self._strays())
         for segment in list(self.segments.values()):
             if segment.is_sealed and segment.settled == segment.count:
-                self._drop(segment)
+                try:
+                    self._drop(segment)
+                except OSError as error:
+                    self._fail(error)
+        if self._home is not None and time.monotonic() >= self._count_at_s:
+            self._count_others()
         with self._making:
             while len(self._spares) < SPARES:
                 made = self._make()
@@ -231,6 +267,16 @@ class OwnJournal:
         if self._ledger is not None and self._ledger.wants_room:
             with self._tolerated():
                 self._ledger.make_room()
+
+    def _strays(self) -> List[Segment]:
+        """Return open segments that nobody holds, as their reference counts tell.
+
+        An exception from outside, such as Ctrl-C, can strike a caller before it holds what it took.
+        """
+        found = [each for each in _unheld(self.segments, _UNHELD) if not each.is_sealed] if _UNHELD else []
+        for segment in found:
+            segment.settle(segment.end, segment.count, 0)
+        return found
 
     def _drop(self, segment: Segment) -> None:
         self._retired += segment.count
@@ -243,28 +289,49 @@ class OwnJournal:
 
     def release(self) -> None:
         """Close the journal: remove it if all of it is settled, else leave it to who comes next."""
+        with self._making:
+            self._is_released = True
+        if self._is_in_use():  # somebody writes, for longer than that takes: the end of the process closes it
+            return
         home, ledger = self._home, self._ledger
         self._home = self._ledger = None
-        self.open.clear()
-        self._spares.clear()
         if home is None:
             return
         if ledger is None:
             self._leave_to_drainer(home)
-        elif all(segment.settled == segment.count for segment in self.segments.values()):
-            for segment in self.segments.values():
-                segment.unlink()
-            ledger.remove()
-            home.remove()
         else:
+            is_left = False
             for segment in self.segments.values():
                 if segment.settled == segment.count:
-                    segment.unlink()
+                    with contextlib.suppress(OSError):
+                        segment.unlink()
                 else:
                     segment.close()
-            ledger.close()
-            home.close()
+                    is_left = True
+            if is_left:
+                ledger.close()
+                home.close()
+            else:
+                with contextlib.suppress(OSError):
+                    ledger.remove()
+                home.remove()
         self.segments = {}
+
+    def _is_in_use(self) -> bool:
+        """Take all segments out of callers' reach; whether one of them holds one, even after a moment."""
+        self.open.extend(self._strays())
+        ours: Set[Segment] = set()
+        deadline_s = time.monotonic() + _IN_HAND_S
+        while True:
+            for each in (self.open, self._spares):
+                with contextlib.suppress(IndexError):
+                    while True:
+                        ours.add(each.pop())
+            if all(each.is_sealed or each in ours for each in self.segments.values()):
+                return False
+            if time.monotonic() >= deadline_s:
+                return True
+            time.sleep(0.0005)
 
     def _leave_to_drainer(self, home: Home) -> None:
         """Whoever drains it removes it; if nothing was ever written, there may be nobody."""
@@ -274,8 +341,9 @@ class OwnJournal:
         home.close()
         again = Home.adopt(self._root, home.name) if is_empty else None
         if again is not None:
-            for segment in self.segments.values():
-                segment.unlink()
+            with contextlib.suppress(OSError):
+                for segment in self.segments.values():
+                    segment.unlink()
             again.remove()
 
     def abandon(self) -> None:
@@ -286,3 +354,19 @@ class OwnJournal:
             self._ledger.close()
         if self._home is not None:
             self._home.close()
+
+
+def _unheld(segments: Dict[int, Segment], references: int) -> List[Segment]:
+    """Return the segments to which no more than so many *references* exist."""
+    return [each for each in list(segments.values()) if sys.getrefcount(each) <= references]
+
+
+def _references_of_nobody() -> int:
+    """Return how many references `_unheld` sees to a segment that nobody holds; 0 if that can't be told."""
+    has_lock: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+    if not hasattr(sys, "getrefcount") or not has_lock():  # without that lock a count is off at times
+        return 0
+    return next(count for count in range(1, 100) if _unheld({0: cast("Segment", object())}, count))
+
+
+_UNHELD = _references_of_nobody()

@@ -37,7 +37,7 @@ class Found(NamedTuple):
 class _Progress:
     """How far one segment is."""
 
-    __slots__ = ("at", "descriptor", "handed", "is_damaged", "is_read", "sequence", "settled")
+    __slots__ = ("at", "descriptor", "handed", "is_damaged", "is_left", "is_read", "sequence", "settled")
 
     def __init__(self, settled: int) -> None:
         #: Behind the last record that was read, and its number.
@@ -48,6 +48,8 @@ class _Progress:
         #: Whether there will be no more.
         self.is_read = False
         self.is_damaged = False
+        #: Whether it can't be removed.
+        self.is_left = False
         #: Open from the first read to the last.
         self.descriptor = -1
 
@@ -63,6 +65,7 @@ class Reader:
 
     def __init__(self, home: Home) -> None:
         self._home = home
+        self._is_stopped = False
         self._ledger = Ledger.resume(home)
         #: What a scan has to leave out: what is done, and what goes out again as it was leased.
         self._skip: Dict[int, Ranges] = {}
@@ -94,7 +97,7 @@ class Reader:
     @property
     def has_more(self) -> bool:
         """Whether there are segments that are not read to their end."""
-        return any(not progress.is_read for progress in self._progress.values())
+        return not self._is_stopped and any(not progress.is_read for progress in self._progress.values())
 
     def settled(self) -> Dict[int, int]:
         """Return how many records of each segment are off our hands; one that is missing is done with."""
@@ -117,8 +120,7 @@ class Reader:
                     raise
                 except fmt.ForeignError:
                     pass  # the scan finds what is left
-                settled = self._count_done(segment_id)
-                self._progress[segment_id] = _Progress(settled)
+                self._progress[segment_id] = _Progress(self._count_done(segment_id))
                 self._seen = segment_id
 
     def _count_done(self, segment_id: int) -> int:
@@ -133,11 +135,16 @@ class Reader:
         """Return the batches that were under way, each under its key; call it once, first."""
         batches = []
         for key, extents in list(self._ledger.state.leases.items()):
-            batch = self._load(key, extents)
-            if batch is None:
-                self._ledger.done(key)
-                continue
-            batches.append(batch)
+            try:
+                batch = self._load(key, extents)
+            except OSError as error:
+                self.stop(error)
+                break
+            if batch is not None:
+                batches.append(batch)
+            else:
+                with suppress(OSError):
+                    self._ledger.done(key)
         return batches
 
     def _load(self, key: str, extents: Sequence[Extent]) -> Optional[Batch]:
@@ -157,27 +164,41 @@ class Reader:
         if len(records) != sum(extent[3] for extent in extents):
             # Other bytes than those that went out before must not go under the same key.
             batch = Batch(records, 0, source=self, spots=spots)
-            self._ledger.done(key)
-            self._ledger.lease(batch.key, extents_of(spots, map(len, records)))
+            self._ledger.split(key, [(batch.key, extents_of(spots, map(len, records)))])
         return batch
 
     def read(self, most: int) -> List[Found]:
         """Return up to *most* more events that nobody leased. Raises OSError, NewerError."""
+        if self._is_stopped:
+            return []
         if not self._home.is_owned:
             self._home.own()  # if its writer died
             self._look()
         found: List[Found] = []
         for segment_id, progress in self._progress.items():
             if not progress.is_read:
-                self._read_on(segment_id, progress, found, most)
-                if len(found) >= most:
+                try:
+                    self._read_on(segment_id, progress, found, most)
+                except OSError as error:  # and what was found is in no one else's hands
+                    self.stop(error)
+                if len(found) >= most or self._is_stopped:
                     break
         return found
+
+    def stop(self, error: Exception) -> None:
+        """Read no more: who comes next does. What is queued stays this one's to settle."""
+        if not self._is_stopped:
+            self._is_stopped = True
+            logger.warning("journal %s: what is left there is left alone: %s", self._home.folder, error)
 
     def _read_on(self, segment_id: int, progress: _Progress, found: List[Found], most: int) -> None:
         if progress.descriptor < 0:
             path = segment.path_of(self._home.folder, fmt.EVENTS, segment_id)
-            progress.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                progress.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # somebody removed it
+                progress.is_read = True
+                return
         base = progress.at
         # In this order: what is written after it was sealed is nothing.
         is_whole = self._home.is_owned or any(os.pread(progress.descriptor, fmt.END.size, fmt.END_AT))
@@ -208,13 +229,8 @@ class Reader:
         """Return a whole segment; the last few are kept, for leases share them."""
         data = self._data.get(segment_id)
         if data is None:
-            try:
-                with segment.path_of(self._home.folder, fmt.EVENTS, segment_id).open("rb") as file:
-                    data = file.read(fmt.SEGMENT_BYTES)
-            except OSError as error:
-                logger.warning("journal %s: a segment can't be read: %s", self._home.folder, error)
-                self._progress[segment_id].is_damaged = True
-                data = b""
+            with segment.path_of(self._home.folder, fmt.EVENTS, segment_id).open("rb") as file:
+                data = file.read(fmt.SEGMENT_BYTES)
             while len(self._data) >= 2:
                 self._data.pop(next(iter(self._data)))
             self._data[segment_id] = data
@@ -257,18 +273,29 @@ class Reader:
     def clear(self) -> bool:
         """Remove the segments that are done with, and the directory once all are; whether it was that."""
         for segment_id, progress in list(self._progress.items()):
-            if progress.is_read and progress.handed == progress.settled:
-                self._clear(segment_id, progress)
-        if self.is_done:
-            self._ledger.remove()
+            if progress.is_read and progress.handed == progress.settled and not progress.is_left:
+                try:
+                    self._clear(segment_id, progress)
+                except OSError as error:
+                    progress.is_left = True
+                    logger.warning("journal %s: a segment stays there: %s", self._home.folder, error)
+        if not self.is_done:
+            return False
+        if self._progress:
+            self.close()
+        else:
+            with suppress(OSError):
+                self._ledger.remove()
             self._home.remove()
-            return True
-        return False
+        return True
 
     def _clear(self, segment_id: int, progress: _Progress) -> None:
         if progress.is_damaged:
-            path = self._home.set_aside(segment_id)
-            logger.warning("journal %s: damaged, now %s; what is whole in it is delivered", self.name, path)
+            with suppress(FileNotFoundError):
+                path = self._home.set_aside(segment_id)
+                logger.warning(
+                    "journal %s: damaged, now %s; what is whole in it is delivered", self.name, path
+                )
         else:
             segment.remove(segment.path_of(self._home.folder, fmt.EVENTS, segment_id))
         del self._progress[segment_id]

@@ -12,6 +12,7 @@ Rules, each from something that bit others:
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import re
@@ -58,23 +59,39 @@ class Segment:
 
         `JournalQueue.put` has this spelled out for the mapped case, where each call counts.
         """
-        at = self.end
-        header = fmt.pack_record(self.seed, at, self.count, payload)
-        if self.memory is None:
-            os.pwrite(self.descriptor, header + payload, at)
-        else:
-            self.memory[at + fmt.RECORD_BYTES : at + fmt.RECORD_BYTES + len(payload)] = payload
-            self.memory[at : at + fmt.RECORD_BYTES] = header
-        self.end = at + fmt.padded(len(payload))
-        self.count += 1
+        at, sequence = self.end, self.count
+        try:
+            header = fmt.pack_record(self.seed, at, sequence, payload)
+            if self.memory is None:
+                _pwrite(self.descriptor, header + payload, at)
+            else:
+                self.memory[at + fmt.RECORD_BYTES : at + fmt.RECORD_BYTES + len(payload)] = payload
+                self.memory[at : at + fmt.RECORD_BYTES] = header
+            self.end = at + fmt.padded(len(payload))
+            self.count = sequence + 1
+        except BaseException:
+            self.settle(at, sequence, len(payload))
+            raise
         return at
 
-    def settle_end(self) -> None:
-        """Go on behind a record that was complete when an exception struck its writer."""
-        record = fmt.record_at(self.read(self.end), 0, fmt.seed_at(self.seed, self.end))
-        if record is not None:
-            self.end += record.until
-            self.count += 1
+    def settle(self, at: int, sequence: int, length: int) -> bool:
+        """Have it consistent after an exception struck the writer of a record; whether that one counts.
+
+        What counts stays: another process may have read it by now. Of what does not, nothing is left, or
+        whoever comes next would take it for damage.
+        """
+        record = fmt.record_at(self.read(at), 0, fmt.seed_at(self.seed, at))
+        if record is not None and record.sequence == sequence:
+            self.end, self.count = at + record.until, sequence + 1
+            return True
+        self.end, self.count = at, sequence
+        rubbish = bytes(min(fmt.RECORD_BYTES + length, fmt.SEGMENT_BYTES - at))
+        if self.memory is not None:
+            self.memory[at : at + len(rubbish)] = rubbish
+        else:
+            with contextlib.suppress(OSError):
+                os.pwrite(self.descriptor, rubbish, at)
+        return False
 
     def read(self, at: int) -> bytes:
         """Return everything from offset *at* on."""
@@ -92,11 +109,13 @@ class Segment:
 
     def seal(self) -> None:
         """Say that nothing more will be written here."""
+        memory = self.memory
         self.is_sealed = True
-        if self.memory is None:
-            os.pwrite(self.descriptor, fmt.END.pack(self.end), fmt.END_AT)
-        else:
-            self.memory[fmt.END_AT : fmt.END_AT + fmt.END.size] = fmt.END.pack(self.end)
+        with contextlib.suppress(OSError, ValueError):  # a hint; and from here on release may close it
+            if memory is None:
+                os.pwrite(self.descriptor, fmt.END.pack(self.end), fmt.END_AT)
+            else:
+                memory[fmt.END_AT : fmt.END_AT + fmt.END.size] = fmt.END.pack(self.end)
 
     def sync(self) -> None:
         """Have everything on the disk itself. Raises OSError."""
@@ -114,15 +133,16 @@ class Segment:
             self.descriptor = -1
 
     def unlink(self) -> None:
-        """Remove the file, and let go of it."""
-        remove(self.path)
+        """Let go of the file, and remove it. Raises OSError."""
         self.close()
+        remove(self.path)
 
 
 def create(folder: Path, header: Header, *, mapped: bool, synced: bool) -> Segment:
     """Make a segment, ready to be written to without a fault. Raises OSError, on a full disk for one."""
     path = path_of(folder, header.kind, header.segment_id)
     unfinished = path.with_name(path.name + _UNFINISHED)
+    remove(unfinished)  # of one that was killed while it did this
     descriptor = os.open(unfinished, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
     memory = None
     try:
@@ -173,11 +193,16 @@ def ids(folder: Path, kind: int) -> List[int]:
 
 
 def listed(folder: Path) -> List[str]:
-    """Return the names of all files in *folder*; none if it is gone."""
+    """Return the names of all files in *folder*; none if it is gone, or a file itself."""
     try:
         return [path.name for path in folder.iterdir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def is_segment(name: str) -> bool:
+    """Whether a file's name is that of a segment, finished or not."""
+    return name.endswith(tuple(_SUFFIXES.values())) or is_unfinished(name)
 
 
 def is_unfinished(name: str) -> bool:
@@ -208,6 +233,11 @@ def _sync(descriptor: int) -> None:
         fcntl.fcntl(descriptor, full)
     else:
         os.fsync(descriptor)
+
+
+def _pwrite(descriptor: int, data: bytes, at: int) -> None:
+    if os.pwrite(descriptor, data, at) != len(data):  # the disk is full, or a limit is reached, in the middle
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

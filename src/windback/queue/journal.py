@@ -104,52 +104,53 @@ class JournalQueue(SourcedQueue):
         held = self._move_bytes(size, 1)
         if waiting >= self.max_waiting:
             return self._put_without_room(record)
-        item: Optional[Item]
         try:
             segment = self._claim()
         except IndexError:
-            item = self._put_elsewhere(None, record)
+            if not self._put_elsewhere(None, record):
+                return self._put_without_room(record)
         else:
-            at = segment.end
+            at, sequence = segment.end, segment.count
             until = at + RECORD_BYTES + size
             memory = segment.memory
             if until > SEGMENT_BYTES or memory is None:
-                item = self._put_elsewhere(segment, record)
+                if not self._put_elsewhere(segment, record):
+                    return self._put_without_room(record)
             else:
                 # What Segment.append does, without the calls.
                 try:
-                    sequence = segment.count
                     start = (segment.seed + at * K_OFFSET + size * K_LENGTH + sequence * K_SEQUENCE) & MASK
                     memory[at + RECORD_BYTES : until] = record
                     memory[at : at + RECORD_BYTES] = _pack(size, crc32(record, start), sequence, 0)
                     segment.end = (until + 7) & ~7
                     segment.count = sequence + 1
+                    places.append(segment.segment_id << OFFSET_BITS | at)
                 except BaseException:
-                    segment.settle_end()
+                    if not segment.settle(at, sequence, size):
+                        self._move_bytes(-size, 1)
                     raise
                 finally:
                     self._give_back(segment)
-                item = segment.segment_id << OFFSET_BITS | at
-        if item is None:
-            return self._put_without_room(record)
-        places.append(item)
         if waiting >= self.wake_at or held >= self.wake_at_bytes:
             self._wake()
         return True
 
-    def _put_elsewhere(self, segment: Optional[Segment], record: bytes) -> Optional[Item]:
+    def _put_elsewhere(self, segment: Optional[Segment], record: bytes) -> bool:
+        """Put an event into another segment than the one at hand, or into memory; whether it could be."""
         own = self._own
-        spot = own.append_elsewhere(segment, record)
-        if spot is None and own.trouble is not None:
-            own.wants_upkeep = True  # a worker tries again
-            max_events, max_bytes = self._max_in_memory
-            if len(self._places) < max_events and self._in_memory.value + len(record) <= max_bytes:
-                self._in_memory.add(len(record))
-                self._wake()
-                return record
+        item: Optional[Item] = own.append_elsewhere(segment, record)
+        if item is None and own.trouble is not None and self._has_memory_for(len(record)):
+            self._in_memory.add(len(record))
+            item = record
+        if item is not None:
+            self._places.append(item)
         if own.wants_upkeep:
             self._wake()
-        return spot
+        return item is not None
+
+    def _has_memory_for(self, size: int) -> bool:
+        max_events, max_bytes = self._max_in_memory
+        return len(self._places) < max_events and self._in_memory.value + size <= max_bytes
 
     # -- the drain side, under its lock --------------------------------------------------------
 
@@ -163,7 +164,10 @@ class JournalQueue(SourcedQueue):
 
     def has_room_for(self, size: int) -> bool:
         """Whether an event of *size* bytes would be accepted now."""
-        return super().has_room_for(size) and self._own.has_room_for(size)
+        own = self._own
+        return super().has_room_for(size) and (
+            own.has_room_for(size) or (own.trouble is not None and self._has_memory_for(size))
+        )
 
     @property
     def journal_bytes(self) -> int:  # type: ignore[override]  # a number there, that never changes
@@ -201,10 +205,10 @@ class JournalQueue(SourcedQueue):
                 return nothing
             found = reader.read(max(1, READ_AHEAD - reader.outstanding))
         except (OSError, ForeignError) as error:
-            logger.warning("journal %s: events of a dead process are left alone: %s", self._root, error)
             if reader is not None:
-                reader.close()
-            self._reader = None
+                reader.stop(error)
+            else:
+                logger.warning("journal %s: events of a dead process are left alone: %s", self._root, error)
             return nothing
         return lambda: self.take_in(found)
 
@@ -219,6 +223,7 @@ class JournalQueue(SourcedQueue):
         if is_over:
             self.lost += reader.lost
             self._reader = None
+            self._own.recount()
         return is_over
 
     def release(self) -> None:
