@@ -8,7 +8,6 @@ for what dead ones left.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from pathlib import Path
 from typing import Callable, Collection, Optional, Union
@@ -19,6 +18,7 @@ from .journal.home import open_root
 from .queue.memory import MemoryQueue
 from .queue.relay import RelayQueue
 from .stats import DeliveryReport, FlushResult, Stats
+from .workers.threads import ThreadWaker
 
 #: How often a relay looks for new events while there are none (seconds).
 POLL_S = 0.05
@@ -38,7 +38,10 @@ class JournalSender:
             return RelayQueue(root, wake, on_full, only)
 
         self._poll_s = poll_s
-        self._stopping = threading.Event()
+        # No Event: its lock is held for moments of `wait`, and a handler that runs in one of them would wait
+        # for this very thread.
+        self._is_stopping = False
+        self._stopper = ThreadWaker()
         self._core = Core(config, make_queue=make_queue, is_watched=is_watched)
         self._dispatcher = self._core.dispatcher
         queue = self._core.queue
@@ -60,9 +63,9 @@ class JournalSender:
 
         What is left after that stays in the journals. Raises OSError if the directory can't be read.
         """
-        while not self._stopping.is_set():
+        while not self._is_stopping:
             if not self.poll():
-                self._stopping.wait(self._poll_s)
+                self._stopper.sleep(self._poll_s)
         return self.close()
 
     def drain(
@@ -74,7 +77,7 @@ class JournalSender:
         called now and then.
         """
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        while not self._stopping.is_set():
+        while not self._is_stopping:
             is_busy = self.poll()
             if on_progress is not None:
                 on_progress()
@@ -89,7 +92,8 @@ class JournalSender:
 
     def stop(self) -> None:
         """Have `run` come to its end; from any thread, and from a signal handler."""
-        self._stopping.set()
+        self._is_stopping = True
+        self._stopper.release()
 
     def stats(self) -> Stats:
         """Return what became of the events that were read so far; all of them are `adopted`."""
