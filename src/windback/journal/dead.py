@@ -1,23 +1,32 @@
 """Dead letters: what the API rejected, with the reason, as JSON lines for people and for a replay.
 
-One file for each directory that a process wrote, so that no two write to the same.
+One file for each directory that a process wrote, so that no two write to the same. A replay takes letters out
+of a file under an exclusive lock (flock). A writer never waits for it: it opens a file of another name then.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional, Sequence
+from types import TracebackType
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 import orjson
 
-from .home import DEAD
+from .home import DEAD, is_same
 from .segment import listed
 
 _SUFFIX = ".jsonl"
+#: Made beside a file that letters are taken out of; what a kill leaves is written anew by the next replay.
+_UNFINISHED = ".tmp"
 #: A project whose every event is rejected must not fill the disk.
 MAX_BYTES = 64 * 1024 * 1024
+
+#: The event is the last field, and a quote inside a text is never without a backslash.
+_EVENT = b',"event":'
+_FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class Letter(NamedTuple):
@@ -49,15 +58,35 @@ def write(
         orjson.dumps(Letter(at, reason, status, message, key, orjson.Fragment(record))._asdict()) + b"\n"
         for record in records
     )
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(folder / (name + _SUFFIX), flags, 0o600)
+    descriptor = _open_to_write(folder, name)
     try:
-        if os.fstat(descriptor).st_size + len(lines) > MAX_BYTES:
+        size = os.fstat(descriptor).st_size
+        if size + len(lines) > MAX_BYTES:
             return False
-        os.write(descriptor, lines)
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a full disk had cut that line off
+            lines = b"\n" + lines
+        return os.write(descriptor, lines) == len(lines)
     finally:
         os.close(descriptor)
-    return True
+
+
+def _open_to_write(folder: Path, name: str) -> int:
+    """Open the file of a directory, or one beside it while a replay takes letters out. Raises OSError."""
+    import fcntl
+
+    path = folder / (name + _SUFFIX)
+    while True:
+        descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if is_same(descriptor, path):
+                return descriptor
+        except BlockingIOError:
+            path = folder / f"{name}-{os.urandom(4).hex()}{_SUFFIX}"
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def files(root: Path) -> List[Path]:
@@ -70,7 +99,86 @@ def read(path: Path) -> Iterator[Letter]:
     """Yield the letters of one file, without a last line that was cut off. Raises OSError."""
     with path.open("rb") as lines:
         for line in lines:
-            try:
-                yield Letter(**orjson.loads(line))
-            except (orjson.JSONDecodeError, TypeError):
-                continue
+            letter = _letter_of(line)
+            if letter is not None:
+                yield letter
+
+
+def count(path: Path) -> Tuple[int, int]:
+    """Return how many letters are in one file, and how many lines that are none. Raises OSError."""
+    with path.open("rb") as lines:
+        found = [_letter_of(line) is not None for line in lines]
+    return sum(found), len(found) - sum(found)
+
+
+class Taking:
+    """A file of letters that nobody else writes to, or takes letters out of, until it is closed.
+
+    Raises BlockingIOError if another replay has it, FileNotFoundError if it is gone, OSError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import fcntl
+
+        self._path = path
+        self._descriptor = os.open(path, _FLAGS)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_there = is_same(self._descriptor, path)
+        except BaseException:
+            self.close()
+            raise
+        if not is_there:
+            self.close()
+            raise FileNotFoundError(errno.ENOENT, "another replay took it", str(path))
+
+    def lines(self) -> List[Tuple[bytes, Optional[Letter]]]:
+        """Return the lines of the file, each with the letter that it is. Raises OSError."""
+        with self._path.open("rb") as lines:
+            return [(line, _letter_of(line)) for line in lines]
+
+    def keep(self, lines: Sequence[bytes]) -> None:
+        """Leave only these lines; without any, no file. Raises OSError, and then all of them are there."""
+        if not lines:
+            self._path.unlink()
+            return
+        unfinished = self._path.with_name(self._path.name + _UNFINISHED)
+        flags = _FLAGS | os.O_CREAT | os.O_TRUNC
+        with open(os.open(unfinished, flags, 0o600), "wb") as file:  # noqa: PTH123 - private from the start
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(self._path)
+
+    def close(self) -> None:
+        """Let others have it."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Taking:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+
+def event_of(line: bytes, letter: Letter) -> bytes:
+    """Return the event in the line of a letter, byte for byte as it was tracked, for numbers' sake."""
+    event = line[line.find(_EVENT) + len(_EVENT) : line.rfind(b"}")]
+    try:
+        if orjson.loads(event) == letter.event:
+            return event
+    except orjson.JSONDecodeError:
+        pass
+    return orjson.dumps(letter.event)  # somebody edited the line
+
+
+def _letter_of(line: bytes) -> Optional[Letter]:
+    try:
+        return Letter(**orjson.loads(line))
+    except (orjson.JSONDecodeError, TypeError):
+        return None

@@ -105,7 +105,7 @@ class Lock:
             self.descriptor = os.open(path, flags, 0o600)
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_same(self.descriptor, path):
+                if is_same(self.descriptor, path):
                     return
             except BaseException:
                 self.close()
@@ -264,7 +264,8 @@ def _lock_all(folder: Path, names_of_locks: Sequence[str]) -> List[Lock]:
     return locks
 
 
-def _is_same(descriptor: int, path: Path) -> bool:
+def is_same(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one at *path*, and not one that was removed or replaced since."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:

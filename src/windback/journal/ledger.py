@@ -142,7 +142,7 @@ class Ledger:
                 data = file.read(fmt.SEGMENT_BYTES)
             _refuse_newer(data)
             records = list(fmt.scan(data, fmt.seed(home.nonce, segment_id, fmt.LEDGER)))
-            state = _replay(records)
+            state = state_of(records)
             if state is not None:
                 header = segment.new_header(fmt.LEDGER, segment_id, home.nonce)
                 current = segment.reopen(path, header, records[-1].until, records[-1].sequence + 1)
@@ -245,7 +245,7 @@ def _refuse_newer(data: bytes) -> None:
         pass  # the scan finds what is left
 
 
-def _replay(records: Sequence[fmt.Record]) -> Optional[State]:
+def state_of(records: Sequence[fmt.Record]) -> Optional[State]:
     """Return what the records of one ledger come to; None without the snapshot that each begins with."""
     if not records or records[0].at != fmt.HEADER_BYTES:
         return None
