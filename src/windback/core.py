@@ -202,7 +202,7 @@ class Core:
             self.dispatcher.begin_close()
             self._closed = await self.flush_async(self.shutdown_timeout if timeout is None else timeout)
             self._end()
-            await self.tasks.close()
+        await self.tasks.close()
         return self._closed
 
     # -- lifecycle -----------------------------------------------------------------------------

@@ -98,24 +98,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{_MARK}: this test may send to the real Windback API")
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Refuse connections to other machines while a test runs; fail it if there were any."""
     if item.get_closest_marker(_MARK) is not None:
-        yield
-        return
+        return (yield)
     guard.refuse = _guard.refuse
+    hosts: Optional[str] = None
     try:
-        outcome = yield
-        hosts = _guard.end()
+        try:
+            result = yield
+        finally:
+            hosts = _guard.end()
     finally:
         guard.refuse = None
-    if hosts is not None and outcome.excinfo is None:  # type: ignore[attr-defined]  # pluggy.Result
+    if hosts is not None:
         pytest.fail(
             f"this test would have sent events to {hosts}: use the windback_events fixture, point the client "
             f"at a server of your own, pass enabled=False, or mark the test with {_MARK}",
             pytrace=False,
         )
+    return result
 
 
 @pytest.fixture

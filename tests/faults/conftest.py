@@ -21,6 +21,14 @@ import windback
 from windback.devserver import DevServer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Scripts can be interrupted, also where these tests run in a background that can't: it is inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session")
 def _process() -> Iterator[DevServer]:
     with DevServer() as server:

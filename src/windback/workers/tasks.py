@@ -312,9 +312,9 @@ class TaskWorkers:
             self._dispatcher.awake(waker)
 
     async def close(self) -> None:
-        """Close the connections of the running loop."""
+        """Close the connections of the running loop. Called again, it waits for what a first call began."""
         home = self._homes.get(current_loop().key)
-        if home is None or home.ended:
+        if home is None:
             return
         home.ended = True
         if home.stop is not None and home.stopped is not None:
