@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import tempfile
 import time
 from datetime import datetime, timezone
 from typing import Any, Callable
@@ -67,10 +68,11 @@ def floor(url: str) -> Client:
     )
 
 
-def windback(url: str, max_in_flight: int = 4) -> Client:
+def windback(url: str, max_in_flight: int = 4, **options: object) -> Client:
     from windback import Windback
 
     client = Windback(
+        **options,
         api_key="sk_test_bench",
         project_slug="bench",
         base_url=url,
@@ -83,6 +85,16 @@ def windback(url: str, max_in_flight: int = 4) -> Client:
         {"client": client},
         lambda timeout: client.flush(timeout=timeout),
     )
+
+
+def windback_journal(url: str) -> Client:
+    """What was accepted survives `kill -9`, in files where temporary files are."""
+    return windback(url, journal=tempfile.mkdtemp(prefix="windback-bench-"), max_journal_bytes=1 << 31)
+
+
+def windback_process(url: str) -> Client:
+    """The same in shared memory, and another process sends."""
+    return windback(url, worker="process", max_journal_bytes=1 << 31)
 
 
 def confluent_kafka(_url: str) -> Client:
@@ -215,10 +227,14 @@ def opentelemetry(url: str) -> Client:
     )
 
 
+#: This package in its set-ups.
+OWN = ("windback", "windback-journal", "windback-process")
 #: In the order of the tables.
 ADAPTERS = {
     "floor": Adapter(floor, "orjson", "import orjson", 200_000),
     "windback": Adapter(windback, "windback", "import windback", 200_000),
+    "windback-journal": Adapter(windback_journal, "windback", burst=200_000),
+    "windback-process": Adapter(windback_process, "windback", burst=200_000),
     "confluent-kafka": Adapter(
         confluent_kafka, "confluent-kafka", "from confluent_kafka import Producer", delivers=False
     ),

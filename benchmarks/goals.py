@@ -35,7 +35,8 @@ class Goal:
 
 
 def all_of(results: Results) -> list[Goal]:
-    return [*call(results), *busy(results), *delivery(results), *memory(results), *imports(results)]
+    parts = (call, busy, delivery, journal, memory, imports)
+    return [goal for part in parts for goal in part(results)]
 
 
 def call(results: Results) -> Iterator[Goal]:
@@ -71,6 +72,19 @@ def delivery(results: Results) -> Iterator[Goal]:
     four = results.get("50 ms", "windback", "rate")
     one = results.get("50 ms, max_in_flight=1", "windback", "rate")
     yield Goal("50 ms round trips, by one connection", ratio(four, one), 3.5, at_least=True)
+
+
+def journal(results: Results) -> Iterator[Goal]:
+    p50 = of(results, "1 thread", "p50")
+    yield Goal("journal: call p50, by memory's", ratio(p50("windback-journal"), p50("windback")), 2)
+    for step in ("8 busy threads", "32 busy threads"):
+        p99 = results.get(step, "windback-journal", "p99")
+        yield Goal(f"journal, {step}: p99 in µs", p99, 15)
+    for step, limit in (("8 threads, light", 1.2), ("40 threads, heavy", 1.1)):
+        rate, made = (results.get(step, "windback-process", field) for field in ("rate", "made_rate"))
+        yield Goal(f"process, {step}: delivered while made", ratio(rate, made), 0.99, at_least=True)
+        without = results.get(step, "floor", "made_rate")
+        yield Goal(f"process, {step}: made by the floor's", ratio(without, made), limit)
 
 
 def memory(results: Results) -> Iterator[Goal]:

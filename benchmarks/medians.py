@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from clients import ADAPTERS
+from clients import ADAPTERS, OWN
 
 PRODUCE_ALONE = "confluent-kafka-produce"
 
@@ -16,7 +16,7 @@ class Results:
         measured = {run["client"] for run in raw["runs"]}
         self.clients = [name for name in ADAPTERS if name in measured]
         #: Those that do the same job: an event in, queued bytes out.
-        self.peers = [name for name in self.clients if name not in ("floor", "windback", PRODUCE_ALONE)]
+        self.peers = [name for name in self.clients if name not in (*OWN, "floor", PRODUCE_ALONE)]
 
     def each(self, step: str, client: str) -> list[dict[str, Any]]:
         return [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, TypeVar
 
+from clients import OWN
+
 #: Work between two calls, as `sum(range(n))`: 26 µs, 0.27 ms and 2.7 ms where it was set up.
 LIGHT, MEDIUM, HEAVY = 2_000, 20_000, 200_000
 
@@ -48,7 +50,7 @@ def plan(*, quick: bool) -> list[Step]:
         "40 threads, heavy": {"threads": 40, "work": HEAVY},
     }
     seconds = size(2.0, 0.8)
-    own = ("floor", "windback")
+    own = ("floor", *OWN)
     slow = {"count": size(6_000, 4_000)}
     return [
         *(Step(name, "latency", arguments, call_alone=True) for name, arguments in calls.items()),
@@ -73,6 +75,6 @@ def plan(*, quick: bool) -> list[Step]:
             "memory",
             {"counts": [10**3, 10**4, 10**5, 10**6]},
             rounds=size(3, 1),
-            clients=own,
+            clients=("floor", "windback"),
         ),
     ]
