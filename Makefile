@@ -74,7 +74,7 @@ bench: $(BENCH)  ## measure, beside the peers
 
 .PHONY: clean
 clean:  ## remove whatever these commands made
-	rm -rf .venv .venv-demo .venv-bench .nox .mypy_cache .pytest_cache .ruff_cache build dist .coverage .coverage.*
+	rm -rf .venv .venv-demo .venv-bench .nox .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist .coverage .coverage.*
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A missing stamp means another interpreter, or an installation that broke off: begin anew.
