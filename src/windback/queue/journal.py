@@ -12,10 +12,11 @@ What processes that died left behind is adopted by `upkeep`, in a worker, withou
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable, Deque, Optional, Tuple
+from typing import Callable, Deque, List, Optional, Tuple
 from zlib import crc32
 
 from ..journal.format import (
@@ -33,7 +34,7 @@ from ..journal.ledger import OFFSET_BITS
 from ..journal.own import OwnJournal
 from ..journal.reader import Reader
 from ..journal.segment import Segment
-from .base import Source
+from .base import Batch, Source
 from .memory import nothing
 from .sourced import READ_AHEAD, Item, SourcedQueue
 
@@ -48,10 +49,13 @@ class JournalQueue(SourcedQueue):
     __slots__ = (
         "_claim",
         "_give_back",
+        "_is_released",
+        "_leased_in",
         "_max_in_memory",
         "_max_journal_bytes",
         "_own",
         "_reader",
+        "_tending",
         "_to_adopt",
     )
 
@@ -84,6 +88,10 @@ class JournalQueue(SourcedQueue):
         self._reader = None
         #: Names of directories that may be those of dead processes; None before anybody looked.
         self._to_adopt: Optional[Deque[str]] = None
+        #: Held by whoever tends the files: a worker, or who closes the client.
+        self._tending = threading.Lock()
+        self._is_released = False
+        self._leased_in = 0
 
     def _make_own(self) -> OwnJournal:
         return OwnJournal(self._root, self._max_journal_bytes)
@@ -162,6 +170,23 @@ class JournalQueue(SourcedQueue):
     def _name(self) -> str:
         return self._own.name
 
+    def take_in_leased(self, leased: List[Batch]) -> None:
+        """Queue batches that a reader found leased, without moving the positions of what waits.
+
+        They go out first, so whoever flushes now waits for them as well.
+        """
+        taken = self._taken
+        super().take_in_leased(leased)
+        self._leased_in += self._taken - taken
+        self._taken = taken
+        for batch in leased:
+            batch.position = taken - 1
+
+    def counts(self) -> Tuple[int, int, int, int]:
+        """Return (accepted, evicted, pending, leased) at one instant."""
+        accepted, evicted, pending, leased = super().counts()
+        return accepted + self._leased_in, evicted, pending, leased
+
     def has_room_for(self, size: int) -> bool:
         """Whether an event of *size* bytes would be accepted now."""
         own = self._own
@@ -188,6 +213,10 @@ class JournalQueue(SourcedQueue):
 
     def upkeep(self) -> Callable[[], object]:
         """Make segments ahead, remove those that are done with, read what the dead left. Raises nothing."""
+        with self._tending:
+            return nothing if self._is_released else self._tend()
+
+    def _tend(self) -> Callable[[], object]:
         self._own.upkeep()
         if self._to_adopt is None:
             self._to_adopt = self._look()
@@ -228,11 +257,13 @@ class JournalQueue(SourcedQueue):
 
     def release(self) -> None:
         """Close what is on disk; what is settled is removed, the rest is for who comes next."""
-        if self._reader is not None:
-            with suppress(OSError):
-                self._reader.clear()
-            self._reader.close()
-        self._own.release()
+        with self._tending:
+            self._is_released = True
+            if self._reader is not None:
+                with suppress(OSError):
+                    self._reader.clear()
+                self._reader.close()
+            self._own.release()
 
 
 def _adopt(root: Path, name: str) -> Optional[Reader]:
