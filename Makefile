@@ -52,6 +52,10 @@ pytest: $(DEV)  ## the tests alone
 stress: $(DEV)  ## 1,000 exits, 500 forks, the fault tests 20 times; ARGS='--repeats 0' leaves those out
 	$(BIN)/python tests/stress.py $(ARGS)
 
+.PHONY: torture
+torture: $(DEV)  ## kill -9 of applications that track, 200 times, and of senders; ARGS='--kills 20' for fewer
+	$(BIN)/python tests/torture.py --modes writer app sender both $(ARGS)
+
 .PHONY: coverage
 coverage: $(DEV)  ## the tests, and which lines and branches they miss
 	$(BIN)/coverage erase
