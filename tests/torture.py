@@ -27,8 +27,8 @@ from windback.devserver import DevServer
 
 HANGS_AFTER_S = 60
 THREADS = 8
-#: How long an application tracks before somebody is killed, at most. It makes 100,000 events a second: in some
-#: runs that goes on for many segments, else the time is for kills and not for deliveries.
+#: How long an application tracks before somebody is killed, at most. It makes 100,000 events a second: in
+#: some runs that goes on for many segments, else the time is for kills and not for deliveries.
 SHORT_S, LONG_S = 0.04, 0.4
 LONG_RUNS = 0.1
 

@@ -688,18 +688,22 @@ class Struck:
         for thread in self._threads:
             thread.start()
 
+    def _put_on(self, which):
+        self._ready[which] = True  # from here on it is left only by being struck
+        while not self._stop.is_set():
+            self.attempts[which] += 1
+            record = b"%d:%d" % (which, self.attempts[which])
+            if self._put(record):
+                self.accepted[which].append(record)
+            if self.attempts[which] % 30 == 0:
+                time.sleep(2e-5)  # so that who strikes gets a turn
+
     def _work(self, which):
-        accepted = self.accepted[which]
         while not self._stop.is_set():
             try:
-                self._ready[which] = True  # from here on it is left only by being struck
-                while not self._stop.is_set():
-                    self.attempts[which] += 1
-                    record = b"%d:%d" % (which, self.attempts[which])
-                    if self._put(record):
-                        accepted.append(record)
-                    if self.attempts[which] % 30 == 0:
-                        time.sleep(2e-5)  # so that who strikes gets a turn
+                self._put_on(
+                    which
+                )  # no loop in here: in Python 3.13 the jump back of one is outside of the `try`
             except StruckError:
                 self._ready[which] = False
                 self._hits[which] += 1
