@@ -125,9 +125,9 @@ def test_what_was_under_way_goes_out_again_under_its_key(server, run, root, even
     server.clear_faults()
     deliver_all(server, root, eventually)
     after = requests(server)[len(before) :]
-    sizes = dict(after)
-    assert set(before) <= set(after)
-    assert all(sizes[key] == size for key, size in before)
+    assert {key for key, _ in before} <= {key for key, _ in after}
+    # With a size of 0: the kill came while it was sent.
+    assert {(key, size) for key, size in before if size} <= set(after)
     assert numbers(server) == [-1, *range(50)]
 
 
@@ -336,8 +336,7 @@ def track(numbers):
 client = Windback(journal={str(root)!r}, flush_interval=3600)
 track(range(30))
 if os.fork():
-    sys.stdin.readline()  # the child is that far
-    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
 if {uses_it}:
     track(range(30, 60))
     while client._core.queue._to_adopt is None:  # it looked for dead processes, and found none
@@ -356,8 +355,7 @@ client.close()
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
     child = int(process.stdout.readline())
-    process.stdin.write(b"go\n")
-    process.stdin.flush()
+    process.kill()
     try:
         assert process.wait(20) == -signal.SIGKILL
         with Windback(**OPTIONS, base_url=server.url, journal=root, flush_interval=0.01) as client:
@@ -403,7 +401,7 @@ def test_two_processes_that_start_at_once_deliver_twenty_directories_once(server
     stats = client.stats()
     assert stats.accepted == stats.delivered == stats.adopted + 1
     assert client.close()
-    print(stats.adopted, flush=True)
+    os.write(1, f"{{stats.adopted}}\\n".encode())  # in one piece, beside the other's
     """
     starter = threading.Timer(1.0, (root / "go").touch)
     starter.start()
