@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import secrets
-import shutil
+import time
 from pathlib import Path
 from typing import List, Optional, Sequence
 
@@ -34,6 +34,8 @@ BAD, DEAD = "bad", "dead"
 
 _NAME = re.compile(r"[0-9a-f]{16}")
 _UNFINISHED = ".new"
+#: A directory takes a moment to make; one that takes so long belongs to a process that died meanwhile.
+_UNFINISHED_S = 3600.0
 _MOUNTS = Path("/proc/self/mountinfo")
 #: Where a store into a mapping of allocated blocks can't fail for lack of space.
 _MAPPED = frozenset({"ext2", "ext3", "ext4", "overlay", "ramfs", "tmpfs", "xfs"})
@@ -53,6 +55,8 @@ def filesystem(path: Path, mountinfo: Path = _MOUNTS) -> Optional[str]:
     real = str(path.resolve())
     for mount in mounts:
         fields = mount.split()
+        if len(fields) < 5 or "-" not in fields[5:-1]:
+            continue
         # proc(5): mount point, fifth; after a "-" of its own the type. Spaces in a path are octal there.
         point = re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), fields[4])
         inside = real == point or real.startswith(point.rstrip("/") + "/")
@@ -155,7 +159,7 @@ class Home:
         except BaseException:
             for lock in locks:
                 lock.close()
-            shutil.rmtree(unfinished, ignore_errors=True)
+            _remove_unfinished(unfinished)
             raise
         return locks
 
@@ -251,6 +255,24 @@ class Home:
         for lock in self._locks:
             lock.close()
         self._locks.clear()
+
+
+def sweep(root: Path) -> None:
+    """Remove directories whose making was cut off long ago. Raises OSError."""
+    for name in segment.listed(root):
+        stem = name[: -len(_UNFINISHED)]
+        if name.endswith(_UNFINISHED) and _NAME.fullmatch(stem):
+            made_s = (root / name).stat().st_mtime
+            if abs(time.time() - made_s) > _UNFINISHED_S:
+                _remove_unfinished(root / name)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    # Not by rmtree, which needs a file descriptor: maybe there is none left, and that is why.
+    with contextlib.suppress(OSError):
+        for name in (OWNER, DRAIN):
+            segment.remove(folder / name)
+        folder.rmdir()
 
 
 def _lock_all(folder: Path, names_of_locks: Sequence[str]) -> List[Lock]:

@@ -32,6 +32,8 @@ SPARES = 3
 #: What is left free on the disk for others, the smaller of the two.
 _FREE_BYTES, _FREE_PART = 64 * 1024 * 1024, 0.05
 _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 30.0
+#: A disk that is nearly full, and has room now and then, is worth a line this often, at most.
+_LINE_S = 60.0
 #: What the others have on the disk is counted this often, at most.
 _COUNT_S = 0.1
 #: How long the end waits for a caller in the middle of a `put`, which takes a few µs of its own time.
@@ -65,6 +67,8 @@ class OwnJournal:
         self._has_failed = False
         self._retry_at_s = 0.0
         self._retry_s = _RETRY_FIRST_S
+        self._line_at_s = 0.0
+        self._is_said = False
         #: Records in segments that are gone.
         self._retired = 0
 
@@ -154,7 +158,9 @@ class OwnJournal:
         if self.trouble is not None:
             self.trouble = None
             self._retry_s = _RETRY_FIRST_S
-            logger.info("journal %s: events are written to the disk again", self._root)
+            if self._is_said:
+                self._is_said = False
+                logger.info("journal %s: events are written to the disk again", self._root)
 
     @property
     def may_grow(self) -> bool:
@@ -192,16 +198,19 @@ class OwnJournal:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _fail(self, error: OSError) -> None:
-        if self.trouble is None:
+        now_s = time.monotonic()
+        if self.trouble is not None:
+            self._retry_s = min(2 * self._retry_s, _RETRY_CAP_S)
+        elif now_s >= self._line_at_s:
+            self._line_at_s = now_s + _LINE_S
+            self._is_said = True
             logger.warning(
                 "journal %s: %s; events are kept in memory meanwhile, where a killed process loses them",
                 self._root,
                 error.strerror or error,
             )
-        else:
-            self._retry_s = min(2 * self._retry_s, _RETRY_CAP_S)
         self.trouble = error
-        self._retry_at_s = time.monotonic() + self._retry_s
+        self._retry_at_s = now_s + self._retry_s
 
     # -- the drain side, under its lock --------------------------------------------------------
 

@@ -29,7 +29,7 @@ from ..journal.format import (
     SEGMENT_BYTES,
     ForeignError,
 )
-from ..journal.home import Home, names, open_root
+from ..journal.home import Home, names, open_root, sweep
 from ..journal.ledger import OFFSET_BITS
 from ..journal.own import OwnJournal
 from ..journal.reader import Reader
@@ -243,6 +243,7 @@ class JournalQueue(SourcedQueue):
 
     def _look(self) -> Deque[str]:
         with suppress(OSError):
+            sweep(self._root)
             return deque(names(self._root))
         return deque()
 
