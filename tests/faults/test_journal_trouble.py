@@ -602,6 +602,7 @@ def test_a_directory_that_is_removed_is_made_again(attempt, server, root, delive
     root = Path({str(root)!r})
     client = Windback(journal=root, flush_interval=3600, max_event_bytes=70_000)
     track(client, range(10))
+    until(lambda: not (client._core.queue.wants_upkeep or client._core.dispatcher._in_upkeep))
     shutil.rmtree(root)
     for n in range(10, 120):  # until the segments that nobody can find any more are full
         track(client, [n], 60_000)
