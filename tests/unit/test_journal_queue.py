@@ -559,6 +559,31 @@ def test_a_second_kill_while_adopting_doubles_nothing(make, root):
     assert list(root.iterdir()) == []
 
 
+def test_what_is_adopted_moves_no_position_of_what_waits(make):
+    """Else a flush that is on its way ends before the events that it waits for are sent."""
+    dead = make()
+    fill(dead, 130)
+    dead.take()
+    crash(dead)
+    made = make()
+    fill(made, 50, start=1_000)
+    _, target = made.queue.positions()
+    assert made.queue.unsettled_before(target) == 50
+    adopted = made.take()
+    assert len(adopted) == 100
+    assert made.queue.unsettled_before(target) >= 50
+    made.queue.ack(adopted)
+    assert made.queue.unsettled_before(target) == 50
+    own = made.take()
+    assert [int(record) for record in own.records] == list(range(1_000, 1_050))
+    assert made.queue.unsettled_before(target) == 50
+    made.queue.ack(own)
+    assert made.queue.unsettled_before(target) == 0
+    assert made.queue.counts() == (180, 0, 30, 0)
+    # Whoever flushes now waits for the rest of what was adopted too.
+    assert made.queue.unsettled_before(made.queue.positions()[1]) == 30
+
+
 def test_journals_of_several_dead_processes_are_read_one_after_the_other(make, root):
     dead = [make() for _ in range(5)]
     for n, made in enumerate(dead):
@@ -830,6 +855,34 @@ def test_a_put_that_finds_the_journal_released_raises(make, root):
     assert list(root.iterdir()) == []
 
 
+def test_the_end_waits_for_who_tends_the_files(make, root, monkeypatch):
+    made = make()
+    fill(made, 3)
+    made.drain()
+    entered, go_on = threading.Event(), threading.Event()
+    upkeep = made.queue._own.upkeep
+
+    def slow():
+        entered.set()
+        assert go_on.wait(10)
+        upkeep()
+
+    monkeypatch.setattr(made.queue._own, "upkeep", slow)
+    tending = threading.Thread(target=made.queue.upkeep)
+    tending.start()
+    assert entered.wait(10)
+    ending = threading.Thread(target=made.queue.release)
+    ending.start()
+    ending.join(0.1)
+    assert ending.is_alive()
+    go_on.set()
+    tending.join()
+    ending.join()
+    assert list(root.iterdir()) == []
+    made.queue.upkeep()()  # and nothing is made after it
+    assert list(root.iterdir()) == []
+
+
 # Without a mapping, and trouble
 
 
@@ -959,3 +1012,46 @@ def test_a_ledger_of_a_dead_process_goes_on_in_the_same_file(root):
     assert 64 in state.done[1]
     assert 88 not in state.done[1]
     last.close()
+
+
+def test_a_segment_that_cannot_be_removed_is_no_error_and_does_not_come_again(
+    make, root, monkeypatch, caplog
+):
+    made = make()
+    for n in range(40):
+        made.put(b"%d" % n * 50_000)
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("windback.journal.segment.remove", refused)
+    assert len(made.drain()) == 40
+    assert len([line for line in caplog.messages if "Permission denied" in line]) == 1
+    made.queue.release()
+    monkeypatch.undo()
+    assert files(root)
+    after = make()
+    assert after.drain() == []
+    after.queue.release()
+    assert list(root.iterdir()) == []
+
+
+def test_a_ledger_that_would_be_too_long_is_an_error_of_the_disk(root):
+    """Nothing makes one; but if something did, delivery would go on."""
+    root.mkdir()
+    home = Home.create(root, mapped=True, synced=False, drains=True)
+    ledger = Ledger.start(home)
+    for n in range(80_000):
+        ledger.state.leases[f"{n:032x}"] = [(1, 64, 88, 1)]
+
+    def lease_on():
+        while True:
+            ledger.lease("one", [(1, 64, 88, 1)] * 1_000)
+
+    with pytest.raises(OSError, match="too large"):
+        lease_on()
+    ledger.close()
+    home.close()
+    again = Home.adopt(root, home.name)
+    assert list(Ledger.resume(again).state.leases) == ["one"]
+    again.close()
