@@ -194,8 +194,8 @@ MOUNTS = """\
 25 22 0:23 / /srv/shared\\040files rw - nfs4 server:/x rw,vers=4.2
 26 22 0:24 / /srv rw - btrfs /dev/vdb rw
 27 25 0:25 / /srv/shared\\040files/local rw master:1 propagate_from:2 - xfs /dev/vdc rw
-28 22 0:26 / /home rw - ext4 /dev/vdd rw
-29 28 0:27 / /home rw - tmpfs none rw
+28 22 0:26 / /media rw - ext4 /dev/vdd rw
+29 28 0:27 / /media rw - tmpfs none rw
 odd
 
 """
@@ -210,7 +210,7 @@ odd
         ("/srv/shared files", "nfs4"),
         ("/srv/shared files/journal", "nfs4"),
         ("/srv/shared files/local/journal", "xfs"),
-        ("/home/jane", "tmpfs"),
+        ("/media/jane", "tmpfs"),
     ],
 )
 def test_the_type_of_a_file_system_is_that_of_the_innermost_mount(tmp_path, path, kind):
