@@ -45,8 +45,11 @@ IMPURE = {
     *("selectors", "signal", "socket", "ssl", "subprocess", "tenacity", "threading", "trio"),
 }
 # Imported only by who has it at hand: `http_client=` is an httpx client, a trio worker runs under trio, and
-# a plugin under pytest.
-LOADED_ALREADY = {("config", ":httpx"), ("workers.loops", ":trio"), ("testing", ":pytest")}
+# a plugin under pytest. Or done without: a progress bar is a plain line then.
+LOADED_ALREADY = {
+    *(("config", ":httpx"), ("workers.loops", ":trio"), ("testing", ":pytest")),
+    ("cli.common", ":tqdm"),
+}
 MAKERS = {
     *("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore", "Thread", "Timer"),
     *("LockType", "allocate_lock", "start_new_thread"),

@@ -97,11 +97,16 @@ def files(root: Path) -> List[Path]:
 
 def read(path: Path) -> Iterator[Letter]:
     """Yield the letters of one file, without a last line that was cut off. Raises OSError."""
+    return (letter for letter, _ in read_with_events(path))
+
+
+def read_with_events(path: Path) -> Iterator[Tuple[Letter, bytes]]:
+    """Yield the letters of one file, each with its event byte for byte. Raises OSError."""
     with path.open("rb") as lines:
         for line in lines:
             letter = _letter_of(line)
             if letter is not None:
-                yield letter
+                yield letter, event_of(line, letter)
 
 
 def count(path: Path) -> Tuple[int, int]:

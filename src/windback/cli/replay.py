@@ -1,0 +1,165 @@
+"""`windback journal replay`: dead letters become events again.
+
+An event is first written into a journal of this process, in the same root and on the disk itself, and only
+then is its letter removed. So a kill between the two doubles it, and no kill loses it: what this process
+leaves in its journal is delivered by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Callable, Collection, Deque, Dict, List, NamedTuple, Optional
+
+from windback.config import Config, resolve_for_sender
+from windback.core import Core
+from windback.journal import dead
+from windback.journal.segment import sync_folder
+from windback.queue.journal import JournalQueue
+
+from .common import Progress, stopped_by_signals
+
+#: Between two looks at how far it is (seconds).
+_LOOK_S = 0.2
+#: What a request that is under way at the end may take (seconds).
+_CLOSE_S = 1.0
+
+
+class Outcome(NamedTuple):
+    """What became of dead letters. kept: those that were not asked for, or could not be replayed.
+
+    trouble: why not all of them were.
+    """
+
+    replayed: int = 0
+    delivered: int = 0
+    rejected: int = 0
+    left: int = 0
+    kept: int = 0
+    trouble: Optional[str] = None
+
+    def to_json(self) -> Dict[str, object]:
+        """Return the numbers."""
+        fields = self._asdict()
+        fields.pop("trouble")
+        return fields
+
+
+class _ReplayQueue(JournalQueue):
+    """Adopts nothing, so that what is counted is what was replayed."""
+
+    __slots__ = ()
+
+    def _look(self) -> Deque[str]:
+        return deque()
+
+    def sync(self) -> None:
+        """Have all that was put on the disk itself. Raises OSError."""
+        folders = set()
+        for segment_id, segment in list(self._own.segments.items()):
+            try:
+                segment.sync()
+            except (OSError, ValueError):
+                if segment_id in self._own.segments:
+                    raise
+                # delivered and removed meanwhile
+            else:
+                folders.add(segment.path.parent)
+        for folder in folders:
+            sync_folder(folder)
+        sync_folder(self._root)
+
+
+class Replay:
+    """See the module. Raises ConfigurationError."""
+
+    def __init__(self, root: Path, base_url: Optional[str], *, compress: bool) -> None:
+        self._root = root
+        self._outcome = Outcome()
+        self._is_stopping = False
+        self._core = Core(_config(root, base_url, compress=compress), make_queue=self._make_queue)
+
+    def _make_queue(self, wake: Callable[[], None], on_full: Callable[[str], None]) -> JournalQueue:
+        self._queue = _ReplayQueue(0, 0, "drop_newest", wake, on_full, self._root, 1 << 62)
+        return self._queue
+
+    def run(self, reasons: Collection[str], timeout: Optional[float]) -> Outcome:
+        """Replay the letters with one of these reasons, or all if there are none. Raises OSError."""
+        with stopped_by_signals(self._stop):
+            try:
+                for path in dead.files(self._root):
+                    if not self._is_stopping:
+                        self._take(path, reasons)
+                self._deliver(timeout)
+            finally:
+                self._core.close(None)
+        stats = self._core.stats()
+        return self._outcome._replace(delivered=stats.delivered, rejected=stats.rejected, left=stats.pending)
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+
+    def _take(self, path: Path, reasons: Collection[str]) -> None:
+        try:
+            taking = dead.Taking(path)
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            self._note(f"{path}: another replay is at work on it", kept=dead.count(path)[0])
+            return
+        with taking:
+            rest: List[bytes] = []
+            count = kept = 0
+            is_full = False
+            for line, letter in taking.lines():
+                if letter is None:
+                    rest.append(line)
+                elif (reasons and letter.reason not in reasons) or is_full:
+                    rest.append(line)
+                    kept += 1
+                elif self._queue.put(dead.event_of(line, letter)):
+                    count += 1
+                else:
+                    is_full = True
+                    rest.append(line)
+                    kept += 1
+            if count:
+                self._queue.sync()
+                taking.keep(rest)
+        self._outcome = self._outcome._replace(replayed=self._outcome.replayed + count)
+        self._note("the journal has no room for more" if is_full else None, kept=kept)
+
+    def _note(self, trouble: Optional[str], *, kept: int) -> None:
+        self._outcome = self._outcome._replace(
+            kept=self._outcome.kept + kept, trouble=trouble or self._outcome.trouble
+        )
+
+    def _deliver(self, timeout: Optional[float]) -> None:
+        """Send it all; without a timeout it gives up when a batch used up its retries."""
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+        with Progress("replayed", self._outcome.replayed, "letters") as progress:
+            while not self._is_stopping:
+                left_s = _LOOK_S if deadline_s is None else min(_LOOK_S, deadline_s - time.monotonic())
+                is_done = left_s <= 0 or bool(self._core.flush(left_s))
+                stats = self._core.stats()
+                progress.show(stats.delivered + stats.rejected)
+                if is_done or (deadline_s is None and stats.problem):
+                    return
+
+
+def _config(root: Path, base_url: Optional[str], *, compress: bool) -> Config:
+    return resolve_for_sender(
+        api_key=None,
+        base_url=base_url,
+        journal=root,
+        timeout=10.0,
+        max_retries=3,
+        batch_size=100,
+        max_batch_bytes=500_000,
+        flush_interval=1.0,
+        max_in_flight=4,
+        compress=compress,
+        on_delivery=None,
+        shutdown_timeout=_CLOSE_S,
+    )

@@ -1,0 +1,424 @@
+"""What is in journals, for people: reads alone, changes nothing, and holds up nobody.
+
+Of living processes this is a picture of one moment that may be blurred: the ledger is read first, then one
+segment after the other, so an event that is delivered meanwhile may still be called waiting. What vanishes
+while it is looked at is done with.
+
+Whether a process lives is what its lock says. A shared lock is tried, without waiting, and closed at once. It
+meets nobody who makes a directory, for that is locked under another name; who tries in these microseconds to
+adopt the directory of a dead process takes it for a living one's, and leaves it to the next.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from . import dead, segment
+from . import format as fmt
+from .home import BAD, DEAD, DRAIN, OWNER, names
+from .ledger import State, state_of
+
+#: How often a ledger is looked for again that was replaced while it was read.
+_TRIES = 5
+
+WAITING, LEASED, DONE = "waiting", "leased", "done"
+
+
+class Problem(NamedTuple):
+    """Something to know of a file. lost: records that are known to be missing."""
+
+    path: Path
+    text: str
+    lost: int = 0
+
+
+class Scanned(NamedTuple):
+    """What one segment of events holds."""
+
+    path: Path
+    size: int
+    header: Optional[fmt.Header]
+    waiting: int
+    leased: int
+    done: int
+    damage: Optional[Problem]
+
+
+class Record(NamedTuple):
+    """An event in a journal: where it stands and how far it is (WAITING, LEASED or DONE)."""
+
+    directory: str
+    segment_id: int
+    at: int
+    state: str
+    payload: bytes
+
+
+class Home(NamedTuple):
+    """A directory of a process. newer: what it says of itself, if it is of a version unknown here.
+
+    is_alive: whether its process lives; is_attended: whether somebody sends what is in it.
+    """
+
+    name: str
+    folder: Path
+    is_alive: bool
+    is_attended: bool
+    ledger: State
+    newer: Optional[Problem]
+
+
+class Directory(NamedTuple):
+    """The sums of a directory. pid and created are those of its oldest segment of events."""
+
+    name: str
+    is_alive: bool
+    is_attended: bool
+    pid: Optional[int] = None
+    created: Optional[str] = None
+    segments: int = 0
+    size: int = 0
+    waiting: int = 0
+    leased: int = 0
+    done: int = 0
+    newer: Optional[str] = None
+
+    @property
+    def undelivered(self) -> int:
+        """How many events are not off our hands."""
+        return self.waiting + self.leased
+
+
+class Findings(NamedTuple):
+    """What `check` found."""
+
+    segments: int
+    ledgers: int
+    events: int
+    damage: List[Problem]
+    newer: List[Problem]
+    foreign: List[Path]
+    unfinished: List[Path]
+    set_aside: List[Path]
+
+
+def problem_of(root: Path) -> Optional[str]:
+    """Say why *root* is no place where a journal may be; None if it is one. An empty one is: all was sent."""
+    try:
+        found = segment.listed(root) if root.is_dir() else None
+    except OSError as error:
+        return f"{str(root)!r} can't be read: {error.strerror}"
+    if found is None:
+        return f"{str(root)!r} {'is no directory' if root.exists() else 'does not exist'}"
+    if found and len(_foreign(root)) == len(found):
+        return f"{str(root)!r} holds no journal"
+    return None
+
+
+def homes(root: Path) -> Iterator[Home]:
+    """Yield what is known of each directory before its segments are read."""
+    for name in names(root):
+        folder = root / name
+        if not folder.is_dir():
+            continue
+        is_alive, is_attended = is_held(folder / OWNER), is_held(folder / DRAIN)
+        newer = _newer(folder)
+        ledger = State({}, {}) if newer is not None else _read_ledger(folder, int(name, 16))
+        yield Home(name, folder, is_alive, is_attended, ledger, newer)
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody has the lock on a lock file; of one that can't be opened, by others' rights, too."""
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def count_segments(root: Path) -> int:
+    """Return how many segments of events there are under *root*."""
+    return sum(len(segment.ids(root / name, fmt.EVENTS)) for name in names(root))
+
+
+def directory(home: Home) -> Directory:
+    """Count what is in a directory. Raises OSError."""
+    total = Directory(home.name, home.is_alive, home.is_attended)
+    if home.newer is not None:
+        return total._replace(newer=home.newer.text)
+    for scanned in segments(home):
+        header = scanned.header
+        if header is not None and total.pid is None:
+            total = total._replace(pid=header.pid, created=_time(header.created_ns))
+        total = total._replace(
+            segments=total.segments + 1,
+            size=total.size + scanned.size,
+            waiting=total.waiting + scanned.waiting,
+            leased=total.leased + scanned.leased,
+            done=total.done + scanned.done,
+        )
+    return total
+
+
+def unattended(root: Path) -> Iterator[Directory]:
+    """Yield the directories that nobody sends from. Raises OSError."""
+    return (directory(home) for home in homes(root) if not home.is_attended)
+
+
+def segments(home: Home) -> Iterator[Scanned]:
+    """Scan the segments of events of a directory, oldest first; one at a time is in memory."""
+    for segment_id in segment.ids(home.folder, fmt.EVENTS):
+        path = segment.path_of(home.folder, fmt.EVENTS, segment_id)
+        read = _read(path, is_alive=home.is_alive)
+        if read is not None:
+            yield _scan(home, path, segment_id, read)
+
+
+def events(root: Path) -> Iterator[Record]:
+    """Yield the events that are not off our hands, directory by directory, in order."""
+    for home in homes(root):
+        if home.newer is not None:
+            continue
+        for segment_id in segment.ids(home.folder, fmt.EVENTS):
+            read = _read(segment.path_of(home.folder, fmt.EVENTS, segment_id), is_alive=home.is_alive)
+            if read is None:
+                continue
+            marks = _Marks(home.ledger, segment_id)
+            for record in read.records(int(home.name, 16), segment_id, fmt.EVENTS):
+                state = marks.state_at(record.at)
+                if state != DONE:
+                    yield Record(home.name, segment_id, record.at, state, record.payload)
+
+
+def dead_letters(root: Path) -> int:
+    """Return how many dead letters there are. Raises OSError."""
+    return sum(dead.count(path)[0] for path in dead.files(root))
+
+
+def set_aside(root: Path) -> List[Path]:
+    """Return the damaged segments that were put aside."""
+    return sorted(root / BAD / name for name in segment.listed(root / BAD))
+
+
+def check(root: Path) -> Iterator[Findings]:
+    """Scan all there is; yields what was found so far after each segment, and at the end. Raises OSError."""
+    found = Findings(0, 0, 0, [], [], _foreign(root), [], set_aside(root))
+    found.unfinished.extend(root / name for name in segment.listed(root) if _is_unfinished_home(name))
+    for home in homes(root):
+        _sort_names(home.folder, found)
+        if home.newer is not None:
+            found.newer.append(home.newer)
+            continue
+        for scanned in segments(home):
+            if scanned.damage is not None:
+                found.damage.append(scanned.damage)
+            found = found._replace(
+                segments=found.segments + 1,
+                events=found.events + scanned.waiting + scanned.leased + scanned.done,
+            )
+            yield found
+        for damage in _check_ledgers(home):
+            found = found._replace(ledgers=found.ledgers + 1)
+            if damage is not None:
+                found.damage.append(damage)
+    for path in dead.files(root):
+        broken = dead.count(path)[1]
+        if broken:
+            found.damage.append(Problem(path, "lines that are no dead letters", broken))
+    yield found
+
+
+class _Marks:
+    """Which parts of a segment are done, and which are leased; asked for ascending offsets."""
+
+    def __init__(self, ledger: State, segment_id: int) -> None:
+        done = ledger.done.get(segment_id)
+        parts: List[Tuple[int, int, str]] = [] if done is None else [(*part, DONE) for part in done.parts]
+        parts += [
+            (start, end, LEASED)
+            for extents in ledger.leases.values()
+            for id_, start, end, _ in extents
+            if id_ == segment_id
+        ]
+        self._parts = sorted(parts)
+        self._next = 0
+
+    def state_at(self, at: int) -> str:
+        """Return how far the event at an offset is."""
+        parts = self._parts
+        while self._next < len(parts) and parts[self._next][1] <= at:
+            self._next += 1
+        if self._next < len(parts) and parts[self._next][0] <= at:
+            return parts[self._next][2]
+        return WAITING
+
+
+class _Read(NamedTuple):
+    """The bytes of a segment. is_whole: nothing will be written to it any more."""
+
+    data: bytes
+    is_whole: bool
+
+    def records(self, nonce: int, segment_id: int, kind: int) -> Iterator[fmt.Record]:
+        """Yield its valid records; of one that may grow, up to where no valid one stands."""
+        start = fmt.seed(nonce, segment_id, kind)
+        return fmt.scan(self.data, start) if self.is_whole else fmt.prefix(self.data, start)
+
+
+def _read(path: Path, *, is_alive: bool) -> Optional[_Read]:
+    """Return a segment; None if it is gone. Raises OSError."""
+    try:
+        with path.open("rb") as file:
+            # In this order: what is written after it was sealed is nothing.
+            is_whole = not is_alive or any(os.pread(file.fileno(), fmt.END.size, fmt.END_AT))
+            return _Read(file.read(fmt.SEGMENT_BYTES), is_whole)
+    except FileNotFoundError:
+        return None
+
+
+def _scan(home: Home, path: Path, segment_id: int, read: _Read) -> Scanned:
+    nonce = int(home.name, 16)
+    counts = {WAITING: 0, LEASED: 0, DONE: 0}
+    marks = _Marks(home.ledger, segment_id)
+    gaps = _Gaps()
+    for record in read.records(nonce, segment_id, fmt.EVENTS):
+        gaps.take(record)
+        counts[marks.state_at(record.at)] += 1
+    header, wrong = _header(read.data, fmt.EVENTS, segment_id, nonce)
+    damage = _damage(path, read, gaps, wrong)
+    return Scanned(path, len(read.data), header, counts[WAITING], counts[LEASED], counts[DONE], damage)
+
+
+class _Gaps:
+    """What is missing between the records of a segment."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self.until = fmt.HEADER_BYTES
+        self._sequence = -1
+
+    def take(self, record: fmt.Record) -> None:
+        """Take in the next record."""
+        if record.sequence != self._sequence + 1:
+            self.lost += max(1, record.sequence - self._sequence - 1)
+        self._sequence, self.until = record.sequence, record.until
+
+
+def _damage(path: Path, read: _Read, gaps: _Gaps, header: Optional[str]) -> Optional[Problem]:
+    texts = [] if header is None else [header]
+    if len(read.data) < fmt.SEGMENT_BYTES:
+        texts.append(f"cut short: {len(read.data):,} of {fmt.SEGMENT_BYTES:,} bytes")
+    if gaps.lost:
+        texts.append("damaged between records")
+    # A length was written there; a record that was not accepted has none.
+    if read.is_whole and any(read.data[gaps.until : gaps.until + 4]):
+        texts.append("damaged behind the last record")
+    lost = gaps.lost
+    (end,) = fmt.END.unpack_from(read.data.ljust(fmt.HEADER_BYTES, b"\0"), fmt.END_AT)
+    if end > gaps.until:
+        lost += 1
+        texts.append(f"sealed at {end}, but the last record ends at {gaps.until}")
+    return Problem(path, "; ".join(texts), lost) if texts else None
+
+
+def _header(
+    data: bytes, kind: int, segment_id: int, nonce: int
+) -> Tuple[Optional[fmt.Header], Optional[str]]:
+    """Return the header, and what is wrong with it."""
+    try:
+        header = fmt.read_header(data)
+    except fmt.ForeignError as error:
+        return None, str(error)
+    if (header.kind, header.segment_id, header.nonce) != (kind, segment_id, nonce):
+        return header, "the header of this segment is that of another one"
+    return header, None
+
+
+def _newer(folder: Path) -> Optional[Problem]:
+    """Return the first segment of a version unknown here, which has all of the directory left alone."""
+    for kind in (fmt.EVENTS, fmt.LEDGER):
+        for segment_id in segment.ids(folder, kind):
+            path = segment.path_of(folder, kind, segment_id)
+            try:
+                with path.open("rb") as file:
+                    fmt.read_header(file.read(fmt.HEADER_BYTES))
+            except fmt.NewerError as error:
+                return Problem(path, str(error))
+            except (fmt.ForeignError, FileNotFoundError):
+                continue
+    return None
+
+
+def _read_ledger(folder: Path, nonce: int) -> State:
+    """Return what the newest ledger with a snapshot says; nothing is leased or done without one."""
+    for _ in range(_TRIES):
+        is_gone = False
+        for segment_id in reversed(segment.ids(folder, fmt.LEDGER)):
+            read = _read(segment.path_of(folder, fmt.LEDGER, segment_id), is_alive=False)
+            if read is None:
+                is_gone = True
+                continue
+            state = state_of(list(read.records(nonce, segment_id, fmt.LEDGER)))
+            if state is not None:
+                return state
+        if not is_gone:
+            break
+    return State({}, {})
+
+
+def _check_ledgers(home: Home) -> Iterator[Optional[Problem]]:
+    """Yield for each ledger of a directory what is wrong with it."""
+    nonce = int(home.name, 16)
+    for segment_id in segment.ids(home.folder, fmt.LEDGER):
+        path = segment.path_of(home.folder, fmt.LEDGER, segment_id)
+        read = _read(path, is_alive=home.is_attended)  # who sends writes it
+        if read is None:
+            continue
+        gaps = _Gaps()
+        for record in read.records(nonce, segment_id, fmt.LEDGER):
+            gaps.take(record)
+        _, wrong = _header(read.data, fmt.LEDGER, segment_id, nonce)
+        yield _damage(path, read, gaps, wrong)
+
+
+def _sort_names(folder: Path, found: Findings) -> None:
+    ours = {OWNER, DRAIN}
+    for kind in (fmt.EVENTS, fmt.LEDGER):
+        ours.update(segment.path_of(folder, kind, each).name for each in segment.ids(folder, kind))
+    for name in sorted(segment.listed(folder)):
+        if segment.is_unfinished(name):
+            found.unfinished.append(folder / name)
+        elif name not in ours:
+            found.foreign.append(folder / name)
+
+
+def _foreign(root: Path) -> List[Path]:
+    """Return what lies in the root and is not ours."""
+    ours: Sequence[str] = (BAD, DEAD, *names(root))
+    return [
+        root / name
+        for name in sorted(segment.listed(root))
+        if not ((name in ours or _is_unfinished_home(name)) and (root / name).is_dir())
+    ]
+
+
+def _is_unfinished_home(name: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{16}\.new", name) is not None
+
+
+def _time(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds // 10**9, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
