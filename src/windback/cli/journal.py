@@ -177,7 +177,7 @@ def stats(root: Path, given: argparse.Namespace) -> int:
         )
         return 0
     rows: List[Sequence[object]] = [
-        ("directory", "process", "sent", "pid", "created", "segments", "bytes", "waiting", "leased", "done")
+        ("directory", "process", "sender", "pid", "created", "segments", "bytes", "waiting", "leased", "done")
     ]
     rows += [
         (
@@ -219,7 +219,7 @@ def _describe(each: Directory) -> Dict[str, object]:
     return {
         "name": fields.pop("name"),
         "process": state,
-        "sent": fields.pop("is_attended"),
+        "sender": fields.pop("is_attended"),
         **_sized(fields),
     }
 
