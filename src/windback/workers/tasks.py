@@ -68,6 +68,8 @@ class _Home:
         self._left: Optional[TaskWaker] = None
         #: The loop is going down: nothing may be started in it any more.
         self.ended = False
+        #: The resident is gone, and the connections are closed.
+        self.is_closed = False
         self._is_loaded = False
 
     def adopt(self, transport: AsyncTransport) -> AsyncTransport:
@@ -100,6 +102,12 @@ class _Home:
                 yield
             finally:
                 self._scopes.discard(scope)
+
+    def vacate(self) -> None:
+        """Tell whoever waits in `TaskWorkers.close` that the resident is gone, or never came."""
+        self.ended = self.is_closed = True
+        if self.stopped is not None:
+            self.stopped.release()
 
     async def close(self) -> None:
         """End the workers, then close the connections.
@@ -200,7 +208,7 @@ class TaskWorkers:
             self._homes = {key: other for key, other in self._homes.items() if not other.ended}
             home = self._homes[loop.key] = _Home(loop)
             resident = home
-            loop.spawn(lambda: self._reside(resident), lambda: setattr(resident, "ended", True))
+            loop.spawn(lambda: self._reside(resident), resident.vacate)
         return home
 
     async def transport(self) -> AsyncTransport:
@@ -226,15 +234,14 @@ class TaskWorkers:
     async def _reside(self, home: _Home) -> None:
         try:
             await home.load()
-            home.stop, home.stopped = TaskWaker(home.loop), TaskWaker(home.loop)
+            home.stop = TaskWaker(home.loop)
             if not home.ended:
                 await home.stop.sleep(None)
         finally:
             try:
                 await home.close()
             finally:
-                if home.stopped is not None:
-                    home.stopped.release()
+                home.vacate()
 
     async def _main(self, home: _Home) -> None:
         try:
@@ -314,9 +321,13 @@ class TaskWorkers:
     async def close(self) -> None:
         """Close the connections of the running loop. Called again, it waits for what a first call began."""
         home = self._homes.get(current_loop().key)
-        if home is None:
+        if home is None or home.is_closed:
             return
         home.ended = True
-        if home.stop is not None and home.stopped is not None:
+        await home.load()  # the resident may be at it still, and can't be told to stop before
+        if home.stop is not None:
             home.stop.release()
+        if not home.is_closed:
+            if home.stopped is None:
+                home.stopped = TaskWaker(home.loop)
             await home.stopped.sleep(None)

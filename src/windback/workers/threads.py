@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import importlib
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Callable, Optional, Set
@@ -64,11 +66,24 @@ class ThreadWorkers:
         Not `Thread.start`, which waits until the new thread has run: in a busy process that takes as long
         as everybody's turn at the interpreter, and the caller may be a request.
         """
+        if self._transport is None and "gevent" in sys.modules:
+            self._load_for_gevent()
         try:
             _thread.start_new_thread(self._main, ())
         except RuntimeError:  # out of threads, or the interpreter is going down
             return False
         return True
+
+    def _load_for_gevent(self) -> None:
+        """Load httpx now: at the exit, under gevent, it can't be, for that forks and registers exit handlers.
+
+        A greenlet that loads it later would hold up all others for as long.
+        """
+        with contextlib.suppress(Exception):  # whoever sends meets it again, and says so
+            self.transport()
+            importlib.import_module("concurrent.futures.thread")
+            # Names are resolved in threads of the hub's pool; one that is there can be used at the exit, too.
+            importlib.import_module("gevent").get_hub().threadpool.spawn(int)
 
     @property
     def is_current(self) -> bool:
