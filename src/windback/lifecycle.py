@@ -132,6 +132,7 @@ def _follow() -> None:
     if celery is not None and "celery" not in _followed:
         _followed.add("celery")
         celery.worker_process_shutdown.connect(_on_celery_exit, weak=False)
+        celery.worker_shutdown.connect(_on_celery_shutdown, weak=False)
 
 
 def _finalize(util: ModuleType) -> None:
@@ -141,6 +142,19 @@ def _finalize(util: ModuleType) -> None:
 
 def _on_celery_exit(**_: object) -> None:
     _at_exit()
+
+
+def _on_celery_shutdown(**_: object) -> None:
+    # The exit handlers run later, when a gevent pool's threads, which resolve names, are gone for good.
+    flush_all()
+
+
+def flush_all() -> None:
+    """Deliver what all clients hold, within the longest of their deadlines, all of them at the same time."""
+    started_s = time.monotonic()
+    waits = [core.flush_from_outside(started_s + core.shutdown_timeout) for core in cores()]
+    for wait in waits:
+        wait()
 
 
 def _before_fork() -> None:

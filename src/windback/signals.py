@@ -95,10 +95,7 @@ def _drain(number: int, delay: _Delay) -> None:
     if hurries:
         sys.setswitchinterval(_SWITCH_S)
     try:
-        started_s = time.monotonic()
-        waits = [core.flush_from_outside(started_s + core.shutdown_timeout) for core in lifecycle.cores()]
-        for wait in waits:
-            wait()
+        lifecycle.flush_all()
     finally:
         if hurries:
             sys.setswitchinterval(switch_s)
