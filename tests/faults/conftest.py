@@ -34,7 +34,7 @@ def _interruptible() -> Iterator[None]:
 def _no_sender_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A sender tries for minutes to deliver what is left; its port may be a later test's server by then."""
     mark = uuid.uuid4().hex
-    monkeypatch.setenv("WINDBACK_TEST", mark)
+    monkeypatch.setenv("TEST_MARK", mark)  # no name of ours: `run` takes those out
     yield
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

@@ -122,7 +122,9 @@ def check_end(server, client, answers, reports):
     assert stats.pending == stats.in_flight == stats.pending_bytes == 0
     assert stats.accepted == stats.delivered + stats.rejected + stats.dropped
     assert (stats.worker_deaths, stats.hook_errors) == (0, 0)
-    arrived = Counter(stored.properties["who"] for stored in server.events())
+    events = server.events()
+    assert [stored for stored in events if "who" not in stored.properties] == []
+    arrived = Counter(stored.properties["who"] for stored in events)
     assert set(arrived) <= {who for who, answer in answers.items() if answer is True}
     assert {who: times for who, times in arrived.items() if times > 1} == {}
     assert len(arrived) == stats.delivered

@@ -84,6 +84,15 @@ class Program:
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.02)
 
+    def wait_until_uwsgi_sleeps(self, after) -> None:
+        """Without a master uWSGI skips the exit handlers while it is still at the end of a request."""
+
+        def is_asleep():
+            state = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2]
+            return self.said().count(" => generated ") == after and state.split()[0] == "S"
+
+        self.wait_for(is_asleep)
+
     def end(self, number=signal.SIGTERM, within_s=40.0) -> None:
         self.process.send_signal(number)
         try:
@@ -267,6 +276,7 @@ def test_uwsgi_without_a_master(server, start):
     program = start(WSGI, *uwsgi(port, "--enable-threads"))
     program.wait_for(lambda: answers(port))
     ask(port, 10)
+    program.wait_until_uwsgi_sleeps(after=10)
     program.end()
     assert requests(server) == list(range(10)), program.said()
     assert len(boots(server)) == 1
@@ -279,6 +289,7 @@ def test_uwsgi_without_threads(server, start, master):
     program.wait_for(lambda: answers(port))
     ask(port, 20)
     ask(port, 5, "/flush", start=20)
+    program.wait_until_uwsgi_sleeps(after=25)
     program.end()
     assert requests(server) == list(range(25)), program.said()
     assert "uWSGI runs without --enable-threads" in program.said()
