@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from .journal.counters import Block
+    from .queue.shared import SharedQueue
+    from .workers.link import Link
+
 Client = TypeVar("Client", bound="_Client")
 
 
@@ -44,7 +48,7 @@ class _Client:
         max_journal_bytes: int = 256 * 1024 * 1024,
         timeout: float = 10.0,
         max_retries: int = 3,
-        worker: Optional[str] = None,
+        worker: Optional[str] = "auto",
         max_queue_size: int = 100_000,
         max_queue_bytes: int = 64 * 1024 * 1024,
         max_event_bytes: int = 65_536,
@@ -77,10 +81,11 @@ class _Client:
         disk has trouble, events are kept in memory, within max_queue_size and max_queue_bytes.
         timeout: seconds; for a plain call one deadline over all its retries, for a batch of the
         background worker the limit of one try. max_retries: after failures that another try may mend.
-        worker: "thread"; for AsyncWindback "task" (the default) or "thread", which keeps the work of
-        sending off the event loop. "process": a process of its own sends, so that busy threads and it do
-        not wait for each other; it reads the journal, which is in shared memory if `journal` is None,
-        and outlives this process until all is delivered.
+        worker: "thread"; for AsyncWindback "task" or "thread", which keeps the work of sending off the
+        event loop; "auto" is the first of these. "process": a process of its own sends, so that busy
+        threads and it do not wait for each other; it reads the journal, which is in shared memory if
+        `journal` is None, and outlives this process until all is delivered. None: nobody here sends, so
+        `windback relay` has to; close() and the end of the process then wait for nothing.
         max_queue_size: events that may wait (overrun by no more than one for each thread that calls
         at the same moment); max_queue_bytes: bytes of events held, those being sent included (exact);
         max_event_bytes: of one event as JSON.
@@ -114,7 +119,7 @@ class _Client:
             max_journal_bytes=max_journal_bytes,
             timeout=timeout,
             max_retries=max_retries,
-            worker=("task" if self._is_async else "thread") if worker is None else worker,
+            worker=worker,
             max_queue_size=max_queue_size,
             max_queue_bytes=max_queue_bytes,
             max_event_bytes=max_event_bytes,
@@ -509,18 +514,28 @@ class AsyncWindback(_Client):
 
 
 def _make_core(config: Config, *, is_async: bool) -> Core:
-    if config.worker != "process" or not config.enabled:
+    if config.worker not in ("process", None) or not config.enabled:
         return Core(config, is_async=is_async)
     from .remote import RemoteCore
-    from .workers.link import HereSender
-    from .workers.protocol import Block
+
+    return RemoteCore(config, _to_relay if config.worker is None else _to_sender, is_async=is_async)
+
+
+def _to_relay(config: Config, queue: SharedQueue) -> Link:
+    from .workers.elsewhere import RelayLink
+
+    return RelayLink(config, queue)
+
+
+def _to_sender(config: Config, queue: SharedQueue) -> Link:
+    from .workers.process import HereSender, SenderLink
 
     def make_sender(config: Config, name: str, commands: int, answers: int, block: Block) -> HereSender:
         from .sender import Sender  # loads httpx
 
         return Sender(config, name, commands, answers, block)
 
-    return RemoteCore(config, make_sender, is_async=is_async)
+    return SenderLink(config, queue, make_sender)
 
 
 def _new_key() -> str:

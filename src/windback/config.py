@@ -63,7 +63,7 @@ class Config:
     max_journal_bytes: int
     timeout: float
     max_retries: int
-    worker: str
+    worker: Optional[str]
     max_queue_size: int
     max_queue_bytes: int
     max_event_bytes: int
@@ -122,9 +122,7 @@ def resolve(*, is_async: bool, **options: object) -> Config:
         ),
         timeout=_positive("timeout", options["timeout"]),
         max_retries=_count("max_retries", options["max_retries"], at_least=0),
-        worker=_choice(
-            "worker", options["worker"], ("task", "thread", "process") if is_async else ("thread", "process")
-        ),
+        worker=_worker(options, is_async=is_async),
         max_queue_size=_count("max_queue_size", options["max_queue_size"]),
         max_queue_bytes=_count("max_queue_bytes", options["max_queue_bytes"]),
         max_event_bytes=_count("max_event_bytes", options["max_event_bytes"]),
@@ -322,6 +320,24 @@ def _directory(name: str, value: object) -> Path:
     return path
 
 
+def _worker(options: Mapping[str, object], *, is_async: bool) -> Optional[str]:
+    worker = options["worker"]
+    if worker is not None:
+        choices = ("auto", *(("task",) if is_async else ()), "thread", "process", None)
+        chosen = _choice("worker", worker, choices)
+        return ("task" if is_async else "thread") if chosen == "auto" else chosen
+    if options["enabled"] and _given(options["journal"], "WINDBACK_JOURNAL") is None:
+        message = "worker=None needs journal=…, a directory in which `windback relay` finds the events"
+        raise ConfigurationError(message)
+    if options["on_delivery"] is not None:
+        message = (
+            "on_delivery is never called with worker=None, as a relay delivers; "
+            "give it to windback.relay.Relay, or choose another worker"
+        )
+        raise ConfigurationError(message)
+    return None
+
+
 def _positive(name: str, value: object, *, zero: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         message = f"{name} must be a number of seconds, not {value!r}"
@@ -352,7 +368,7 @@ def _boolean(name: str, value: object) -> bool:
     return value
 
 
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+def _choice(name: str, value: object, choices: tuple[Optional[str], ...]) -> str:
     if value not in choices:
         message = f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}"
         raise ConfigurationError(message)

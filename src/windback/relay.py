@@ -106,7 +106,7 @@ class JournalSender:
 
 
 class Relay(JournalSender):
-    """See the module. Safe to use from several threads; `run` is for one of them."""
+    """See the module. Safe to use from several threads; `run` and `drain` are for one of them."""
 
     def __init__(
         self,
@@ -147,3 +147,12 @@ class Relay(JournalSender):
             shutdown_timeout=shutdown_timeout,
         )
         super().__init__(config, None, poll_interval)
+
+    def poll(self) -> bool:
+        """Look for events once, have the workers send them, and tell living processes how far they are."""
+        is_busy = super().poll()
+        problem = self._dispatcher.stats().problem
+        with self._dispatcher.lock:
+            tell = self._queue.progress(problem)
+        tell()
+        return is_busy

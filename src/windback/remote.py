@@ -1,4 +1,4 @@
-"""The core of a client with worker="process": another process sends, and this one asks it and believes it."""
+"""The core of a client whose events another process sends: this one asks it and believes it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Callable, Optional
 
 from .config import Config
 from .core import Core
-from .queue.memory import MemoryQueue
+from .queue.memory import MemoryQueue, NoRoomError
 from .queue.shared import SharedQueue
 from .stats import FlushResult, Stats
-from .workers.link import LOOK_S, MakeSender, RemoteFlush, SenderLink
+from .workers.link import LOOK_S, Link, RemoteFlush
+
+MakeLink = Callable[[Config, SharedQueue], Link]
 
 #: The longest pause between two looks at a flush in progress (seconds).
 _LOOK_CAP_S = 0.02
@@ -19,7 +21,7 @@ _LOOK_CAP_S = 0.02
 class RemoteCore(Core):
     """See the module. What it inherits of workers serves the plain calls alone."""
 
-    def __init__(self, config: Config, make_sender: MakeSender, *, is_async: bool = False) -> None:
+    def __init__(self, config: Config, make_link: MakeLink, *, is_async: bool = False) -> None:
         assert config.journal is not None
         root = config.journal
 
@@ -36,7 +38,10 @@ class RemoteCore(Core):
 
         super().__init__(config, is_async=is_async, make_queue=make_queue)
         assert isinstance(self.queue, SharedQueue)
-        self._link = SenderLink(config, self.queue, make_sender)
+        self._link = make_link(config, self.queue)
+        if config.worker is None:
+            # What is in the journal is safe, and whether anybody sends it soon is not ours to know.
+            self.shutdown_timeout = 0.0
 
     def _ensure_worker(self) -> bool:
         self._link.wake()
@@ -58,6 +63,37 @@ class RemoteCore(Core):
         finally:
             after = self._link.end_flush(flush)
         return _result(flush, after)
+
+    def put_or_wait(self, record: bytes) -> bool:
+        """Wait for room in the journal, for block_timeout at most (overflow="block")."""
+        deadline_s = time.monotonic() + self.config.block_timeout
+        pause_s = LOOK_S
+        while not self._may_put_at(deadline_s, len(record)):
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, _LOOK_CAP_S)
+        return self._put_at_last(record)
+
+    async def put_or_wait_async(self, record: bytes) -> bool:
+        """Do the same for a task; one that is cancelled meanwhile knows that its event was not accepted."""
+        import anyio
+
+        await self.tasks.waker()  # has anyio loaded without holding up the loop
+        deadline_s = time.monotonic() + self.config.block_timeout
+        pause_s = LOOK_S
+        while not self._may_put_at(deadline_s, len(record)):
+            await anyio.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, _LOOK_CAP_S)
+        return self._put_at_last(record)
+
+    def _may_put_at(self, deadline_s: float, size: int) -> bool:
+        self._link.wake()
+        return self.queue.has_room_for(size) or self.dispatcher.closing or time.monotonic() >= deadline_s
+
+    def _put_at_last(self, record: bytes) -> bool:
+        try:
+            return self.queue.put(record)
+        except NoRoomError:
+            return self.queue.refuse("queue_full")
 
     def flush_from_outside(self, deadline_s: float) -> Callable[[], FlushResult]:
         """Start a flush for a thread that is nobody's; what is returned waits for it."""

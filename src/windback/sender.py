@@ -21,10 +21,11 @@ import orjson
 
 from .config import Config, hidden, resolve_for_sender
 from .dispatch import Flush
+from .journal.counters import Block, Counters
 from .journal.home import Home, names
 from .relay import JournalSender
 from .stats import DeliveryReport
-from .workers.protocol import FLUSH, FLUSH_END, SLEEP_ON, Block, Counters
+from .workers.protocol import FLUSH, FLUSH_END, SLEEP_ON
 
 logger = logging.getLogger("windback")
 

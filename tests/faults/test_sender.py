@@ -183,7 +183,7 @@ def test_a_killed_sender_is_replaced_and_counted(make, server, eventually):
 def test_a_sender_that_dies_at_once_each_time_is_replaced_by_a_thread(
     make, server, monkeypatch, caplog, eventually
 ):
-    monkeypatch.setattr("windback.workers.link._BOOT", "raise SystemExit(1)")
+    monkeypatch.setattr("windback.workers.process._BOOT", "raise SystemExit(1)")
     with caplog.at_level(logging.WARNING, "windback"):
         client = make(flush_interval=0.01)
         track(client, range(250))
@@ -268,6 +268,7 @@ def test_an_outage_is_told_by_the_application_s_own_logger(make, server, caplog,
         track(client, range(10))
         eventually(lambda: client.stats().problem is not None)
         assert client.flush(30)
+        eventually(lambda: len(caplog.records) == 2)  # a line comes by a pipe, the counters do not
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "delivery is held up" in caplog.messages[0]
 

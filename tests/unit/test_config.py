@@ -174,7 +174,10 @@ BAD = {
     "enabled number": ({"enabled": 1}, "enabled must be True or False, not 1"),
     "hook no function": ({"before_send": "f"}, "before_send must be a function, not 'f'"),
     "other hook no function": ({"on_delivery": 1}, "on_delivery must be a function, not 1"),
-    "unknown worker": ({"worker": "fiber"}, "worker must be one of 'thread', 'process', not 'fiber'"),
+    "unknown worker": (
+        {"worker": "fiber"},
+        "worker must be one of 'auto', 'thread', 'process', None, not 'fiber'",
+    ),
     "event larger than a batch": (
         {"max_event_bytes": 500_000},
         r"max_event_bytes \(500,000\) and 13 bytes around it must fit into max_batch_bytes \(500,000\)",

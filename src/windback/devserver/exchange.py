@@ -90,11 +90,12 @@ class Journal:
 
     def __init__(self) -> None:
         self.recent: Deque[Exchange] = deque(maxlen=KEPT_REQUESTS)
-        self._started = 0
+        self._started = self._forgotten = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything; request ids go on from where they were."""
+        """Forget everything, requests under way included; request ids go on from where they were."""
+        self._forgotten = self._started
         self.recent.clear()
         self.requests = self.track_requests = self.rejected = self.faults = 0
         self.duplicates = self.duplicate_events = 0
@@ -109,9 +110,15 @@ class Journal:
         self.track_requests += exchange.is_track
         return exchange
 
+    def has_forgotten(self, exchange: Exchange) -> bool:
+        """Whether a request came before the last reset."""
+        return exchange.number <= self._forgotten
+
     def finish(self, exchange: Exchange) -> None:
         """Tally a request that was answered, dropped or left hanging."""
         exchange.body = None  # ten thousand of them would be too much to keep
+        if self.has_forgotten(exchange):
+            return
         if exchange.status is not None:
             self.by_status[exchange.status] += 1
         if exchange.fault:

@@ -84,6 +84,8 @@ class Gateway:
             effect = decision.effect
             if decision.latency_s and not await self._stall(asyncio.sleep(decision.latency_s)):
                 effect = Drop(after=False)
+        if self._journal.has_forgotten(exchange):  # a slowed one must not fill the store that a reset emptied
+            effect = Drop(after=False)
         if effect is None:
             await self._app(link.scope, link.receive, link.answer)
         elif isinstance(effect, Drop) and effect.after:

@@ -1,6 +1,6 @@
 """Directories: one for each process that writes, and the locks that say whose it is.
 
-    <root>/<16 hex digits>/   owner.lock  drain.lock  00000001.seg …
+    <root>/<16 hex digits>/   owner.lock  drain.lock  counters  00000001.seg …
     <root>/dead/              what the API rejected, see `dead`
     <root>/bad/               segments with damage, set aside
 
@@ -30,6 +30,8 @@ from .segment import Segment
 logger = logging.getLogger("windback")
 
 OWNER, DRAIN = "owner.lock", "drain.lock"
+#: Where a relay tells a living writer how far it is.
+COUNTERS = "counters"
 BAD, DEAD = "bad", "dead"
 
 _NAME = re.compile(r"[0-9a-f]{16}")
@@ -244,9 +246,9 @@ class Home:
             for name in segment.listed(self.folder):
                 if segment.is_unfinished(name):
                     segment.remove(self.folder / name)
-            if set(segment.listed(self.folder)) <= {OWNER, DRAIN}:
-                for lock in (DRAIN, OWNER):
-                    segment.remove(self.folder / lock)
+            if set(segment.listed(self.folder)) <= {OWNER, DRAIN, COUNTERS}:
+                for name in (COUNTERS, DRAIN, OWNER):
+                    segment.remove(self.folder / name)
                 self.folder.rmdir()
         self.close()
 
@@ -284,6 +286,25 @@ def _lock_all(folder: Path, names_of_locks: Sequence[str]) -> List[Lock]:
             held.close()
         raise
     return locks
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody has the lock on a lock file; of one that can't be opened, by others' rights, too."""
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def is_same(descriptor: int, path: Path) -> bool:

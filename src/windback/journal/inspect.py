@@ -19,7 +19,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import dead, segment
 from . import format as fmt
-from .home import BAD, DEAD, DRAIN, OWNER, names
+from .home import BAD, COUNTERS, DEAD, DRAIN, OWNER, is_held, names
 from .ledger import State, state_of
 
 #: How often a ledger is looked for again that was replaced while it was read.
@@ -129,25 +129,6 @@ def homes(root: Path) -> Iterator[Home]:
         newer = _newer(folder)
         ledger = State({}, {}) if newer is not None else _read_ledger(folder, int(name, 16))
         yield Home(name, folder, is_alive, is_attended, ledger, newer)
-
-
-def is_held(path: Path) -> bool:
-    """Whether somebody has the lock on a lock file; of one that can't be opened, by others' rights, too."""
-    import fcntl
-
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def count_segments(root: Path) -> int:
@@ -396,7 +377,7 @@ def _check_ledgers(home: Home) -> Iterator[Optional[Problem]]:
 
 
 def _sort_names(folder: Path, found: Findings) -> None:
-    ours = {OWNER, DRAIN}
+    ours = {OWNER, DRAIN, COUNTERS}
     for kind in (fmt.EVENTS, fmt.LEDGER):
         ours.update(segment.path_of(folder, kind, each).name for each in segment.ids(folder, kind))
     for name in sorted(segment.listed(folder)):

@@ -90,6 +90,11 @@ class Reader:
         return self._home.name
 
     @property
+    def is_owned(self) -> bool:
+        """Whether its writer is dead."""
+        return self._home.is_owned
+
+    @property
     def is_done(self) -> bool:
         """Whether all of it is off our hands, and no more will come."""
         return self._home.is_owned and not self.has_more and not self.outstanding

@@ -8,22 +8,59 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable, Collection, Dict, List, Optional, Tuple
+from typing import Callable, Collection, Dict, List, Mapping, Optional, Tuple
 
 from ..errors import ClosedError
+from ..journal.counters import Block, Counters
 from ..journal.format import ForeignError
-from ..journal.home import Home, names
+from ..journal.home import COUNTERS, Home, names
 from ..journal.reader import Found, Reader
 from ..queue.base import Batch
+from ..stats import DeliveryReport
 from .sourced import READ_AHEAD, SourcedQueue
 
 logger = logging.getLogger("windback")
 
 
+class _Told:
+    """What a living process is told of its events: see `journal.counters`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / COUNTERS
+        self._block: Optional[Block] = None
+        #: By reason; `_before` is what an earlier relay counted.
+        self.rejected: Dict[str, int] = {}
+        self._before: Optional[Mapping[str, int]] = None
+        self._newest: Optional[Counters] = None
+
+    def write(self, counters: Counters, rejected: Mapping[str, int]) -> None:
+        """Tell it, if it wants to know and there is something new. Raises OSError."""
+        if self._block is None or not self._block.is_at(self._path):
+            self.close()
+            self._block = Block.open(self._path)
+            self._newest = None
+            if self._before is None:
+                self._before = self._block.read().rejected_by_reason
+        assert self._before is not None
+        sums = dict(self._before)
+        for reason, count in rejected.items():
+            sums[reason] = sums.get(reason, 0) + count
+        counters = counters._replace(rejected_by_reason=sums)
+        if counters != self._newest:
+            self._block.write(counters)
+            self._newest = counters
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._block is not None:
+            self._block.close()
+            self._block = None
+
+
 class RelayQueue(SourcedQueue):
     """See the module. only: names of directories to care for; None for all under *root*."""
 
-    __slots__ = ("_left_alone", "_only", "_queued_before", "readers")
+    __slots__ = ("_left_alone", "_only", "_queued_before", "_told", "readers")
 
     def __init__(
         self,
@@ -34,14 +71,18 @@ class RelayQueue(SourcedQueue):
     ) -> None:
         self._only = only
         self.readers: Dict[str, Reader] = {}
+        self._told: Dict[str, _Told] = {}
         super().__init__(root, "drop_newest", wake, on_full)
 
     def reset(self) -> None:
         """Become an empty queue, as in a forked child, which owns nothing there."""
         for reader in self.readers.values():
             reader.close()
+        for told in self._told.values():
+            told.close()
         super().reset()
         self.readers = {}
+        self._told = {}
         self._left_alone: List[str] = []
         self._queued_before = 0
 
@@ -68,13 +109,13 @@ class RelayQueue(SourcedQueue):
                 if reader.clear():
                     self.lost += reader.lost
                     self._queued_before += reader.queued
-                    del self.readers[name]
+                    self._forget(name)
                 elif reader.outstanding < READ_AHEAD:
                     found += reader.read(READ_AHEAD)
             except (OSError, ForeignError) as error:
                 self._leave(name, error)
                 reader.close()
-                del self.readers[name]
+                self._forget(name)
 
         def take_in() -> int:
             self.take_in_leased(leased)
@@ -82,6 +123,41 @@ class RelayQueue(SourcedQueue):
             return len(found) + sum(map(len, leased))
 
         return take_in
+
+    def _forget(self, name: str) -> None:
+        del self.readers[name]
+        told = self._told.pop(name, None)
+        if told is not None:
+            told.close()
+
+    def reject(self, batch: Batch, report: DeliveryReport) -> bool:
+        """Forget a batch that the API will never take, and keep its events; see SourcedQueue."""
+        if batch.source is not None:
+            rejected = self._told.setdefault(
+                batch.source.name, _Told(self._root / batch.source.name)
+            ).rejected
+            rejected[report.reason] = rejected.get(report.reason, 0) + len(batch)
+        return super().reject(batch, report)
+
+    def progress(self, problem: Optional[str]) -> Callable[[], None]:
+        """Look at how far the living are, under the lock; what is returned tells them, without it.
+
+        problem: why delivery is held up right now.
+        """
+        news = []
+        for name, reader in self.readers.items():
+            if not reader.is_owned:
+                told = self._told.setdefault(name, _Told(self._root / name))
+                news.append(
+                    (told, dict(told.rejected), Counters(reader.settled(), reader.seen, problem=problem))
+                )
+
+        def tell() -> None:
+            for told, rejected, counters in news:
+                with suppress(OSError):  # it made no file: it does not want to know, or not yet
+                    told.write(counters, rejected)
+
+        return tell
 
     def _new_names(self) -> List[str]:
         with suppress(OSError):
@@ -118,6 +194,9 @@ class RelayQueue(SourcedQueue):
 
     def release(self) -> None:
         """Leave what is there to who comes next."""
+        self.progress(None)()
+        for told in self._told.values():
+            told.close()
         for reader in self.readers.values():
             with suppress(OSError):
                 reader.clear()

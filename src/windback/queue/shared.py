@@ -1,4 +1,4 @@
-"""The queue of worker="process": callers write, another process sends, and nobody here takes anything out.
+"""The queue of worker="process" and None: callers write, and another process takes out and sends.
 
 `put` is the journal's. The deque of places, which it looks at to see whether somebody has to be woken, keeps
 one of them, so it is empty before the first event alone.
@@ -7,6 +7,7 @@ one of them, so it is empty before the first event alone.
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 from typing import Deque, Dict, Mapping
 
 from ..journal.own import OwnJournal
@@ -40,6 +41,11 @@ class SharedQueue(JournalQueue):
     def name(self) -> str:
         """The name of the directory that the sender is to care for."""
         return self._own.name
+
+    @property
+    def folder(self) -> Path:
+        """That directory."""
+        return self._root / self._own.name
 
     @property
     def written(self) -> int:
