@@ -46,6 +46,7 @@ class _Client:
         base_url: Optional[str] = None,
         journal: Union[str, os.PathLike[str], None] = None,
         max_journal_bytes: int = 256 * 1024 * 1024,
+        fsync: Optional[str] = None,
         timeout: float = 10.0,
         max_retries: int = 3,
         worker: Optional[str] = "auto",
@@ -79,6 +80,10 @@ class _Client:
         and survives `kill -9` of this process; the next one that uses the directory delivers it.
         max_journal_bytes: what all processes may have there together; then the queue is full. While the
         disk has trouble, events are kept in memory, within max_queue_size and max_queue_bytes.
+        fsync: what a power cut or a crash of the system may take of the journal. None: what the kernel did
+        not write yet, about 30 s of events. "interval": the last second. "batch": what came during one
+        write to the disk. A thread does that and no track_event waits for it, but some meet a page that
+        is just being written.
         timeout: seconds; for a plain call one deadline over all its retries, for a batch of the
         background worker the limit of one try. max_retries: after failures that another try may mend.
         worker: "thread"; for AsyncWindback "task" or "thread", which keeps the work of sending off the
@@ -117,6 +122,7 @@ class _Client:
             base_url=base_url,
             journal=journal,
             max_journal_bytes=max_journal_bytes,
+            fsync=fsync,
             timeout=timeout,
             max_retries=max_retries,
             worker=worker,
@@ -139,7 +145,7 @@ class _Client:
         )
         self._core = core = _make_core(self._config, is_async=self._is_async)
         # Bound once: these three are the request path.
-        self._put = core.put_noticing_forks if lifecycle.misses_forks() else core.queue.put
+        self._put = core.put
         self._max_event_bytes = max_event_bytes
         self._encode: Encode = encode
         if before_send is not None:

@@ -61,6 +61,7 @@ class Config:
     base_url: str
     journal: Optional[Path]
     max_journal_bytes: int
+    fsync: Optional[str]
     timeout: float
     max_retries: int
     worker: Optional[str]
@@ -120,6 +121,7 @@ def resolve(*, is_async: bool, **options: object) -> Config:
         max_journal_bytes=_count(
             "max_journal_bytes", options["max_journal_bytes"], at_least=MIN_JOURNAL_BYTES
         ),
+        fsync=_fsync(options, enabled=enabled),
         timeout=_positive("timeout", options["timeout"]),
         max_retries=_count("max_retries", options["max_retries"], at_least=0),
         worker=_worker(options, is_async=is_async),
@@ -149,6 +151,7 @@ _NOT_OF_SENDERS: Mapping[str, object] = {
     "project_slug": None,
     "public_key": None,
     "max_journal_bytes": 1 << 62,
+    "fsync": None,
     "worker": "thread",
     "max_queue_size": 1 << 62,
     "max_queue_bytes": 1 << 62,
@@ -288,6 +291,17 @@ def _journal(options: Mapping[str, object], *, enabled: bool) -> Optional[Path]:
     if given is not None:
         return _directory("journal", given)
     return _shared_memory(options)
+
+
+def _fsync(options: Mapping[str, object], *, enabled: bool) -> Optional[str]:
+    fsync = options["fsync"]
+    if fsync is None:
+        return None
+    chosen = _choice("fsync", fsync, ("interval", "batch", None))
+    if enabled and _given(options["journal"], "WINDBACK_JOURNAL") is None:
+        message = "fsync needs journal=…, a directory on a disk; what is in memory no power cut spares"
+        raise ConfigurationError(message)
+    return chosen
 
 
 def _shared_memory(options: Mapping[str, object]) -> Path:

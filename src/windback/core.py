@@ -12,6 +12,7 @@ from .dispatch import Dispatcher, Flush, MakeQueue
 from .errors import WindbackError
 from .queue.memory import MemoryQueue, NoRoomError
 from .stats import FlushResult, Stats
+from .workers.syncer import Syncer
 from .workers.tasks import TaskWorkers
 from .workers.threads import ThreadWaker, ThreadWorkers
 
@@ -36,6 +37,7 @@ class Core:
     ) -> None:
         self.config = config
         self.shutdown_timeout = config.shutdown_timeout
+        self._syncer = None if config.fsync is None else Syncer(self._sync, config.fsync)
         self.dispatcher = Dispatcher(config, self._start_worker, make_queue or self._make_queue)
         self.queue = self.dispatcher.queue
         self.threads = ThreadWorkers(config, self.dispatcher)
@@ -44,6 +46,12 @@ class Core:
         self._closed: Optional[FlushResult] = None
         #: Why no thread may be started, as far as it was logged.
         self._obstacle: Optional[str] = None
+        #: `queue.put`, or more than that where it is not enough.
+        self.put: Callable[[bytes], bool] = self.queue.put
+        if self._syncer is not None:
+            self.put = self._put_and_sync
+        if lifecycle.misses_forks():
+            self.put = self._noticing_forks(self.put)
         self.queue.open()
         self._is_watched = is_watched
         if is_watched:
@@ -56,7 +64,26 @@ class Core:
             return MemoryQueue(*bounds, wake, on_full)
         from .queue.journal import JournalQueue  # nobody else needs mmap and all that
 
-        return JournalQueue(*bounds, wake, on_full, config.journal, config.max_journal_bytes)
+        return JournalQueue(
+            *bounds,
+            wake,
+            on_full,
+            config.journal,
+            config.max_journal_bytes,
+            fsync=self._syncer is not None,
+        )
+
+    def _sync(self) -> bool:
+        from .queue.journal import JournalQueue
+
+        assert isinstance(self.queue, JournalQueue)
+        return self.queue.sync()
+
+    def _put_and_sync(self, record: bytes) -> bool:
+        assert self._syncer is not None
+        is_accepted = self.queue.put(record)
+        self._syncer.wake()
+        return is_accepted
 
     def _start_worker(self) -> bool:
         obstacle = lifecycle.why_no_threads()
@@ -75,10 +102,15 @@ class Core:
             return self.dispatcher.add_worker() or self.dispatcher.workers > 0
         return self.dispatcher.workers > 0 or self.dispatcher.add_worker()
 
-    def put_noticing_forks(self, record: bytes) -> bool:
-        """`queue.put` for a process that may fork without Python's hooks."""
-        lifecycle.notice_fork()
-        return self.queue.put(record)
+    @staticmethod
+    def _noticing_forks(put: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
+        """Return `put` for a process that may fork without Python's hooks."""
+
+        def put_noticing_forks(record: bytes) -> bool:
+            lifecycle.notice_fork()
+            return put(record)
+
+        return put_noticing_forks
 
     # -- for threads ---------------------------------------------------------------------------
 
@@ -96,7 +128,7 @@ class Core:
             finally:
                 self.dispatcher.stop_waiting(waker, gave_up=gave_up)
             try:
-                return self.queue.put(record)
+                return self.put(record)
             except NoRoomError:
                 if gave_up:
                     return self.queue.refuse("queue_full")
@@ -150,9 +182,7 @@ class Core:
         return self._closed
 
     def _end(self) -> None:
-        self.dispatcher.discard()
-        self.threads.close()
-        self.queue.release()
+        self._release()
         if self._is_watched:
             lifecycle.forget(self)
 
@@ -172,7 +202,7 @@ class Core:
             finally:
                 self.dispatcher.stop_waiting(waker, gave_up=gave_up)
             try:
-                return self.queue.put(record)
+                return self.put(record)
             except NoRoomError:
                 if gave_up:
                     return self.queue.refuse("queue_full")
@@ -217,10 +247,18 @@ class Core:
         if self._uses_tasks:
             self.dispatcher.reclaim()
         result = self._flush_until(deadline_s, in_caller=self._uses_tasks)
+        self._release()
+        return result.pending
+
+    def _release(self) -> None:
         self.dispatcher.discard()
         self.threads.close()
+        self._end_sync()
         self.queue.release()
-        return result.pending
+
+    def _end_sync(self) -> None:
+        if self._syncer is not None:
+            self._syncer.close()
 
     def stats(self) -> Stats:
         """Return what became of all events so far."""
@@ -231,6 +269,8 @@ class Core:
         self.dispatcher.reset()
         self.threads.reset()
         self.tasks.reset()
+        if self._syncer is not None:
+            self._syncer.reset()
 
 
 def _is_past(deadline_s: Optional[float]) -> bool:

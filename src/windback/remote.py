@@ -34,6 +34,7 @@ class RemoteCore(Core):
                 on_full,
                 root,
                 config.max_journal_bytes,
+                fsync=self._syncer is not None,
             )
 
         super().__init__(config, is_async=is_async, make_queue=make_queue)
@@ -91,7 +92,7 @@ class RemoteCore(Core):
 
     def _put_at_last(self, record: bytes) -> bool:
         try:
-            return self.queue.put(record)
+            return self.put(record)
         except NoRoomError:
             return self.queue.refuse("queue_full")
 
@@ -125,6 +126,7 @@ class RemoteCore(Core):
     def finish_exit(self, deadline_s: float) -> int:
         """Leave what waits to the sender, which outlives this process."""
         left = self._link.exit(deadline_s)
+        self._end_sync()
         self.queue.release()
         return left
 

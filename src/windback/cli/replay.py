@@ -15,7 +15,6 @@ from typing import Callable, Collection, Deque, Dict, List, NamedTuple, Optional
 from windback.config import Config, resolve_for_sender
 from windback.core import Core
 from windback.journal import dead
-from windback.journal.segment import sync_folder
 from windback.queue.journal import JournalQueue
 
 from .common import Progress, stopped_by_signals
@@ -54,21 +53,9 @@ class _ReplayQueue(JournalQueue):
     def _look(self) -> Deque[str]:
         return deque()
 
-    def sync(self) -> None:
-        """Have all that was put on the disk itself. Raises OSError."""
-        folders = set()
-        for segment_id, segment in list(self._own.segments.items()):
-            try:
-                segment.sync()
-            except (OSError, ValueError):
-                if segment_id in self._own.segments:
-                    raise
-                # delivered and removed meanwhile
-            else:
-                folders.add(segment.path.parent)
-        for folder in folders:
-            sync_folder(folder)
-        sync_folder(self._root)
+    def sync(self) -> bool:
+        """Have all that was put on the disk itself; whether there was anything. Raises OSError."""
+        return self._own.sync()
 
 
 class Replay:
@@ -81,7 +68,7 @@ class Replay:
         self._core = Core(_config(root, base_url, compress=compress), make_queue=self._make_queue)
 
     def _make_queue(self, wake: Callable[[], None], on_full: Callable[[str], None]) -> JournalQueue:
-        self._queue = _ReplayQueue(0, 0, "drop_newest", wake, on_full, self._root, 1 << 62)
+        self._queue = _ReplayQueue(0, 0, "drop_newest", wake, on_full, self._root, 1 << 62, fsync=True)
         return self._queue
 
     def run(self, reasons: Collection[str], timeout: Optional[float]) -> Outcome:

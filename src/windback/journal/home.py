@@ -147,6 +147,8 @@ class Home:
         nonce = secrets.randbits(64)
         name = f"{nonce:016x}"
         locks = cls._make(root, name, (OWNER, DRAIN) if drains else (OWNER,))
+        if synced:
+            segment.sync_folder(root)
         return cls(root, name, nonce, locks, mapped=mapped, synced=synced)
 
     @staticmethod

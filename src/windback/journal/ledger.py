@@ -165,6 +165,11 @@ class Ledger:
         return ledger
 
     @property
+    def current(self) -> Segment:
+        """The segment that is written to."""
+        return self._current
+
+    @property
     def wants_room(self) -> bool:
         """Whether `make_room` should be called."""
         return self._next is None and fmt.SEGMENT_BYTES - self._current.end < _LOW_BYTES

@@ -23,12 +23,14 @@ from ..queue.base import Batch
 from . import format as fmt
 from .home import Home, open_root, used_bytes
 from .ledger import OFFSET_BITS, Ledger, Spot, extents_of
-from .segment import Segment
+from .segment import Segment, sync_file
 
 logger = logging.getLogger("windback")
 
 #: Full segments come one after the other in a burst; each takes a worker 2 ms to replace.
 SPARES = 3
+#: More records than a segment can have.
+MAX_COUNT = 1 << 32
 #: What is left free on the disk for others, the smaller of the two.
 _FREE_BYTES, _FREE_PART = 64 * 1024 * 1024, 0.05
 _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 30.0
@@ -44,10 +46,14 @@ class OwnJournal:
     """See the module. max_bytes: of all segments under *root*, those of dead processes included.
 
     drains: this process also sends what it writes; else that is another's, and so is the ledger.
+    fsync: `sync` is called, so files and their names have to be on the disk before they are written to.
     """
 
-    def __init__(self, root: Path, max_bytes: int, *, drains: bool = True) -> None:
+    def __init__(self, root: Path, max_bytes: int, *, drains: bool = True, fsync: bool = False) -> None:
         self._drains = drains
+        self._fsync = fsync
+        #: Held while a descriptor is closed, or copied for one that syncs it.
+        self._closing = threading.Lock()
         self._root = root
         self._max_bytes = max_bytes
         self.open: Deque[Segment] = deque()
@@ -172,7 +178,7 @@ class OwnJournal:
             mapped = open_root(self._root)
         except ConfigurationError as error:  # it was none when the client was made
             raise OSError(errno.EINVAL, str(error)) from None
-        home = Home.create(self._root, mapped=mapped, synced=False, drains=self._drains)
+        home = Home.create(self._root, mapped=mapped, synced=self._fsync, drains=self._drains)
         try:
             self._ledger = Ledger.start(home) if self._drains else None
         except OSError:
@@ -277,6 +283,34 @@ class OwnJournal:
             with self._tolerated():
                 self._ledger.make_room()
 
+    def sync(self) -> bool:
+        """Have all records on the disk itself; whether there were new ones. For one thread.
+
+        Raises OSError after all were tried. A file that failed is never tried again: the kernel says success
+        the next time, and is wrong.
+        """
+        files = list(self.segments.values())
+        if self._ledger is not None:
+            files.append(self._ledger.current)
+        new = [each for each in files if each.count > each.synced]
+        failed: Optional[OSError] = None
+        for segment in new:
+            segment.synced = segment.count  # what is written from here on, the next round takes
+            try:
+                self._sync_file(segment)
+            except OSError as error:
+                segment.synced = MAX_COUNT
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return bool(new)
+
+    def _sync_file(self, segment: Segment) -> None:
+        with self._closing:
+            descriptor = segment.copy_descriptor()
+        if descriptor is not None:
+            sync_file(descriptor)
+
     def _strays(self) -> List[Segment]:
         """Return open segments that nobody holds, as their reference counts tell.
 
@@ -290,7 +324,8 @@ class OwnJournal:
     def _drop(self, segment: Segment) -> None:
         self._retired += segment.count
         del self.segments[segment.segment_id]
-        segment.unlink()
+        with self._closing:
+            segment.unlink()
         if self._ledger is not None:
             self._ledger.state.forget(segment.segment_id)
 
@@ -300,8 +335,15 @@ class OwnJournal:
         """Close the journal: remove it if all of it is settled, else leave it to who comes next."""
         with self._making:
             self._is_released = True
+        if self._fsync and any(each.settled < each.count for each in list(self.segments.values())):
+            with contextlib.suppress(OSError):
+                self.sync()
         if self._is_in_use():  # somebody writes, for longer than that takes: the end of the process closes it
             return
+        with self._closing:
+            self._let_go()
+
+    def _let_go(self) -> None:
         home, ledger = self._home, self._ledger
         self._home = self._ledger = None
         if home is None:

@@ -16,6 +16,7 @@ import errno
 import mmap
 import os
 import re
+import sys
 import time
 from pathlib import Path
 from typing import List, Optional
@@ -36,7 +37,10 @@ class Segment:
     holds the segment: it is taken out of a deque to write, and put back.
     """
 
-    __slots__ = ("count", "descriptor", "end", "is_sealed", "memory", "path", "seed", "segment_id", "settled")
+    __slots__ = (
+        *("count", "descriptor", "end", "is_sealed", "memory", "path", "seed", "segment_id", "settled"),
+        "synced",
+    )
 
     def __init__(self, path: Path, header: Header, descriptor: int, memory: Optional[mmap.mmap]) -> None:
         self.path = path
@@ -49,6 +53,8 @@ class Segment:
         self.is_sealed = False
         #: How many of its records are off our hands; the drain side's.
         self.settled = 0
+        #: How many of them are on the disk itself, as far as anybody cared.
+        self.synced = 0
 
     def has_room_for(self, length: int) -> bool:
         """Whether a payload of *length* bytes fits behind the last one."""
@@ -117,11 +123,14 @@ class Segment:
             else:
                 memory[fmt.END_AT : fmt.END_AT + fmt.END.size] = fmt.END.pack(self.end)
 
-    def sync(self) -> None:
-        """Have everything on the disk itself. Raises OSError."""
-        if self.memory is not None:
-            self.memory.flush()
-        _sync(self.descriptor)
+    def copy_descriptor(self) -> Optional[int]:
+        """Return a descriptor for who syncs it while others close this one; None if it is closed.
+
+        Raises OSError.
+        """
+        if self.memory is not None and sys.platform == "darwin":
+            self.memory.flush()  # on Linux, fsync of the file has what was stored through a mapping written
+        return None if self.descriptor < 0 else os.dup(self.descriptor)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -219,6 +228,14 @@ def remove(path: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Have the names in a folder on the disk itself. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(descriptor: int) -> None:
+    """Have a file on the disk itself, and close the descriptor. Raises OSError."""
     try:
         _sync(descriptor)
     finally:

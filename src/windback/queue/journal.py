@@ -48,6 +48,7 @@ class JournalQueue(SourcedQueue):
 
     __slots__ = (
         "_claim",
+        "_fsync",
         "_give_back",
         "_is_released",
         "_leased_in",
@@ -68,10 +69,13 @@ class JournalQueue(SourcedQueue):
         on_full: Callable[[str], None],
         root: Path,
         max_journal_bytes: int,
+        *,
+        fsync: bool = False,
     ) -> None:
         self._root = root
         self._max_journal_bytes = max_journal_bytes
         self._max_in_memory = (max_events, max_bytes)
+        self._fsync = fsync
         self._own = self._make_own()
         self._reader: Optional[Reader] = None
         super().__init__(root, overflow, wake, on_full)
@@ -94,7 +98,7 @@ class JournalQueue(SourcedQueue):
         self._leased_in = 0
 
     def _make_own(self) -> OwnJournal:
-        return OwnJournal(self._root, self._max_journal_bytes)
+        return OwnJournal(self._root, self._max_journal_bytes, fsync=self._fsync)
 
     def open(self) -> None:
         """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
@@ -210,6 +214,21 @@ class JournalQueue(SourcedQueue):
         if reader is None:
             return bool(self._to_adopt)
         return reader.is_done or (reader.has_more and reader.outstanding < READ_AHEAD // 2)
+
+    def sync(self) -> bool:
+        """Have what was accepted on the disk itself; whether there was anything new.
+
+        For one thread, which takes no lock that a caller wants. Raises nothing.
+        """
+        try:
+            return self._own.sync()
+        except OSError as error:
+            logger.warning(
+                "journal %s: what was written can't be brought to the disk, a power cut may take it: %s",
+                self._root,
+                error.strerror or error,
+            )
+            return True
 
     def upkeep(self) -> Callable[[], object]:
         """Make segments ahead, remove those that are done with, read what the dead left. Raises nothing."""

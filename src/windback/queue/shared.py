@@ -30,7 +30,7 @@ class SharedQueue(JournalQueue):
         self._max_in_memory = (0, 0)
 
     def _make_own(self) -> OwnJournal:
-        return OwnJournal(self._root, self._max_journal_bytes, drains=False)
+        return OwnJournal(self._root, self._max_journal_bytes, drains=False, fsync=self._fsync)
 
     @property
     def has_home(self) -> bool:

@@ -15,10 +15,11 @@ logger = logging.getLogger("windback")
 
 
 class Keeper:
-    """See the module. The first `wake` starts it; attend: what it does each time."""
+    """See the module. The first `wake` starts it; attend: what it does each time; name: of the thread."""
 
-    def __init__(self, attend: Callable[[], object]) -> None:
+    def __init__(self, attend: Callable[[], object], name: str = "windback-keeper") -> None:
         self._attend = attend
+        self._name = name
         #: Held while the thread is started.
         self._lock = threading.Lock()
         self._waker: Optional[ThreadWaker] = None
@@ -42,7 +43,7 @@ class Keeper:
 
     def _run(self) -> None:
         with contextlib.suppress(Exception):
-            threading.current_thread().name = "windback-keeper"
+            threading.current_thread().name = self._name
         while True:
             self._waker = waker = ThreadWaker()
             if self._is_closed:  # looked at after that: `close` may have released the one before
