@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from datetime import datetime, timezone
@@ -26,7 +28,7 @@ ENCODED = (
 
 #: More events than any measurement makes, and more bytes.
 PLENTY = 10_000_000
-PLENTY_OF_BYTES = 1 << 33
+PLENTY_OF_BYTES = JOURNAL_BYTES = 1 << 33
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Client:
     prepare: str = PROPERTIES
     #: How many events it holds, where it delivers none.
     held: Callable[[], int] | None = None
+    #: A process that sends for it and is ended after the measurement, and the directory where it reads.
+    relay: subprocess.Popen[bytes] | None = None
+    journal: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +92,38 @@ def windback(url: str, max_in_flight: int = 4, **options: object) -> Client:
     )
 
 
-def windback_journal(url: str) -> Client:
+def windback_journal(url: str, **options: object) -> Client:
     """What was accepted survives `kill -9`, in files where temporary files are."""
-    return windback(url, journal=tempfile.mkdtemp(prefix="windback-bench-"), max_journal_bytes=1 << 31)
+    journal = tempfile.mkdtemp(prefix="windback-bench-")
+    client = windback(url, journal=journal, max_journal_bytes=JOURNAL_BYTES, **options)
+    return dataclasses.replace(client, journal=journal)
+
+
+def windback_fsync(url: str) -> Client:
+    """The same, brought to the disk itself each second."""
+    return windback_journal(url, fsync="interval")
 
 
 def windback_process(url: str) -> Client:
-    """The same in shared memory, and another process sends."""
-    return windback(url, worker="process", max_journal_bytes=1 << 31)
+    """A journal in shared memory, and another process sends."""
+    return windback(url, worker="process", max_journal_bytes=JOURNAL_BYTES)
+
+
+def windback_relay(url: str) -> Client:
+    """A journal in files, and `windback relay` sends, on one core."""
+    client = windback_journal(url, worker=None)
+    relay = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from windback.cli import main; sys.exit(main())", "relay"],
+        env={
+            **os.environ,
+            "WINDBACK_JOURNAL": str(client.journal),
+            "WINDBACK_API_KEY": "sk_test_bench",
+            "WINDBACK_BASE_URL": url,
+        },
+        stderr=subprocess.DEVNULL,
+    )
+    os.sched_setaffinity(relay.pid, {min(os.sched_getaffinity(0))})
+    return dataclasses.replace(client, relay=relay)
 
 
 def confluent_kafka(_url: str) -> Client:
@@ -228,13 +257,15 @@ def opentelemetry(url: str) -> Client:
 
 
 #: This package in its set-ups.
-OWN = ("windback", "windback-journal", "windback-process")
+OWN = ("windback", "windback-journal", "windback-fsync", "windback-process", "windback-relay")
 #: In the order of the tables.
 ADAPTERS = {
     "floor": Adapter(floor, "orjson", "import orjson", 200_000),
     "windback": Adapter(windback, "windback", "import windback", 200_000),
     "windback-journal": Adapter(windback_journal, "windback", burst=200_000),
+    "windback-fsync": Adapter(windback_fsync, "windback", burst=200_000),
     "windback-process": Adapter(windback_process, "windback", burst=200_000),
+    "windback-relay": Adapter(windback_relay, "windback", burst=200_000),
     "confluent-kafka": Adapter(
         confluent_kafka, "confluent-kafka", "from confluent_kafka import Producer", delivers=False
     ),

@@ -85,6 +85,12 @@ def journal(results: Results) -> Iterator[Goal]:
         yield Goal(f"process, {step}: delivered while made", ratio(rate, made), 0.99, at_least=True)
         without = results.get(step, "floor", "made_rate")
         yield Goal(f"process, {step}: made by the floor's", ratio(without, made), limit)
+    p999 = results.get("busy disk", "windback-journal", "p99.9")
+    yield Goal("journal, 8 busy threads beside writes and syncs of the disk: p99.9 in µs", p999, 50)
+    took = results.get("exit", "windback-process", "seconds")
+    yield Goal("process: seconds that an exit takes with 100,000 events just made", took, 0.2)
+    rate = results.get("drain", "windback-relay", "rate")
+    yield Goal("relay: events/s of what a dead process left, on one core", rate, 50_000, at_least=True)
 
 
 def memory(results: Results) -> Iterator[Goal]:

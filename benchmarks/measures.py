@@ -5,16 +5,21 @@ Prints its result as one line of JSON. `run.py` starts these one after the other
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import http.client
 import json
 import os
+import shutil
+import signal
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 from urllib.parse import urlsplit
 
 from clients import ADAPTERS, EMAIL, EVENT, Client, silence
@@ -56,6 +61,7 @@ class Sink:
     """The harness's own line to the sink; for a client that delivers nothing, a look at what it holds."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self.connection = http.client.HTTPConnection(urlsplit(url).netloc)
         self.held: Callable[[], int] | None = None
 
@@ -114,14 +120,36 @@ def percentile(sorted_ns: list[int], share: float) -> float:
     return sorted_ns[min(int(len(sorted_ns) * share), len(sorted_ns) - 1)] / 1e3
 
 
+@contextlib.contextmanager
+def syncs() -> Iterator[None]:
+    """Another process writes to the disk of temporary files, and syncs it, without pause."""
+    with tempfile.NamedTemporaryFile() as file:
+        command = f"while dd if=/dev/zero of={file.name} bs=1M count=64 conv=fsync 2>/dev/null; do :; done"
+        with subprocess.Popen(["/bin/sh", "-c", command], start_new_session=True) as process:
+            try:
+                yield
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 def latency(
-    client: Client, sink: Sink, threads: int, calls: int, work: int = 0, passes: int = 1
+    client: Client,
+    sink: Sink,
+    threads: int,
+    calls: int,
+    work: int = 0,
+    passes: int = 1,
+    *,
+    beside_syncs: bool = False,
 ) -> dict[str, Any]:
     """How long a call takes (µs), and how much the threads are slowed that burn `work` between two calls.
 
     The slowdown is the median over the passes, each beside its own run without a client: on a machine with
     other things to do, neighbours in time are the only ones that can be compared.
     """
+    if beside_syncs:
+        with syncs():
+            return latency(client, sink, threads, calls, work, passes)
     nothing = Client("pass", {}, lambda _: None)
     timed(client, 1, 200, 0)  # whatever is made at the first call
     client.flush(PATIENCE)
@@ -201,6 +229,65 @@ def saturate(client: Client, sink: Sink, threads: int, work: int, seconds: float
     }
 
 
+EXIT = """
+import sys, time
+from windback import Windback
+client = Windback("sk_test_bench", base_url=sys.argv[1], worker="process", max_queue_size=10**7)
+for i in range(int(sys.argv[2])):
+    client.track_event("feature_used", "user@example.com", {"plan": "pro", "duration_ms": i})
+print(time.monotonic(), flush=True)
+"""
+
+
+def exit_(client: Client, sink: Sink, count: int) -> dict[str, Any]:
+    """The seconds from the last line of a script to the end of its process, with *count* events just made."""
+    del client
+    before = sink.events()
+    with subprocess.Popen(
+        [sys.executable, "-c", EXIT, sink.url, str(count)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        last_line = float(process.stdout.readline())
+        process.wait()
+        seconds = time.monotonic() - last_line
+    deadline = time.monotonic() + PATIENCE
+    while sink.events() - before < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return {"seconds": seconds, "made": count, "delivered": sink.settled(before + count) - before}
+
+
+WRITER = """
+import os, sys
+from windback import Windback
+client = Windback("sk_test_bench", worker=None, journal=sys.argv[1], max_journal_bytes=1 << 36)
+for i in range(int(sys.argv[2])):
+    assert client.track_event("feature_used", "user@example.com", {"plan": "pro", "duration_ms": i})
+os._exit(0)
+"""
+
+
+def drain(client: Client, sink: Sink, count: int) -> dict[str, Any]:
+    """What a dead process left, by a relay on one core: events/s, and the most memory that it ever had."""
+    assert client.relay is not None
+    assert client.journal is not None
+    before = sink.events()
+    client.relay.send_signal(signal.SIGSTOP)
+    subprocess.run([sys.executable, "-c", WRITER, client.journal, str(count)], check=True)
+    started = time.perf_counter()
+    client.relay.send_signal(signal.SIGCONT)
+    while (arrived := sink.events() - before) < count and time.perf_counter() - started < 600:
+        time.sleep(0.05)
+    seconds = time.perf_counter() - started
+    status = Path(f"/proc/{client.relay.pid}/status").read_text()
+    most = next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]
+    return {
+        "rate": arrived / seconds,
+        "most_bytes": int(most) * 1024,
+        "made": count,
+        "delivered": sink.settled(before + count) - before,
+    }
+
+
 def memory(client: Client, sink: Sink, counts: list[int]) -> dict[str, Any]:
     """What a queued event costs while the server does not answer: growth of the process, by events queued."""
     sink.reset(None)
@@ -229,6 +316,8 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "latency": latency,
     "throughput": throughput,
     "saturate": saturate,
+    "exit": exit_,
+    "drain": drain,
     "memory": memory,
 }
 
@@ -251,7 +340,13 @@ def main() -> None:
     sink.reset(spec["latency"])
     client = ADAPTERS[spec["client"]].setup(spec["url"], **spec["options"])
     sink.held = client.held
-    result = MEASURES[spec["measure"]](client, sink, **spec["arguments"])
+    try:
+        result = MEASURES[spec["measure"]](client, sink, **spec["arguments"])
+    finally:
+        if client.relay is not None:
+            client.relay.kill()
+        if client.journal is not None:
+            shutil.rmtree(client.journal, ignore_errors=True)
     print(json.dumps(result), flush=True)
     os._exit(0)  # what a client does at exit is not part of the measurement
 

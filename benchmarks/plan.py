@@ -31,6 +31,8 @@ class Step:
     clients: tuple[str, ...] = ()
     call_alone: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    #: Seconds after which it has failed.
+    limit: float = 150
 
 
 def plan(*, quick: bool) -> list[Step]:
@@ -54,6 +56,12 @@ def plan(*, quick: bool) -> list[Step]:
     slow = {"count": size(6_000, 4_000)}
     return [
         *(Step(name, "latency", arguments, call_alone=True) for name, arguments in calls.items()),
+        Step(
+            "busy disk",
+            "latency",
+            {**calls["8 busy threads"], "beside_syncs": True},
+            clients=("windback", "windback-journal", "windback-fsync"),
+        ),
         Step("end to end", "throughput", burst=True),
         Step("50 ms", "throughput", slow, latency=0.05, rounds=size(3, 1)),
         Step(
@@ -68,6 +76,15 @@ def plan(*, quick: bool) -> list[Step]:
         *(
             Step(name, "saturate", {**threads, "seconds": seconds}, rounds=size(2, 1), clients=size((), own))
             for name, threads in saturated.items()
+        ),
+        Step("exit", "exit", {"count": 100_000}, rounds=size(3, 1), clients=("windback-process",)),
+        Step(
+            "drain",
+            "drain",
+            {"count": size(10_000_000, 300_000)},
+            rounds=1,
+            clients=("windback-relay",),
+            limit=900,
         ),
         Step("memory", "memory", {"counts": [size(50_000, 20_000)]}, rounds=1, call_alone=True),
         Step(

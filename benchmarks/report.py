@@ -41,6 +41,13 @@ def sections(results: Results, name: str) -> Iterable[str]:
         "Each thread works about 25 µs between two calls."
         " slowdown: the time of the threads by their time without a client."
     )
+    yield "The first with another process that writes to the disk and syncs it without pause:"
+    yield latencies(
+        results,
+        ("busy disk",),
+        ("p50", "p99", "p99.9", "max", "slowdown"),
+        ("windback", "windback-journal", "windback-fsync"),
+    )
     yield "## End to end"
     yield end_to_end(results)
     yield (
@@ -55,11 +62,27 @@ def sections(results: Results, name: str) -> Iterable[str]:
         "Events/s that arrived before the threads were done, of those made. Work between two events: light"
         " 26 µs, medium 0.27 ms, heavy 2.7 ms (on the machine where it was set up)."
     )
+    yield from processes(results)
     yield "## A queued event, by events queued"
     yield growth(results)
     yield "Growth of the resident memory, and duration of a call, while the server does not answer."
     yield "## Lost, doubled, failed"
     yield losses(results)
+
+
+def processes(results: Results) -> Iterable[str]:
+    """What other processes do for an application that is gone."""
+    made, rate, most = (
+        results.get("drain", "windback-relay", field) for field in ("made", "rate", "most_bytes")
+    )
+    if made and most is not None:
+        yield (
+            f"windback-relay, {made:,.0f} events that a dead process left, on one core:"
+            f" {number(rate)} events/s, with {most / 2**20:,.0f} MiB of memory at most."
+        )
+    seconds = results.get("exit", "windback-process", "seconds")
+    if seconds is not None:
+        yield f"windback-process, an exit with 100,000 events just made: {number(seconds)} s; all arrive."
 
 
 def circumstances(results: Results) -> Iterable[str]:
@@ -81,7 +104,9 @@ def goals_table(results: Results) -> str:
     )
 
 
-def latencies(results: Results, steps: Sequence[str], fields: Sequence[str]) -> str:
+def latencies(
+    results: Results, steps: Sequence[str], fields: Sequence[str], clients: Sequence[str] = ()
+) -> str:
     columns = [(step, field) for step in steps for field in fields]
     header = ["", *(f"{step.replace(' busy threads', ' busy')} {field}" for step, field in columns)]
     return table(
@@ -89,6 +114,7 @@ def latencies(results: Results, steps: Sequence[str], fields: Sequence[str]) -> 
         [
             [client, *(number(results.get(step, client, field)) for step, field in columns)]
             for client in results.clients
+            if not clients or client in clients
         ],
     )
 

@@ -24,9 +24,6 @@ from plan import Step, plan
 
 HERE = Path(__file__).resolve().parent
 
-#: A measurement that takes longer (seconds) has failed.
-LIMIT = 150
-
 
 def main() -> None:
     options = arguments()
@@ -117,7 +114,7 @@ def measure(step: Step, client: str, url: str, number: int) -> dict[str, Any]:
             [sys.executable, str(HERE / "measures.py"), json.dumps(spec)],
             capture_output=True,
             text=True,
-            timeout=LIMIT,
+            timeout=step.limit,
             check=True,
             env=surroundings.environment(),
         )
@@ -130,7 +127,19 @@ def measure(step: Step, client: str, url: str, number: int) -> dict[str, Any]:
 
 
 def brief(result: dict[str, Any]) -> str:
-    shown = ("p50", "p99", "p99.9", "slowdown", "rate", "cpu", "meanwhile", "made", "delivered")
+    shown = (
+        "p50",
+        "p99",
+        "p99.9",
+        "slowdown",
+        "rate",
+        "cpu",
+        "meanwhile",
+        "made",
+        "delivered",
+        "seconds",
+        "most_bytes",
+    )
     if "failed" in result:
         return f"FAILED {result['failed']}"
     if "queued" in result:

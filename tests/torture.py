@@ -25,6 +25,7 @@ from typing import Dict, List, NamedTuple, Set
 import windback
 from windback.devserver import DevServer
 
+#: Without any progress.
 HANGS_AFTER_S = 60
 THREADS = 8
 #: How long an application tracks before somebody is killed, at most. It makes 100,000 events a second: in
@@ -184,11 +185,15 @@ class Torturer:
         )
 
     def _wait_until_empty(self, root: Path) -> bool:
-        deadline_s = time.monotonic() + HANGS_AFTER_S
+        """Wait until the sender delivered all of it; False if nothing happens for so long that it hangs."""
+        requests, deadline_s = -1, 0.0
         while any(path.name not in ("bad", "dead") for path in root.iterdir()):
-            if time.monotonic() > deadline_s:
+            before, requests = requests, self._server.counts().track_requests
+            if requests != before:
+                deadline_s = time.monotonic() + HANGS_AFTER_S
+            elif time.monotonic() > deadline_s:
                 return False
-            time.sleep(0.01)
+            time.sleep(0.05)
         return True
 
     def _judge(self, name: str, accepted: Set[str], failed: int, said: str) -> Run:

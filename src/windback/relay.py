@@ -20,8 +20,8 @@ from .queue.relay import RelayQueue
 from .stats import DeliveryReport, FlushResult, Stats
 from .workers.threads import ThreadWaker
 
-#: How often a relay looks for new events while there are none (seconds).
-POLL_S = 0.05
+#: Between two looks for new events, while there are some (seconds), and while there are none.
+BUSY_S, POLL_S = 0.002, 0.05
 
 
 class JournalSender:
@@ -49,14 +49,14 @@ class JournalSender:
         self._queue = queue
 
     def poll(self) -> bool:
-        """Look for events once, and have the workers send them; whether there were any."""
+        """Look for events once, and have the workers send them; whether to look again at once."""
         take_in = self._queue.poll()
         with self._dispatcher.lock:
             count = take_in()
             wants_worker = self._queue.waiting().events > self._queue.wake_at or self._queue.has_returned
         if count and wants_worker:
             self._dispatcher.wake()
-        return count > 0
+        return count > 0 or self._queue.is_held_back
 
     def run(self) -> FlushResult:
         """Send what there is and what comes, until `stop`; then what was read, within shutdown_timeout.
@@ -64,8 +64,7 @@ class JournalSender:
         What is left after that stays in the journals. Raises OSError if the directory can't be read.
         """
         while not self._is_stopping:
-            if not self.poll():
-                self._stopper.sleep(self._poll_s)
+            self._stopper.sleep(BUSY_S if self.poll() else self._poll_s)
         return self.close()
 
     def drain(
@@ -86,7 +85,9 @@ class JournalSender:
                 return True
             if (left_s is not None and left_s <= 0) or (left_s is None and self._dispatcher.stats().problem):
                 return False
-            if not is_busy:
+            if is_busy:
+                self._stopper.sleep(BUSY_S)
+            else:
                 self._core.flush(0.2 if left_s is None else min(0.2, left_s))
         return False
 

@@ -23,14 +23,12 @@ from .config import Config, hidden, resolve_for_sender
 from .dispatch import Flush
 from .journal.counters import Block, Counters
 from .journal.home import Home, names
-from .relay import JournalSender
+from .relay import BUSY_S, POLL_S, JournalSender
 from .stats import DeliveryReport
 from .workers.protocol import FLUSH, FLUSH_END, SLEEP_ON
 
 logger = logging.getLogger("windback")
 
-#: Between two looks for new events, while there are some, and while there are none (seconds).
-_BUSY_S, _QUIET_S = 0.002, 0.05
 #: With nothing to do for this long it asks to be woken and sleeps.
 _IDLE_S = 0.5
 #: How often it looks, asleep, whether the application still lives: a forked child may keep the pipe open.
@@ -63,7 +61,7 @@ class Sender(JournalSender):
         self._orphaned_s: Optional[float] = None
         self._parent = os.getppid()
         self._is_told_to_end = False
-        super().__init__(config, [name, *_dead(config.journal, name)], _QUIET_S, is_watched=False)
+        super().__init__(config, [name, *_dead(config.journal, name)], POLL_S, is_watched=False)
 
     def run_until_done(self, deadline_s: Optional[float] = None) -> None:
         """Send until the application is gone and all it left is delivered, or until the deadline."""
@@ -77,7 +75,7 @@ class Sender(JournalSender):
                 is_busy = self.poll() or bool(lines and not may_sleep)
                 self._hurry(lines)
                 if not self._dispatcher.workers and self._queue.waiting().events:
-                    self._core.flush(_QUIET_S)  # which sends from here, where no thread can be started
+                    self._core.flush(POLL_S)  # which sends from here, where no thread can be started
                 self._publish()
                 now_s = time.monotonic()
                 if self._is_over(now_s):
@@ -85,15 +83,15 @@ class Sender(JournalSender):
                 if is_busy or not self._is_idle():
                     quiet_since_s = now_s
                     asked = False
-                    wait_s = _BUSY_S if is_busy or self._flushes or self._orphaned_s else _QUIET_S
+                    wait_s = BUSY_S if is_busy or self._flushes or self._orphaned_s else POLL_S
                 elif may_sleep:
                     wait_s = _LIVENESS_S
                 elif not asked and now_s - quiet_since_s >= _IDLE_S:
                     self._say({"asleep": True})
                     asked = True
-                    wait_s = _QUIET_S
+                    wait_s = POLL_S
                 elif not asked:
-                    wait_s = _QUIET_S
+                    wait_s = POLL_S
         finally:
             self._core.close(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
             self._publish()

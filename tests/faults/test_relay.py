@@ -114,6 +114,15 @@ def test_a_relay_delivers_for_the_living_which_see_it(make, server, relaying):
     assert numbers(server) == list(range(1000))
 
 
+def test_what_waits_is_sent_without_a_pause(make, server, relaying, eventually):
+    """It reads no more than some batches ahead, and goes on as these are sent, not at its next look."""
+    client = make()
+    track(client, range(20_000))
+    with relaying(poll_interval=3600):
+        eventually(lambda: server.counts().events == 20_000)
+    assert numbers(server) == list(range(20_000))
+
+
 def test_the_application_loads_no_http_client_and_connects_to_nobody(run, dead_url, root):
     code = f"""\
     client = Windback(worker=None, journal={str(root)!r})

@@ -60,7 +60,7 @@ class _Told:
 class RelayQueue(SourcedQueue):
     """See the module. only: names of directories to care for; None for all under *root*."""
 
-    __slots__ = ("_left_alone", "_only", "_queued_before", "_told", "readers")
+    __slots__ = ("_left_alone", "_only", "_queued_before", "_told", "is_held_back", "readers")
 
     def __init__(
         self,
@@ -85,6 +85,8 @@ class RelayQueue(SourcedQueue):
         self._told = {}
         self._left_alone: List[str] = []
         self._queued_before = 0
+        #: Whether there may be more to read as soon as some of what is queued is sent.
+        self.is_held_back = False
 
     def put(self, record: bytes) -> bool:
         """Refuse: a relay makes no events of its own."""
@@ -104,6 +106,7 @@ class RelayQueue(SourcedQueue):
             if reader is not None:
                 self.readers[name] = reader
                 leased += reader.leased()
+        self.is_held_back = False
         for name, reader in list(self.readers.items()):
             try:
                 if reader.clear():
@@ -112,6 +115,8 @@ class RelayQueue(SourcedQueue):
                     self._forget(name)
                 elif reader.outstanding < READ_AHEAD:
                     found += reader.read(READ_AHEAD)
+                else:
+                    self.is_held_back = True
             except (OSError, ForeignError) as error:
                 self._leave(name, error)
                 reader.close()
