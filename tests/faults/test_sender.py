@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -355,6 +356,14 @@ def test_close_lets_the_sender_go_and_removes_the_journal(make, tmp_path, eventu
     eventually(lambda: pid not in children(os.getpid()))  # a zombie until it is waited for
 
 
+def test_the_numbers_of_the_end_stay(make, held):
+    client = make(base_url=held.url)
+    track(client, range(10))
+    assert client.close(0.1).pending == 10
+    stats = client.stats()
+    assert (stats.accepted, stats.delivered, stats.pending) == (10, 0, 10)
+
+
 def test_a_client_that_tracks_nothing_starts_nothing_and_leaves_nothing(make, tmp_path):
     before = children(os.getpid())
     client = make()
@@ -412,6 +421,21 @@ def test_the_bound_of_the_journal_holds_and_room_comes_back(make, held, overflow
     held.answer()
     assert client.flush(20)
     assert client.track_event("big", JANE, {"big": big})
+
+
+def test_who_waits_for_room_gets_it_as_soon_as_there_is_some(make, held):
+    big = "x" * 60_000
+    client = make(base_url=held.url, overflow="block", block_timeout=30, max_journal_bytes=8 << 20)
+    accepted = 0
+    while client._core.queue.has_room_for(70_000):
+        assert client.track_event("big", JANE, {"n": accepted, "big": big})
+        accepted += 1
+        assert accepted < 200
+    threading.Timer(0.2, held.answer).start()
+    started_s = time.monotonic()
+    assert client.track_event("big", JANE, {"big": big})
+    assert time.monotonic() - started_s < 25
+    assert client.flush(20)
 
 
 @pytest.mark.parametrize("backend", [asyncio, trio], ids=["asyncio", "trio"])
