@@ -249,10 +249,11 @@ def test_its_key_is_on_no_command_line_in_no_environment_and_in_no_file(make, tm
     assert not any(b"of_nobody" in path.read_bytes() for path in files)
 
 
-def test_flush_says_what_is_left_and_why(make, dead_url):
+def test_flush_says_what_is_left_and_why(make, dead_url, eventually):
     client = make(base_url=dead_url, max_retries=0)
     track(client, range(30))
-    result = client.flush(1)
+    eventually(lambda: client.stats().problem)
+    result = client.flush(0.1)
     assert not result
     assert result.pending == 30
     assert "could not connect" in result.problem

@@ -112,7 +112,7 @@ def test_a_signal_that_comes_while_our_lock_is_held_delivers(server, run):
 def test_the_application_goes_on_while_it_delivers(held, run, tmp_path):
     """What it tracks meanwhile is accepted; what comes after the delivery began is not waited for."""
     code = """\
-    client = Windback(handle_signals=True, batch_size=10, shutdown_timeout=1)
+    client = Windback(handle_signals=True, batch_size=10, shutdown_timeout=20)
     track(client, 10)
     send()
     while True:
