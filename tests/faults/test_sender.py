@@ -370,7 +370,7 @@ def test_a_client_that_tracks_nothing_starts_nothing_and_leaves_nothing(make, tm
     client = make()
     assert client.flush(1)
     assert client.close()
-    assert children(os.getpid()) == before
+    assert set(children(os.getpid())) <= set(before)  # one of an earlier test may go meanwhile
     assert left_in(tmp_path / "journal") == []
 
 
@@ -512,4 +512,4 @@ def test_disabled_it_starts_nothing():
     assert not client.track_event("login", JANE)
     assert client.flush()
     assert client.close()
-    assert children(os.getpid()) == before
+    assert set(children(os.getpid())) <= set(before)  # one of an earlier test may go meanwhile
