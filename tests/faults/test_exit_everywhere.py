@@ -249,7 +249,10 @@ def test_a_second_ctrl_c_ends_the_wait_of_the_exit(silent_url, run):
     assert "KeyboardInterrupt" in ended.err
 
 
-START = 'from windback import Windback; Windback().track_event("login", "jane@example.com")\n'
+# With -OO all modules are compiled anew, which takes seconds on a busy machine.
+START = (
+    'from windback import Windback; Windback(shutdown_timeout=25).track_event("login", "jane@example.com")\n'
+)
 
 
 @pytest.mark.parametrize(
