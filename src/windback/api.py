@@ -7,7 +7,7 @@ made, and a bad one raises ValidationError naming it.
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 from urllib.parse import quote
 
 import orjson
@@ -96,15 +96,8 @@ def submit_cancel_flow(
 
 
 def report_cancel_reason(slug: str, event_id: str, reason: str) -> Request:
-    """PATCH /projects/{slug}/churn-events/{id}/cancel-reason (docs page "API Overview"; body assumed).
-
-    The call may start an email to the customer, so it is not repeated in doubt.
-    """
-    if event_id in (".", ".."):  # as a part of a path they name another place
-        message = f"event_id must be the id of a churn event, not {event_id!r}"
-        raise ValidationError(message)
-    path = f"/projects/{slug}/churn-events/{quote(_text('event_id', event_id), safe='')}/cancel-reason"
-    return Request("PATCH", path, _encode({"cancel_reason": _text("reason", reason)}), once_only=True)
+    """PATCH as `update_cancel_reason` does, with the name that the SDK page gives the argument."""
+    return update_cancel_reason(slug, event_id, _text("reason", reason), None)
 
 
 def check_reason(reason: object) -> None:
@@ -112,10 +105,28 @@ def check_reason(reason: object) -> None:
     _text("reason", reason)
 
 
-def list_churn_events(slug: str, page: int) -> Request:
-    """GET one page of /projects/{slug}/churn-events (docs page "Churn Events"); pages count from 0."""
-    query = f"limit={PAGE_SIZE}&offset={page * PAGE_SIZE}"
-    return Request("GET", f"/projects/{slug}/churn-events", query=query)
+def get_churn_event(slug: str, event_id: str) -> Request:
+    """GET /projects/{slug}/churn-events/{id} (docs page "API Overview")."""
+    return Request("GET", _event_path(slug, event_id))
+
+
+def mark_recovered(slug: str, idempotency_key: str, event_id: str) -> Request:
+    """POST /projects/{slug}/churn-events/{id}/recovered (docs page "API Overview")."""
+    return Request("POST", _event_path(slug, event_id, "/recovered"), idempotency_key=idempotency_key)
+
+
+def update_cancel_reason(
+    slug: str, event_id: str, cancel_reason: str, cancel_reason_text: Optional[str]
+) -> Request:
+    """PATCH /projects/{slug}/churn-events/{id}/cancel-reason (docs page "API Overview"; body assumed).
+
+    The call may start an email to the customer, so it is not repeated in doubt.
+    """
+    body = {
+        "cancel_reason": _text("cancel_reason", cancel_reason),
+        "cancel_reason_text": _optional_text("cancel_reason_text", cancel_reason_text),
+    }
+    return Request("PATCH", _event_path(slug, event_id, "/cancel-reason"), _encode(body), once_only=True)
 
 
 def create_recovery_template(
@@ -144,8 +155,13 @@ def create_recovery_template(
     )
 
 
-def read_churn_event(answer: Answer) -> ChurnEvent:
-    """Read a success; raises WindbackError if it is not the JSON object the docs promise."""
+def read_churn_event(answer: Answer, *, event_id: str = "", status: str = "") -> ChurnEvent:
+    """Read a success; raises WindbackError if it is not the JSON object the docs promise.
+
+    event_id, status: what is known of the event should the answer have no body (202 and 204 are assumed).
+    """
+    if not answer.body:
+        return ChurnEvent(event_id, status)
     return ChurnEvent.from_json(_object(answer))
 
 
@@ -159,6 +175,47 @@ def read_recovery_template(answer: Answer) -> RecoveryTemplate:
     return RecoveryTemplate.from_json(_object(answer))
 
 
+class ChurnEventPages:
+    """The churn events of a project, page by page (docs pages "Churn Events", "API Reference").
+
+    Pages are counted off by position, and no order is documented. An event that is created while they are
+    read moves others on to the next page: those are given once.
+    """
+
+    def __init__(self, slug: str, status: Optional[str] = None, page_size: object = PAGE_SIZE) -> None:
+        if isinstance(page_size, bool) or not isinstance(page_size, int) or not 1 <= page_size <= PAGE_SIZE:
+            message = f"page_size must be a whole number from 1 to {PAGE_SIZE}, not {page_size!r}"
+            raise ValidationError(message)
+        self._path = f"/projects/{slug}/churn-events"
+        self._filter = "" if status is None else f"&status={quote(_text('status', status), safe='')}"
+        self._page_size = page_size
+        self._last_ids: Set[str] = set()
+        #: Rows of the pages so far.
+        self.seen = 0
+        #: Whether the last page has been read.
+        self.done = False
+
+    def next_request(self) -> Request:
+        """Return the request for the next page."""
+        query = f"limit={self._page_size}&offset={self.seen}{self._filter}"
+        return Request("GET", self._path, query=query)
+
+    def feed(self, answer: Answer) -> List[ChurnEvent]:
+        """Take in a page; return its events without those of the page before."""
+        page = _mapping(answer)
+        data = page.get("data")
+        rows: List[object] = data if isinstance(data, list) else []
+        self.seen += len(rows)
+        total = page.get("total")
+        # A server may give smaller pages than it was asked for, so where there is a total it decides.
+        is_last = self.seen >= total if isinstance(total, int) else len(rows) < self._page_size
+        self.done = not rows or is_last
+        events = [ChurnEvent.from_json(row) for row in rows if isinstance(row, dict)]
+        new = [event for event in events if not event.id or event.id not in self._last_ids]
+        self._last_ids = {event.id for event in events}
+        return new
+
+
 class OpenEventSearch:
     """Find the newest open churn event of a customer in pages of events.
 
@@ -166,38 +223,28 @@ class OpenEventSearch:
     order of the list is documented, so the newest is found by `created_at`.
     """
 
-    def __init__(self, customer_email: str) -> None:
+    def __init__(self, slug: str, customer_email: str) -> None:
         self._email = _email(customer_email).lower()
         self._found: List[ChurnEvent] = []
-        self._page = 0
-        self._seen = 0
+        self._pages = ChurnEventPages(slug)
+        self._count = 0
         self.done = False
 
-    def next_request(self, slug: str) -> Request:
+    def next_request(self) -> Request:
         """Return the request for the next page."""
-        return list_churn_events(slug, self._page)
+        return self._pages.next_request()
 
     def feed(self, answer: Answer) -> None:
         """Take in a page; `done` turns true after the last one."""
-        page = _mapping(answer)
-        rows = page.get("data")
-        events = (
-            [ChurnEvent.from_json(row) for row in rows if isinstance(row, dict)]
-            if isinstance(rows, list)
-            else []
-        )
-        self._found += [event for event in events if self._is_candidate(event)]
-        self._page += 1
-        self._seen += len(events)
-        total = page.get("total")
-        is_last = self._seen >= total if isinstance(total, int) else len(events) < PAGE_SIZE
-        self.done = not events or is_last or self._page >= MAX_PAGES
+        self._found += [event for event in self._pages.feed(answer) if self._is_candidate(event)]
+        self._count += 1
+        self.done = self._pages.done or self._count >= MAX_PAGES
 
     def result(self) -> str:
         """Return the id, or raise NotFoundError: nothing is created in its place."""
         if not self._found:
             message = (
-                f"no open churn event for this customer among the {self._seen} events looked at; "
+                f"no open churn event for this customer among the {self._pages.seen} events looked at; "
                 "create one with create_churn_event, or pass event_id"
             )
             raise NotFoundError(message, code="NO_OPEN_CHURN_EVENT")
@@ -207,6 +254,18 @@ class OpenEventSearch:
     def _is_candidate(self, event: ChurnEvent) -> bool:
         is_theirs = (event.customer_email or "").lower() == self._email
         return is_theirs and event.status not in ("recovered", "lost") and event.id != ""
+
+
+def _event_path(slug: str, event_id: str, rest: str = "") -> str:
+    return f"/projects/{slug}/churn-events/{_part('event_id', event_id)}{rest}"
+
+
+def _part(name: str, value: object) -> str:
+    """An id as one part of a path, whatever is in it."""
+    if value in (".", ".."):  # as a part of a path they name another place
+        message = f"{name} must be an id that the API gave, not {value!r}"
+        raise ValidationError(message)
+    return quote(_text(name, value), safe="")
 
 
 def _mapping(answer: Answer) -> Mapping[str, object]:

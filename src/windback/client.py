@@ -5,7 +5,21 @@ from __future__ import annotations
 import copy
 import os
 import time
-from typing import TYPE_CHECKING, Callable, Iterable, Optional, Tuple, Type, TypeVar, Union
+from collections import deque
+from typing import (
+    TYPE_CHECKING,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Deque,
+    Iterable,
+    Iterator,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 from . import api, lifecycle
 from .batching import Limits
@@ -319,10 +333,10 @@ class Windback(_Client):
         request is not repeated where the first may have arrived. Raises WindbackError.
         """
         slug = self._config.slug()
-        search = api.OpenEventSearch(customer_email)
+        search = api.OpenEventSearch(slug, customer_email)
         api.check_reason(reason)
         while event_id is None and not search.done:
-            search.feed(self._call(search.next_request(slug)))
+            search.feed(self._call(search.next_request()))
         self._call(api.report_cancel_reason(slug, search.result() if event_id is None else event_id, reason))
 
     def create_recovery_template(
@@ -348,6 +362,49 @@ class Windback(_Client):
             is_active=is_active,
         )
         return api.read_recovery_template(self._call(request))
+
+    def list_churn_events(
+        self, status: Optional[str] = None, *, page_size: int = api.PAGE_SIZE
+    ) -> Iterator[ChurnEvent]:
+        """Iterate over the churn events of the project (docs page "Churn Events"), in the API's order.
+
+        status: only those that have it. page_size: events a request, 1 to 100, the API's limit. A page is
+        asked for when it is needed, so each step may raise WindbackError; the next one then asks again.
+        Pages are counted off by position: what changes the status that is filtered by makes the
+        iteration skip events, so make a list first. Without variants; those come with get_churn_event.
+        """
+        self._check_usable()
+        return _Events(api.ChurnEventPages(self._config.slug(), status, page_size), self._call)
+
+    def get_churn_event(self, event_id: str) -> ChurnEvent:
+        """Return one churn event (docs page "API Overview").
+
+        Raises NotFoundError for an id that is not of this project, and WindbackError.
+        """
+        return api.read_churn_event(self._call(api.get_churn_event(self._config.slug(), event_id)))
+
+    def mark_recovered(self, event_id: str) -> ChurnEvent:
+        """Record that the customer stays (docs page "API Overview").
+
+        Raises ValidationError if the event is recovered already, also where that was the work of this very
+        call and its first answer got lost; NotFoundError; and WindbackError. Of the event that is returned,
+        `id` and `status` alone are set if the API answers without one.
+        """
+        request = api.mark_recovered(self._config.slug(), _new_key(), event_id)
+        return api.read_churn_event(self._call(request), event_id=event_id, status="recovered")
+
+    def update_cancel_reason(
+        self, event_id: str, cancel_reason: str, cancel_reason_text: Optional[str] = None
+    ) -> ChurnEvent:
+        """Attach or change the reason of a churn event (docs page "API Overview"; the body is assumed).
+
+        cancel_reason: such as "too_expensive", or free text; cancel_reason_text: more in the customer's
+        words. The API may send an email to the customer, so the request is not repeated where the first
+        may have arrived. Raises NotFoundError and WindbackError. Of the event that is returned, `id` alone
+        is set if the API answers without one.
+        """
+        request = api.update_cancel_reason(self._config.slug(), event_id, cancel_reason, cancel_reason_text)
+        return api.read_churn_event(self._call(request), event_id=event_id)
 
     def flush(self, timeout: Optional[float] = None) -> FlushResult:
         """Send everything that track_event accepted so far, and say how that went.
@@ -466,10 +523,10 @@ class AsyncWindback(_Client):
     ) -> None:
         """Attach the reason to a churn event; see Windback.report_cancel_reason."""
         slug = self._config.slug()
-        search = api.OpenEventSearch(customer_email)
+        search = api.OpenEventSearch(slug, customer_email)
         api.check_reason(reason)
         while event_id is None and not search.done:
-            search.feed(await self._call(search.next_request(slug)))
+            search.feed(await self._call(search.next_request()))
         await self._call(
             api.report_cancel_reason(slug, search.result() if event_id is None else event_id, reason)
         )
@@ -494,6 +551,29 @@ class AsyncWindback(_Client):
         )
         return api.read_recovery_template(await self._call(request))
 
+    def list_churn_events(
+        self, status: Optional[str] = None, *, page_size: int = api.PAGE_SIZE
+    ) -> AsyncIterator[ChurnEvent]:
+        """Iterate with `async for` over the churn events; see Windback.list_churn_events."""
+        self._check_usable()
+        return _AsyncEvents(api.ChurnEventPages(self._config.slug(), status, page_size), self._call)
+
+    async def get_churn_event(self, event_id: str) -> ChurnEvent:
+        """Return one churn event; see Windback.get_churn_event."""
+        return api.read_churn_event(await self._call(api.get_churn_event(self._config.slug(), event_id)))
+
+    async def mark_recovered(self, event_id: str) -> ChurnEvent:
+        """Record that the customer stays; see Windback.mark_recovered."""
+        request = api.mark_recovered(self._config.slug(), _new_key(), event_id)
+        return api.read_churn_event(await self._call(request), event_id=event_id, status="recovered")
+
+    async def update_cancel_reason(
+        self, event_id: str, cancel_reason: str, cancel_reason_text: Optional[str] = None
+    ) -> ChurnEvent:
+        """Attach or change the reason of a churn event; see Windback.update_cancel_reason."""
+        request = api.update_cancel_reason(self._config.slug(), event_id, cancel_reason, cancel_reason_text)
+        return api.read_churn_event(await self._call(request), event_id=event_id)
+
     async def flush(self, timeout: Optional[float] = None) -> FlushResult:
         """Send everything that track_event accepted so far; see Windback.flush."""
         self._check_open()
@@ -517,6 +597,38 @@ class AsyncWindback(_Client):
     async def _call(self, request: api.Request) -> Answer:
         self._check_usable()
         return self._checked(await (await self._core.tasks.transport()).send(request, self._tries(request)))
+
+
+class _Events(Iterator[ChurnEvent]):
+    """The events of all pages, each of which is asked for when it is needed."""
+
+    def __init__(self, pages: api.ChurnEventPages, call: Callable[[api.Request], Answer]) -> None:
+        self._pages = pages
+        self._call = call
+        self._ready: Deque[ChurnEvent] = deque()
+
+    def __next__(self) -> ChurnEvent:
+        while not self._ready:
+            if self._pages.done:
+                raise StopIteration
+            self._ready += self._pages.feed(self._call(self._pages.next_request()))
+        return self._ready.popleft()
+
+
+class _AsyncEvents(AsyncIterator[ChurnEvent]):
+    """The same for `async for`; no generator, so nothing has to be closed where a loop is left early."""
+
+    def __init__(self, pages: api.ChurnEventPages, call: Callable[[api.Request], Awaitable[Answer]]) -> None:
+        self._pages = pages
+        self._call = call
+        self._ready: Deque[ChurnEvent] = deque()
+
+    async def __anext__(self) -> ChurnEvent:
+        while not self._ready:
+            if self._pages.done:
+                raise StopAsyncIteration
+            self._ready += self._pages.feed(await self._call(self._pages.next_request()))
+        return self._ready.popleft()
 
 
 def _make_core(config: Config, *, is_async: bool) -> Core:

@@ -454,6 +454,8 @@ def test_only_the_email_is_required_of_a_churn_event(server):
         ({"mrr": 1.5}, "mrr"),
         ({"mrr": True}, "mrr"),
         ({"currency": "dollars"}, "currency"),
+        ({"mrr": 10**12 + 1}, "mrr"),
+        ({"mrr": 2**63}, "mrr"),
         ({"tenure_days": "long"}, "tenure_days"),
         ({"plan_name": 5}, "plan_name"),
     ],
@@ -485,6 +487,21 @@ def test_the_list_is_filtered_by_status(server):
     for status, expected in (("new", second), ("recovered", first)):
         page = call(server, "GET", f"/projects/p/churn-events?status={status}").json
         assert ([event["id"] for event in page["data"]], page["total"]) == ([expected["id"]], 1)
+
+
+def test_a_churn_event_ends_once_as_recovered_or_as_lost(server):
+    first, second = create(server), create(server)
+    server.mark_lost(first["id"])
+    assert call(server, "GET", f"/projects/p/churn-events/{first['id']}").json["data"]["status"] == "lost"
+    assert call(server, "POST", f"/projects/p/churn-events/{first['id']}/recovered").json == {
+        "error": "the churn event is lost already",
+        "code": "INVALID_STATE",
+    }
+    call(server, "POST", f"/projects/p/churn-events/{second['id']}/recovered")
+    with pytest.raises(DevServerError, match="the churn event is recovered already"):
+        server.mark_lost(second["id"])
+    with pytest.raises(DevServerError, match="churn event not found"):
+        server.mark_lost("evt_x")
 
 
 @pytest.mark.parametrize(
@@ -901,6 +918,27 @@ def test_a_server_that_cannot_start_says_why(server, tmp_path):
     with pytest.raises(DevServerError, match=r"cannot use .* as database"):
         DevServer(db=no_database).start()
     assert no_database.read_text().startswith("these are only notes")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("PRAGMA user_version = 99", "has schema version 99, and version 1 is needed"),
+        ("PRAGMA application_id = 7", "is not of this server, and version 1 is needed"),
+    ],
+)
+def test_a_database_of_another_version_or_program_is_refused_and_left_alone(tmp_path, change, message):
+    path = tmp_path / "dev.db"
+    with DevServer(db=path) as server:
+        assert track(server).status == 200
+    with closing(sqlite3.connect(str(path))) as database:
+        database.execute(change)
+        database.execute("PRAGMA journal_mode=DELETE")
+        database.commit()
+    before = path.read_bytes()
+    with pytest.raises(DevServerError, match=f"cannot use .*dev.db as database: it {message}"):
+        DevServer(db=path).start()
+    assert path.read_bytes() == before
 
 
 def test_stop_does_not_wait_for_requests_that_hang_or_are_slow():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import AsyncIterator, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import httpx
 from typing_extensions import assert_type
@@ -177,6 +177,15 @@ def use(client: Windback) -> None:
         )
     )
 
+    assert_type(client.list_churn_events(), Iterator[ChurnEvent])
+    for each in client.list_churn_events("new", page_size=20):
+        read_churn_event(each)
+    client.list_churn_events("new", 20)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    assert_type(client.get_churn_event(event.id), ChurnEvent)
+    assert_type(client.mark_recovered(event_id=event.id), ChurnEvent)
+    assert_type(client.update_cancel_reason(event.id, "other"), ChurnEvent)
+    client.update_cancel_reason(event.id, cancel_reason="other", cancel_reason_text="moving")
+
     assert_type(client.flush(), FlushResult)
     read_flush(client.flush(timeout=2.5))
     read_stats(client.stats())
@@ -199,6 +208,12 @@ async def use_async(client: AsyncWindback) -> None:
     read_cancel_flow(await client.submit_cancel_flow("jane@example.com", "other", "text", "downgrade"))
     await client.report_cancel_reason("jane@example.com", "other", event_id=event.id)
     read_template(await client.create_recovery_template("other", "name", "subject", "body", is_active=True))
+    assert_type(client.list_churn_events(), AsyncIterator[ChurnEvent])
+    async for each in client.list_churn_events("new", page_size=20):
+        read_churn_event(each)
+    assert_type(await client.get_churn_event(event.id), ChurnEvent)
+    assert_type(await client.mark_recovered(event.id), ChurnEvent)
+    assert_type(await client.update_cancel_reason(event.id, "other", "moving"), ChurnEvent)
     read_flush(await client.flush())
     read_flush(await client.flush(timeout=2.5))
     read_stats(client.stats())

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from . import body as bodies
 from . import routes
 from .connections import Connections
-from .control import control_routes
+from .control import Control
 from .errors import ApiError, error_body, invalid
 from .exchange import Exchange, Journal
 from .faults import Faults
@@ -145,7 +145,7 @@ def build_app(
     for path, endpoints in _PATHS.items():
         api.append(Route(BASE_PATH + path, Resource(endpoints, store, options), methods=list(endpoints)))
     app = Starlette(
-        routes=[*api, *control_routes(store, journal, faults)],
+        routes=[*api, *Control(store, journal, faults).routes()],
         exception_handlers={ApiError: _refuse, HTTPException: _no_route},
     )
     app.router.redirect_slashes = False

@@ -25,6 +25,11 @@ def invalid(message: str) -> ApiError:
     return ApiError(400, "VALIDATION_ERROR", message)
 
 
+def bad_state(message: str) -> ApiError:
+    """400 for a step that the state of a thing does not allow (Churn Events and Recovery pages)."""
+    return ApiError(400, "INVALID_STATE", message)
+
+
 def not_found(what: str) -> ApiError:
     """404 for a thing that does not exist."""
     return ApiError(404, "NOT_FOUND", f"{what} not found")

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Type, Union, cast
+from urllib.parse import quote
 
 from .options import BASE_PATH, CONTROL_PATH, DEFAULT_MAX_BODY_BYTES, READY
 from .records import Counts, FaultRule, RateLimit, RequestRecord, StoredEvent
@@ -206,6 +207,10 @@ class DevServer:
     def clear_faults(self) -> None:
         """No faults from now on."""
         self._call("DELETE", "/faults")
+
+    def mark_lost(self, event_id: str) -> None:
+        """End a churn event as `lost`, which no request of the API does."""
+        self._call("POST", f"/churn-events/{quote(event_id, safe='')}/lost")
 
     def reset(self) -> None:
         """Forget all that was stored and counted, and all faults."""

@@ -7,14 +7,16 @@ from typing import Callable, Dict, Mapping, NamedTuple
 import orjson
 
 from . import validation
-from .errors import ApiError, invalid, not_found
+from .errors import ApiError, bad_state, invalid, not_found
 from .exchange import Exchange
 from .store import Store
 
 #: A second cancel-flow submission of a customer within this time creates nothing (Widget Installation page).
 CANCEL_FLOW_WINDOW_S = 24 * 3600
 
+#: The life of a churn event, in order; the last two end it (Churn Events page).
 STATUSES = ("new", "processing", "variants_generated", "email_sent", "recovered", "lost")
+FINAL_STATUSES = STATUSES[4:]
 
 #: Bounds of a page of a list (API Reference page).
 DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET = 20, 100, 2**31
@@ -94,10 +96,10 @@ def set_cancel_reason(call: Call) -> Answer:
 
 
 def mark_recovered(call: Call) -> Answer:
-    """`POST /projects/{slug}/churn-events/{id}/recovered`; a second time is a 400."""
+    """`POST /projects/{slug}/churn-events/{id}/recovered`; 400 when the event is in a final state already."""
     doc = _churn_event(call)
-    if doc["status"] == "recovered":
-        raise ApiError(400, "INVALID_STATE", "the churn event is recovered already")
+    if doc["status"] in FINAL_STATUSES:
+        raise bad_state(f"the churn event is {doc['status']} already")
     doc["status"] = "recovered"
     call.store.update_churn_event(doc, call.now)
     return _data(doc)

@@ -6,7 +6,8 @@ with another's. A request is one transaction: what it was answered for is commit
 Tables:
     batches      one row for each `POST /track` that was taken: when, under which Idempotency-Key
     events       one row for each event, in the order of arrival; `batch_id` points into `batches`
-    churn_events, templates, cancel_flows   `doc` is the JSON that the API answers with
+    churn_events, variants, templates, cancel_flows, offers   `doc` is the JSON that the API answers with
+    accepted_offers   what `POST /cancel-flow/accept-offer` recorded
     answers      the first answer to each Idempotency-Key, by `scope` (method, path and key of the caller)
 """
 
@@ -22,6 +23,9 @@ import orjson
 
 from .validation import ChurnFields, EventRow, TemplateFields
 
+#: Marks a file as one of this server (SQLite's `application_id`), and how it is laid out (`user_version`).
+APPLICATION_ID, SCHEMA_VERSION = 0x57424456, 1
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS batches (
     id INTEGER PRIMARY KEY, received_at TEXT NOT NULL, idempotency_key TEXT);
@@ -29,19 +33,32 @@ CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY, batch_id INTEGER NOT NULL, event TEXT NOT NULL, customer_email TEXT,
     customer_id TEXT, customer_name TEXT, timestamp TEXT, properties TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS churn_events (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, slug TEXT, status TEXT NOT NULL, doc TEXT NOT NULL);
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, slug TEXT, status TEXT NOT NULL,
+    mrr INTEGER NOT NULL, doc TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS variants (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, event_id TEXT NOT NULL, doc TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS variants_by_event ON variants (event_id);
 CREATE TABLE IF NOT EXISTS templates (
-    seq INTEGER PRIMARY KEY, slug TEXT NOT NULL, cancel_reason TEXT NOT NULL, doc TEXT NOT NULL,
-    UNIQUE (slug, cancel_reason));
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, slug TEXT NOT NULL, cancel_reason TEXT NOT NULL,
+    doc TEXT NOT NULL, UNIQUE (slug, cancel_reason));
 CREATE TABLE IF NOT EXISTS cancel_flows (
     seq INTEGER PRIMARY KEY, customer TEXT NOT NULL, created_at REAL NOT NULL, event_id TEXT NOT NULL,
     feedback_text TEXT, selected_offer TEXT);
 CREATE INDEX IF NOT EXISTS cancel_flows_by_customer ON cancel_flows (customer, created_at);
+CREATE TABLE IF NOT EXISTS offers (cancel_reason TEXT PRIMARY KEY, doc TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS accepted_offers (
+    seq INTEGER PRIMARY KEY, customer TEXT NOT NULL, cancel_reason TEXT NOT NULL, offer_type TEXT NOT NULL,
+    accepted_at TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS answers (
     scope TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, status INTEGER NOT NULL,
     body BLOB NOT NULL, events INTEGER NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID;
 """
-_TABLES = ("batches", "events", "churn_events", "templates", "cancel_flows", "answers")
+_TABLES = (
+    *("batches", "events", "churn_events", "variants", "templates", "cancel_flows", "offers"),
+    *("accepted_offers", "answers"),
+)
+
+_MARKS = {"application_id": APPLICATION_ID, "user_version": SCHEMA_VERSION}
 
 Doc = Dict[str, object]
 
@@ -63,18 +80,36 @@ def iso(seconds: float) -> str:
 class Store:
     """The database behind the server; *path* None keeps it in memory.
 
-    Raises `sqlite3.Error` when the file cannot be opened or is no database.
+    Raises `sqlite3.Error` when the file cannot be opened, is no database, or is not one of this version.
     """
 
     def __init__(self, path: Optional[str] = None) -> None:
         self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
+        try:
+            self._open(path)
+        except BaseException:
+            self._db.close()
+            raise
+        self.event_count = self._count("events")
+
+    def _open(self, path: Optional[str]) -> None:
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        found = tuple(self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in _MARKS)
+        if tables and found != tuple(_MARKS.values()):  # nothing has been written to it yet
+            theirs = (
+                f"has schema version {found[1]}" if found[0] == APPLICATION_ID else "is not of this server"
+            )
+            raise sqlite3.DatabaseError(
+                f"it {theirs}, and version {SCHEMA_VERSION} is needed; name another file, or move it away"
+            )
         if path:
             # A killed server loses nothing that it answered for (the kernel has the pages); only a power cut
             # could, and waiting for the disk at each request would be a high price for that here.
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=OFF")
         self._db.executescript(_SCHEMA)
-        self.event_count = self._count("events")
+        for name, value in _MARKS.items():
+            self._db.execute(f"PRAGMA {name} = {value}")
 
     def close(self) -> None:
         """Close the file; the store is of no use afterwards."""
@@ -180,8 +215,8 @@ class Store:
         doc: Doc = {"id": "evt_" + uuid.uuid4().hex, "project_id": f"prj_{slug or 'dev'}", **fields._asdict()}
         doc.update(status="new", created_at=created, updated_at=created)
         self._db.execute(
-            "INSERT INTO churn_events (id, slug, status, doc) VALUES (?, ?, 'new', ?)",
-            (doc["id"], slug, orjson.dumps(doc).decode()),
+            "INSERT INTO churn_events (id, slug, status, mrr, doc) VALUES (?, ?, 'new', ?, ?)",
+            (doc["id"], slug, fields.mrr, orjson.dumps(doc).decode()),
         )
         return doc
 
@@ -190,6 +225,11 @@ class Store:
         row = self._db.execute(
             "SELECT doc FROM churn_events WHERE id = ? AND (slug = ? OR slug IS NULL)", (event_id, slug)
         ).fetchone()
+        return None if row is None else _doc(row)
+
+    def any_churn_event(self, event_id: str) -> Optional[Doc]:
+        """The churn event of this id, of whatever project, or None."""
+        row = self._db.execute("SELECT doc FROM churn_events WHERE id = ?", (event_id,)).fetchone()
         return None if row is None else _doc(row)
 
     def churn_events(
@@ -223,8 +263,8 @@ class Store:
         doc: Doc = {"id": "tpl_" + uuid.uuid4().hex, "project_id": f"prj_{slug}", **fields._asdict()}
         doc.update(created_at=created, updated_at=created)
         cursor = self._db.execute(
-            "INSERT OR IGNORE INTO templates (slug, cancel_reason, doc) VALUES (?, ?, ?)",
-            (slug, fields.cancel_reason, orjson.dumps(doc).decode()),
+            "INSERT OR IGNORE INTO templates (id, slug, cancel_reason, doc) VALUES (?, ?, ?, ?)",
+            (doc["id"], slug, fields.cancel_reason, orjson.dumps(doc).decode()),
         )
         return doc if cursor.rowcount else None
 

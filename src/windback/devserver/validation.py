@@ -22,6 +22,9 @@ MAX_BATCH = 100
 #: Churn Events and Custom Webhook pages.
 EVENT_TYPES = ("cancellation", "payment_failed", "payment_recovered")
 
+#: The largest amount of cents and number of days that is taken: sums of many of them stay within 64 bits.
+MAX_COUNT = 10**12
+
 _email = re.compile(r"[^@\s]+@[^@\s]+").fullmatch
 _timestamp = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):?[0-5]\d)", re.ASCII
@@ -284,6 +287,6 @@ def _optional_count(fields: Dict[str, object], name: str) -> Optional[int]:
     value = fields.get(name)
     if value is None:
         return None
-    if type(value) is not int or value < 0:  # a bool is not an int here
-        raise _BadFieldError(name, "must be a whole number that is not negative")
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:  # a bool is not an int here
+        raise _BadFieldError(name, f"must be a whole number from 0 to {MAX_COUNT}")
     return value

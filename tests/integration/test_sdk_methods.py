@@ -1,0 +1,253 @@
+"""Every method of the client against the embedded server, over a real socket, sync and async."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import ExitStack
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+import windback
+from windback.devserver import DevServer
+
+SECRET = "sk_test_methods"
+PUBLIC = "pub_test_methods"
+EMAIL = "jane@example.com"
+KINDS = ("sync", "asyncio", "trio")
+
+
+class Caller:
+    """One client of any kind, called from plain code."""
+
+    def __init__(self, kind, base_url, key=SECRET, slug="shop", **options):
+        options = {"max_retries": 0, "timeout": 10.0, **options}
+        self._exit = ExitStack()
+        self._portal = None
+        make = windback.Windback
+        if kind != "sync":
+            self._portal = self._exit.enter_context(start_blocking_portal(kind))
+            make = windback.AsyncWindback
+        self._client = make(key, slug, base_url=base_url, **options)
+
+    def __getattr__(self, name):
+        method = getattr(self._client, name)
+        if self._portal is None or name == "list_churn_events":
+            return method
+        return lambda *args, **keywords: self._portal.call(functools.partial(method, *args, **keywords))
+
+    def take(self, events, count=None):
+        """The first *count* of an iterator, or all."""
+        if self._portal is None:
+            return [event for _, event in zip(range(10**9 if count is None else count), events)]
+        return self._portal.call(self._take, events, count)
+
+    async def _take(self, events, count):
+        taken = []
+        async for event in events:
+            taken.append(event)
+            if len(taken) == count:
+                break
+        return taken
+
+    def finish(self):
+        self.close()
+        self._exit.close()
+
+
+@pytest.fixture(scope="module")
+def running():
+    with DevServer() as server:
+        yield server
+    assert server.log() == "", "the server printed warnings or tracebacks"
+
+
+@pytest.fixture
+def server(running):
+    running.reset()
+    return running
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def make(kind):
+    """Makes clients of one kind, and closes them."""
+    made = []
+
+    def make_one(server, **options):
+        made.append(Caller(kind, server.url, **options))
+        return made[-1]
+
+    yield make_one
+    for client in made:
+        client.finish()
+
+
+@pytest.fixture
+def client(make, server):
+    return make(server)
+
+
+def create(client, **fields):
+    return client.create_churn_event(**{"customer_email": EMAIL, "mrr": 4999, **fields})
+
+
+# Churn events
+
+
+def test_every_event_is_listed_once_page_by_page(client, server):
+    made = [create(client).id for _ in range(7)]
+    before = server.counts().requests
+    events = client.take(client.list_churn_events(page_size=3))
+    assert [event.id for event in events] == made[::-1]
+    assert server.counts().requests - before == 3
+    assert {type(event) for event in events} == {windback.ChurnEvent}
+
+
+def test_a_page_is_asked_for_when_it_is_needed(client, server):
+    for _ in range(5):
+        create(client)
+    before = server.counts().requests
+    listing = client.list_churn_events(page_size=2)
+    assert server.counts().requests == before
+    assert len(client.take(listing, 2)) == 2
+    assert server.counts().requests == before + 1
+
+
+def test_events_are_listed_by_status(client):
+    first, second = create(client), create(client)
+    client.mark_recovered(first.id)
+    assert [event.id for event in client.take(client.list_churn_events("recovered"))] == [first.id]
+    assert [event.id for event in client.take(client.list_churn_events(status="new"))] == [second.id]
+    assert client.take(client.list_churn_events("lost")) == []
+
+
+def test_a_listing_goes_on_after_an_error(client, server):
+    made = [create(client).id for _ in range(3)]
+    listing = client.list_churn_events(page_size=2)
+    seen = client.take(listing, 2)
+    server.faults([{"status": 500, "times": 1}])
+    with pytest.raises(windback.ServerError):
+        client.take(listing)
+    seen += client.take(listing)
+    assert [event.id for event in seen] == made[::-1]
+
+
+def test_an_unknown_status_is_the_api_s_error(client):
+    with pytest.raises(windback.ValidationError, match="status: must be one of") as caught:
+        client.take(client.list_churn_events("sad"))
+    assert (caught.value.status, caught.value.code) == (400, "VALIDATION_ERROR")
+
+
+def test_an_event_is_got_by_its_id(client):
+    made = create(client, customer_name="Jane", cancel_reason="Too much", plan_name="Pro", tenure_days=3)
+    got = client.get_churn_event(made.id)
+    assert got == made
+    assert (got.status, got.mrr, got.created_at.tzinfo is not None) == ("new", 4999, True)
+
+
+def test_an_event_is_recovered_once(client):
+    made = create(client)
+    event = client.mark_recovered(made.id)
+    assert (event.id, event.status) == (made.id, "recovered")
+    assert event.updated_at > made.updated_at
+    with pytest.raises(windback.ValidationError, match="is recovered already") as caught:
+        client.mark_recovered(made.id)
+    assert (caught.value.status, caught.value.code) == (400, "INVALID_STATE")
+
+
+def test_a_lost_event_is_not_recovered(client, server):
+    made = create(client)
+    server.mark_lost(made.id)
+    assert client.get_churn_event(made.id).status == "lost"
+    with pytest.raises(windback.ValidationError, match="is lost already"):
+        client.mark_recovered(made.id)
+
+
+def test_a_recovery_whose_answer_was_lost_is_not_an_error(make, server):
+    client = make(server, max_retries=1)
+    made = create(client)
+    server.faults([{"path": "/projects", "method": "POST", "drop": "after", "times": 1}])
+    assert client.mark_recovered(made.id).status == "recovered"
+    assert server.counts().duplicates == 1
+
+
+def test_a_cancel_reason_is_changed(client):
+    made = create(client)
+    event = client.update_cancel_reason(made.id, "other", "moving away")
+    assert (event.id, event.cancel_reason) == (made.id, "other")
+    assert event.raw["cancel_reason_text"] == "moving away"
+    client.report_cancel_reason(EMAIL, "too_expensive", event_id=made.id)
+    assert client.get_churn_event(made.id).cancel_reason == "too_expensive"
+
+
+def test_a_cancel_reason_is_not_sent_again_in_doubt(make, server):
+    client = make(server, max_retries=3)
+    made = create(client)
+    server.faults([{"method": "PATCH", "drop": "after", "times": 1}])
+    with pytest.raises(windback.WindbackConnectionError):
+        client.update_cancel_reason(made.id, "other")
+    assert [record.method for record in server.requests()].count("PATCH") == 1
+
+
+# Errors: what the API answers to any call that names a thing
+
+NOT_THERE = {
+    "get_churn_event": ("evt_x",),
+    "mark_recovered": ("evt_x",),
+    "update_cancel_reason": ("evt_x", "other"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_THERE)
+def test_what_is_not_there_is_a_not_found_error(client, name):
+    with pytest.raises(windback.NotFoundError, match=" not found") as caught:
+        getattr(client, name)(*NOT_THERE[name])
+    assert (caught.value.status, caught.value.code) == (404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("name", NOT_THERE)
+@pytest.mark.parametrize(
+    ("status", "kind_of_error"),
+    [
+        (401, windback.AuthenticationError),
+        (402, windback.SubscriptionExpiredError),
+        (403, windback.PermissionDeniedError),
+        (409, windback.ConflictError),
+        (422, windback.ValidationError),
+        (429, windback.RateLimitError),
+        (503, windback.ServerError),
+    ],
+)
+def test_each_refusal_is_an_error_of_its_own(client, server, name, status, kind_of_error):
+    server.faults([{"status": status}])
+    with pytest.raises(kind_of_error) as caught:
+        getattr(client, name)(*NOT_THERE[name])
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("name", NOT_THERE)
+@pytest.mark.parametrize("body", ['{"data": {"id": "e', "[[", "null", "7"])
+def test_a_success_that_is_cut_short_or_of_another_type_is_a_clear_error(client, server, name, body):
+    server.faults([{"status": 200, "body": body, "content_type": "application/json"}])
+    with pytest.raises(windback.WindbackError, match="is base_url right"):
+        getattr(client, name)(*NOT_THERE[name])
+
+
+@pytest.mark.parametrize("name", NOT_THERE)
+@pytest.mark.parametrize("value", [None, 7, True, b"evt", [], "", ".."], ids=repr)
+def test_an_id_of_another_type_is_refused_before_anything_is_sent(client, server, name, value):
+    with pytest.raises(windback.ValidationError, match="_id must be"):
+        getattr(client, name)(value, *NOT_THERE[name][1:])
+    assert server.counts().requests == 0
+
+
+def test_both_clients_have_the_same_methods_in_the_same_order():
+    def methods(client):
+        return [name for name in vars(client) if not name.startswith("_")]
+
+    assert methods(windback.Windback) == methods(windback.AsyncWindback)
