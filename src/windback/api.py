@@ -140,19 +140,47 @@ def create_recovery_template(
     is_active: bool,
 ) -> Request:
     """POST /projects/{slug}/recovery-templates (docs-tree page "API Reference")."""
-    if not isinstance(is_active, bool):
-        message = f"is_active must be True or False, not {is_active!r}"
-        raise ValidationError(message)
     fields = {
         "cancel_reason": _text("cancel_reason", cancel_reason),
         "name": _text("name", name),
         "subject": _text("subject", subject),
         "body": _text("body", body),
-        "is_active": is_active,
+        "is_active": _flag("is_active", is_active),
     }
     return Request(
         "POST", f"/projects/{slug}/recovery-templates", _encode(fields), idempotency_key=idempotency_key
     )
+
+
+def list_recovery_templates(slug: str) -> Request:
+    """GET /projects/{slug}/recovery-templates (docs-tree page "API Reference")."""
+    return Request("GET", f"/projects/{slug}/recovery-templates")
+
+
+def get_recovery_template(slug: str, template_id: str) -> Request:
+    """GET /projects/{slug}/recovery-templates/{id} (docs-tree page "API Reference")."""
+    return Request("GET", _template_path(slug, template_id))
+
+
+def update_recovery_template(
+    slug: str,
+    template_id: str,
+    *,
+    name: Optional[str],
+    subject: Optional[str],
+    body: Optional[str],
+    is_active: Optional[bool],
+) -> Request:
+    """PUT /projects/{slug}/recovery-templates/{id} (docs-tree page "API Reference")."""
+    if is_active is not None:
+        _flag("is_active", is_active)
+    changes = {**_texts(name=name, subject=subject, body=body), "is_active": is_active}
+    return Request("PUT", _template_path(slug, template_id), _encode_changes(changes))
+
+
+def delete_recovery_template(slug: str, template_id: str) -> Request:
+    """DELETE /projects/{slug}/recovery-templates/{id} (docs-tree page "API Reference")."""
+    return Request("DELETE", _template_path(slug, template_id))
 
 
 def read_churn_event(answer: Answer, *, event_id: str = "", status: str = "") -> ChurnEvent:
@@ -173,6 +201,11 @@ def read_cancel_flow(answer: Answer) -> CancelFlowResult:
 def read_recovery_template(answer: Answer) -> RecoveryTemplate:
     """Read a success; raises as `read_churn_event`."""
     return RecoveryTemplate.from_json(_object(answer))
+
+
+def read_recovery_templates(answer: Answer) -> List[RecoveryTemplate]:
+    """Read a list, with the envelope or without: the sources differ. Raises as `read_churn_event`."""
+    return [RecoveryTemplate.from_json(row) for row in _rows(answer)]
 
 
 class ChurnEventPages:
@@ -268,18 +301,38 @@ def _part(name: str, value: object) -> str:
     return quote(_text(name, value), safe="")
 
 
+def _template_path(slug: str, template_id: str) -> str:
+    return f"/projects/{slug}/recovery-templates/{_part('template_id', template_id)}"
+
+
 def _mapping(answer: Answer) -> Mapping[str, object]:
     """The JSON object of a success; an empty body is an empty one (202 and 204 have none)."""
-    if not answer.body:
-        return {}
-    try:
-        data = orjson.loads(answer.body)
-    except orjson.JSONDecodeError:
-        data = None
+    data = _json(answer) if answer.body else {}
     if not isinstance(data, dict):
-        message = "a success, but not the JSON object that the API is documented to send; is base_url right?"
-        raise WindbackError(message, status=answer.status, code="UNREADABLE_ANSWER")
+        raise _unreadable(answer)
     return data
+
+
+def _rows(answer: Answer, name: str = "data") -> List[Mapping[str, object]]:
+    """The objects of a list, which is bare or stands under *name*; what is no object is left out."""
+    data = _json(answer) if answer.body else []
+    listed = data.get(name) if isinstance(data, dict) else data
+    if not isinstance(listed, list):
+        raise _unreadable(answer)
+    return [row for row in listed if isinstance(row, dict)]
+
+
+def _json(answer: Answer) -> object:
+    try:
+        value: object = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        raise _unreadable(answer) from None
+    return value
+
+
+def _unreadable(answer: Answer) -> WindbackError:
+    message = "a success, but not the JSON object that the API is documented to send; is base_url right?"
+    return WindbackError(message, status=answer.status, code="UNREADABLE_ANSWER")
 
 
 def _object(answer: Answer) -> Mapping[str, object]:
@@ -292,6 +345,25 @@ def _object(answer: Answer) -> Mapping[str, object]:
 def _encode(fields: Mapping[str, object]) -> bytes:
     given: Dict[str, object] = {name: value for name, value in fields.items() if value is not None}
     return orjson.dumps(given)
+
+
+def _encode_changes(changes: Mapping[str, object]) -> bytes:
+    if all(value is None for value in changes.values()):
+        message = "nothing to change: give at least one of " + ", ".join(changes)
+        raise ValidationError(message)
+    return _encode(changes)
+
+
+def _texts(**values: Optional[str]) -> Dict[str, Optional[str]]:
+    """Texts that may be left out, and may not be empty."""
+    return {name: None if value is None else _text(name, value) for name, value in values.items()}
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        message = f"{name} must be True or False, not {value!r}"
+        raise ValidationError(message)
+    return value
 
 
 def _text(name: str, value: object) -> str:

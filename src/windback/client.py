@@ -14,6 +14,7 @@ from typing import (
     Deque,
     Iterable,
     Iterator,
+    List,
     Optional,
     Tuple,
     Type,
@@ -406,6 +407,44 @@ class Windback(_Client):
         request = api.update_cancel_reason(self._config.slug(), event_id, cancel_reason, cancel_reason_text)
         return api.read_churn_event(self._call(request), event_id=event_id)
 
+    def list_recovery_templates(self) -> List[RecoveryTemplate]:
+        """Return all recovery templates (docs-tree page "API Reference"). Raises WindbackError."""
+        return api.read_recovery_templates(self._call(api.list_recovery_templates(self._config.slug())))
+
+    def get_recovery_template(self, template_id: str) -> RecoveryTemplate:
+        """Return one recovery template (docs-tree page "API Reference").
+
+        Raises NotFoundError and WindbackError.
+        """
+        request = api.get_recovery_template(self._config.slug(), template_id)
+        return api.read_recovery_template(self._call(request))
+
+    def update_recovery_template(
+        self,
+        template_id: str,
+        *,
+        name: Optional[str] = None,
+        subject: Optional[str] = None,
+        body: Optional[str] = None,
+        is_active: Optional[bool] = None,
+    ) -> RecoveryTemplate:
+        """Change what is given of a recovery template, at least one thing (docs-tree page "API Reference").
+
+        Raises ValidationError, NotFoundError and WindbackError.
+        """
+        request = api.update_recovery_template(
+            self._config.slug(), template_id, name=name, subject=subject, body=body, is_active=is_active
+        )
+        return api.read_recovery_template(self._call(request))
+
+    def delete_recovery_template(self, template_id: str) -> None:
+        """Delete a recovery template (docs-tree page "API Reference").
+
+        Raises NotFoundError, also where this very call deleted it and its first answer got lost; and
+        WindbackError.
+        """
+        self._call(api.delete_recovery_template(self._config.slug(), template_id))
+
     def flush(self, timeout: Optional[float] = None) -> FlushResult:
         """Send everything that track_event accepted so far, and say how that went.
 
@@ -573,6 +612,34 @@ class AsyncWindback(_Client):
         """Attach or change the reason of a churn event; see Windback.update_cancel_reason."""
         request = api.update_cancel_reason(self._config.slug(), event_id, cancel_reason, cancel_reason_text)
         return api.read_churn_event(await self._call(request), event_id=event_id)
+
+    async def list_recovery_templates(self) -> List[RecoveryTemplate]:
+        """Return the recovery templates; see Windback.list_recovery_templates."""
+        return api.read_recovery_templates(await self._call(api.list_recovery_templates(self._config.slug())))
+
+    async def get_recovery_template(self, template_id: str) -> RecoveryTemplate:
+        """Return one recovery template; see Windback.get_recovery_template."""
+        request = api.get_recovery_template(self._config.slug(), template_id)
+        return api.read_recovery_template(await self._call(request))
+
+    async def update_recovery_template(
+        self,
+        template_id: str,
+        *,
+        name: Optional[str] = None,
+        subject: Optional[str] = None,
+        body: Optional[str] = None,
+        is_active: Optional[bool] = None,
+    ) -> RecoveryTemplate:
+        """Change what is given of a recovery template; see Windback.update_recovery_template."""
+        request = api.update_recovery_template(
+            self._config.slug(), template_id, name=name, subject=subject, body=body, is_active=is_active
+        )
+        return api.read_recovery_template(await self._call(request))
+
+    async def delete_recovery_template(self, template_id: str) -> None:
+        """Delete a recovery template; see Windback.delete_recovery_template."""
+        await self._call(api.delete_recovery_template(self._config.slug(), template_id))
 
     async def flush(self, timeout: Optional[float] = None) -> FlushResult:
         """Send everything that track_event accepted so far; see Windback.flush."""

@@ -564,6 +564,45 @@ def test_a_bad_template_is_400_and_names_the_field(server, change):
     assert reply.json["error"].startswith(next(iter(change)) + ":")
 
 
+def test_a_template_is_changed_in_part_and_deleted(server):
+    data = call(server, "POST", "/projects/p/recovery-templates", TEMPLATE).json["data"]
+    path = f"/projects/p/recovery-templates/{data['id']}"
+    assert call(server, "GET", path).json == {"data": data}
+    changed = call(server, "PUT", path, {"subject": "Bye", "is_active": False, "cancel_reason": "other"}).json
+    assert changed["data"] == {
+        **data,
+        "subject": "Bye",
+        "is_active": False,
+        "updated_at": changed["data"]["updated_at"],
+    }
+    reply = call(server, "DELETE", path)
+    assert (reply.status, reply.raw) == (204, b"")
+    assert "content-type" not in reply.headers
+    for method, body in (("GET", None), ("PUT", {"name": "n"}), ("DELETE", None)):
+        assert call(server, method, path, body).json == {
+            "error": "recovery template not found",
+            "code": "NOT_FOUND",
+        }
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({}, "body:"),
+        ({"cancel_reason": "other"}, "body:"),
+        ([], "body:"),
+        ({"name": ""}, "name:"),
+        ({"body": None}, "body:"),
+        ({"is_active": 1}, "is_active:"),
+    ],
+    ids=str,
+)
+def test_a_bad_change_of_a_template_is_400(server, change, place):
+    reply = call(server, "PUT", "/projects/p/recovery-templates/tpl_x", change)
+    assert reply.status == 400
+    assert reply.json["error"].startswith(place)
+
+
 # Cancel flow
 
 

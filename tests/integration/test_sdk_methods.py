@@ -194,19 +194,84 @@ def test_a_cancel_reason_is_not_sent_again_in_doubt(make, server):
     assert [record.method for record in server.requests()].count("PATCH") == 1
 
 
+# Recovery templates
+
+
+TEMPLATE = {
+    "cancel_reason": "too_expensive",
+    "name": "Save",
+    "subject": "Hi {{customer_name}}",
+    "body": "Stay",
+}
+
+
+def test_a_template_lives_from_its_creation_to_its_deletion(client, server):
+    made = client.create_recovery_template(**TEMPLATE)
+    other = client.create_recovery_template(**{**TEMPLATE, "cancel_reason": "other"}, is_active=False)
+    assert client.list_recovery_templates() == [made, other]
+    assert client.get_recovery_template(other.id) == other
+    changed = client.update_recovery_template(made.id, subject="Bye", is_active=False)
+    assert (changed.id, changed.subject, changed.body, changed.is_active) == (made.id, "Bye", "Stay", False)
+    assert changed.updated_at > made.updated_at
+    assert client.get_recovery_template(made.id) == changed
+    assert client.delete_recovery_template(made.id) is None
+    assert client.list_recovery_templates() == [other]
+    assert server.counts().templates == 1
+    client.create_recovery_template(**TEMPLATE)
+
+
+def test_a_second_template_for_a_reason_is_a_conflict(client):
+    client.create_recovery_template(**TEMPLATE)
+    with pytest.raises(windback.ConflictError) as caught:
+        client.create_recovery_template(**TEMPLATE)
+    assert (caught.value.status, caught.value.code) == (409, "CONFLICT")
+
+
+def test_a_change_of_nothing_is_refused_before_anything_is_sent(client, server):
+    with pytest.raises(windback.ValidationError, match="at least one of name, subject, body, is_active"):
+        client.update_recovery_template("tpl_1")
+    with pytest.raises(windback.ValidationError, match="subject must be a text that is not empty"):
+        client.update_recovery_template("tpl_1", subject="")
+    with pytest.raises(windback.ValidationError, match="is_active must be True or False, not 0"):
+        client.update_recovery_template("tpl_1", is_active=0)
+    assert server.counts().requests == 0
+
+
+def test_templates_of_another_project_are_not_there(make, server):
+    made = make(server).create_recovery_template(**TEMPLATE)
+    other = make(server, slug="other")
+    assert other.list_recovery_templates() == []
+    for name in ("get_recovery_template", "delete_recovery_template"):
+        with pytest.raises(windback.NotFoundError, match="recovery template not found"):
+            getattr(other, name)(made.id)
+
+
 # Errors: what the API answers to any call that names a thing
 
 NOT_THERE = {
     "get_churn_event": ("evt_x",),
     "mark_recovered": ("evt_x",),
     "update_cancel_reason": ("evt_x", "other"),
+    "get_recovery_template": ("tpl_x",),
+    "update_recovery_template": ("tpl_x", {"name": "other"}),
+    "delete_recovery_template": ("tpl_x",),
 }
+#: Those whose answer has nothing in it that is read.
+UNREAD = {"delete_recovery_template"}
+
+
+def call_missing(client, name, **changes):
+    """Call a method of NOT_THERE; the last argument may be keywords."""
+    arguments = list(NOT_THERE[name])
+    keywords = arguments.pop() if isinstance(arguments[-1], dict) else {}
+    arguments[0] = changes.get("first", arguments[0])
+    return getattr(client, name)(*arguments, **keywords)
 
 
 @pytest.mark.parametrize("name", NOT_THERE)
 def test_what_is_not_there_is_a_not_found_error(client, name):
     with pytest.raises(windback.NotFoundError, match=" not found") as caught:
-        getattr(client, name)(*NOT_THERE[name])
+        call_missing(client, name)
     assert (caught.value.status, caught.value.code) == (404, "NOT_FOUND")
 
 
@@ -226,23 +291,23 @@ def test_what_is_not_there_is_a_not_found_error(client, name):
 def test_each_refusal_is_an_error_of_its_own(client, server, name, status, kind_of_error):
     server.faults([{"status": status}])
     with pytest.raises(kind_of_error) as caught:
-        getattr(client, name)(*NOT_THERE[name])
+        call_missing(client, name)
     assert caught.value.status == status
 
 
-@pytest.mark.parametrize("name", NOT_THERE)
+@pytest.mark.parametrize("name", sorted(set(NOT_THERE) - UNREAD))
 @pytest.mark.parametrize("body", ['{"data": {"id": "e', "[[", "null", "7"])
 def test_a_success_that_is_cut_short_or_of_another_type_is_a_clear_error(client, server, name, body):
     server.faults([{"status": 200, "body": body, "content_type": "application/json"}])
     with pytest.raises(windback.WindbackError, match="is base_url right"):
-        getattr(client, name)(*NOT_THERE[name])
+        call_missing(client, name)
 
 
 @pytest.mark.parametrize("name", NOT_THERE)
 @pytest.mark.parametrize("value", [None, 7, True, b"evt", [], "", ".."], ids=repr)
 def test_an_id_of_another_type_is_refused_before_anything_is_sent(client, server, name, value):
     with pytest.raises(windback.ValidationError, match="_id must be"):
-        getattr(client, name)(value, *NOT_THERE[name][1:])
+        call_missing(client, name, first=value)
     assert server.counts().requests == 0
 
 

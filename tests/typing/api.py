@@ -186,6 +186,12 @@ def use(client: Windback) -> None:
     assert_type(client.update_cancel_reason(event.id, "other"), ChurnEvent)
     client.update_cancel_reason(event.id, cancel_reason="other", cancel_reason_text="moving")
 
+    assert_type(client.list_recovery_templates(), List[RecoveryTemplate])
+    read_template(client.get_recovery_template("tpl_1"))
+    read_template(client.update_recovery_template("tpl_1", name="a", subject="b", body="c", is_active=True))
+    client.update_recovery_template("tpl_1", "a")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    client.delete_recovery_template("tpl_1")
+
     assert_type(client.flush(), FlushResult)
     read_flush(client.flush(timeout=2.5))
     read_stats(client.stats())
@@ -214,6 +220,10 @@ async def use_async(client: AsyncWindback) -> None:
     assert_type(await client.get_churn_event(event.id), ChurnEvent)
     assert_type(await client.mark_recovered(event.id), ChurnEvent)
     assert_type(await client.update_cancel_reason(event.id, "other", "moving"), ChurnEvent)
+    assert_type(await client.list_recovery_templates(), List[RecoveryTemplate])
+    read_template(await client.get_recovery_template("tpl_1"))
+    read_template(await client.update_recovery_template("tpl_1", is_active=False))
+    await client.delete_recovery_template("tpl_1")
     read_flush(await client.flush())
     read_flush(await client.flush(timeout=2.5))
     read_stats(client.stats())

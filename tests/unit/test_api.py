@@ -226,6 +226,19 @@ def test_202_means_that_nothing_was_created():
     assert api.read_cancel_flow(answer({"offer": None}, 200)).created
 
 
+def test_a_list_of_templates_is_read_with_and_without_its_envelope():
+    rows = [{"id": "tpl_1"}, "no template", {"id": "tpl_2"}]
+    for value in (rows, {"data": rows}):
+        assert [each.id for each in api.read_recovery_templates(answer(value))] == ["tpl_1", "tpl_2"]
+    assert api.read_recovery_templates(answer(b"")) == []
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"7", b"{}", b'{"data": {}}', b'[{"id": '], ids=repr)
+def test_a_success_that_is_no_list_is_a_clear_error(body):
+    with pytest.raises(windback.WindbackError, match="is base_url right"):
+        api.read_recovery_templates(answer(body))
+
+
 @pytest.mark.parametrize("body", [b"<html>", b"[1]", b'"ok"', b'{"id": ', b"\xff", b"null"], ids=repr)
 @pytest.mark.parametrize("read", [api.read_churn_event, api.read_cancel_flow, api.read_recovery_template])
 def test_a_success_that_is_no_json_object_is_a_clear_error(read, body):

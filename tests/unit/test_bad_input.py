@@ -357,6 +357,10 @@ CALLS = {
     "get_churn_event": lambda client: client.get_churn_event("evt_1"),
     "mark_recovered": lambda client: client.mark_recovered("evt_1"),
     "update_cancel_reason": lambda client: client.update_cancel_reason("evt_1", "other"),
+    "list_recovery_templates": lambda client: client.list_recovery_templates(),
+    "get_recovery_template": lambda client: client.get_recovery_template("tpl_1"),
+    "update_recovery_template": lambda client: client.update_recovery_template("tpl_1", name="n"),
+    "delete_recovery_template": lambda client: client.delete_recovery_template("tpl_1"),
     "flush": lambda client: client.flush(),
     "with_options": lambda client: client.with_options(max_retries=0),
 }

@@ -59,6 +59,11 @@ _PATHS: Dict[str, Dict[str, Endpoint]] = {
         "POST": Endpoint(routes.create_template),
         "GET": Endpoint(routes.list_templates, **_READ),
     },
+    "/projects/{slug}/recovery-templates/{id}": {
+        "GET": Endpoint(routes.get_template, **_READ),
+        "PUT": Endpoint(routes.update_template),
+        "DELETE": Endpoint(routes.delete_template, has_body=False),
+    },
     "/cancel-flow/submit": {"POST": Endpoint(routes.submit_cancel_flow, public=True)},
 }
 
@@ -79,7 +84,7 @@ class Resource:
         # Starlette lets HEAD through where there is GET; the protocol leaves the body out.
         endpoint = self._endpoints["GET" if scope["method"] == "HEAD" else scope["method"]]
         answer = self._answer(endpoint, exchange, scope)
-        await Response(answer.body, answer.status, _JSON)(scope, receive, send)
+        await Response(answer.body, answer.status, _JSON if answer.body else None)(scope, receive, send)
 
     def _answer(self, endpoint: Endpoint, exchange: Exchange, scope: Scope) -> Answer:
         key = exchange.headers.get("x-api-key", "")

@@ -23,7 +23,7 @@ DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET = 20, 100, 2**31
 
 
 class Answer(NamedTuple):
-    """Status and JSON body."""
+    """Status and JSON body; an empty one is none."""
 
     status: int
     body: bytes
@@ -42,6 +42,7 @@ class Call(NamedTuple):
 
 Handler = Callable[[Call], Answer]
 
+NO_CONTENT = Answer(204, b"")
 _OK = orjson.dumps({"status": "ok"})
 
 
@@ -117,6 +118,34 @@ def create_template(call: Call) -> Answer:
 def list_templates(call: Call) -> Answer:
     """`GET /projects/{slug}/recovery-templates`."""
     return _data(call.store.templates(call.params["slug"]))
+
+
+def _template(call: Call) -> Dict[str, object]:
+    doc = call.store.template(call.params["slug"], call.params["id"])
+    if doc is None:
+        raise not_found("recovery template")
+    return doc
+
+
+def get_template(call: Call) -> Answer:
+    """`GET /projects/{slug}/recovery-templates/{id}`."""
+    return _data(_template(call))
+
+
+def update_template(call: Call) -> Answer:
+    """`PUT /projects/{slug}/recovery-templates/{id}`: any of the fields but the cancel reason."""
+    changes = validation.template_changes(call.body)
+    doc = _template(call)
+    doc.update(changes)
+    call.store.update_template(doc, call.now)
+    return _data(doc)
+
+
+def delete_template(call: Call) -> Answer:
+    """`DELETE /projects/{slug}/recovery-templates/{id}`."""
+    if not call.store.delete_template(call.params["slug"], call.params["id"]):
+        raise not_found("recovery template")
+    return NO_CONTENT
 
 
 def submit_cancel_flow(call: Call) -> Answer:

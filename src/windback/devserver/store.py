@@ -273,6 +273,23 @@ class Store:
         rows = self._db.execute("SELECT doc FROM templates WHERE slug = ? ORDER BY seq", (slug,))
         return [_doc(row) for row in rows]
 
+    def template(self, slug: str, template_id: str) -> Optional[Doc]:
+        """The template of this id, or None."""
+        row = self._db.execute(
+            "SELECT doc FROM templates WHERE id = ? AND slug = ?", (template_id, slug)
+        ).fetchone()
+        return None if row is None else _doc(row)
+
+    def update_template(self, doc: Doc, now: float) -> None:
+        """Write a changed template back and stamp `updated_at`."""
+        doc["updated_at"] = iso(now)
+        self._db.execute("UPDATE templates SET doc = ? WHERE id = ?", (orjson.dumps(doc).decode(), doc["id"]))
+
+    def delete_template(self, slug: str, template_id: str) -> bool:
+        """Delete a template; whether there was one."""
+        cursor = self._db.execute("DELETE FROM templates WHERE id = ? AND slug = ?", (template_id, slug))
+        return cursor.rowcount > 0
+
     # Cancel flow
 
     def cancel_flow_since(self, email: str, since: float) -> bool:

@@ -232,6 +232,19 @@ def template_fields(body: object) -> TemplateFields:
         raise invalid(f"{bad.field}: {bad.problem}") from None
 
 
+def template_changes(body: object) -> Dict[str, object]:
+    """The fields that `PUT /projects/{slug}/recovery-templates/{id}` changes; raises `ApiError` 400."""
+    try:
+        fields = _object(body)
+        changes: Dict[str, object] = _texts(fields, "name", "subject", "body")
+        if "is_active" in fields:
+            changes["is_active"] = _flag(fields, "is_active", default=True)
+        _check_any(changes, "name, subject, body, is_active")
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+    return changes
+
+
 def _churn_fields(fields: Dict[str, object]) -> ChurnFields:
     email = fields.get("customer_email")
     if type(email) is not str or not _email(email):
@@ -267,6 +280,16 @@ def _text(fields: Dict[str, object], name: str) -> str:
     if type(value) is not str or not value.strip():
         raise _BadFieldError(name, "is missing" if value is None else "must be a string that is not empty")
     return value
+
+
+def _texts(fields: Dict[str, object], *names: str) -> Dict[str, object]:
+    """Those of the texts that are given; they may not be empty."""
+    return {name: _text(fields, name) for name in names if name in fields}
+
+
+def _check_any(changes: Dict[str, object], names: str) -> None:
+    if not changes:
+        raise _BadFieldError("body", f"must have at least one of {names}")
 
 
 def _flag(fields: Dict[str, object], name: str, *, default: bool) -> bool:
