@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         WindbackError,
         WindbackTimeoutError,
     )
-    from .models import CancelFlowResult, ChurnEvent, Offer, RecoveryTemplate, TrackResult
+    from .models import CancelFlowResult, ChurnEvent, Offer, RecoveryTemplate, TrackResult, Variant
     from .stats import DeliveryReport, FlushResult, Stats
 
 __version__ = "0.3.0.dev0"
@@ -56,6 +56,7 @@ _HOMES = {
     "SubscriptionExpiredError": "errors",
     "TrackResult": "models",
     "ValidationError": "errors",
+    "Variant": "models",
     "Windback": "client",
     "WindbackConnectionError": "errors",
     "WindbackError": "errors",
@@ -85,6 +86,7 @@ __all__ = [
     "SubscriptionExpiredError",
     "TrackResult",
     "ValidationError",
+    "Variant",
     "Windback",
     "WindbackConnectionError",
     "WindbackError",

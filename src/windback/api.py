@@ -7,6 +7,7 @@ made, and a bad one raises ValidationError naming it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ import orjson
 from . import batching
 from .delivery import Answer
 from .errors import NotFoundError, ValidationError, WindbackError
-from .models import CancelFlowResult, ChurnEvent, RecoveryTemplate
+from .models import CancelFlowResult, ChurnEvent, RecoveryTemplate, Variant
 
 #: report_cancel_reason without an id looks through no more churn events than this.
 MAX_PAGES = 50
@@ -152,6 +153,33 @@ def create_recovery_template(
     )
 
 
+def generate_variants(slug: str, idempotency_key: str, event_id: str) -> Request:
+    """POST /projects/{slug}/churn-events/{id}/generate (docs page "Recovery")."""
+    return Request("POST", _event_path(slug, event_id, "/generate"), idempotency_key=idempotency_key)
+
+
+def list_variants(slug: str, event_id: str) -> Request:
+    """GET /projects/{slug}/churn-events/{id}/variants (docs page "API Overview")."""
+    return Request("GET", _event_path(slug, event_id, "/variants"))
+
+
+def update_variant(
+    slug: str, event_id: str, variant_id: str, *, subject: Optional[str], body: Optional[str]
+) -> Request:
+    """PATCH /projects/{slug}/churn-events/{id}/variants/{vid} (docs page "Recovery")."""
+    path = _event_path(slug, event_id, f"/variants/{_part('variant_id', variant_id)}")
+    return Request("PATCH", path, _encode_changes(_texts(subject=subject, body=body)))
+
+
+def send_variant(slug: str, event_id: str, variant_id: str) -> Request:
+    """POST /projects/{slug}/churn-events/{id}/variants/{vid}/send (docs page "Recovery").
+
+    It is an email to a customer, so it is not repeated in doubt.
+    """
+    path = _event_path(slug, event_id, f"/variants/{_part('variant_id', variant_id)}/send")
+    return Request("POST", path, once_only=True)
+
+
 def list_recovery_templates(slug: str) -> Request:
     """GET /projects/{slug}/recovery-templates (docs-tree page "API Reference")."""
     return Request("GET", f"/projects/{slug}/recovery-templates")
@@ -191,6 +219,23 @@ def read_churn_event(answer: Answer, *, event_id: str = "", status: str = "") ->
     if not answer.body:
         return ChurnEvent(event_id, status)
     return ChurnEvent.from_json(_object(answer))
+
+
+def read_variant(answer: Answer, variant_id: str) -> Variant:
+    """Read a success; *variant_id* is what is known of it anyway. Raises as `read_churn_event`."""
+    variant = Variant.from_json(_object(answer))
+    return variant if variant.id else replace(variant, id=variant_id)
+
+
+def read_variants(answer: Answer) -> List[Variant]:
+    """Read a list; raises as `read_churn_event`."""
+    return [Variant.from_json(row) for row in _rows(answer)]
+
+
+def read_generated(answer: Answer) -> List[Variant]:
+    """Read what was generated; a 202 may have none yet (assumed). Raises as `read_churn_event`."""
+    rows = _object(answer).get("variants")
+    return [Variant.from_json(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def read_cancel_flow(answer: Answer) -> CancelFlowResult:
@@ -313,10 +358,10 @@ def _mapping(answer: Answer) -> Mapping[str, object]:
     return data
 
 
-def _rows(answer: Answer, name: str = "data") -> List[Mapping[str, object]]:
-    """The objects of a list, which is bare or stands under *name*; what is no object is left out."""
+def _rows(answer: Answer) -> List[Mapping[str, object]]:
+    """The objects of a list, which is bare or stands under "data"; what is no object is left out."""
     data = _json(answer) if answer.body else []
-    listed = data.get(name) if isinstance(data, dict) else data
+    listed = data.get("data") if isinstance(data, dict) else data
     if not isinstance(listed, list):
         raise _unreadable(answer)
     return [row for row in listed if isinstance(row, dict)]

@@ -31,7 +31,7 @@ from .direct import DirectSend, Encode, encode_all
 from .errors import ClosedError, DisabledError
 from .event import BeforeSend, Event, Properties, Timestamp, encode
 from .hooks import HookedEncoder
-from .models import CancelFlowResult, ChurnEvent, RecoveryTemplate, TrackResult
+from .models import CancelFlowResult, ChurnEvent, RecoveryTemplate, TrackResult, Variant
 from .queue.memory import NoRoomError
 from .stats import DeliveryReport, FlushResult, Stats
 
@@ -407,6 +407,46 @@ class Windback(_Client):
         request = api.update_cancel_reason(self._config.slug(), event_id, cancel_reason, cancel_reason_text)
         return api.read_churn_event(self._call(request), event_id=event_id)
 
+    def generate_variants(self, event_id: str, *, timeout: float = 30.0) -> List[Variant]:
+        """Have the recovery emails for a churn event written (docs page "Recovery").
+
+        The API takes 5 to 15 s for nine of them, so this call has a *timeout* of its own, in seconds, over
+        all its retries. An active recovery template replaces them. Empty if the API answers that it has only
+        started (assumed). Raises ValidationError if the event is past "processing", NotFoundError and
+        WindbackError.
+        """
+        request = api.generate_variants(self._config.slug(), _new_key(), event_id)
+        return api.read_generated(self.with_options(timeout=timeout)._call(request))  # noqa: SLF001 - a copy of this object
+
+    def list_variants(self, event_id: str) -> List[Variant]:
+        """Return the variants of a churn event (docs page "API Overview"); none before they are generated.
+
+        Raises NotFoundError and WindbackError.
+        """
+        return api.read_variants(self._call(api.list_variants(self._config.slug(), event_id)))
+
+    def update_variant(
+        self, event_id: str, variant_id: str, *, subject: Optional[str] = None, body: Optional[str] = None
+    ) -> Variant:
+        """Change subject or body, or both, before a variant is sent (docs page "Recovery").
+
+        body: plain text or HTML. Raises ValidationError, also for one that is sent already; NotFoundError;
+        and WindbackError.
+        """
+        request = api.update_variant(self._config.slug(), event_id, variant_id, subject=subject, body=body)
+        return api.read_variant(self._call(request), variant_id)
+
+    def send_variant(self, event_id: str, variant_id: str) -> Variant:
+        """Send one variant to the customer, which can be done once (docs page "Recovery").
+
+        It is an email, so the request is not repeated where the first may have arrived. Of the variant that
+        is returned the API may fill in only `id`. Raises ValidationError if it was sent before, or if the
+        event is not "variants_generated" or "email_sent"; NotFoundError; ServerError also where no email
+        service is configured, which another try won't mend; and WindbackError.
+        """
+        request = api.send_variant(self._config.slug(), event_id, variant_id)
+        return api.read_variant(self._call(request), variant_id)
+
     def list_recovery_templates(self) -> List[RecoveryTemplate]:
         """Return all recovery templates (docs-tree page "API Reference"). Raises WindbackError."""
         return api.read_recovery_templates(self._call(api.list_recovery_templates(self._config.slug())))
@@ -612,6 +652,27 @@ class AsyncWindback(_Client):
         """Attach or change the reason of a churn event; see Windback.update_cancel_reason."""
         request = api.update_cancel_reason(self._config.slug(), event_id, cancel_reason, cancel_reason_text)
         return api.read_churn_event(await self._call(request), event_id=event_id)
+
+    async def generate_variants(self, event_id: str, *, timeout: float = 30.0) -> List[Variant]:
+        """Have the recovery emails for a churn event written; see Windback.generate_variants."""
+        request = api.generate_variants(self._config.slug(), _new_key(), event_id)
+        return api.read_generated(await self.with_options(timeout=timeout)._call(request))  # noqa: SLF001 - a copy of this object
+
+    async def list_variants(self, event_id: str) -> List[Variant]:
+        """Return the variants of a churn event; see Windback.list_variants."""
+        return api.read_variants(await self._call(api.list_variants(self._config.slug(), event_id)))
+
+    async def update_variant(
+        self, event_id: str, variant_id: str, *, subject: Optional[str] = None, body: Optional[str] = None
+    ) -> Variant:
+        """Change subject or body before a variant is sent; see Windback.update_variant."""
+        request = api.update_variant(self._config.slug(), event_id, variant_id, subject=subject, body=body)
+        return api.read_variant(await self._call(request), variant_id)
+
+    async def send_variant(self, event_id: str, variant_id: str) -> Variant:
+        """Send one variant to the customer; see Windback.send_variant."""
+        request = api.send_variant(self._config.slug(), event_id, variant_id)
+        return api.read_variant(await self._call(request), variant_id)
 
     async def list_recovery_templates(self) -> List[RecoveryTemplate]:
         """Return the recovery templates; see Windback.list_recovery_templates."""

@@ -25,6 +25,7 @@ import pytest
 from windback.devserver import DevServer, DevServerError
 from windback.devserver.body import decode
 from windback.devserver.errors import ApiError
+from windback.devserver.recovery import write
 from windback.devserver.store import Store
 from windback.devserver.validation import track_rows
 
@@ -82,7 +83,7 @@ def eventually(check: Callable[[], bool], within_s: float = 15.0) -> None:
 
 @pytest.fixture(scope="module")
 def _running() -> Iterator[DevServer]:
-    with DevServer(max_body_bytes=100_000) as server:
+    with DevServer(max_body_bytes=100_000, generate_s=0.1) as server:
         yield server
     assert server.log() == "", "the server printed warnings or tracebacks"
 
@@ -525,6 +526,103 @@ def test_the_cancel_reason_is_changed(server):
     assert call(server, "GET", f"/projects/p/churn-events/{created['id']}").json["data"] == changed
     assert call(server, "PATCH", path, {}).json["error"] == "cancel_reason: is missing"
     assert call(server, "PATCH", path.replace("evt_", "evt_x"), {"cancel_reason": "other"}).status == 404
+
+
+# Variants
+
+
+def test_an_event_is_processing_while_its_variants_are_generated():
+    with DevServer(generate_s=1.0) as slow:
+        event = f"/projects/p/churn-events/{create(slow)['id']}"
+        replies = []
+        thread = threading.Thread(target=lambda: replies.append(call(slow, "POST", event + "/generate")))
+        thread.start()
+        eventually(lambda: call(slow, "GET", event).json["data"]["status"] == "processing")
+        assert call(slow, "GET", event + "/variants").json == {"data": []}
+        thread.join()
+        assert replies[0].status == 200
+        assert (replies[0].json["data"]["status"], len(replies[0].json["data"]["variants"])) == (
+            "variants_generated",
+            9,
+        )
+
+
+def test_one_of_two_generations_at_once_wins(server):
+    event = f"/projects/p/churn-events/{create(server)['id']}"
+    replies = []
+    threads = [
+        threading.Thread(target=lambda: replies.append(call(server, "POST", event + "/generate").status))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(replies) == [200, 400]
+    assert len(call(server, "GET", event + "/variants").json["data"]) == 9
+
+
+def test_a_repeat_under_the_same_key_gets_the_variants_again(server):
+    event = f"/projects/p/churn-events/{create(server)['id']}"
+    first, second = (
+        call(server, "POST", event + "/generate", headers={"idempotency-key": "k1"}) for _ in range(2)
+    )
+    assert (first.status, first.raw) == (second.status, second.raw)
+
+
+def test_stop_does_not_wait_for_a_generation():
+    server = DevServer(generate_s=600)
+    server.start()
+    event = f"/projects/p/churn-events/{create(server)['id']}"
+    replies = []
+    thread = threading.Thread(target=lambda: replies.append(call(server, "POST", event + "/generate")))
+    thread.start()
+    eventually(lambda: call(server, "GET", event).json["data"]["status"] == "processing")
+    started = time.monotonic()
+    server.stop()
+    thread.join()
+    assert time.monotonic() - started < 2
+    assert (replies[0].status, replies[0].json["code"], server.log()) == (503, "STOPPING", "")
+
+
+def test_without_an_email_service_sending_is_the_documented_500():
+    with DevServer(generate_s=0, email=False) as server:
+        event = f"/projects/p/churn-events/{create(server)['id']}"
+        variant = call(server, "POST", event + "/generate").json["data"]["variants"][0]
+        reply = call(server, "POST", f"{event}/variants/{variant['id']}/send")
+        assert (reply.status, reply.json["error"]) == (500, "email service is not configured")
+        assert call(server, "GET", event).json["data"]["status"] == "variants_generated"
+
+
+@pytest.mark.parametrize("change", [{}, {"subject": ""}, {"body": 7}, [], {"status": "sent"}], ids=str)
+def test_a_bad_change_of_a_variant_is_400(server, change):
+    reply = call(server, "PATCH", "/projects/p/churn-events/evt_x/variants/var_x", change)
+    assert (reply.status, reply.json["code"]) == (400, "VALIDATION_ERROR")
+
+
+@pytest.mark.parametrize(
+    ("reason", "strategy"),
+    [
+        ("too_expensive", "discount"),
+        ("missing_features", "unused_feature"),
+        ("not_using_enough", "value_recap"),
+        ("switching_competitor", "social_proof"),
+        ("technical_issues", "pain_point_fix"),
+        ("poor_support", "founder_email"),
+        ("dont_need_anymore", "pause_option"),
+        ("other", "feedback_request"),
+        ("Too expensive for our team", "feedback_request"),
+        (None, "feedback_request"),
+        ("switched_to_competitor", "social_proof"),
+        ("bad_support", "founder_email"),
+        ("temporary_pause", "pause_option"),
+    ],
+)
+def test_each_reason_has_the_documented_strategy(reason, strategy):
+    event = {"customer_email": "a@b", "customer_name": None, "plan_name": None, "cancel_reason": reason}
+    emails = write(event, None)
+    assert len(emails) == 9
+    assert [email["strategy"] for email in emails if email["recommended"]] == [strategy]
 
 
 # Recovery templates
@@ -1098,6 +1196,9 @@ def test_a_port_in_use_is_a_clear_error(command, server):
         (["--key", "secret"], "starts with sk_ or pub_"),
         (["--max-body-bytes", "0"], "not a whole number above 0"),
         (["--gzip", "500"], "invalid choice"),
+        (["--generate-seconds", "-1"], "not a number of seconds"),
+        (["--generate-seconds", "nan"], "not a number of seconds"),
+        (["--generate-seconds", "soon"], "not a number of seconds"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

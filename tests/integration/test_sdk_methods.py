@@ -57,7 +57,7 @@ class Caller:
 
 @pytest.fixture(scope="module")
 def running():
-    with DevServer() as server:
+    with DevServer(generate_s=0) as server:
         yield server
     assert server.log() == "", "the server printed warnings or tracebacks"
 
@@ -194,6 +194,117 @@ def test_a_cancel_reason_is_not_sent_again_in_doubt(make, server):
     assert [record.method for record in server.requests()].count("PATCH") == 1
 
 
+# Variants
+
+STRATEGIES = {
+    *("value_recap", "unused_feature", "downgrade_offer", "pause_option", "founder_email"),
+    *("pain_point_fix", "social_proof", "feedback_request", "discount"),
+}
+
+
+def test_nine_variants_are_generated_for_a_new_event(client):
+    made = create(client, cancel_reason="too_expensive", customer_name="Jane", plan_name="Team Pro")
+    assert client.list_variants(made.id) == []
+    variants = client.generate_variants(made.id)
+    assert {variant.strategy for variant in variants} == STRATEGIES
+    assert [variant.strategy for variant in variants if variant.recommended] == ["discount"]
+    assert {variant.churn_event_id for variant in variants} == {made.id}
+    assert {(variant.status, variant.sent_at) for variant in variants} == {("draft", None)}
+    assert all("Jane" in variant.body and "{{" not in variant.subject for variant in variants)
+    assert {variant.coupon_percent for variant in variants} == {20, None}
+    assert client.list_variants(made.id) == variants
+    got = client.get_churn_event(made.id)
+    assert (got.status, got.variants) == ("variants_generated", tuple(variants))
+    assert client.take(client.list_churn_events("variants_generated"))[0].variants == ()
+
+
+def test_variants_are_not_generated_twice(client):
+    made = create(client)
+    client.generate_variants(made.id)
+    with pytest.raises(windback.ValidationError, match="variants_generated") as caught:
+        client.generate_variants(made.id)
+    assert (caught.value.status, caught.value.code) == (400, "INVALID_STATE")
+    assert len(client.list_variants(made.id)) == 9
+
+
+def test_generation_has_a_timeout_of_its_own(make, server):
+    client = make(server, timeout=0.2)
+    made = create(client)
+    server.faults([{"latency": 0.5, "method": "POST"}])
+    assert len(client.generate_variants(made.id)) == 9
+    with pytest.raises(windback.WindbackTimeoutError):
+        client.generate_variants(made.id, timeout=0.2)
+
+
+def test_a_template_replaces_what_is_generated_for_its_reason(client):
+    template = client.create_recovery_template(
+        **{**TEMPLATE, "body": "{{customer_name}}, {{ plan_name }}: {{cancel_reason}} {{other}}"}
+    )
+    made = create(client, cancel_reason="too_expensive", customer_name="{{plan_name}}")
+    (variant,) = client.generate_variants(made.id)
+    assert (variant.strategy, variant.recommended) == ("discount", True)
+    assert variant.subject == "Hi {{plan_name}}"
+    assert variant.body == "{{plan_name}}, your plan: too_expensive {{other}}"
+    client.update_recovery_template(template.id, is_active=False)
+    assert len(client.generate_variants(create(client, cancel_reason="too_expensive").id)) == 9
+
+
+def test_a_variant_is_edited_until_it_is_sent(client):
+    made = create(client)
+    variant = client.generate_variants(made.id)[0]
+    edited = client.update_variant(made.id, variant.id, subject="Hello", body="<p>Stay</p>")
+    assert (edited.id, edited.subject, edited.body) == (variant.id, "Hello", "<p>Stay</p>")
+    assert client.list_variants(made.id)[0] == edited
+    sent = client.send_variant(made.id, variant.id)
+    assert (sent.id, sent.status, sent.subject) == (variant.id, "sent", "Hello")
+    assert sent.sent_at is not None
+    assert client.get_churn_event(made.id).status == "email_sent"
+    with pytest.raises(windback.ValidationError, match="this variant has already been sent"):
+        client.update_variant(made.id, variant.id, body="too late")
+
+
+def test_each_variant_is_sent_once(client):
+    made = create(client)
+    first, second = client.generate_variants(made.id)[:2]
+    client.send_variant(made.id, first.id)
+    with pytest.raises(windback.ValidationError, match="this variant has already been sent") as caught:
+        client.send_variant(made.id, first.id)
+    assert caught.value.status == 400
+    client.send_variant(made.id, second.id)
+    client.mark_recovered(made.id)
+    third = client.list_variants(made.id)[2]
+    with pytest.raises(windback.ValidationError, match="is recovered already"):
+        client.send_variant(made.id, third.id)
+
+
+def test_nothing_is_sent_before_variants_are_generated(client):
+    made = create(client)
+    with pytest.raises(windback.ValidationError, match="variants must be generated before sending emails"):
+        client.send_variant(made.id, "var_x")
+
+
+def test_a_variant_of_another_event_is_not_there(client):
+    first, second = create(client), create(client)
+    variant = client.generate_variants(first.id)[0]
+    client.generate_variants(second.id)
+    for call in (
+        lambda: client.send_variant(second.id, variant.id),
+        lambda: client.update_variant(second.id, variant.id, subject="x"),
+    ):
+        with pytest.raises(windback.NotFoundError, match="variant not found"):
+            call()
+
+
+def test_a_variant_is_not_sent_again_in_doubt(make, server):
+    client = make(server, max_retries=3)
+    made = create(client)
+    variant = client.generate_variants(made.id)[0]
+    server.faults([{"method": "POST", "drop": "after", "times": 1}])
+    with pytest.raises(windback.WindbackConnectionError):
+        client.send_variant(made.id, variant.id)
+    assert [record.path.endswith("/send") for record in server.requests()].count(True) == 1
+
+
 # Recovery templates
 
 
@@ -252,6 +363,10 @@ NOT_THERE = {
     "get_churn_event": ("evt_x",),
     "mark_recovered": ("evt_x",),
     "update_cancel_reason": ("evt_x", "other"),
+    "generate_variants": ("evt_x",),
+    "list_variants": ("evt_x",),
+    "update_variant": ("evt_x", "var_x", {"subject": "x"}),
+    "send_variant": ("evt_x", "var_x"),
     "get_recovery_template": ("tpl_x",),
     "update_recovery_template": ("tpl_x", {"name": "other"}),
     "delete_recovery_template": ("tpl_x",),

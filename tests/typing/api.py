@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from decimal import Decimal
 from types import MappingProxyType
-from typing import AsyncIterator, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import AsyncIterator, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import httpx
 from typing_extensions import assert_type
@@ -37,6 +37,7 @@ from windback import (
     SubscriptionExpiredError,
     TrackResult,
     ValidationError,
+    Variant,
     Windback,
     WindbackConnectionError,
     WindbackError,
@@ -177,21 +178,6 @@ def use(client: Windback) -> None:
         )
     )
 
-    assert_type(client.list_churn_events(), Iterator[ChurnEvent])
-    for each in client.list_churn_events("new", page_size=20):
-        read_churn_event(each)
-    client.list_churn_events("new", 20)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
-    assert_type(client.get_churn_event(event.id), ChurnEvent)
-    assert_type(client.mark_recovered(event_id=event.id), ChurnEvent)
-    assert_type(client.update_cancel_reason(event.id, "other"), ChurnEvent)
-    client.update_cancel_reason(event.id, cancel_reason="other", cancel_reason_text="moving")
-
-    assert_type(client.list_recovery_templates(), List[RecoveryTemplate])
-    read_template(client.get_recovery_template("tpl_1"))
-    read_template(client.update_recovery_template("tpl_1", name="a", subject="b", body="c", is_active=True))
-    client.update_recovery_template("tpl_1", "a")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
-    client.delete_recovery_template("tpl_1")
-
     assert_type(client.flush(), FlushResult)
     read_flush(client.flush(timeout=2.5))
     read_stats(client.stats())
@@ -201,6 +187,29 @@ def use(client: Windback) -> None:
         assert_type(same, Windback)
     assert_type(client.close(), FlushResult)
     assert_type(client.close(timeout=1), FlushResult)
+
+
+def use_the_rest(client: Windback, event: ChurnEvent) -> None:
+    assert_type(client.list_churn_events(), Iterator[ChurnEvent])
+    for each in client.list_churn_events("new", page_size=20):
+        read_churn_event(each)
+    client.list_churn_events("new", 20)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    assert_type(client.get_churn_event(event.id), ChurnEvent)
+    assert_type(client.mark_recovered(event_id=event.id), ChurnEvent)
+    assert_type(client.update_cancel_reason(event.id, "other"), ChurnEvent)
+    client.update_cancel_reason(event.id, cancel_reason="other", cancel_reason_text="moving")
+
+    assert_type(client.generate_variants(event.id), List[Variant])
+    assert_type(client.list_variants(event.id), List[Variant])
+    client.generate_variants(event.id, timeout=60)
+    read_variant(client.update_variant(event.id, "var_1", subject="a", body="b"))
+    read_variant(client.send_variant(event.id, variant_id="var_1"))
+
+    assert_type(client.list_recovery_templates(), List[RecoveryTemplate])
+    read_template(client.get_recovery_template("tpl_1"))
+    read_template(client.update_recovery_template("tpl_1", name="a", subject="b", body="c", is_active=True))
+    client.update_recovery_template("tpl_1", "a")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    client.delete_recovery_template("tpl_1")
 
 
 async def use_async(client: AsyncWindback) -> None:
@@ -220,6 +229,10 @@ async def use_async(client: AsyncWindback) -> None:
     assert_type(await client.get_churn_event(event.id), ChurnEvent)
     assert_type(await client.mark_recovered(event.id), ChurnEvent)
     assert_type(await client.update_cancel_reason(event.id, "other", "moving"), ChurnEvent)
+    assert_type(await client.generate_variants(event.id, timeout=60), List[Variant])
+    assert_type(await client.list_variants(event.id), List[Variant])
+    read_variant(await client.update_variant(event.id, "var_1", subject="a"))
+    read_variant(await client.send_variant(event.id, "var_1"))
     assert_type(await client.list_recovery_templates(), List[RecoveryTemplate])
     read_template(await client.get_recovery_template("tpl_1"))
     read_template(await client.update_recovery_template("tpl_1", is_active=False))
@@ -248,8 +261,24 @@ def read_churn_event(event: ChurnEvent) -> None:
     assert_type(event.provider, Optional[str])
     assert_type(event.created_at, Optional[datetime])
     assert_type(event.updated_at, Optional[datetime])
+    assert_type(event.variants, Tuple[Variant, ...])
     assert_type(event.raw, Mapping[str, object])
     event.status = "lost"  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
+
+
+def read_variant(variant: Variant) -> None:
+    assert_type(variant.id, str)
+    assert_type(variant.churn_event_id, Optional[str])
+    assert_type(variant.strategy, Optional[str])
+    assert_type(variant.subject, Optional[str])
+    assert_type(variant.body, Optional[str])
+    assert_type(variant.status, Optional[str])
+    assert_type(variant.recommended, Optional[bool])
+    assert_type(variant.coupon_code, Optional[str])
+    assert_type(variant.coupon_percent, Optional[int])
+    for at in (variant.sent_at, variant.opened_at, variant.clicked_at, variant.created_at):
+        assert_type(at, Optional[datetime])
+    assert_type(variant.raw, Mapping[str, object])
 
 
 def read_cancel_flow(result: CancelFlowResult) -> None:

@@ -226,6 +226,37 @@ def test_202_means_that_nothing_was_created():
     assert api.read_cancel_flow(answer({"offer": None}, 200)).created
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"data": {"event_id": "evt_1", "status": "variants_generated", "variants": [{"id": "var_1"}, 7]}},
+        {"variants": [{"id": "var_1"}]},
+    ],
+    ids=["site", "docs tree"],
+)
+def test_what_was_generated_is_read_in_both_documented_forms(value):
+    assert [each.id for each in api.read_generated(answer(value))] == ["var_1"]
+
+
+def test_a_generation_that_has_only_started_has_no_variants_yet():
+    for value in (b"", {"status": "processing"}, {"data": {"variants": None}}):
+        assert api.read_generated(answer(value, 202)) == []
+
+
+def test_a_variant_keeps_its_id_where_the_answer_has_none():
+    variant = api.read_variant(answer({"success": True}), "var_1")
+    assert (variant.id, variant.raw) == ("var_1", {"success": True})
+    assert api.read_variant(answer({"data": {"id": "var_2"}}), "var_1").id == "var_2"
+
+
+def test_a_variant_is_sent_once_only():
+    request = api.send_variant("shop", "evt/1", "var/1")
+    assert (request.method, request.once_only) == ("POST", True)
+    assert request.path == "/projects/shop/churn-events/evt%2F1/variants/var%2F1/send"
+    with pytest.raises(windback.ValidationError, match="variant_id"):
+        api.send_variant("shop", "evt_1", "..")
+
+
 def test_a_list_of_templates_is_read_with_and_without_its_envelope():
     rows = [{"id": "tpl_1"}, "no template", {"id": "tpl_2"}]
     for value in (rows, {"data": rows}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, cast
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Union, cast
 
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
@@ -23,8 +23,9 @@ from .exchange import Exchange, Journal
 from .faults import Faults
 from .gateway import SCOPE_KEY, Gateway
 from .options import BASE_PATH, Options
-from .routes import Answer, Call, Handler
+from .routes import Answer, Call, Handler, Later
 from .store import Store, StoredAnswer
+from .waits import Waits
 
 #: Longest Idempotency-Key that is taken.
 MAX_KEY_LENGTH = 255
@@ -55,6 +56,10 @@ _PATHS: Dict[str, Dict[str, Endpoint]] = {
     _CHURN + "/{id}": {"GET": Endpoint(routes.get_churn_event, **_READ)},
     _CHURN + "/{id}/cancel-reason": {"PATCH": Endpoint(routes.set_cancel_reason)},
     _CHURN + "/{id}/recovered": {"POST": Endpoint(routes.mark_recovered, has_body=False)},
+    _CHURN + "/{id}/generate": {"POST": Endpoint(routes.generate_variants, has_body=False)},
+    _CHURN + "/{id}/variants": {"GET": Endpoint(routes.list_variants, **_READ)},
+    _CHURN + "/{id}/variants/{vid}": {"PATCH": Endpoint(routes.update_variant)},
+    _CHURN + "/{id}/variants/{vid}/send": {"POST": Endpoint(routes.send_variant, has_body=False)},
     "/projects/{slug}/recovery-templates": {
         "POST": Endpoint(routes.create_template),
         "GET": Endpoint(routes.list_templates, **_READ),
@@ -71,12 +76,11 @@ _PATHS: Dict[str, Dict[str, Endpoint]] = {
 class Resource:
     """ASGI application for one path: the endpoint of each method."""
 
-    def __init__(self, endpoints: Dict[str, Endpoint], store: Store, options: Options) -> None:
+    def __init__(self, endpoints: Dict[str, Endpoint], store: Store, options: Options, waits: Waits) -> None:
         self._endpoints = endpoints
         self._store = store
-        self._keys = frozenset(options.keys)
-        self._limit = options.max_body_bytes
-        self._gzip = options.gzip
+        self._options = options
+        self._waits = waits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; `ApiError` goes up to the application's handler."""
@@ -84,18 +88,30 @@ class Resource:
         # Starlette lets HEAD through where there is GET; the protocol leaves the body out.
         endpoint = self._endpoints["GET" if scope["method"] == "HEAD" else scope["method"]]
         answer = self._answer(endpoint, exchange, scope)
+        if isinstance(answer, Later):
+            if not await self._waits.sleep(answer.delay_s):
+                raise ApiError(503, "STOPPING", "the server is being stopped")
+            answer = self._answer(endpoint, exchange, scope, resumed=True)
+            assert isinstance(answer, Answer)
         await Response(answer.body, answer.status, _JSON if answer.body else None)(scope, receive, send)
 
-    def _answer(self, endpoint: Endpoint, exchange: Exchange, scope: Scope) -> Answer:
+    def _answer(
+        self, endpoint: Endpoint, exchange: Exchange, scope: Scope, *, resumed: bool = False
+    ) -> Union[Answer, Later]:
         key = exchange.headers.get("x-api-key", "")
         self._check_key(key, public=endpoint.public)
         body: bytes = b""
         value: object = None
         if endpoint.has_body:
-            body = bodies.decode(exchange.body, exchange.headers, limit=self._limit, gzip=self._gzip)
+            options = self._options
+            body = bodies.decode(
+                exchange.body, exchange.headers, limit=options.max_body_bytes, gzip=options.gzip
+            )
             value = bodies.parse(body, exchange.headers)
         query: Mapping[str, str] = QueryParams(scope["query_string"])
-        call = Call(self._store, exchange, scope["path_params"], query, value, time.time())
+        call = Call(
+            self._store, self._options, exchange, scope["path_params"], query, value, time.time(), resumed
+        )
         if not endpoint.writes:
             return endpoint.handler(call)
         with self._store.transaction():
@@ -103,14 +119,14 @@ class Resource:
 
     def _check_key(self, key: str, *, public: bool) -> None:
         secret = key.startswith("sk_")
-        if not (secret or key.startswith("pub_")) or (self._keys and key not in self._keys):
+        if not (secret or key.startswith("pub_")) or (self._options.keys and key not in self._options.keys):
             raise ApiError(
                 401, "INVALID_API_KEY", "invalid API key" if key else "the X-API-Key header is missing"
             )
         if not (secret or public):
             raise ApiError(403, "FORBIDDEN", "this endpoint needs a secret key (sk_)")
 
-    def _once(self, handler: Handler, call: Call, body: bytes, api_key: str) -> Answer:
+    def _once(self, handler: Handler, call: Call, body: bytes, api_key: str) -> Union[Answer, Later]:
         """Run *handler* once for an Idempotency-Key: with the same body, the first answer is given again.
 
         Only answers of requests that were taken are kept: a refused one changed nothing and may be tried
@@ -128,7 +144,8 @@ class Resource:
         stored = call.store.answer_for(scope, key)
         if stored is None:
             answer = handler(call)
-            call.store.keep_answer(scope, key, StoredAnswer(fingerprint, *answer, exchange.events))
+            if isinstance(answer, Answer):
+                call.store.keep_answer(scope, key, StoredAnswer(fingerprint, *answer, exchange.events))
             return answer
         if stored.fingerprint != fingerprint:
             raise ApiError(409, "IDEMPOTENCY_CONFLICT", "this Idempotency-Key was used with another body")
@@ -141,6 +158,7 @@ def build_app(
     options: Options,
     store: Store,
     connections: Connections,
+    waits: Waits,
     on_done: Optional[Callable[[Exchange], None]] = None,
 ) -> Gateway:
     """The whole server as one ASGI application."""
@@ -148,13 +166,17 @@ def build_app(
     faults = Faults()
     api: List[Route] = []
     for path, endpoints in _PATHS.items():
-        api.append(Route(BASE_PATH + path, Resource(endpoints, store, options), methods=list(endpoints)))
+        api.append(
+            Route(BASE_PATH + path, Resource(endpoints, store, options, waits), methods=list(endpoints))
+        )
     app = Starlette(
         routes=[*api, *Control(store, journal, faults).routes()],
         exception_handlers={ApiError: _refuse, HTTPException: _no_route},
     )
     app.router.redirect_slashes = False
-    return Gateway(app, journal, faults, connections, max_body_bytes=options.max_body_bytes, on_done=on_done)
+    return Gateway(
+        app, journal, faults, connections, waits, max_body_bytes=options.max_body_bytes, on_done=on_done
+    )
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

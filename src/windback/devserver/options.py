@@ -22,6 +22,9 @@ DEFAULT_PORT = 8787
 #: A little above what a client sends by default (500,000), as a gateway's limit would be.
 DEFAULT_MAX_BODY_BYTES = 1_000_000
 
+#: Long enough to see a churn event `processing`; the API takes 5 to 15 s (Recovery page).
+DEFAULT_GENERATE_S = 0.5
+
 GZIP_CHOICES = ("accept", "415", "400")
 
 
@@ -38,6 +41,10 @@ class Options(NamedTuple):
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     #: "accept", or the status that refuses a gzip body.
     gzip: str = "accept"
+    #: Seconds that generating variants takes.
+    generate_s: float = DEFAULT_GENERATE_S
+    #: Whether emails can be sent; if not, sending is answered with the documented 500.
+    email: bool = True
     quiet: bool = False
     until_stdin_closes: bool = False
 
@@ -75,6 +82,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="accept",
         help="take compressed bodies or refuse them with this status (default: %(default)s)",
     )
+    parser.add_argument(
+        "--generate-seconds",
+        metavar="S",
+        type=_seconds,
+        default=DEFAULT_GENERATE_S,
+        help="how long generating variants takes (default: %(default)s; the API takes 5 to 15)",
+    )
+    parser.add_argument(
+        "--no-email",
+        dest="email",
+        action="store_false",
+        help="no email can be sent: sending a variant is answered with 500",
+    )
     parser.add_argument("--quiet", action="store_true", help="print no line for each request")
     parser.add_argument(
         "--until-stdin-closes",
@@ -92,6 +112,8 @@ def from_arguments(arguments: argparse.Namespace) -> Options:
         keys=tuple(arguments.keys),
         max_body_bytes=arguments.max_body_bytes,
         gzip=arguments.gzip,
+        generate_s=arguments.generate_seconds,
+        email=arguments.email,
         quiet=arguments.quiet,
         until_stdin_closes=arguments.until_stdin_closes,
     )
@@ -125,6 +147,16 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 3600")
+    return seconds
 
 
 def _key(text: str) -> str:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Type, Union, cast
 from urllib.parse import quote
 
-from .options import BASE_PATH, CONTROL_PATH, DEFAULT_MAX_BODY_BYTES, READY
+from .options import BASE_PATH, CONTROL_PATH, DEFAULT_GENERATE_S, DEFAULT_MAX_BODY_BYTES, READY
 from .records import Counts, FaultRule, RateLimit, RequestRecord, StoredEvent
 
 __all__ = ["Counts", "DevServer", "DevServerError", "FaultRule", "RateLimit", "RequestRecord", "StoredEvent"]
@@ -50,7 +50,8 @@ class DevServer:
     *port*: 0 takes a free one. *db*: a SQLite file that outlives the server; None keeps all in memory.
     *keys*: the only API keys that are taken; none: any that starts with ``sk_`` or ``pub_``.
     *max_body_bytes*: 413 above. *gzip*: ``"accept"``, or ``"415"`` or ``"400"``, the status that refuses
-    compressed bodies.
+    compressed bodies. *generate_s*: seconds that generating variants takes. *email*: False answers the
+    sending of a variant with 500, as the API does where no email service is configured.
     """
 
     def __init__(
@@ -61,10 +62,13 @@ class DevServer:
         keys: Sequence[str] = (),
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         gzip: str = "accept",
+        generate_s: float = DEFAULT_GENERATE_S,
+        email: bool = True,
     ) -> None:
         #: The port that was asked for; once started, the one that was taken.
         self.port = port
         self._arguments = ["--max-body-bytes", str(max_body_bytes), "--gzip", gzip]
+        self._arguments += ["--generate-seconds", str(generate_s), *([] if email else ["--no-email"])]
         if db is not None:
             self._arguments += ["--db", str(Path(db).resolve())]
         for key in keys:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Mapping, NamedTuple
+from typing import Callable, Dict, Mapping, NamedTuple, Union
 
 import orjson
 
-from . import validation
+from . import recovery, validation
 from .errors import ApiError, bad_state, invalid, not_found
 from .exchange import Exchange
-from .store import Store
+from .options import Options
+from .store import Store, iso
 
 #: A second cancel-flow submission of a customer within this time creates nothing (Widget Installation page).
 CANCEL_FLOW_WINDOW_S = 24 * 3600
@@ -29,18 +30,27 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class Later(NamedTuple):
+    """No answer yet: what was written is kept, and the handler is called again after a while."""
+
+    delay_s: float
+
+
 class Call(NamedTuple):
     """A request whose key has been checked and whose body is parsed."""
 
     store: Store
+    options: Options
     exchange: Exchange
     params: Mapping[str, str]
     query: Mapping[str, str]
     body: object
     now: float
+    #: Whether the handler is called again because it answered `Later`.
+    resumed: bool
 
 
-Handler = Callable[[Call], Answer]
+Handler = Callable[[Call], Union[Answer, Later]]
 
 NO_CONTENT = Answer(204, b"")
 _OK = orjson.dumps({"status": "ok"})
@@ -83,8 +93,10 @@ def _churn_event(call: Call) -> Dict[str, object]:
 
 
 def get_churn_event(call: Call) -> Answer:
-    """`GET /projects/{slug}/churn-events/{id}`."""
-    return _data(_churn_event(call))
+    """`GET /projects/{slug}/churn-events/{id}`, with its variants when there are any."""
+    doc = _churn_event(call)
+    variants = call.store.variants(str(doc["id"]))
+    return _data({**doc, "variants": variants} if variants else doc)
 
 
 def set_cancel_reason(call: Call) -> Answer:
@@ -104,6 +116,67 @@ def mark_recovered(call: Call) -> Answer:
     doc["status"] = "recovered"
     call.store.update_churn_event(doc, call.now)
     return _data(doc)
+
+
+def generate_variants(call: Call) -> Union[Answer, Later]:
+    """`POST /projects/{slug}/churn-events/{id}/generate`: `processing` at once, the emails after a while."""
+    doc = _churn_event(call)
+    if doc["status"] not in ("new", "processing"):
+        raise bad_state(f"variants cannot be generated for a churn event that is {doc['status']}")
+    if not call.resumed:
+        doc["status"] = "processing"
+        call.store.update_churn_event(doc, call.now)
+        return Later(call.options.generate_s)
+    template = call.store.active_template(call.params["slug"], doc["cancel_reason"])
+    variants = call.store.add_variants(str(doc["id"]), recovery.write(doc, template), call.now)
+    doc["status"] = "variants_generated"
+    call.store.update_churn_event(doc, call.now)
+    return _data({"event_id": doc["id"], "status": doc["status"], "variants": variants})
+
+
+def list_variants(call: Call) -> Answer:
+    """`GET /projects/{slug}/churn-events/{id}/variants`."""
+    return _data(call.store.variants(str(_churn_event(call)["id"])))
+
+
+def _variant(call: Call, event: Mapping[str, object]) -> Dict[str, object]:
+    doc = call.store.variant(str(event["id"]), call.params["vid"])
+    if doc is None:
+        raise not_found("variant")
+    return doc
+
+
+def update_variant(call: Call) -> Answer:
+    """`PATCH /projects/{slug}/churn-events/{id}/variants/{vid}`: subject or body, until it is sent."""
+    changes = validation.variant_changes(call.body)
+    doc = _variant(call, _churn_event(call))
+    _check_unsent(doc)
+    doc.update(changes)
+    call.store.update_variant(doc)
+    return _data(doc)
+
+
+def send_variant(call: Call) -> Answer:
+    """`POST /projects/{slug}/churn-events/{id}/variants/{vid}/send`; each variant is sent once."""
+    event = _churn_event(call)
+    if event["status"] in FINAL_STATUSES:
+        raise bad_state(f"the churn event is {event['status']} already")
+    if event["status"] not in ("variants_generated", "email_sent"):
+        raise bad_state("variants must be generated before sending emails")
+    doc = _variant(call, event)
+    _check_unsent(doc)
+    if not call.options.email:
+        raise ApiError(500, "EMAIL_NOT_CONFIGURED", "email service is not configured")
+    doc.update(status="sent", sent_at=iso(call.now))
+    call.store.update_variant(doc)
+    event["status"] = "email_sent"
+    call.store.update_churn_event(event, call.now)
+    return _data(doc)
+
+
+def _check_unsent(variant: Mapping[str, object]) -> None:
+    if variant["sent_at"] is not None:
+        raise bad_state("this variant has already been sent")
 
 
 def create_template(call: Call) -> Answer:

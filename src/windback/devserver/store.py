@@ -255,6 +255,38 @@ class Store:
             (orjson.dumps(doc).decode(), doc["status"], doc["id"]),
         )
 
+    # Variants
+
+    def add_variants(self, event_id: str, emails: List[Doc], now: float) -> List[Doc]:
+        """Keep the emails that were written for a churn event, as drafts."""
+        draft: Doc = {"status": "draft", "sent_at": None, "opened_at": None, "clicked_at": None}
+        draft["created_at"] = iso(now)
+        docs: List[Doc] = [
+            {"id": "var_" + uuid.uuid4().hex, "churn_event_id": event_id, **email, **draft}
+            for email in emails
+        ]
+        self._db.executemany(
+            "INSERT INTO variants (id, event_id, doc) VALUES (?, ?, ?)",
+            [(doc["id"], event_id, orjson.dumps(doc).decode()) for doc in docs],
+        )
+        return docs
+
+    def variants(self, event_id: str) -> List[Doc]:
+        """All variants of a churn event."""
+        rows = self._db.execute("SELECT doc FROM variants WHERE event_id = ? ORDER BY seq", (event_id,))
+        return [_doc(row) for row in rows]
+
+    def variant(self, event_id: str, variant_id: str) -> Optional[Doc]:
+        """The variant of this id, if it is one of that churn event."""
+        row = self._db.execute(
+            "SELECT doc FROM variants WHERE id = ? AND event_id = ?", (variant_id, event_id)
+        ).fetchone()
+        return None if row is None else _doc(row)
+
+    def update_variant(self, doc: Doc) -> None:
+        """Write a changed variant back."""
+        self._db.execute("UPDATE variants SET doc = ? WHERE id = ?", (orjson.dumps(doc).decode(), doc["id"]))
+
     # Recovery templates
 
     def add_template(self, slug: str, fields: TemplateFields, now: float) -> Optional[Doc]:
@@ -279,6 +311,14 @@ class Store:
             "SELECT doc FROM templates WHERE id = ? AND slug = ?", (template_id, slug)
         ).fetchone()
         return None if row is None else _doc(row)
+
+    def active_template(self, slug: str, cancel_reason: object) -> Optional[Doc]:
+        """The template that is to be used for a reason, or None."""
+        row = self._db.execute(
+            "SELECT doc FROM templates WHERE slug = ? AND cancel_reason = ?", (slug, cancel_reason)
+        ).fetchone()
+        doc = None if row is None else _doc(row)
+        return doc if doc is not None and doc["is_active"] else None
 
     def update_template(self, doc: Doc, now: float) -> None:
         """Write a changed template back and stamp `updated_at`."""

@@ -245,6 +245,16 @@ def template_changes(body: object) -> Dict[str, object]:
     return changes
 
 
+def variant_changes(body: object) -> Dict[str, object]:
+    """The fields that `PATCH …/variants/{vid}` changes; raises `ApiError` 400."""
+    try:
+        changes = _texts(_object(body), "subject", "body")
+        _check_any(changes, "subject, body")
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+    return changes
+
+
 def _churn_fields(fields: Dict[str, object]) -> ChurnFields:
     email = fields.get("customer_email")
     if type(email) is not str or not _email(email):
