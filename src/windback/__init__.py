@@ -28,7 +28,15 @@ if TYPE_CHECKING:
         WindbackError,
         WindbackTimeoutError,
     )
-    from .models import CancelFlowResult, ChurnEvent, Offer, RecoveryTemplate, TrackResult, Variant
+    from .models import (
+        CancelFlowResult,
+        ChurnEvent,
+        Offer,
+        RecoveryStats,
+        RecoveryTemplate,
+        TrackResult,
+        Variant,
+    )
     from .stats import DeliveryReport, FlushResult, Stats
 
 __version__ = "0.3.0.dev0"
@@ -50,6 +58,7 @@ _HOMES = {
     "PermissionDeniedError": "errors",
     "QueueFullError": "errors",
     "RateLimitError": "errors",
+    "RecoveryStats": "models",
     "RecoveryTemplate": "models",
     "ServerError": "errors",
     "Stats": "stats",
@@ -80,6 +89,7 @@ __all__ = [
     "PermissionDeniedError",
     "QueueFullError",
     "RateLimitError",
+    "RecoveryStats",
     "RecoveryTemplate",
     "ServerError",
     "Stats",

@@ -16,7 +16,7 @@ import orjson
 from . import batching
 from .delivery import Answer
 from .errors import NotFoundError, ValidationError, WindbackError
-from .models import CancelFlowResult, ChurnEvent, RecoveryTemplate, Variant
+from .models import CancelFlowResult, ChurnEvent, RecoveryStats, RecoveryTemplate, Variant
 
 #: report_cancel_reason without an id looks through no more churn events than this.
 MAX_PAGES = 50
@@ -180,6 +180,11 @@ def send_variant(slug: str, event_id: str, variant_id: str) -> Request:
     return Request("POST", path, once_only=True)
 
 
+def get_recovery_stats(slug: str) -> Request:
+    """GET /projects/{slug}/stats (docs page "API Overview"; fields from the docs-tree page "Stats")."""
+    return Request("GET", f"/projects/{slug}/stats")
+
+
 def list_recovery_templates(slug: str) -> Request:
     """GET /projects/{slug}/recovery-templates (docs-tree page "API Reference")."""
     return Request("GET", f"/projects/{slug}/recovery-templates")
@@ -241,6 +246,11 @@ def read_generated(answer: Answer) -> List[Variant]:
 def read_cancel_flow(answer: Answer) -> CancelFlowResult:
     """Read a success; 202 means that nothing was created. Raises as `read_churn_event`."""
     return CancelFlowResult.from_json(_object(answer), created=answer.status != 202)
+
+
+def read_recovery_stats(answer: Answer) -> RecoveryStats:
+    """Read a success, with the envelope or without; raises as `read_churn_event`."""
+    return RecoveryStats.from_json(_object(answer))
 
 
 def read_recovery_template(answer: Answer) -> RecoveryTemplate:

@@ -31,7 +31,7 @@ from .direct import DirectSend, Encode, encode_all
 from .errors import ClosedError, DisabledError
 from .event import BeforeSend, Event, Properties, Timestamp, encode
 from .hooks import HookedEncoder
-from .models import CancelFlowResult, ChurnEvent, RecoveryTemplate, TrackResult, Variant
+from .models import CancelFlowResult, ChurnEvent, RecoveryStats, RecoveryTemplate, TrackResult, Variant
 from .queue.memory import NoRoomError
 from .stats import DeliveryReport, FlushResult, Stats
 
@@ -447,6 +447,13 @@ class Windback(_Client):
         request = api.send_variant(self._config.slug(), event_id, variant_id)
         return api.read_variant(self._call(request), variant_id)
 
+    def get_recovery_stats(self) -> RecoveryStats:
+        """Return what became of the project's churn events (docs page "API Overview"). Raises WindbackError.
+
+        `stats` is about the delivery of events.
+        """
+        return api.read_recovery_stats(self._call(api.get_recovery_stats(self._config.slug())))
+
     def list_recovery_templates(self) -> List[RecoveryTemplate]:
         """Return all recovery templates (docs-tree page "API Reference"). Raises WindbackError."""
         return api.read_recovery_templates(self._call(api.list_recovery_templates(self._config.slug())))
@@ -673,6 +680,10 @@ class AsyncWindback(_Client):
         """Send one variant to the customer; see Windback.send_variant."""
         request = api.send_variant(self._config.slug(), event_id, variant_id)
         return api.read_variant(await self._call(request), variant_id)
+
+    async def get_recovery_stats(self) -> RecoveryStats:
+        """Return what became of the project's churn events; see Windback.get_recovery_stats."""
+        return api.read_recovery_stats(await self._call(api.get_recovery_stats(self._config.slug())))
 
     async def list_recovery_templates(self) -> List[RecoveryTemplate]:
         """Return the recovery templates; see Windback.list_recovery_templates."""

@@ -202,6 +202,40 @@ class RecoveryTemplate:
 
 
 @dataclass(frozen=True)
+class RecoveryStats:
+    """What became of the churn events of a project (docs-tree page "Stats").
+
+    Amounts are integer minor units (cents). recovery_rate: percent, 0 to 100.
+    """
+
+    total_events: Optional[int] = None
+    new_events: Optional[int] = None
+    recovered_events: Optional[int] = None
+    lost_events: Optional[int] = None
+    total_mrr_at_risk: Optional[int] = None
+    recovered_mrr: Optional[int] = None
+    recovery_rate: Optional[float] = None
+    raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, raw: JSONObject) -> RecoveryStats:
+        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        rate = raw.get("recovery_rate")
+        return cls(
+            total_events=_integer(raw, "total_events"),
+            new_events=_integer(raw, "new_events"),
+            recovered_events=_integer(raw, "recovered_events"),
+            lost_events=_integer(raw, "lost_events"),
+            total_mrr_at_risk=_integer(raw, "total_mrr_at_risk"),
+            recovered_mrr=_integer(raw, "recovered_mrr"),
+            recovery_rate=float(rate)
+            if isinstance(rate, (int, float)) and not isinstance(rate, bool)
+            else None,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
 class TrackResult:
     """What track_events did.
 

@@ -305,6 +305,22 @@ def test_a_variant_is_not_sent_again_in_doubt(make, server):
     assert [record.path.endswith("/send") for record in server.requests()].count(True) == 1
 
 
+# Stats
+
+
+def test_stats_count_events_and_money(client, server, make):
+    nothing = client.get_recovery_stats()
+    assert nothing == windback.RecoveryStats(0, 0, 0, 0, 0, 0, 0.0)
+    assert isinstance(nothing.recovery_rate, float)
+    made = [create(client, mrr=mrr) for mrr in (100, 20, 3)]
+    client.generate_variants(made[0].id)
+    client.mark_recovered(made[1].id)
+    make(server, slug="other").create_churn_event(EMAIL, mrr=7)
+    assert client.get_recovery_stats() == windback.RecoveryStats(3, 1, 1, 0, 103, 20, 33.33)
+    server.mark_lost(made[2].id)
+    assert client.get_recovery_stats() == windback.RecoveryStats(3, 0, 1, 1, 100, 20, 33.33)
+
+
 # Recovery templates
 
 

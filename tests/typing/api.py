@@ -31,6 +31,7 @@ from windback import (
     PermissionDeniedError,
     QueueFullError,
     RateLimitError,
+    RecoveryStats,
     RecoveryTemplate,
     ServerError,
     Stats,
@@ -205,6 +206,9 @@ def use_the_rest(client: Windback, event: ChurnEvent) -> None:
     read_variant(client.update_variant(event.id, "var_1", subject="a", body="b"))
     read_variant(client.send_variant(event.id, variant_id="var_1"))
 
+    assert_type(client.get_recovery_stats(), RecoveryStats)
+    assert_type(client.get_recovery_stats().recovery_rate, Optional[float])
+    assert_type(client.get_recovery_stats().recovered_mrr, Optional[int])
     assert_type(client.list_recovery_templates(), List[RecoveryTemplate])
     read_template(client.get_recovery_template("tpl_1"))
     read_template(client.update_recovery_template("tpl_1", name="a", subject="b", body="c", is_active=True))
@@ -233,6 +237,7 @@ async def use_async(client: AsyncWindback) -> None:
     assert_type(await client.list_variants(event.id), List[Variant])
     read_variant(await client.update_variant(event.id, "var_1", subject="a"))
     read_variant(await client.send_variant(event.id, "var_1"))
+    assert_type(await client.get_recovery_stats(), RecoveryStats)
     assert_type(await client.list_recovery_templates(), List[RecoveryTemplate])
     read_template(await client.get_recovery_template("tpl_1"))
     read_template(await client.update_recovery_template("tpl_1", is_active=False))

@@ -257,6 +257,11 @@ def test_a_variant_is_sent_once_only():
         api.send_variant("shop", "evt_1", "..")
 
 
+def test_stats_are_read_with_and_without_their_envelope():
+    for value in ({"total_events": 3}, {"data": {"total_events": 3}}):
+        assert api.read_recovery_stats(answer(value)).total_events == 3
+
+
 def test_a_list_of_templates_is_read_with_and_without_its_envelope():
     rows = [{"id": "tpl_1"}, "no template", {"id": "tpl_2"}]
     for value in (rows, {"data": rows}):

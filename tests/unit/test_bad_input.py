@@ -361,6 +361,7 @@ CALLS = {
     "list_variants": lambda client: client.list_variants("evt_1"),
     "update_variant": lambda client: client.update_variant("evt_1", "var_1", body="b"),
     "send_variant": lambda client: client.send_variant("evt_1", "var_1"),
+    "get_recovery_stats": lambda client: client.get_recovery_stats(),
     "list_recovery_templates": lambda client: client.list_recovery_templates(),
     "get_recovery_template": lambda client: client.get_recovery_template("tpl_1"),
     "update_recovery_template": lambda client: client.update_recovery_template("tpl_1", name="n"),

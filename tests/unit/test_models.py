@@ -13,6 +13,7 @@ from windback.models import (
     CancelFlowResult,
     ChurnEvent,
     Offer,
+    RecoveryStats,
     RecoveryTemplate,
     TrackResult,
     Variant,
@@ -57,7 +58,7 @@ def test_unknown_fields_and_an_unknown_status_are_kept():
     assert event.raw["mood"] == "sad"
 
 
-@pytest.mark.parametrize("model", [ChurnEvent, RecoveryTemplate, Offer, Variant])
+@pytest.mark.parametrize("model", [ChurnEvent, RecoveryStats, RecoveryTemplate, Offer, Variant])
 def test_missing_fields_are_none_or_empty(model):
     value = model.from_json({})
     for field in dataclasses.fields(model):
@@ -120,6 +121,13 @@ def test_a_variant_is_read_alone_and_within_its_event():
     assert event.variants == (variant, Variant(""))
     assert event.variants[0].raw == raw
     assert ChurnEvent.from_json({**EVENT, "variants": {"id": 1}}).variants == ()
+
+
+@pytest.mark.parametrize(
+    ("rate", "read"), [(33.5, 33.5), (0, 0.0), (True, None), ("33", None), (None, None)], ids=repr
+)
+def test_a_recovery_rate_is_a_number(rate, read):
+    assert RecoveryStats.from_json({"recovery_rate": rate}).recovery_rate == read
 
 
 def test_models_are_frozen():

@@ -60,6 +60,7 @@ _PATHS: Dict[str, Dict[str, Endpoint]] = {
     _CHURN + "/{id}/variants": {"GET": Endpoint(routes.list_variants, **_READ)},
     _CHURN + "/{id}/variants/{vid}": {"PATCH": Endpoint(routes.update_variant)},
     _CHURN + "/{id}/variants/{vid}/send": {"POST": Endpoint(routes.send_variant, has_body=False)},
+    "/projects/{slug}/stats": {"GET": Endpoint(routes.get_stats, **_READ)},
     "/projects/{slug}/recovery-templates": {
         "POST": Endpoint(routes.create_template),
         "GET": Endpoint(routes.list_templates, **_READ),

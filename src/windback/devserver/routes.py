@@ -179,6 +179,25 @@ def _check_unsent(variant: Mapping[str, object]) -> None:
         raise bad_state("this variant has already been sent")
 
 
+def get_stats(call: Call) -> Answer:
+    """`GET /projects/{slug}/stats`; all zero without events (Stats page). What is at risk is still open."""
+    by_status = call.store.events_by_status(call.params["slug"])
+    total = sum(count for count, _ in by_status.values())
+    recovered, recovered_mrr = by_status.get("recovered", (0, 0))
+    stats = {
+        "total_events": total,
+        "new_events": by_status.get("new", (0, 0))[0],
+        "recovered_events": recovered,
+        "lost_events": by_status.get("lost", (0, 0))[0],
+        "total_mrr_at_risk": sum(
+            mrr for status, (_, mrr) in by_status.items() if status not in FINAL_STATUSES
+        ),
+        "recovered_mrr": recovered_mrr,
+        "recovery_rate": round(100 * recovered / total, 2) if total else 0,
+    }
+    return Answer(200, orjson.dumps(stats))
+
+
 def create_template(call: Call) -> Answer:
     """`POST /projects/{slug}/recovery-templates`; one for each cancel reason."""
     fields = validation.template_fields(call.body)

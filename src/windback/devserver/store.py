@@ -255,6 +255,15 @@ class Store:
             (orjson.dumps(doc).decode(), doc["status"], doc["id"]),
         )
 
+    def events_by_status(self, slug: str) -> Dict[str, Tuple[int, int]]:
+        """How many churn events a project has in each status, and the cents a month they stand for."""
+        rows = self._db.execute(
+            "SELECT status, count(*), sum(mrr) FROM churn_events WHERE slug = ? OR slug IS NULL"
+            " GROUP BY status",
+            (slug,),
+        )
+        return {status: (count, mrr) for status, count, mrr in rows}
+
     # Variants
 
     def add_variants(self, event_id: str, emails: List[Doc], now: float) -> List[Doc]:
