@@ -16,10 +16,20 @@ import orjson
 from . import batching
 from .delivery import Answer
 from .errors import NotFoundError, ValidationError, WindbackError
-from .models import CancelFlowResult, ChurnEvent, RecoveryStats, RecoveryTemplate, Variant
+from .models import (
+    CancelFlowResult,
+    ChurnEvent,
+    Offer,
+    OfferAcceptance,
+    RecoveryStats,
+    RecoveryTemplate,
+    Variant,
+)
 
 #: report_cancel_reason without an id looks through no more churn events than this.
 MAX_PAGES = 50
+#: How an amount is named in a message.
+CENTS = "cents, such as 4999 for 49.99"
 PAGE_SIZE = 100  # the documented maximum (docs-tree page "API Reference")
 
 
@@ -70,7 +80,7 @@ def create_churn_event(
         "customer_name": _optional_text("customer_name", customer_name),
         "event_type": _text("event_type", event_type),
         "cancel_reason": _optional_text("cancel_reason", cancel_reason),
-        "mrr": _count("mrr", mrr, "cents, such as 4999 for 49.99"),
+        "mrr": _count("mrr", mrr, CENTS),
         "currency": _optional_text("currency", currency),
         "plan_name": _optional_text("plan_name", plan_name),
         "tenure_days": _count("tenure_days", tenure_days, "days"),
@@ -85,15 +95,50 @@ def submit_cancel_flow(
     cancel_reason: str,
     feedback_text: Optional[str],
     selected_offer: Optional[str],
+    cancel_reason_text: Optional[str] = None,
+    customer_name: Optional[str] = None,
+    provider: Optional[str] = None,
+    plan_name: Optional[str] = None,
+    mrr: Optional[int] = None,
+    currency: Optional[str] = None,
+    tenure_days: Optional[int] = None,
 ) -> Request:
-    """POST /cancel-flow/submit (docs page "Cancel Flow"; names on the wire assumed those of the SDK page)."""
+    """POST /cancel-flow/submit (docs page "Cancel Flow").
+
+    feedback_text and selected_offer are those of the SDK page (their names on the wire are assumed), the
+    others those of the docs-tree page.
+    """
     body = {
         "customer_email": _email(customer_email),
         "cancel_reason": _text("cancel_reason", cancel_reason),
         "feedback_text": _optional_text("feedback_text", feedback_text),
         "selected_offer": _optional_text("selected_offer", selected_offer),
+        "cancel_reason_text": _optional_text("cancel_reason_text", cancel_reason_text),
+        "customer_name": _optional_text("customer_name", customer_name),
+        "provider": _optional_text("provider", provider),
+        "plan_name": _optional_text("plan_name", plan_name),
+        "mrr": _count("mrr", mrr, CENTS),
+        "currency": _optional_text("currency", currency),
+        "tenure_days": _count("tenure_days", tenure_days, "days"),
     }
     return Request("POST", "/cancel-flow/submit", _encode(body), idempotency_key=idempotency_key, public=True)
+
+
+def get_offer(reason: str) -> Request:
+    """GET /cancel-flow/offers (docs-tree page "Cancel Flow")."""
+    query = f"reason={quote(_text('reason', reason), safe='')}"
+    return Request("GET", "/cancel-flow/offers", query=query, public=True)
+
+
+def accept_offer(idempotency_key: str, customer_email: str, cancel_reason: str, offer_type: str) -> Request:
+    """POST /cancel-flow/accept-offer (docs-tree page "Cancel Flow")."""
+    body = {
+        "customer_email": _email(customer_email),
+        "cancel_reason": _text("cancel_reason", cancel_reason),
+        "offer_type": _text("offer_type", offer_type),
+    }
+    path = "/cancel-flow/accept-offer"
+    return Request("POST", path, _encode(body), idempotency_key=idempotency_key, public=True)
 
 
 def report_cancel_reason(slug: str, event_id: str, reason: str) -> Request:
@@ -246,6 +291,17 @@ def read_generated(answer: Answer) -> List[Variant]:
 def read_cancel_flow(answer: Answer) -> CancelFlowResult:
     """Read a success; 202 means that nothing was created. Raises as `read_churn_event`."""
     return CancelFlowResult.from_json(_object(answer), created=answer.status != 202)
+
+
+def read_offer(answer: Answer) -> Optional[Offer]:
+    """Read an offer, None where none is configured; raises as `read_churn_event`."""
+    offer = _object(answer).get("offer")
+    return Offer.from_json(offer) if isinstance(offer, dict) else None
+
+
+def read_acceptance(answer: Answer) -> OfferAcceptance:
+    """Read a success; raises as `read_churn_event`."""
+    return OfferAcceptance.from_json(_object(answer))
 
 
 def read_recovery_stats(answer: Answer) -> RecoveryStats:

@@ -31,7 +31,16 @@ from .direct import DirectSend, Encode, encode_all
 from .errors import ClosedError, DisabledError
 from .event import BeforeSend, Event, Properties, Timestamp, encode
 from .hooks import HookedEncoder
-from .models import CancelFlowResult, ChurnEvent, RecoveryStats, RecoveryTemplate, TrackResult, Variant
+from .models import (
+    CancelFlowResult,
+    ChurnEvent,
+    Offer,
+    OfferAcceptance,
+    RecoveryStats,
+    RecoveryTemplate,
+    TrackResult,
+    Variant,
+)
 from .queue.memory import NoRoomError
 from .stats import DeliveryReport, FlushResult, Stats
 
@@ -313,14 +322,34 @@ class Windback(_Client):
         cancel_reason: str,
         feedback_text: Optional[str] = None,
         selected_offer: Optional[str] = None,
+        *,
+        cancel_reason_text: Optional[str] = None,
+        customer_name: Optional[str] = None,
+        provider: Optional[str] = None,
+        plan_name: Optional[str] = None,
+        mrr: Optional[int] = None,
+        currency: Optional[str] = None,
+        tenure_days: Optional[int] = None,
     ) -> CancelFlowResult:
-        """Submit what a customer said on the way out (docs page "Cancel Flow"). Raises WindbackError."""
+        """Submit what a customer said on the way out (docs page "Cancel Flow").
+
+        What stands before the star is on the page "Python SDK". The rest is on the docs-tree page "Cancel
+        Flow", which requires cancel_reason to be a key, such as "too_expensive", and all but
+        cancel_reason_text. mrr: integer minor units, 4999 for 49.99. Raises WindbackError.
+        """
         request = api.submit_cancel_flow(
             _new_key(),
             customer_email=customer_email,
             cancel_reason=cancel_reason,
             feedback_text=feedback_text,
             selected_offer=selected_offer,
+            cancel_reason_text=cancel_reason_text,
+            customer_name=customer_name,
+            provider=provider,
+            plan_name=plan_name,
+            mrr=mrr,
+            currency=currency,
+            tenure_days=tenure_days,
         )
         return api.read_cancel_flow(self._call(request))
 
@@ -453,6 +482,22 @@ class Windback(_Client):
         `stats` is about the delivery of events.
         """
         return api.read_recovery_stats(self._call(api.get_recovery_stats(self._config.slug())))
+
+    def get_offer(self, reason: str) -> Optional[Offer]:
+        """Return the offer that is configured for a cancel reason, or None (docs-tree page "Cancel Flow").
+
+        Nothing is submitted. Prefers the public key, as submit_cancel_flow does. Raises WindbackError.
+        """
+        return api.read_offer(self._call(api.get_offer(reason)))
+
+    def accept_offer(self, customer_email: str, cancel_reason: str, offer_type: str) -> OfferAcceptance:
+        """Record that a customer takes an offer (docs-tree page "Cancel Flow").
+
+        offer_type: that of the Offer. Prefers the public key. A decline is reported by nothing: no request is
+        documented for it. Raises WindbackError.
+        """
+        request = api.accept_offer(_new_key(), customer_email, cancel_reason, offer_type)
+        return api.read_acceptance(self._call(request))
 
     def list_recovery_templates(self) -> List[RecoveryTemplate]:
         """Return all recovery templates (docs-tree page "API Reference"). Raises WindbackError."""
@@ -593,6 +638,14 @@ class AsyncWindback(_Client):
         cancel_reason: str,
         feedback_text: Optional[str] = None,
         selected_offer: Optional[str] = None,
+        *,
+        cancel_reason_text: Optional[str] = None,
+        customer_name: Optional[str] = None,
+        provider: Optional[str] = None,
+        plan_name: Optional[str] = None,
+        mrr: Optional[int] = None,
+        currency: Optional[str] = None,
+        tenure_days: Optional[int] = None,
     ) -> CancelFlowResult:
         """Submit what a customer said on the way out; see Windback.submit_cancel_flow."""
         request = api.submit_cancel_flow(
@@ -601,6 +654,13 @@ class AsyncWindback(_Client):
             cancel_reason=cancel_reason,
             feedback_text=feedback_text,
             selected_offer=selected_offer,
+            cancel_reason_text=cancel_reason_text,
+            customer_name=customer_name,
+            provider=provider,
+            plan_name=plan_name,
+            mrr=mrr,
+            currency=currency,
+            tenure_days=tenure_days,
         )
         return api.read_cancel_flow(await self._call(request))
 
@@ -684,6 +744,15 @@ class AsyncWindback(_Client):
     async def get_recovery_stats(self) -> RecoveryStats:
         """Return what became of the project's churn events; see Windback.get_recovery_stats."""
         return api.read_recovery_stats(await self._call(api.get_recovery_stats(self._config.slug())))
+
+    async def get_offer(self, reason: str) -> Optional[Offer]:
+        """Return the offer that is configured for a cancel reason; see Windback.get_offer."""
+        return api.read_offer(await self._call(api.get_offer(reason)))
+
+    async def accept_offer(self, customer_email: str, cancel_reason: str, offer_type: str) -> OfferAcceptance:
+        """Record that a customer takes an offer; see Windback.accept_offer."""
+        request = api.accept_offer(_new_key(), customer_email, cancel_reason, offer_type)
+        return api.read_acceptance(await self._call(request))
 
     async def list_recovery_templates(self) -> List[RecoveryTemplate]:
         """Return the recovery templates; see Windback.list_recovery_templates."""

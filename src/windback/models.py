@@ -170,6 +170,20 @@ class CancelFlowResult:
 
 
 @dataclass(frozen=True)
+class OfferAcceptance:
+    """The answer to accept_offer (docs-tree page "Cancel Flow")."""
+
+    success: Optional[bool] = None
+    message: Optional[str] = None
+    raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, raw: JSONObject) -> OfferAcceptance:
+        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        return cls(success=_flag(raw, "success"), message=_text(raw, "message"), raw=raw)
+
+
+@dataclass(frozen=True)
 class RecoveryTemplate:
     """A recovery email of your own for one cancel reason (docs page "API Reference")."""
 

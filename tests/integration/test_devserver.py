@@ -752,6 +752,70 @@ def test_the_cancel_flow_needs_email_and_reason(server, field):
     assert (reply.status, reply.json["error"]) == (400, f"{field}: is missing")
 
 
+def test_offers_are_configured_and_offered(server):
+    assert call(server, "GET", "/cancel-flow/offers?reason=other", key=PUBLIC).json == {"offer": None}
+    server.offers([{"cancel_reason": "other", "offer_type": "extension", "extension_days": 14}])
+    offer = {"offer_type": "extension", "extension_days": 14, "is_active": True}
+    assert call(server, "GET", "/cancel-flow/offers?reason=other", key=PUBLIC).json == {"offer": offer}
+    assert call(server, "GET", "/_dev/offers").json == {"data": [{"cancel_reason": "other", **offer}]}
+    server.reset()
+    assert call(server, "GET", "/_dev/offers").json == {"data": []}
+
+
+@pytest.mark.parametrize("query", ["", "?reason=", "?other=x"])
+def test_offers_need_a_reason(server, query):
+    reply = call(server, "GET", "/cancel-flow/offers" + query, key=PUBLIC)
+    assert (reply.status, reply.json["error"]) == (400, "reason: is missing")
+
+
+@pytest.mark.parametrize(
+    ("offers", "message"),
+    [
+        ({}, "offers: must be a list"),
+        (["x"], "offers[0].body: must be an object"),
+        ([{"offer_type": "discount"}], "offers[0].cancel_reason: is missing"),
+        ([{"cancel_reason": "x", "offer_type": "gift"}], "offers[0].offer_type: must be one of"),
+        (
+            [{"cancel_reason": "x", "offer_type": "discount", "discount_percent": 0}],
+            "offers[0].discount_percent",
+        ),
+        (
+            [{"cancel_reason": "x", "offer_type": "discount", "discount_percent": 101}],
+            "offers[0].discount_per",
+        ),
+        (
+            [{"cancel_reason": "x", "offer_type": "discount", "extension_days": "1"}],
+            "offers[0].extension_days",
+        ),
+        ([{"cancel_reason": "x", "offer_type": "discount", "is_active": 1}], "offers[0].is_active"),
+        (
+            [{"cancel_reason": "x", "offer_type": "custom"}] * 2,
+            "offers[1].cancel_reason: x has an offer already",
+        ),
+    ],
+    ids=str,
+)
+def test_offers_that_make_no_sense_are_refused_and_change_nothing(server, offers, message):
+    server.offers([{"cancel_reason": "other", "offer_type": "custom"}])
+    reply = call(server, "PUT", "/_dev/offers", offers)
+    assert reply.status == 400
+    assert reply.json["error"].startswith(message)
+    assert len(call(server, "GET", "/_dev/offers").json["data"]) == 1
+
+
+@pytest.mark.parametrize("field", ["customer_email", "cancel_reason", "offer_type"])
+def test_an_acceptance_needs_all_its_fields(server, field):
+    body = {"customer_email": "a@b", "cancel_reason": "other", "offer_type": "custom"}
+    body.pop(field)
+    reply = call(server, "POST", "/cancel-flow/accept-offer", body, key=PUBLIC)
+    assert (reply.status, reply.json["error"]) == (400, f"{field}: is missing")
+
+
+def test_no_request_declines_an_offer(server):
+    body = {"customer_email": "a@b", "cancel_reason": "other", "offer_type": "custom"}
+    assert call(server, "POST", "/cancel-flow/decline-offer", body, key=PUBLIC).status == 404
+
+
 # Faults
 
 

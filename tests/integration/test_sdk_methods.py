@@ -321,6 +321,83 @@ def test_stats_count_events_and_money(client, server, make):
     assert client.get_recovery_stats() == windback.RecoveryStats(3, 0, 1, 1, 100, 20, 33.33)
 
 
+# Cancel flow
+
+OFFER = {
+    "cancel_reason": "too_expensive",
+    "offer_type": "discount",
+    "title": "Half the price",
+    "description": "For three months",
+    "cta_button_text": "Stay",
+    "discount_percent": 50,
+}
+READ_OFFER = windback.Offer("discount", "Half the price", "For three months", "Stay", 50)
+
+
+def test_an_offer_is_shown_submitted_and_accepted(make, server):
+    server.offers([OFFER, {"cancel_reason": "other", "offer_type": "extension", "is_active": False}])
+    client = make(server, public_key=PUBLIC)
+    assert client.get_offer("too_expensive") == READ_OFFER
+    assert client.get_offer("other") is None
+    assert client.get_offer("a&b=c d") is None
+    result = client.submit_cancel_flow(EMAIL, "too_expensive")
+    assert (result.created, result.offer) == (True, READ_OFFER)
+    accepted = client.accept_offer(EMAIL, "too_expensive", "discount")
+    assert (accepted.success, accepted.message) == (True, "the offer has been accepted")
+    assert {record.headers["x-api-key"] for record in server.requests()} == {"pub_***"}
+    counts = server.counts()
+    assert (counts.cancel_flows, counts.accepted_offers) == (1, 1)
+
+
+def test_an_offer_that_is_not_made_is_not_accepted(client, server):
+    server.offers([OFFER])
+    for reason, kind in (("too_expensive", "extension"), ("other", "discount")):
+        with pytest.raises(windback.NotFoundError, match=f"an offer of type {kind} for {reason} not found"):
+            client.accept_offer(EMAIL, reason, kind)
+    assert server.counts().accepted_offers == 0
+
+
+def test_a_cancel_flow_carries_what_the_docs_tree_requires(client):
+    result = client.submit_cancel_flow(
+        EMAIL,
+        "too_expensive",
+        cancel_reason_text="Budget cut",
+        customer_name="Jane",
+        provider="stripe",
+        plan_name="Pro",
+        mrr=4900,
+        currency="eur",
+        tenure_days=134,
+    )
+    event = client.get_churn_event(result.event_id)
+    assert (event.customer_name, event.provider, event.plan_name) == ("Jane", "stripe", "Pro")
+    assert (event.mrr, event.currency, event.tenure_days) == (4900, "eur", 134)
+    assert event.raw["cancel_reason_text"] == "Budget cut"
+
+
+def test_a_repeat_within_a_day_creates_nothing(client, server):
+    client.submit_cancel_flow(EMAIL, "other")
+    again = client.submit_cancel_flow(EMAIL.upper(), "other")
+    assert (again.created, again.event_id, again.offer) == (False, None, None)
+    assert "24 hours" in again.message
+    assert server.counts().churn_events == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("get_offer", ("",), "reason must be a text"),
+        ("accept_offer", ("jane", "other", "discount"), "customer_email must be"),
+        ("accept_offer", (EMAIL, "", "discount"), "cancel_reason must be"),
+        ("accept_offer", (EMAIL, "other", None), "offer_type must be"),
+    ],
+)
+def test_a_bad_argument_about_an_offer_is_refused_here(client, server, name, arguments, message):
+    with pytest.raises(windback.ValidationError, match=message):
+        getattr(client, name)(*arguments)
+    assert server.counts().requests == 0
+
+
 # Recovery templates
 
 

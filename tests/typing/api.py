@@ -28,6 +28,7 @@ from windback import (
     InvalidEventError,
     NotFoundError,
     Offer,
+    OfferAcceptance,
     PermissionDeniedError,
     QueueFullError,
     RateLimitError,
@@ -165,6 +166,17 @@ def use(client: Windback) -> None:
         )
     )
     client.submit_cancel_flow("jane@example.com", "other")
+    client.submit_cancel_flow(
+        "jane@example.com",
+        "other",
+        cancel_reason_text="moving",
+        customer_name="Jane",
+        provider="stripe",
+        plan_name="Pro",
+        mrr=4900,
+        currency="usd",
+        tenure_days=134,
+    )
 
     client.report_cancel_reason(customer_email="jane@example.com", reason="switching_competitor")
     client.report_cancel_reason("jane@example.com", "other", event_id=event.id)
@@ -209,6 +221,11 @@ def use_the_rest(client: Windback, event: ChurnEvent) -> None:
     assert_type(client.get_recovery_stats(), RecoveryStats)
     assert_type(client.get_recovery_stats().recovery_rate, Optional[float])
     assert_type(client.get_recovery_stats().recovered_mrr, Optional[int])
+    assert_type(client.get_offer("other"), Optional[Offer])
+    accepted = client.accept_offer(customer_email="a@b", cancel_reason="other", offer_type="discount")
+    assert_type(accepted, OfferAcceptance)
+    assert_type(accepted.success, Optional[bool])
+    assert_type(accepted.message, Optional[str])
     assert_type(client.list_recovery_templates(), List[RecoveryTemplate])
     read_template(client.get_recovery_template("tpl_1"))
     read_template(client.update_recovery_template("tpl_1", name="a", subject="b", body="c", is_active=True))
@@ -238,6 +255,8 @@ async def use_async(client: AsyncWindback) -> None:
     read_variant(await client.update_variant(event.id, "var_1", subject="a"))
     read_variant(await client.send_variant(event.id, "var_1"))
     assert_type(await client.get_recovery_stats(), RecoveryStats)
+    assert_type(await client.get_offer("other"), Optional[Offer])
+    assert_type(await client.accept_offer("a@b", "other", "discount"), OfferAcceptance)
     assert_type(await client.list_recovery_templates(), List[RecoveryTemplate])
     read_template(await client.get_recovery_template("tpl_1"))
     read_template(await client.update_recovery_template("tpl_1", is_active=False))

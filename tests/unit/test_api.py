@@ -262,6 +262,11 @@ def test_stats_are_read_with_and_without_their_envelope():
         assert api.read_recovery_stats(answer(value)).total_events == 3
 
 
+@pytest.mark.parametrize("value", [{"offer": None}, {}, {"offer": "x"}, b""], ids=repr)
+def test_no_offer_is_none(value):
+    assert api.read_offer(answer(value)) is None
+
+
 def test_a_list_of_templates_is_read_with_and_without_its_envelope():
     rows = [{"id": "tpl_1"}, "no template", {"id": "tpl_2"}]
     for value in (rows, {"data": rows}):

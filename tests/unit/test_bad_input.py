@@ -362,6 +362,8 @@ CALLS = {
     "update_variant": lambda client: client.update_variant("evt_1", "var_1", body="b"),
     "send_variant": lambda client: client.send_variant("evt_1", "var_1"),
     "get_recovery_stats": lambda client: client.get_recovery_stats(),
+    "get_offer": lambda client: client.get_offer("other"),
+    "accept_offer": lambda client: client.accept_offer(EMAIL, "other", "discount"),
     "list_recovery_templates": lambda client: client.list_recovery_templates(),
     "get_recovery_template": lambda client: client.get_recovery_template("tpl_1"),
     "update_recovery_template": lambda client: client.update_recovery_template("tpl_1", name="n"),

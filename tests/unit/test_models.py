@@ -13,6 +13,7 @@ from windback.models import (
     CancelFlowResult,
     ChurnEvent,
     Offer,
+    OfferAcceptance,
     RecoveryStats,
     RecoveryTemplate,
     TrackResult,
@@ -58,7 +59,9 @@ def test_unknown_fields_and_an_unknown_status_are_kept():
     assert event.raw["mood"] == "sad"
 
 
-@pytest.mark.parametrize("model", [ChurnEvent, RecoveryStats, RecoveryTemplate, Offer, Variant])
+@pytest.mark.parametrize(
+    "model", [ChurnEvent, OfferAcceptance, RecoveryStats, RecoveryTemplate, Offer, Variant]
+)
 def test_missing_fields_are_none_or_empty(model):
     value = model.from_json({})
     for field in dataclasses.fields(model):

@@ -10,6 +10,24 @@ framework.
 
 from __future__ import annotations
 
-from .process import Counts, DevServer, DevServerError, FaultRule, RateLimit, RequestRecord, StoredEvent
+from .process import (
+    ConfiguredOffer,
+    Counts,
+    DevServer,
+    DevServerError,
+    FaultRule,
+    RateLimit,
+    RequestRecord,
+    StoredEvent,
+)
 
-__all__ = ["Counts", "DevServer", "DevServerError", "FaultRule", "RateLimit", "RequestRecord", "StoredEvent"]
+__all__ = [
+    "ConfiguredOffer",
+    "Counts",
+    "DevServer",
+    "DevServerError",
+    "FaultRule",
+    "RateLimit",
+    "RequestRecord",
+    "StoredEvent",
+]

@@ -71,6 +71,8 @@ _PATHS: Dict[str, Dict[str, Endpoint]] = {
         "DELETE": Endpoint(routes.delete_template, has_body=False),
     },
     "/cancel-flow/submit": {"POST": Endpoint(routes.submit_cancel_flow, public=True)},
+    "/cancel-flow/offers": {"GET": Endpoint(routes.get_offer, public=True, **_READ)},
+    "/cancel-flow/accept-offer": {"POST": Endpoint(routes.accept_offer, public=True)},
 }
 
 

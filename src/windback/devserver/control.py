@@ -16,6 +16,7 @@ from .faults import Faults
 from .options import CONTROL_PATH
 from .routes import FINAL_STATUSES, MAX_OFFSET, number
 from .store import Store
+from .validation import configured_offers
 
 #: Most events in one answer of `GET /_dev/events`.
 MAX_EVENTS = 10_000
@@ -37,6 +38,7 @@ class Control:
             Route(CONTROL_PATH + "/events", self._events),
             Route(CONTROL_PATH + "/requests", self._requests),
             Route(CONTROL_PATH + "/churn-events/{id}/lost", self._lost, methods=["POST"]),
+            Route(CONTROL_PATH + "/offers", self._offers, methods=["GET", "PUT"]),
             Route(CONTROL_PATH + "/reset", self._reset, methods=["POST"]),
             Route(CONTROL_PATH + "/faults", self._rules, methods=["GET", "PUT", "DELETE"]),
         ]
@@ -72,6 +74,11 @@ class Control:
         doc["status"] = "lost"
         self._store.update_churn_event(doc, time.time())
         return _json({"data": doc})
+
+    async def _offers(self, request: Request) -> Response:
+        if request.method == "PUT":
+            self._store.replace_offers(configured_offers(await _body(request)))
+        return _json({"data": self._store.offers()})
 
     async def _reset(self, _: Request) -> Response:
         self._store.reset()

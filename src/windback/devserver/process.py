@@ -20,9 +20,18 @@ from typing import IO, TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, T
 from urllib.parse import quote
 
 from .options import BASE_PATH, CONTROL_PATH, DEFAULT_GENERATE_S, DEFAULT_MAX_BODY_BYTES, READY
-from .records import Counts, FaultRule, RateLimit, RequestRecord, StoredEvent
+from .records import ConfiguredOffer, Counts, FaultRule, RateLimit, RequestRecord, StoredEvent
 
-__all__ = ["Counts", "DevServer", "DevServerError", "FaultRule", "RateLimit", "RequestRecord", "StoredEvent"]
+__all__ = [
+    "ConfiguredOffer",
+    "Counts",
+    "DevServer",
+    "DevServerError",
+    "FaultRule",
+    "RateLimit",
+    "RequestRecord",
+    "StoredEvent",
+]
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # for Python before 3.11; type checkers bring it
@@ -215,6 +224,10 @@ class DevServer:
     def mark_lost(self, event_id: str) -> None:
         """End a churn event as `lost`, which no request of the API does."""
         self._call("POST", f"/churn-events/{quote(event_id, safe='')}/lost")
+
+    def offers(self, offers: Sequence[ConfiguredOffer]) -> None:
+        """Configure these offers of the cancel flow in place of all earlier ones; at first there are none."""
+        self._call("PUT", "/offers", list(offers))
 
     def reset(self) -> None:
         """Forget all that was stored and counted, and all faults."""

@@ -46,6 +46,25 @@ class FaultRule(TypedDict, total=False):
     hang: bool
 
 
+class _Offered(TypedDict):
+    cancel_reason: str
+    #: "discount", "extension", "downgrade", "feature_unlock" or "custom".
+    offer_type: str
+
+
+class ConfiguredOffer(_Offered, total=False):
+    """An offer for a cancel reason, as one configures it on the dashboard (Retention Offers page)."""
+
+    title: str
+    description: str
+    cta_button_text: str
+    #: 1 to 100.
+    discount_percent: int
+    extension_days: int
+    #: False: it is not offered (default True).
+    is_active: bool
+
+
 @dataclass(frozen=True)
 class Counts:
     """What the server has seen since its start or its last reset.
@@ -73,6 +92,8 @@ class Counts:
     templates: int
     #: Cancel-flow submissions that created a churn event.
     cancel_flows: int
+    #: Offers that customers took.
+    accepted_offers: int
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,26 @@ def submit_cancel_flow(call: Call) -> Answer:
         )
     event_id = str(call.store.add_churn_event(None, fields.churn, call.now)["id"])
     call.store.add_cancel_flow(email, event_id, fields.feedback_text, fields.selected_offer, call.now)
-    return Answer(200, orjson.dumps({"success": True, "event_id": event_id, "offer": None}))
+    offer = call.store.active_offer(str(fields.churn.cancel_reason))
+    return Answer(200, orjson.dumps({"success": True, "event_id": event_id, "offer": offer}))
+
+
+def get_offer(call: Call) -> Answer:
+    """`GET /cancel-flow/offers?reason=`: the offer, or null."""
+    reason = call.query.get("reason")
+    if not reason:
+        raise invalid("reason: is missing")
+    return Answer(200, orjson.dumps({"offer": call.store.active_offer(reason)}))
+
+
+def accept_offer(call: Call) -> Answer:
+    """`POST /cancel-flow/accept-offer`: recorded; what the API does with it then is not documented."""
+    fields = validation.acceptance_fields(call.body)
+    offer = call.store.active_offer(fields.cancel_reason)
+    if offer is None or offer["offer_type"] != fields.offer_type:
+        raise not_found(f"an offer of type {fields.offer_type} for {fields.cancel_reason}")
+    call.store.add_acceptance(fields, call.now)
+    return Answer(200, orjson.dumps({"success": True, "message": "the offer has been accepted"}))
 
 
 def number(query: Mapping[str, str], name: str, low: int, high: int, default: int) -> int:

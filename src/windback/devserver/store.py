@@ -21,7 +21,7 @@ from typing import Dict, Generator, List, NamedTuple, Optional, Tuple
 
 import orjson
 
-from .validation import ChurnFields, EventRow, TemplateFields
+from .validation import Acceptance, ChurnFields, EventRow, TemplateFields
 
 #: Marks a file as one of this server (SQLite's `application_id`), and how it is laid out (`user_version`).
 APPLICATION_ID, SCHEMA_VERSION = 0x57424456, 1
@@ -142,6 +142,7 @@ class Store:
             "churn_events": self._count("churn_events"),
             "templates": self._count("templates"),
             "cancel_flows": self._count("cancel_flows"),
+            "accepted_offers": self._count("accepted_offers"),
         }
 
     def _count(self, table: str) -> int:
@@ -361,6 +362,36 @@ class Store:
             "INSERT INTO cancel_flows (customer, created_at, event_id, feedback_text, selected_offer)"
             " VALUES (?, ?, ?, ?, ?)",
             (email.lower(), now, event_id, feedback_text, selected_offer),
+        )
+
+    # Offers
+
+    def offers(self) -> List[Doc]:
+        """All offers, each with its cancel reason."""
+        rows = self._db.execute("SELECT cancel_reason, doc FROM offers ORDER BY rowid")
+        return [{"cancel_reason": reason, **orjson.loads(doc)} for reason, doc in rows]
+
+    def replace_offers(self, offers: Dict[str, Doc]) -> None:
+        """Configure these offers, by their cancel reason, in place of all earlier ones."""
+        with self.transaction():
+            self._db.execute("DELETE FROM offers")
+            self._db.executemany(
+                "INSERT INTO offers (cancel_reason, doc) VALUES (?, ?)",
+                [(reason, orjson.dumps(offer).decode()) for reason, offer in offers.items()],
+            )
+
+    def active_offer(self, cancel_reason: str) -> Optional[Doc]:
+        """The offer to make for a reason, or None."""
+        row = self._db.execute("SELECT doc FROM offers WHERE cancel_reason = ?", (cancel_reason,)).fetchone()
+        doc = None if row is None else _doc(row)
+        return doc if doc is not None and doc["is_active"] else None
+
+    def add_acceptance(self, acceptance: Acceptance, now: float) -> None:
+        """Record that a customer took an offer."""
+        self._db.execute(
+            "INSERT INTO accepted_offers (customer, cancel_reason, offer_type, accepted_at)"
+            " VALUES (?, ?, ?, ?)",
+            (*acceptance, iso(now)),
         )
 
 

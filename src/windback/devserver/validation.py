@@ -25,6 +25,9 @@ EVENT_TYPES = ("cancellation", "payment_failed", "payment_recovered")
 #: The largest amount of cents and number of days that is taken: sums of many of them stay within 64 bits.
 MAX_COUNT = 10**12
 
+#: Retention Offers page.
+OFFER_TYPES = ("discount", "extension", "downgrade", "feature_unlock", "custom")
+
 _email = re.compile(r"[^@\s]+@[^@\s]+").fullmatch
 _timestamp = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):?[0-5]\d)", re.ASCII
@@ -74,6 +77,14 @@ class CancelFlowFields(NamedTuple):
     churn: ChurnFields
     feedback_text: Optional[str]
     selected_offer: Optional[str]
+
+
+class Acceptance(NamedTuple):
+    """A customer took an offer."""
+
+    customer_email: str
+    cancel_reason: str
+    offer_type: str
 
 
 class _BadFieldError(Exception):
@@ -217,6 +228,51 @@ def cancel_reason_fields(body: object) -> Dict[str, str]:
     return checked
 
 
+def acceptance_fields(body: object) -> Acceptance:
+    """The checked body of `POST /cancel-flow/accept-offer`; raises `ApiError` 400."""
+    try:
+        fields = _object(body)
+        return Acceptance(
+            customer_email=_required_email(fields),
+            cancel_reason=_text(fields, "cancel_reason"),
+            offer_type=_text(fields, "offer_type"),
+        )
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+
+
+def configured_offers(body: object) -> Dict[str, Dict[str, object]]:
+    """The offers of `PUT /_dev/offers` by their cancel reason; raises `ApiError` 400."""
+    if type(body) is not list:
+        raise invalid("offers: must be a list")
+    offers: Dict[str, Dict[str, object]] = {}
+    for index, item in enumerate(cast("List[object]", body)):
+        try:
+            fields = _object(item)
+            reason = _text(fields, "cancel_reason")
+            offer = _offer(fields)
+        except _BadFieldError as bad:
+            raise invalid(f"offers[{index}].{bad.field}: {bad.problem}") from None
+        if reason in offers:
+            raise invalid(f"offers[{index}].cancel_reason: {reason} has an offer already")
+        offers[reason] = offer
+    return offers
+
+
+def _offer(fields: Dict[str, object]) -> Dict[str, object]:
+    offer_type = _text(fields, "offer_type")
+    if offer_type not in OFFER_TYPES:
+        raise _BadFieldError("offer_type", "must be one of " + ", ".join(OFFER_TYPES))
+    percent = _optional_count(fields, "discount_percent")
+    if percent is not None and not 1 <= percent <= 100:
+        raise _BadFieldError("discount_percent", "must be a whole number from 1 to 100")
+    texts = {name: _optional_text(fields, name) for name in ("title", "description", "cta_button_text")}
+    days = _optional_count(fields, "extension_days")
+    offer = {"offer_type": offer_type, **texts, "discount_percent": percent, "extension_days": days}
+    given = {name: value for name, value in offer.items() if value is not None}
+    return {**given, "is_active": _flag(fields, "is_active", default=True)}
+
+
 def template_fields(body: object) -> TemplateFields:
     """The checked body of `POST /projects/{slug}/recovery-templates`; raises `ApiError` 400."""
     try:
@@ -256,9 +312,7 @@ def variant_changes(body: object) -> Dict[str, object]:
 
 
 def _churn_fields(fields: Dict[str, object]) -> ChurnFields:
-    email = fields.get("customer_email")
-    if type(email) is not str or not _email(email):
-        raise _BadFieldError("customer_email", "is missing" if email is None else "must look like name@host")
+    email = _required_email(fields)
     event_type = _optional_text(fields, "event_type")
     if event_type is not None and event_type not in EVENT_TYPES:
         raise _BadFieldError("event_type", "must be one of " + ", ".join(EVENT_TYPES))
@@ -290,6 +344,13 @@ def _text(fields: Dict[str, object], name: str) -> str:
     if type(value) is not str or not value.strip():
         raise _BadFieldError(name, "is missing" if value is None else "must be a string that is not empty")
     return value
+
+
+def _required_email(fields: Dict[str, object]) -> str:
+    email = fields.get("customer_email")
+    if type(email) is not str or not _email(email):
+        raise _BadFieldError("customer_email", "is missing" if email is None else "must look like name@host")
+    return email
 
 
 def _texts(fields: Dict[str, object], *names: str) -> Dict[str, object]:
