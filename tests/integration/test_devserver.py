@@ -25,6 +25,7 @@ import pytest
 from windback.devserver import DevServer, DevServerError
 from windback.devserver.body import decode
 from windback.devserver.errors import ApiError
+from windback.devserver.limits import Limits
 from windback.devserver.recovery import write
 from windback.devserver.store import Store
 from windback.devserver.validation import track_rows
@@ -252,6 +253,63 @@ def test_exact_keys_are_the_only_ones_taken():
         assert track(server, key="sk_two").status == 401
         assert track(server, key="pub_one").status == 403
         assert track(server, key="pub_two").status == 401
+
+
+def test_a_public_key_may_come_as_a_bearer_token_to_the_cancel_flow(server):
+    bearer = {"authorization": f"Bearer {PUBLIC}"}
+    assert call(server, "GET", "/cancel-flow/offers?reason=x", key=None, headers=bearer).status == 200
+    assert track(server, key=None, headers=bearer).status == 401
+    for value in ("Bearer nonsense", f"Basic {PUBLIC}", "Bearer "):
+        reply = call(
+            server, "GET", "/cancel-flow/offers?reason=x", key=None, headers={"authorization": value}
+        )
+        assert (reply.status, reply.json["code"]) == (401, "INVALID_API_KEY")
+
+
+def test_the_subscription_of_a_key_can_have_expired():
+    with DevServer(expired_keys=["sk_old", "pub_old"]) as server:
+        for method, path in (
+            ("POST", "/track"),
+            ("GET", "/projects/p/churn-events"),
+            ("GET", "/projects/p/recovery-templates"),
+        ):
+            reply = call(server, method, path, EVENT if method == "POST" else None, key="sk_old")
+            assert (reply.status, reply.json) == (
+                402,
+                {"error": "subscription expired", "code": "SUBSCRIPTION_EXPIRED"},
+            )
+        assert call(server, "GET", "/projects/p/churn-events", key="pub_old").status == 403
+        assert call(server, "POST", "/cancel-flow/submit", FLOW, key="pub_old").status == 202
+        assert call(server, "POST", "/cancel-flow/submit", {}, key="pub_old").status == 400
+        assert server.counts().churn_events == 0
+        assert track(server).status == 200
+
+
+def test_the_documented_rate_limits_hold_for_each_key():
+    with DevServer(rate_limits=True) as server:
+        replies = [call(server, "GET", "/projects/p/stats") for _ in range(50)]
+        refused = [reply for reply in replies if reply.status == 429]
+        assert {reply.status for reply in replies[:30]} == {200}
+        assert refused
+        assert (refused[0].json["code"], refused[0].headers["retry-after"]) == ("RATE_LIMITED", "1")
+        assert call(server, "GET", "/projects/p/stats", key="sk_test_2").status == 200
+        assert {track(server).status for _ in range(50)} == {200}
+        flow = [call(server, "GET", "/cancel-flow/offers?reason=x", key=PUBLIC) for _ in range(11)]
+        assert [reply.status for reply in flow] == [200] * 10 + [429]
+        assert 10 < int(flow[-1].headers["retry-after"]) <= 15
+
+
+def test_a_limit_frees_itself_as_time_goes_by():
+    limits = Limits()
+    for now in range(10):
+        limits.take_cancel_flow(SECRET, float(now))
+    with pytest.raises(ApiError) as caught:
+        limits.take_cancel_flow(SECRET, 14.9)
+    assert caught.value.headers == {"retry-after": "1"}
+    limits.take_cancel_flow(SECRET, 15.0)
+    with pytest.raises(ApiError):
+        limits.take_cancel_flow(SECRET, 15.5)
+    limits.take_cancel_flow(SECRET, 16.0)
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/track/", "/projects/p/churn-events/evt_1/nothing"])
@@ -1258,6 +1316,7 @@ def test_a_port_in_use_is_a_clear_error(command, server):
         (["--port", "65536"], "not a port"),
         (["--port", "-1"], "not a port"),
         (["--key", "secret"], "starts with sk_ or pub_"),
+        (["--expired-key", "secret"], "starts with sk_ or pub_"),
         (["--max-body-bytes", "0"], "not a whole number above 0"),
         (["--gzip", "500"], "invalid choice"),
         (["--generate-seconds", "-1"], "not a number of seconds"),

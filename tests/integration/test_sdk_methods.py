@@ -450,6 +450,82 @@ def test_templates_of_another_project_are_not_there(make, server):
             getattr(other, name)(made.id)
 
 
+# Keys and limits
+
+EXPIRED = "sk_test_expired"
+NEED_SECRET = {
+    "create_churn_event": (EMAIL,),
+    "get_churn_event": ("evt_x",),
+    "mark_recovered": ("evt_x",),
+    "update_cancel_reason": ("evt_x", "other"),
+    "generate_variants": ("evt_x",),
+    "list_variants": ("evt_x",),
+    "send_variant": ("evt_x", "var_x"),
+    "get_recovery_stats": (),
+    "list_recovery_templates": (),
+    "delete_recovery_template": ("tpl_x",),
+}
+
+
+@pytest.fixture(scope="module")
+def strict():
+    with DevServer(keys=[SECRET, PUBLIC], expired_keys=[EXPIRED], generate_s=0) as server:
+        yield server
+    assert server.log() == ""
+
+
+@pytest.mark.parametrize("name", NEED_SECRET)
+@pytest.mark.parametrize(
+    ("key", "kind_of_error", "status", "code"),
+    [
+        ("sk_test_unknown", windback.AuthenticationError, 401, "INVALID_API_KEY"),
+        (EXPIRED, windback.SubscriptionExpiredError, 402, "SUBSCRIPTION_EXPIRED"),
+    ],
+)
+def test_a_key_that_does_not_work_is_an_error_of_its_own(
+    make, strict, name, key, kind_of_error, status, code
+):
+    client = make(strict, key=key)
+    with pytest.raises(kind_of_error) as caught:
+        getattr(client, name)(*NEED_SECRET[name])
+    assert (caught.value.status, caught.value.code) == (status, code)
+
+
+def test_an_expired_subscription_submits_into_nothing(make, strict):
+    result = make(strict, key=EXPIRED).submit_cancel_flow("expired@example.com", "other")
+    assert (result.created, result.event_id, result.message) == (False, None, "the subscription has expired")
+
+
+@pytest.fixture(scope="module")
+def limited():
+    with DevServer(rate_limits=True) as server:
+        yield server
+    assert server.log() == ""
+
+
+def test_over_a_documented_limit_a_call_says_when_it_may_come_again(make, limited):
+    limited.reset()
+    client = make(limited)
+    for n in range(10):
+        assert client.get_offer(f"reason {n}") is None
+    with pytest.raises(windback.RateLimitError) as caught:
+        client.get_offer("x")
+    assert (caught.value.status, caught.value.code) == (429, "RATE_LIMITED")
+    assert 10 < caught.value.retry_after <= 15
+    limited.reset()
+    assert client.get_offer("x") is None
+
+
+def test_a_call_that_may_be_retried_waits_for_its_turn(make, limited):
+    limited.reset()
+    client = make(limited, max_retries=3)
+    for _ in range(60):
+        client.get_recovery_stats()
+    counts = limited.counts()
+    assert counts.by_status[200] == 60
+    assert counts.requests >= 60
+
+
 # Errors: what the API answers to any call that names a thing
 
 NOT_THERE = {

@@ -22,6 +22,7 @@ from .errors import ApiError, error_body, invalid
 from .exchange import Exchange, Journal
 from .faults import Faults
 from .gateway import SCOPE_KEY, Gateway
+from .limits import Limits
 from .options import BASE_PATH, Options
 from .routes import Answer, Call, Handler, Later
 from .store import Store, StoredAnswer
@@ -79,11 +80,14 @@ _PATHS: Dict[str, Dict[str, Endpoint]] = {
 class Resource:
     """ASGI application for one path: the endpoint of each method."""
 
-    def __init__(self, endpoints: Dict[str, Endpoint], store: Store, options: Options, waits: Waits) -> None:
+    def __init__(
+        self, endpoints: Dict[str, Endpoint], store: Store, options: Options, waits: Waits, limits: Limits
+    ) -> None:
         self._endpoints = endpoints
         self._store = store
         self._options = options
         self._waits = waits
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; `ApiError` goes up to the application's handler."""
@@ -101,8 +105,10 @@ class Resource:
     def _answer(
         self, endpoint: Endpoint, exchange: Exchange, scope: Scope, *, resumed: bool = False
     ) -> Union[Answer, Later]:
-        key = exchange.headers.get("x-api-key", "")
-        self._check_key(key, public=endpoint.public)
+        key = self._checked_key(exchange, public=endpoint.public)
+        # A request that goes on was counted when it came.
+        if self._options.rate_limits and not resumed:
+            self._count(key, exchange, public=endpoint.public)
         body: bytes = b""
         value: object = None
         if endpoint.has_body:
@@ -113,21 +119,46 @@ class Resource:
             value = bodies.parse(body, exchange.headers)
         query: Mapping[str, str] = QueryParams(scope["query_string"])
         call = Call(
-            self._store, self._options, exchange, scope["path_params"], query, value, time.time(), resumed
+            store=self._store,
+            options=self._options,
+            exchange=exchange,
+            params=scope["path_params"],
+            query=query,
+            body=value,
+            now=time.time(),
+            resumed=resumed,
+            expired=key in self._options.expired_keys,
         )
         if not endpoint.writes:
             return endpoint.handler(call)
         with self._store.transaction():
             return self._once(endpoint.handler, call, body, key)
 
-    def _check_key(self, key: str, *, public: bool) -> None:
-        secret = key.startswith("sk_")
-        if not (secret or key.startswith("pub_")) or (self._options.keys and key not in self._options.keys):
+    def _checked_key(self, exchange: Exchange, *, public: bool) -> str:
+        key = exchange.headers.get("x-api-key", "")
+        if public and not key:  # the docs-tree page "Cancel Flow" shows the public key there
+            key = exchange.headers.get("authorization", "").partition("Bearer ")[2]
+        taken = self._options.keys
+        known = key.startswith(("sk_", "pub_")) and (
+            not taken or key in taken or key in self._options.expired_keys
+        )
+        if not known:
             raise ApiError(
                 401, "INVALID_API_KEY", "invalid API key" if key else "the X-API-Key header is missing"
             )
-        if not (secret or public):
+        if public:
+            return key
+        if not key.startswith("sk_"):
             raise ApiError(403, "FORBIDDEN", "this endpoint needs a secret key (sk_)")
+        if key in self._options.expired_keys:
+            raise ApiError(402, "SUBSCRIPTION_EXPIRED", "subscription expired")
+        return key
+
+    def _count(self, key: str, exchange: Exchange, *, public: bool) -> None:
+        if public:
+            self._limits.take_cancel_flow(key, time.monotonic())
+        elif not exchange.is_track:
+            self._limits.take(key, time.monotonic())
 
     def _once(self, handler: Handler, call: Call, body: bytes, api_key: str) -> Union[Answer, Later]:
         """Run *handler* once for an Idempotency-Key: with the same body, the first answer is given again.
@@ -167,13 +198,16 @@ def build_app(
     """The whole server as one ASGI application."""
     journal = Journal()
     faults = Faults()
+    limits = Limits()
     api: List[Route] = []
     for path, endpoints in _PATHS.items():
         api.append(
-            Route(BASE_PATH + path, Resource(endpoints, store, options, waits), methods=list(endpoints))
+            Route(
+                BASE_PATH + path, Resource(endpoints, store, options, waits, limits), methods=list(endpoints)
+            )
         )
     app = Starlette(
-        routes=[*api, *Control(store, journal, faults).routes()],
+        routes=[*api, *Control(store, journal, faults, limits).routes()],
         exception_handlers={ApiError: _refuse, HTTPException: _no_route},
     )
     app.router.redirect_slashes = False
@@ -184,7 +218,7 @@ def build_app(
 
 async def _refuse(_: Request, error: Exception) -> Response:
     refusal = cast("ApiError", error)
-    return Response(error_body(refusal.code, refusal.message), refusal.status, _JSON)
+    return Response(error_body(refusal.code, refusal.message), refusal.status, {**_JSON, **refusal.headers})
 
 
 _CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}

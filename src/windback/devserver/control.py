@@ -13,6 +13,7 @@ from starlette.routing import Route
 from .errors import ApiError, bad_state, not_found
 from .exchange import KEPT_REQUESTS, Journal
 from .faults import Faults
+from .limits import Limits
 from .options import CONTROL_PATH
 from .routes import FINAL_STATUSES, MAX_OFFSET, number
 from .store import Store
@@ -25,10 +26,11 @@ MAX_EVENTS = 10_000
 class Control:
     """The endpoints, and the parts of the server that they show and change."""
 
-    def __init__(self, store: Store, journal: Journal, faults: Faults) -> None:
+    def __init__(self, store: Store, journal: Journal, faults: Faults, limits: Limits) -> None:
         self._store = store
         self._journal = journal
         self._faults = faults
+        self._limits = limits
 
     def routes(self) -> List[Route]:
         """All of them, for Starlette."""
@@ -84,6 +86,7 @@ class Control:
         self._store.reset()
         self._journal.reset()
         self._faults.clear()
+        self._limits.reset()
         return Response(status_code=204)
 
     async def _rules(self, request: Request) -> Response:

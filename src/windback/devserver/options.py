@@ -38,6 +38,10 @@ class Options(NamedTuple):
     db: Optional[str] = None
     #: The keys that are taken; none given: any that starts with sk_ or pub_.
     keys: Tuple[str, ...] = ()
+    #: Keys that are taken, of an account whose subscription has expired.
+    expired_keys: Tuple[str, ...] = ()
+    #: Whether the documented rate limits hold.
+    rate_limits: bool = False
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     #: "accept", or the status that refuses a gzip body.
     gzip: str = "accept"
@@ -68,6 +72,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_key,
         default=[],
         help="take only this API key; may be given again (default: any that starts with sk_ or pub_)",
+    )
+    parser.add_argument(
+        "--expired-key",
+        dest="expired_keys",
+        metavar="KEY",
+        action="append",
+        type=_key,
+        default=[],
+        help="the subscription of this API key has expired: 402, and 202 from the cancel flow",
+    )
+    parser.add_argument(
+        "--rate-limits",
+        action="store_true",
+        help="429 above the documented limits: 10 a second after 30 at once, cancel flow 10 in 15 s",
     )
     parser.add_argument(
         "--max-body-bytes",
@@ -110,6 +128,8 @@ def from_arguments(arguments: argparse.Namespace) -> Options:
         port=arguments.port,
         db=arguments.db,
         keys=tuple(arguments.keys),
+        expired_keys=tuple(arguments.expired_keys),
+        rate_limits=arguments.rate_limits,
         max_body_bytes=arguments.max_body_bytes,
         gzip=arguments.gzip,
         generate_s=arguments.generate_seconds,

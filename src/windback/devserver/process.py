@@ -58,6 +58,8 @@ class DevServer:
 
     *port*: 0 takes a free one. *db*: a SQLite file that outlives the server; None keeps all in memory.
     *keys*: the only API keys that are taken; none: any that starts with ``sk_`` or ``pub_``.
+    *expired_keys*: those of an account whose subscription has expired: 402, and 202 from the cancel flow.
+    *rate_limits*: True answers 429 above the documented limits.
     *max_body_bytes*: 413 above. *gzip*: ``"accept"``, or ``"415"`` or ``"400"``, the status that refuses
     compressed bodies. *generate_s*: seconds that generating variants takes. *email*: False answers the
     sending of a variant with 500, as the API does where no email service is configured.
@@ -69,6 +71,8 @@ class DevServer:
         port: int = 0,
         db: Union[str, Path, None] = None,
         keys: Sequence[str] = (),
+        expired_keys: Sequence[str] = (),
+        rate_limits: bool = False,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         gzip: str = "accept",
         generate_s: float = DEFAULT_GENERATE_S,
@@ -82,6 +86,10 @@ class DevServer:
             self._arguments += ["--db", str(Path(db).resolve())]
         for key in keys:
             self._arguments += ["--key", key]
+        for key in expired_keys:
+            self._arguments += ["--expired-key", key]
+        if rate_limits:
+            self._arguments.append("--rate-limits")
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._stderr: Optional[IO[bytes]] = None
         self._log = ""

@@ -48,6 +48,8 @@ class Call(NamedTuple):
     now: float
     #: Whether the handler is called again because it answered `Later`.
     resumed: bool
+    #: Whether the subscription of the key's account has expired.
+    expired: bool
 
 
 Handler = Callable[[Call], Union[Answer, Later]]
@@ -243,19 +245,23 @@ def delete_template(call: Call) -> Answer:
 def submit_cancel_flow(call: Call) -> Answer:
     """`POST /cancel-flow/submit`: creates a churn event.
 
-    Within 24 hours of the customer's last submission it answers 202 and creates nothing.
+    It answers 202 and creates nothing within 24 hours of the customer's last submission, and when the
+    subscription has expired.
     """
     fields = validation.cancel_flow_fields(call.body)
     email = fields.churn.customer_email
+    if call.expired:
+        return _nothing_created("the subscription has expired")
     if call.store.cancel_flow_since(email, call.now - CANCEL_FLOW_WINDOW_S):
-        message = "this customer has submitted the cancel flow within the last 24 hours"
-        return Answer(
-            202, orjson.dumps({"success": True, "event_id": None, "offer": None, "message": message})
-        )
+        return _nothing_created("this customer has submitted the cancel flow within the last 24 hours")
     event_id = str(call.store.add_churn_event(None, fields.churn, call.now)["id"])
     call.store.add_cancel_flow(email, event_id, fields.feedback_text, fields.selected_offer, call.now)
     offer = call.store.active_offer(str(fields.churn.cancel_reason))
     return Answer(200, orjson.dumps({"success": True, "event_id": event_id, "offer": offer}))
+
+
+def _nothing_created(why: str) -> Answer:
+    return Answer(202, orjson.dumps({"success": True, "event_id": None, "offer": None, "message": why}))
 
 
 def get_offer(call: Call) -> Answer:
