@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import hmac
 import http.client
+import http.server
 import json
 import os
 import re
@@ -18,17 +21,18 @@ import tracemalloc
 import urllib.parse
 from contextlib import closing
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Union
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import pytest
 
-from windback.devserver import DevServer, DevServerError
+from windback.devserver import DevServer, DevServerError, WebhookDelivery
 from windback.devserver.body import decode
 from windback.devserver.errors import ApiError
 from windback.devserver.limits import Limits
+from windback.devserver.options import Options
 from windback.devserver.recovery import write
 from windback.devserver.store import Store
-from windback.devserver.validation import track_rows
+from windback.devserver.validation import alert_fields, track_rows
 
 SECRET = "sk_test_1"
 PUBLIC = "pub_test_1"
@@ -874,6 +878,166 @@ def test_no_request_declines_an_offer(server):
     assert call(server, "POST", "/cancel-flow/decline-offer", body, key=PUBLIC).status == 404
 
 
+# Webhooks
+
+
+class Receiver:
+    """Takes webhooks on a socket of its own, and answers the statuses it is given, then 200."""
+
+    def __init__(self, *statuses: int, delay_s: float = 0.0) -> None:
+        self.taken: List[Tuple[Dict[str, str], bytes]] = []
+        self._statuses = list(statuses)
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["content-length"]))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                receiver.taken.append((headers, body))
+                time.sleep(delay_s)
+                self.send_response(receiver._statuses.pop(0) if receiver._statuses else 200)
+                self.send_header("location", "/elsewhere")
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook?x=1"
+
+    def __enter__(self) -> Receiver:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def settled(server: DevServer) -> WebhookDelivery:
+    """The one webhook of the server, once it is on its way no more."""
+    eventually(lambda: [each.state for each in server.webhooks()] not in ([], ["pending"]))
+    (delivery,) = server.webhooks()
+    return delivery
+
+
+def test_an_alert_is_signed_over_its_raw_bytes():
+    with Receiver() as receiver, DevServer(webhook_url=receiver.url, webhook_secret=SECRET + "é") as server:
+        sent = server.send_alert("jane@example.com", 92, signals=[{"name": "logins_down", "weight": 0.6}])
+        assert (sent.state, sent.attempts) == ("pending", ())
+        delivery = settled(server)
+        ((headers, body),) = receiver.taken
+        assert server.log() == ""
+    assert (
+        headers["x-windback-signature"] == hmac.new((SECRET + "é").encode(), body, hashlib.sha256).hexdigest()
+    )
+    assert headers["content-type"] == "application/json"
+    assert (delivery.state, delivery.id, delivery.body) == ("delivered", sent.id, body.decode())
+    assert [(attempt.status, attempt.error) for attempt in delivery.attempts] == [(200, None)]
+    alert = json.loads(body)
+    assert alert.pop("triggered_at").endswith("Z")
+    assert alert == {
+        "event": "churn_risk.alert",
+        "project_id": "prj_dev",
+        "customer_email": "jane@example.com",
+        "risk_score": 92,
+        "risk_level": "critical",
+        "signals": [{"name": "logins_down", "weight": 0.6}],
+        "opaque_id": sent.id,
+    }
+
+
+def test_an_alert_is_retried_with_the_same_bytes_until_it_is_taken():
+    with Receiver(500, 302) as receiver, DevServer(
+        webhook_url=receiver.url, webhook_delays=[0.1, 0.2, 5]
+    ) as server:
+        server.send_alert("jane@example.com", 50)
+        delivery = settled(server)
+    assert [attempt.status for attempt in delivery.attempts] == [500, 302, 200]
+    assert len({body for _, body in receiver.taken}) == 1
+    assert len({headers["x-windback-signature"] for headers, _ in receiver.taken}) == 1
+
+
+def test_an_alert_is_given_up_after_three_retries():
+    with DevServer(webhook_url="http://127.0.0.1:9/", webhook_delays=[0.01, 0.01, 0.01]) as server:
+        server.send_alert("jane@example.com", 1)
+        delivery = settled(server)
+    assert (delivery.state, len(delivery.attempts)) == ("failed", 4)
+    assert {attempt.status for attempt in delivery.attempts} == {None}
+    assert all(attempt.error for attempt in delivery.attempts)
+
+
+def test_the_documented_delays_are_the_default():
+    assert Options().webhook_delays_s == (10, 60, 300)
+    with Receiver(503) as receiver, DevServer(webhook_url=receiver.url) as server:
+        server.send_alert("jane@example.com", 1)
+        eventually(lambda: len(server.webhooks()[0].attempts) == 1)
+        (delivery,) = server.webhooks()
+        assert 9 < delivery.next_at - time.time() <= 10
+        started = time.monotonic()
+        server.stop()  # does not wait for the retry
+        assert time.monotonic() - started < 2
+        assert server.log() == ""
+
+
+def test_a_receiver_that_takes_too_long_is_no_answer():
+    with Receiver(delay_s=7) as receiver, DevServer(webhook_url=receiver.url, webhook_delays=[]) as server:
+        server.send_alert("jane@example.com", 1)
+        delivery = settled(server)
+        (attempt,) = delivery.attempts
+        assert (delivery.state, attempt.status, attempt.error) == ("failed", None, "no answer within 5 s")
+        assert 4.9 < attempt.duration_s < 6.5
+
+
+def test_an_alert_that_waits_for_its_retry_survives_a_kill_but_not_a_reset(tmp_path):
+    with Receiver(503, 503) as receiver:
+        server = DevServer(db=tmp_path / "dev.db", webhook_url=receiver.url, webhook_delays=[1, 1, 1])
+        with server:
+            server.send_alert("jane@example.com", 1)
+            eventually(lambda: len(server.webhooks()[0].attempts) == 1)
+            server.kill()
+            server.start()
+            eventually(lambda: len(server.webhooks()[0].attempts) == 2)
+            server.reset()
+            assert server.webhooks() == []
+            time.sleep(1.5)
+        assert len(receiver.taken) == 2
+
+
+def test_without_an_address_no_alert_is_sent(server):
+    with pytest.raises(DevServerError, match="the server was started without --webhook-url"):
+        server.send_alert("jane@example.com", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"customer_email": "jane"}, "customer_email"),
+        ({"risk_score": 101}, "risk_score"),
+        ({"risk_score": -1}, "risk_score"),
+        ({"risk_score": 1.5}, "risk_score"),
+        ({"risk_score": None}, "risk_score"),
+        ({"risk_level": 3}, "risk_level"),
+        ({"signals": {}}, "signals"),
+        ({"signals": ["x"]}, "signals"),
+        ({"project_id": 3}, "project_id"),
+    ],
+    ids=str,
+)
+def test_a_bad_alert_is_400_and_names_the_field(server, change, field):
+    body = {"customer_email": "jane@example.com", "risk_score": 50, **change}
+    reply = call(server, "POST", "/_dev/webhooks", body)
+    assert reply.status == 400
+    assert reply.json["error"].startswith(field + ":")
+
+
+@pytest.mark.parametrize(("score", "level"), [(90, "critical"), (89, "high"), (69, "medium"), (39, "low")])
+def test_the_level_of_a_risk_follows_from_its_score(score, level):
+    assert alert_fields({"customer_email": "a@b", "risk_score": score}).risk_level == level
+    assert alert_fields({"customer_email": "a@b", "risk_score": score, "risk_level": "x"}).risk_level == "x"
+
+
 # Faults
 
 
@@ -1319,6 +1483,10 @@ def test_a_port_in_use_is_a_clear_error(command, server):
         (["--expired-key", "secret"], "starts with sk_ or pub_"),
         (["--max-body-bytes", "0"], "not a whole number above 0"),
         (["--gzip", "500"], "invalid choice"),
+        (["--webhook-url", "ftp://example.com"], "is not a URL"),
+        (["--webhook-url", "http://127.0.0.1:x/"], "is not a URL"),
+        (["--webhook-url", "http:///hook"], "is not a URL"),
+        (["--webhook-delays", "1,x"], "not a number of seconds"),
         (["--generate-seconds", "-1"], "not a number of seconds"),
         (["--generate-seconds", "nan"], "not a number of seconds"),
         (["--generate-seconds", "soon"], "not a number of seconds"),

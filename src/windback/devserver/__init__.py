@@ -19,6 +19,8 @@ from .process import (
     RateLimit,
     RequestRecord,
     StoredEvent,
+    WebhookAttempt,
+    WebhookDelivery,
 )
 
 __all__ = [
@@ -30,4 +32,6 @@ __all__ = [
     "RateLimit",
     "RequestRecord",
     "StoredEvent",
+    "WebhookAttempt",
+    "WebhookDelivery",
 ]

@@ -27,6 +27,7 @@ from .options import BASE_PATH, Options
 from .routes import Answer, Call, Handler, Later
 from .store import Store, StoredAnswer
 from .waits import Waits
+from .webhooks import Webhooks
 
 #: Longest Idempotency-Key that is taken.
 MAX_KEY_LENGTH = 255
@@ -193,6 +194,7 @@ def build_app(
     store: Store,
     connections: Connections,
     waits: Waits,
+    webhooks: Webhooks,
     on_done: Optional[Callable[[Exchange], None]] = None,
 ) -> Gateway:
     """The whole server as one ASGI application."""
@@ -207,7 +209,7 @@ def build_app(
             )
         )
     app = Starlette(
-        routes=[*api, *Control(store, journal, faults, limits).routes()],
+        routes=[*api, *Control(store, journal, faults, limits, webhooks).routes()],
         exception_handlers={ApiError: _refuse, HTTPException: _no_route},
     )
     app.router.redirect_slashes = False

@@ -17,7 +17,8 @@ from .limits import Limits
 from .options import CONTROL_PATH
 from .routes import FINAL_STATUSES, MAX_OFFSET, number
 from .store import Store
-from .validation import configured_offers
+from .validation import alert_fields, configured_offers
+from .webhooks import Webhooks
 
 #: Most events in one answer of `GET /_dev/events`.
 MAX_EVENTS = 10_000
@@ -26,11 +27,14 @@ MAX_EVENTS = 10_000
 class Control:
     """The endpoints, and the parts of the server that they show and change."""
 
-    def __init__(self, store: Store, journal: Journal, faults: Faults, limits: Limits) -> None:
+    def __init__(
+        self, store: Store, journal: Journal, faults: Faults, limits: Limits, webhooks: Webhooks
+    ) -> None:
         self._store = store
         self._journal = journal
         self._faults = faults
         self._limits = limits
+        self._webhooks = webhooks
 
     def routes(self) -> List[Route]:
         """All of them, for Starlette."""
@@ -41,6 +45,7 @@ class Control:
             Route(CONTROL_PATH + "/requests", self._requests),
             Route(CONTROL_PATH + "/churn-events/{id}/lost", self._lost, methods=["POST"]),
             Route(CONTROL_PATH + "/offers", self._offers, methods=["GET", "PUT"]),
+            Route(CONTROL_PATH + "/webhooks", self._alerts, methods=["GET", "POST"]),
             Route(CONTROL_PATH + "/reset", self._reset, methods=["POST"]),
             Route(CONTROL_PATH + "/faults", self._rules, methods=["GET", "PUT", "DELETE"]),
         ]
@@ -81,6 +86,12 @@ class Control:
         if request.method == "PUT":
             self._store.replace_offers(configured_offers(await _body(request)))
         return _json({"data": self._store.offers()})
+
+    async def _alerts(self, request: Request) -> Response:
+        if request.method == "POST":
+            alert = alert_fields(await _body(request))
+            return _json({"data": self._webhooks.send(alert, time.time())})
+        return _json({"data": self._store.webhooks()})
 
     async def _reset(self, _: Request) -> Response:
         self._store.reset()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 from typing import NamedTuple, Optional, Tuple
+from urllib.parse import urlsplit
 
 #: Where the API and the control plane live.
 BASE_PATH = "/api/v1"
@@ -24,6 +25,12 @@ DEFAULT_MAX_BODY_BYTES = 1_000_000
 
 #: Long enough to see a churn event `processing`; the API takes 5 to 15 s (Recovery page).
 DEFAULT_GENERATE_S = 0.5
+
+#: The documented retries of a webhook (page "Churn Risk Webhook Delivery").
+DEFAULT_WEBHOOK_DELAYS_S = (10.0, 60.0, 300.0)
+
+#: Always the same, so that a receiver can be set up once.
+DEFAULT_WEBHOOK_SECRET = "whsec_local"  # noqa: S105 - it opens nothing
 
 GZIP_CHOICES = ("accept", "415", "400")
 
@@ -49,6 +56,11 @@ class Options(NamedTuple):
     generate_s: float = DEFAULT_GENERATE_S
     #: Whether emails can be sent; if not, sending is answered with the documented 500.
     email: bool = True
+    #: Where webhooks are sent; None: nowhere.
+    webhook_url: Optional[str] = None
+    webhook_secret: str = DEFAULT_WEBHOOK_SECRET
+    #: Seconds before each retry of a webhook.
+    webhook_delays_s: Tuple[float, ...] = DEFAULT_WEBHOOK_DELAYS_S
     quiet: bool = False
     until_stdin_closes: bool = False
 
@@ -113,6 +125,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="no email can be sent: sending a variant is answered with 500",
     )
+    parser.add_argument(
+        "--webhook-url", metavar="URL", type=_url, help="send signed webhooks there (POST /_dev/webhooks)"
+    )
+    parser.add_argument(
+        "--webhook-secret",
+        metavar="SECRET",
+        default=DEFAULT_WEBHOOK_SECRET,
+        help="what they are signed with (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--webhook-delays",
+        metavar="S,S,S",
+        type=_delays,
+        default=DEFAULT_WEBHOOK_DELAYS_S,
+        help="seconds before each retry (default: 10,60,300)",
+    )
     parser.add_argument("--quiet", action="store_true", help="print no line for each request")
     parser.add_argument(
         "--until-stdin-closes",
@@ -134,6 +162,9 @@ def from_arguments(arguments: argparse.Namespace) -> Options:
         gzip=arguments.gzip,
         generate_s=arguments.generate_seconds,
         email=arguments.email,
+        webhook_url=arguments.webhook_url,
+        webhook_secret=arguments.webhook_secret,
+        webhook_delays_s=tuple(arguments.webhook_delays),
         quiet=arguments.quiet,
         until_stdin_closes=arguments.until_stdin_closes,
     )
@@ -177,6 +208,21 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 3600")
     return seconds
+
+
+def _delays(text: str) -> Tuple[float, ...]:
+    return tuple(_seconds(part) for part in text.split(",")) if text else ()
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        is_url = False
+    if not is_url:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a URL that starts with http:// or https://")
+    return text
 
 
 def _key(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping, Optional, TypedDict, Union
+from typing import Mapping, Optional, Tuple, TypedDict, Union
 
 
 class RateLimit(TypedDict):
@@ -110,6 +110,31 @@ class StoredEvent:
     properties: Mapping[str, object]
     received_at: str
     idempotency_key: Optional[str]
+
+
+@dataclass(frozen=True)
+class WebhookAttempt:
+    """One try to deliver a webhook: the `status` of the receiver's answer, or an `error` in place of one."""
+
+    at: str
+    status: Optional[int]
+    error: Optional[str]
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class WebhookDelivery:
+    """An alert on its way, or what became of it."""
+
+    #: Its `opaque_id`.
+    id: str
+    #: "pending", "delivered" or "failed".
+    state: str
+    attempts: Tuple[WebhookAttempt, ...]
+    #: Seconds since the epoch: when the next try is due, or the last one was.
+    next_at: float
+    #: What is sent and signed, to the byte.
+    body: str
 
 
 @dataclass(frozen=True)

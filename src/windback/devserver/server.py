@@ -19,6 +19,7 @@ from .exchange import Exchange
 from .options import BASE_PATH, READY, Options
 from .store import Store
 from .waits import Waits
+from .webhooks import Webhooks
 
 #: Idle connections are kept this long, as nginx does by default; uvicorn's 5 s would be a fault of its own.
 KEEP_ALIVE_S = 75
@@ -40,7 +41,9 @@ def serve(options: Options) -> int:
         return _fail(f"cannot use {options.db} as database: {error}")
     connections = Connections()
     waits = Waits()
-    gateway = build_app(options, store, connections, waits, None if options.quiet else _print_request)
+    webhooks = Webhooks(options, store, waits)
+    on_done = None if options.quiet else _print_request
+    gateway = build_app(options, store, connections, waits, webhooks, on_done)
     config = uvicorn.Config(
         gateway,
         loop="asyncio",
@@ -54,7 +57,7 @@ def serve(options: Options) -> int:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=2,
     )
-    server = _Server(config, waits, f"http://{_authority(listener)}{BASE_PATH}")
+    server = _Server(config, waits, webhooks, f"http://{_authority(listener)}{BASE_PATH}")
 
     def stop(_signum: int, _frame: Optional[FrameType]) -> None:
         server.should_exit = True
@@ -73,13 +76,15 @@ def serve(options: Options) -> int:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, waits: Waits, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, waits: Waits, webhooks: Webhooks, url: str) -> None:
         super().__init__(config)
         self._waits = waits
+        self._webhooks = webhooks
         self._url = url
 
     async def startup(self, sockets: Optional[List[socket.socket]] = None) -> None:
         await super().startup(sockets)
+        self._webhooks.resume()
         sys.stdout.write(READY + self._url + "\n")
         sys.stdout.flush()
 

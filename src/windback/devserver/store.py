@@ -7,6 +7,7 @@ Tables:
     batches      one row for each `POST /track` that was taken: when, under which Idempotency-Key
     events       one row for each event, in the order of arrival; `batch_id` points into `batches`
     churn_events, variants, templates, cancel_flows, offers   `doc` is the JSON that the API answers with
+    webhooks     one row for each alert: what was sent, the tries, and what became of it
     accepted_offers   what `POST /cancel-flow/accept-offer` recorded
     answers      the first answer to each Idempotency-Key, by `scope` (method, path and key of the caller)
 """
@@ -49,13 +50,14 @@ CREATE TABLE IF NOT EXISTS offers (cancel_reason TEXT PRIMARY KEY, doc TEXT NOT 
 CREATE TABLE IF NOT EXISTS accepted_offers (
     seq INTEGER PRIMARY KEY, customer TEXT NOT NULL, cancel_reason TEXT NOT NULL, offer_type TEXT NOT NULL,
     accepted_at TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS webhooks (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, doc TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS answers (
     scope TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, status INTEGER NOT NULL,
     body BLOB NOT NULL, events INTEGER NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID;
 """
 _TABLES = (
     *("batches", "events", "churn_events", "variants", "templates", "cancel_flows", "offers"),
-    *("accepted_offers", "answers"),
+    *("accepted_offers", "webhooks", "answers"),
 )
 
 _MARKS = {"application_id": APPLICATION_ID, "user_version": SCHEMA_VERSION}
@@ -393,6 +395,29 @@ class Store:
             " VALUES (?, ?, ?, ?)",
             (*acceptance, iso(now)),
         )
+
+    # Webhooks
+
+    def add_webhook(self, delivery: Doc) -> None:
+        """Keep an alert that is to be delivered."""
+        self._db.execute(
+            "INSERT INTO webhooks (id, doc) VALUES (?, ?)", (delivery["id"], orjson.dumps(delivery).decode())
+        )
+
+    def update_webhook(self, delivery: Doc) -> None:
+        """Write back what became of an alert, unless it has been deleted."""
+        self._db.execute(
+            "UPDATE webhooks SET doc = ? WHERE id = ?", (orjson.dumps(delivery).decode(), delivery["id"])
+        )
+
+    def has_webhook(self, alert_id: str) -> bool:
+        """Whether the alert is still kept."""
+        row = self._db.execute("SELECT 1 FROM webhooks WHERE id = ?", (alert_id,)).fetchone()
+        return row is not None
+
+    def webhooks(self) -> List[Doc]:
+        """All alerts, oldest first."""
+        return [_doc(row) for row in self._db.execute("SELECT doc FROM webhooks ORDER BY seq")]
 
 
 def _doc(row: Tuple[str]) -> Doc:

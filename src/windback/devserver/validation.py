@@ -87,6 +87,16 @@ class Acceptance(NamedTuple):
     offer_type: str
 
 
+class Alert(NamedTuple):
+    """What a webhook is to tell."""
+
+    project_id: str
+    customer_email: str
+    risk_score: int
+    risk_level: str
+    signals: List[Dict[str, object]]
+
+
 class _BadFieldError(Exception):
     """A field breaks a rule; the caller knows where the object stood and says so."""
 
@@ -271,6 +281,36 @@ def _offer(fields: Dict[str, object]) -> Dict[str, object]:
     offer = {"offer_type": offer_type, **texts, "discount_percent": percent, "extension_days": days}
     given = {name: value for name, value in offer.items() if value is not None}
     return {**given, "is_active": _flag(fields, "is_active", default=True)}
+
+
+def alert_fields(body: object) -> Alert:
+    """The checked body of `POST /_dev/webhooks`; raises `ApiError` 400."""
+    try:
+        fields = _object(body)
+        score = _optional_count(fields, "risk_score")
+        if score is None or score > 100:
+            raise _BadFieldError("risk_score", "must be a whole number from 0 to 100")  # noqa: TRY301 - as all others
+        return Alert(
+            project_id=_optional_text(fields, "project_id") or "prj_dev",
+            customer_email=_required_email(fields),
+            risk_score=score,
+            risk_level=_optional_text(fields, "risk_level") or _risk_level(score),
+            signals=_signals(fields),
+        )
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+
+
+def _risk_level(score: int) -> str:
+    """The names are documented, their bounds are not."""
+    return "critical" if score >= 90 else "high" if score >= 70 else "medium" if score >= 40 else "low"
+
+
+def _signals(fields: Dict[str, object]) -> List[Dict[str, object]]:
+    value = fields.get("signals", [])
+    if type(value) is not list or not all(type(item) is dict for item in cast("List[object]", value)):
+        raise _BadFieldError("signals", "must be a list of objects")
+    return cast("List[Dict[str, object]]", value)
 
 
 def template_fields(body: object) -> TemplateFields:
