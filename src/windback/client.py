@@ -5,7 +5,22 @@ from __future__ import annotations
 import copy
 import os
 import time
-from typing import TYPE_CHECKING, Callable, Iterable, Optional, Tuple, Type, TypeVar, Union
+from collections import deque
+from typing import (
+    TYPE_CHECKING,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Deque,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 from . import api, lifecycle
 from .batching import Limits
@@ -16,7 +31,16 @@ from .direct import DirectSend, Encode, encode_all
 from .errors import ClosedError, DisabledError
 from .event import BeforeSend, Event, Properties, Timestamp, encode
 from .hooks import HookedEncoder
-from .models import CancelFlowResult, ChurnEvent, RecoveryTemplate, TrackResult
+from .models import (
+    CancelFlowResult,
+    ChurnEvent,
+    Offer,
+    OfferAcceptance,
+    RecoveryStats,
+    RecoveryTemplate,
+    TrackResult,
+    Variant,
+)
 from .queue.memory import NoRoomError
 from .stats import DeliveryReport, FlushResult, Stats
 
@@ -298,14 +322,34 @@ class Windback(_Client):
         cancel_reason: str,
         feedback_text: Optional[str] = None,
         selected_offer: Optional[str] = None,
+        *,
+        cancel_reason_text: Optional[str] = None,
+        customer_name: Optional[str] = None,
+        provider: Optional[str] = None,
+        plan_name: Optional[str] = None,
+        mrr: Optional[int] = None,
+        currency: Optional[str] = None,
+        tenure_days: Optional[int] = None,
     ) -> CancelFlowResult:
-        """Submit what a customer said on the way out (docs page "Cancel Flow"). Raises WindbackError."""
+        """Submit what a customer said on the way out (docs page "Cancel Flow").
+
+        What stands before the star is on the page "Python SDK". The rest is on the docs-tree page "Cancel
+        Flow", which requires cancel_reason to be a key, such as "too_expensive", and all but
+        cancel_reason_text. mrr: integer minor units, 4999 for 49.99. Raises WindbackError.
+        """
         request = api.submit_cancel_flow(
             _new_key(),
             customer_email=customer_email,
             cancel_reason=cancel_reason,
             feedback_text=feedback_text,
             selected_offer=selected_offer,
+            cancel_reason_text=cancel_reason_text,
+            customer_name=customer_name,
+            provider=provider,
+            plan_name=plan_name,
+            mrr=mrr,
+            currency=currency,
+            tenure_days=tenure_days,
         )
         return api.read_cancel_flow(self._call(request))
 
@@ -319,10 +363,10 @@ class Windback(_Client):
         request is not repeated where the first may have arrived. Raises WindbackError.
         """
         slug = self._config.slug()
-        search = api.OpenEventSearch(customer_email)
+        search = api.OpenEventSearch(slug, customer_email)
         api.check_reason(reason)
         while event_id is None and not search.done:
-            search.feed(self._call(search.next_request(slug)))
+            search.feed(self._call(search.next_request()))
         self._call(api.report_cancel_reason(slug, search.result() if event_id is None else event_id, reason))
 
     def create_recovery_template(
@@ -348,6 +392,150 @@ class Windback(_Client):
             is_active=is_active,
         )
         return api.read_recovery_template(self._call(request))
+
+    def list_churn_events(
+        self, status: Optional[str] = None, *, page_size: int = api.PAGE_SIZE
+    ) -> Iterator[ChurnEvent]:
+        """Iterate over the churn events of the project (docs page "Churn Events"), in the API's order.
+
+        status: only those that have it. page_size: events a request, 1 to 100, the API's limit. A page is
+        asked for when it is needed, so each step may raise WindbackError; the next one then asks again.
+        Pages are counted off by position: what changes the status that is filtered by makes the
+        iteration skip events, so make a list first. Without variants; those come with get_churn_event.
+        """
+        self._check_usable()
+        return _Events(api.ChurnEventPages(self._config.slug(), status, page_size), self._call)
+
+    def get_churn_event(self, event_id: str) -> ChurnEvent:
+        """Return one churn event (docs page "API Overview").
+
+        Raises NotFoundError for an id that is not of this project, and WindbackError.
+        """
+        return api.read_churn_event(self._call(api.get_churn_event(self._config.slug(), event_id)))
+
+    def mark_recovered(self, event_id: str) -> ChurnEvent:
+        """Record that the customer stays (docs page "API Overview").
+
+        Raises ValidationError if the event is recovered already, also where that was the work of this very
+        call and its first answer got lost; NotFoundError; and WindbackError. Of the event that is returned,
+        `id` and `status` alone are set if the API answers without one.
+        """
+        request = api.mark_recovered(self._config.slug(), _new_key(), event_id)
+        return api.read_churn_event(self._call(request), event_id=event_id, status="recovered")
+
+    def update_cancel_reason(
+        self, event_id: str, cancel_reason: str, cancel_reason_text: Optional[str] = None
+    ) -> ChurnEvent:
+        """Attach or change the reason of a churn event (docs page "API Overview"; the body is assumed).
+
+        cancel_reason: such as "too_expensive", or free text; cancel_reason_text: more in the customer's
+        words. The API may send an email to the customer, so the request is not repeated where the first
+        may have arrived. Raises NotFoundError and WindbackError. Of the event that is returned, `id` alone
+        is set if the API answers without one.
+        """
+        request = api.update_cancel_reason(self._config.slug(), event_id, cancel_reason, cancel_reason_text)
+        return api.read_churn_event(self._call(request), event_id=event_id)
+
+    def generate_variants(self, event_id: str, *, timeout: float = 30.0) -> List[Variant]:
+        """Have the recovery emails for a churn event written (docs page "Recovery").
+
+        The API takes 5 to 15 s for nine of them, so this call has a *timeout* of its own, in seconds, over
+        all its retries. An active recovery template replaces them. Empty if the API answers that it has only
+        started (assumed). Raises ValidationError if the event is past "processing", NotFoundError and
+        WindbackError.
+        """
+        request = api.generate_variants(self._config.slug(), _new_key(), event_id)
+        return api.read_generated(self.with_options(timeout=timeout)._call(request))  # noqa: SLF001 - a copy of this object
+
+    def list_variants(self, event_id: str) -> List[Variant]:
+        """Return the variants of a churn event (docs page "API Overview"); none before they are generated.
+
+        Raises NotFoundError and WindbackError.
+        """
+        return api.read_variants(self._call(api.list_variants(self._config.slug(), event_id)))
+
+    def update_variant(
+        self, event_id: str, variant_id: str, *, subject: Optional[str] = None, body: Optional[str] = None
+    ) -> Variant:
+        """Change subject or body, or both, before a variant is sent (docs page "Recovery").
+
+        body: plain text or HTML. Raises ValidationError, also for one that is sent already; NotFoundError;
+        and WindbackError.
+        """
+        request = api.update_variant(self._config.slug(), event_id, variant_id, subject=subject, body=body)
+        return api.read_variant(self._call(request), variant_id)
+
+    def send_variant(self, event_id: str, variant_id: str) -> Variant:
+        """Send one variant to the customer, which can be done once (docs page "Recovery").
+
+        It is an email, so the request is not repeated where the first may have arrived. Of the variant that
+        is returned the API may fill in only `id`. Raises ValidationError if it was sent before, or if the
+        event is not "variants_generated" or "email_sent"; NotFoundError; ServerError also where no email
+        service is configured, which another try won't mend; and WindbackError.
+        """
+        request = api.send_variant(self._config.slug(), event_id, variant_id)
+        return api.read_variant(self._call(request), variant_id)
+
+    def get_recovery_stats(self) -> RecoveryStats:
+        """Return what became of the project's churn events (docs page "API Overview"). Raises WindbackError.
+
+        `stats` is about the delivery of events.
+        """
+        return api.read_recovery_stats(self._call(api.get_recovery_stats(self._config.slug())))
+
+    def get_offer(self, reason: str) -> Optional[Offer]:
+        """Return the offer that is configured for a cancel reason, or None (docs-tree page "Cancel Flow").
+
+        Nothing is submitted. Prefers the public key, as submit_cancel_flow does. Raises WindbackError.
+        """
+        return api.read_offer(self._call(api.get_offer(reason)))
+
+    def accept_offer(self, customer_email: str, cancel_reason: str, offer_type: str) -> OfferAcceptance:
+        """Record that a customer takes an offer (docs-tree page "Cancel Flow").
+
+        offer_type: that of the Offer. Prefers the public key. A decline is reported by nothing: no request is
+        documented for it. Raises WindbackError.
+        """
+        request = api.accept_offer(_new_key(), customer_email, cancel_reason, offer_type)
+        return api.read_acceptance(self._call(request))
+
+    def list_recovery_templates(self) -> List[RecoveryTemplate]:
+        """Return all recovery templates (docs-tree page "API Reference"). Raises WindbackError."""
+        return api.read_recovery_templates(self._call(api.list_recovery_templates(self._config.slug())))
+
+    def get_recovery_template(self, template_id: str) -> RecoveryTemplate:
+        """Return one recovery template (docs-tree page "API Reference").
+
+        Raises NotFoundError and WindbackError.
+        """
+        request = api.get_recovery_template(self._config.slug(), template_id)
+        return api.read_recovery_template(self._call(request))
+
+    def update_recovery_template(
+        self,
+        template_id: str,
+        *,
+        name: Optional[str] = None,
+        subject: Optional[str] = None,
+        body: Optional[str] = None,
+        is_active: Optional[bool] = None,
+    ) -> RecoveryTemplate:
+        """Change what is given of a recovery template, at least one thing (docs-tree page "API Reference").
+
+        Raises ValidationError, NotFoundError and WindbackError.
+        """
+        request = api.update_recovery_template(
+            self._config.slug(), template_id, name=name, subject=subject, body=body, is_active=is_active
+        )
+        return api.read_recovery_template(self._call(request))
+
+    def delete_recovery_template(self, template_id: str) -> None:
+        """Delete a recovery template (docs-tree page "API Reference").
+
+        Raises NotFoundError, also where this very call deleted it and its first answer got lost; and
+        WindbackError.
+        """
+        self._call(api.delete_recovery_template(self._config.slug(), template_id))
 
     def flush(self, timeout: Optional[float] = None) -> FlushResult:
         """Send everything that track_event accepted so far, and say how that went.
@@ -450,6 +638,14 @@ class AsyncWindback(_Client):
         cancel_reason: str,
         feedback_text: Optional[str] = None,
         selected_offer: Optional[str] = None,
+        *,
+        cancel_reason_text: Optional[str] = None,
+        customer_name: Optional[str] = None,
+        provider: Optional[str] = None,
+        plan_name: Optional[str] = None,
+        mrr: Optional[int] = None,
+        currency: Optional[str] = None,
+        tenure_days: Optional[int] = None,
     ) -> CancelFlowResult:
         """Submit what a customer said on the way out; see Windback.submit_cancel_flow."""
         request = api.submit_cancel_flow(
@@ -458,6 +654,13 @@ class AsyncWindback(_Client):
             cancel_reason=cancel_reason,
             feedback_text=feedback_text,
             selected_offer=selected_offer,
+            cancel_reason_text=cancel_reason_text,
+            customer_name=customer_name,
+            provider=provider,
+            plan_name=plan_name,
+            mrr=mrr,
+            currency=currency,
+            tenure_days=tenure_days,
         )
         return api.read_cancel_flow(await self._call(request))
 
@@ -466,10 +669,10 @@ class AsyncWindback(_Client):
     ) -> None:
         """Attach the reason to a churn event; see Windback.report_cancel_reason."""
         slug = self._config.slug()
-        search = api.OpenEventSearch(customer_email)
+        search = api.OpenEventSearch(slug, customer_email)
         api.check_reason(reason)
         while event_id is None and not search.done:
-            search.feed(await self._call(search.next_request(slug)))
+            search.feed(await self._call(search.next_request()))
         await self._call(
             api.report_cancel_reason(slug, search.result() if event_id is None else event_id, reason)
         )
@@ -494,6 +697,91 @@ class AsyncWindback(_Client):
         )
         return api.read_recovery_template(await self._call(request))
 
+    def list_churn_events(
+        self, status: Optional[str] = None, *, page_size: int = api.PAGE_SIZE
+    ) -> AsyncIterator[ChurnEvent]:
+        """Iterate with `async for` over the churn events; see Windback.list_churn_events."""
+        self._check_usable()
+        return _AsyncEvents(api.ChurnEventPages(self._config.slug(), status, page_size), self._call)
+
+    async def get_churn_event(self, event_id: str) -> ChurnEvent:
+        """Return one churn event; see Windback.get_churn_event."""
+        return api.read_churn_event(await self._call(api.get_churn_event(self._config.slug(), event_id)))
+
+    async def mark_recovered(self, event_id: str) -> ChurnEvent:
+        """Record that the customer stays; see Windback.mark_recovered."""
+        request = api.mark_recovered(self._config.slug(), _new_key(), event_id)
+        return api.read_churn_event(await self._call(request), event_id=event_id, status="recovered")
+
+    async def update_cancel_reason(
+        self, event_id: str, cancel_reason: str, cancel_reason_text: Optional[str] = None
+    ) -> ChurnEvent:
+        """Attach or change the reason of a churn event; see Windback.update_cancel_reason."""
+        request = api.update_cancel_reason(self._config.slug(), event_id, cancel_reason, cancel_reason_text)
+        return api.read_churn_event(await self._call(request), event_id=event_id)
+
+    async def generate_variants(self, event_id: str, *, timeout: float = 30.0) -> List[Variant]:
+        """Have the recovery emails for a churn event written; see Windback.generate_variants."""
+        request = api.generate_variants(self._config.slug(), _new_key(), event_id)
+        return api.read_generated(await self.with_options(timeout=timeout)._call(request))  # noqa: SLF001 - a copy of this object
+
+    async def list_variants(self, event_id: str) -> List[Variant]:
+        """Return the variants of a churn event; see Windback.list_variants."""
+        return api.read_variants(await self._call(api.list_variants(self._config.slug(), event_id)))
+
+    async def update_variant(
+        self, event_id: str, variant_id: str, *, subject: Optional[str] = None, body: Optional[str] = None
+    ) -> Variant:
+        """Change subject or body before a variant is sent; see Windback.update_variant."""
+        request = api.update_variant(self._config.slug(), event_id, variant_id, subject=subject, body=body)
+        return api.read_variant(await self._call(request), variant_id)
+
+    async def send_variant(self, event_id: str, variant_id: str) -> Variant:
+        """Send one variant to the customer; see Windback.send_variant."""
+        request = api.send_variant(self._config.slug(), event_id, variant_id)
+        return api.read_variant(await self._call(request), variant_id)
+
+    async def get_recovery_stats(self) -> RecoveryStats:
+        """Return what became of the project's churn events; see Windback.get_recovery_stats."""
+        return api.read_recovery_stats(await self._call(api.get_recovery_stats(self._config.slug())))
+
+    async def get_offer(self, reason: str) -> Optional[Offer]:
+        """Return the offer that is configured for a cancel reason; see Windback.get_offer."""
+        return api.read_offer(await self._call(api.get_offer(reason)))
+
+    async def accept_offer(self, customer_email: str, cancel_reason: str, offer_type: str) -> OfferAcceptance:
+        """Record that a customer takes an offer; see Windback.accept_offer."""
+        request = api.accept_offer(_new_key(), customer_email, cancel_reason, offer_type)
+        return api.read_acceptance(await self._call(request))
+
+    async def list_recovery_templates(self) -> List[RecoveryTemplate]:
+        """Return the recovery templates; see Windback.list_recovery_templates."""
+        return api.read_recovery_templates(await self._call(api.list_recovery_templates(self._config.slug())))
+
+    async def get_recovery_template(self, template_id: str) -> RecoveryTemplate:
+        """Return one recovery template; see Windback.get_recovery_template."""
+        request = api.get_recovery_template(self._config.slug(), template_id)
+        return api.read_recovery_template(await self._call(request))
+
+    async def update_recovery_template(
+        self,
+        template_id: str,
+        *,
+        name: Optional[str] = None,
+        subject: Optional[str] = None,
+        body: Optional[str] = None,
+        is_active: Optional[bool] = None,
+    ) -> RecoveryTemplate:
+        """Change what is given of a recovery template; see Windback.update_recovery_template."""
+        request = api.update_recovery_template(
+            self._config.slug(), template_id, name=name, subject=subject, body=body, is_active=is_active
+        )
+        return api.read_recovery_template(await self._call(request))
+
+    async def delete_recovery_template(self, template_id: str) -> None:
+        """Delete a recovery template; see Windback.delete_recovery_template."""
+        await self._call(api.delete_recovery_template(self._config.slug(), template_id))
+
     async def flush(self, timeout: Optional[float] = None) -> FlushResult:
         """Send everything that track_event accepted so far; see Windback.flush."""
         self._check_open()
@@ -517,6 +805,38 @@ class AsyncWindback(_Client):
     async def _call(self, request: api.Request) -> Answer:
         self._check_usable()
         return self._checked(await (await self._core.tasks.transport()).send(request, self._tries(request)))
+
+
+class _Events(Iterator[ChurnEvent]):
+    """The events of all pages, each of which is asked for when it is needed."""
+
+    def __init__(self, pages: api.ChurnEventPages, call: Callable[[api.Request], Answer]) -> None:
+        self._pages = pages
+        self._call = call
+        self._ready: Deque[ChurnEvent] = deque()
+
+    def __next__(self) -> ChurnEvent:
+        while not self._ready:
+            if self._pages.done:
+                raise StopIteration
+            self._ready += self._pages.feed(self._call(self._pages.next_request()))
+        return self._ready.popleft()
+
+
+class _AsyncEvents(AsyncIterator[ChurnEvent]):
+    """The same for `async for`; no generator, so nothing has to be closed where a loop is left early."""
+
+    def __init__(self, pages: api.ChurnEventPages, call: Callable[[api.Request], Awaitable[Answer]]) -> None:
+        self._pages = pages
+        self._call = call
+        self._ready: Deque[ChurnEvent] = deque()
+
+    async def __anext__(self) -> ChurnEvent:
+        while not self._ready:
+            if self._pages.done:
+                raise StopAsyncIteration
+            self._ready += self._pages.feed(await self._call(self._pages.next_request()))
+        return self._ready.popleft()
 
 
 def _make_core(config: Config, *, is_async: bool) -> Core:

@@ -10,9 +10,54 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Mapping, Optional
+from typing import Mapping, Optional, Tuple
 
 JSONObject = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recovery email to a customer, of one strategy (docs page "Recovery").
+
+    strategy: "value_recap", "unused_feature", "downgrade_offer", "pause_option", "founder_email",
+    "pain_point_fix", "social_proof", "feedback_request" or "discount"; an open set. body: plain text or
+    HTML. coupon_percent: 1 to 100. Times are aware datetimes, None as long as it has not happened.
+    """
+
+    id: str
+    churn_event_id: Optional[str] = None
+    strategy: Optional[str] = None
+    subject: Optional[str] = None
+    body: Optional[str] = None
+    status: Optional[str] = None
+    recommended: Optional[bool] = None
+    coupon_code: Optional[str] = None
+    coupon_percent: Optional[int] = None
+    sent_at: Optional[datetime] = None
+    opened_at: Optional[datetime] = None
+    clicked_at: Optional[datetime] = None
+    created_at: Optional[datetime] = None
+    raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, raw: JSONObject) -> Variant:
+        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        return cls(
+            id=_text(raw, "id") or "",
+            churn_event_id=_text(raw, "churn_event_id"),
+            strategy=_text(raw, "strategy"),
+            subject=_text(raw, "subject"),
+            body=_text(raw, "body"),
+            status=_text(raw, "status"),
+            recommended=_flag(raw, "recommended"),
+            coupon_code=_text(raw, "coupon_code"),
+            coupon_percent=_integer(raw, "coupon_percent"),
+            sent_at=_time(raw, "sent_at"),
+            opened_at=_time(raw, "opened_at"),
+            clicked_at=_time(raw, "clicked_at"),
+            created_at=_time(raw, "created_at"),
+            raw=raw,
+        )
 
 
 @dataclass(frozen=True)
@@ -20,7 +65,8 @@ class ChurnEvent:
     """A customer about to leave, or who could not pay (docs page "Churn Events").
 
     status: "new", "processing", "variants_generated", "email_sent", "recovered" or "lost"; an open
-    set. mrr: integer minor units of `currency` (cents). Times are aware datetimes.
+    set. mrr: integer minor units of `currency` (cents). Times are aware datetimes. variants: the emails
+    generated for it, in the answer to get_churn_event alone.
     """
 
     id: str
@@ -37,12 +83,14 @@ class ChurnEvent:
     provider: Optional[str] = None
     created_at: Optional[datetime] = None
     updated_at: Optional[datetime] = None
+    variants: Tuple[Variant, ...] = ()
     raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_json(cls, raw: JSONObject) -> ChurnEvent:
         """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
         mrr = _integer(raw, "mrr")
+        variants = raw.get("variants")
         return cls(
             id=_text(raw, "id") or "",
             status=_text(raw, "status") or "",
@@ -58,6 +106,9 @@ class ChurnEvent:
             provider=_text(raw, "provider"),
             created_at=_time(raw, "created_at"),
             updated_at=_time(raw, "updated_at"),
+            variants=tuple(Variant.from_json(row) for row in variants if isinstance(row, dict))
+            if isinstance(variants, list)
+            else (),
             raw=raw,
         )
 
@@ -119,6 +170,20 @@ class CancelFlowResult:
 
 
 @dataclass(frozen=True)
+class OfferAcceptance:
+    """The answer to accept_offer (docs-tree page "Cancel Flow")."""
+
+    success: Optional[bool] = None
+    message: Optional[str] = None
+    raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, raw: JSONObject) -> OfferAcceptance:
+        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        return cls(success=_flag(raw, "success"), message=_text(raw, "message"), raw=raw)
+
+
+@dataclass(frozen=True)
 class RecoveryTemplate:
     """A recovery email of your own for one cancel reason (docs page "API Reference")."""
 
@@ -136,7 +201,6 @@ class RecoveryTemplate:
     @classmethod
     def from_json(cls, raw: JSONObject) -> RecoveryTemplate:
         """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
-        active = raw.get("is_active")
         return cls(
             id=_text(raw, "id") or "",
             project_id=_text(raw, "project_id"),
@@ -144,9 +208,43 @@ class RecoveryTemplate:
             name=_text(raw, "name"),
             subject=_text(raw, "subject"),
             body=_text(raw, "body"),
-            is_active=active if isinstance(active, bool) else None,
+            is_active=_flag(raw, "is_active"),
             created_at=_time(raw, "created_at"),
             updated_at=_time(raw, "updated_at"),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class RecoveryStats:
+    """What became of the churn events of a project (docs-tree page "Stats").
+
+    Amounts are integer minor units (cents). recovery_rate: percent, 0 to 100.
+    """
+
+    total_events: Optional[int] = None
+    new_events: Optional[int] = None
+    recovered_events: Optional[int] = None
+    lost_events: Optional[int] = None
+    total_mrr_at_risk: Optional[int] = None
+    recovered_mrr: Optional[int] = None
+    recovery_rate: Optional[float] = None
+    raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_json(cls, raw: JSONObject) -> RecoveryStats:
+        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        rate = raw.get("recovery_rate")
+        return cls(
+            total_events=_integer(raw, "total_events"),
+            new_events=_integer(raw, "new_events"),
+            recovered_events=_integer(raw, "recovered_events"),
+            lost_events=_integer(raw, "lost_events"),
+            total_mrr_at_risk=_integer(raw, "total_mrr_at_risk"),
+            recovered_mrr=_integer(raw, "recovered_mrr"),
+            recovery_rate=float(rate)
+            if isinstance(rate, (int, float)) and not isinstance(rate, bool)
+            else None,
             raw=raw,
         )
 
@@ -173,6 +271,11 @@ def _text(raw: JSONObject, name: str) -> Optional[str]:
 def _integer(raw: JSONObject, name: str) -> Optional[int]:
     value = raw.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _flag(raw: JSONObject, name: str) -> Optional[bool]:
+    value = raw.get(name)
+    return value if isinstance(value, bool) else None
 
 
 # datetime.fromisoformat reads neither "Z" nor other than 3 or 6 digits of a second before Python 3.11.

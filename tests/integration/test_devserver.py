@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import hmac
 import http.client
+import http.server
 import json
 import os
 import re
@@ -18,15 +21,18 @@ import tracemalloc
 import urllib.parse
 from contextlib import closing
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Union
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import pytest
 
-from windback.devserver import DevServer, DevServerError
+from windback.devserver import DevServer, DevServerError, WebhookDelivery
 from windback.devserver.body import decode
 from windback.devserver.errors import ApiError
+from windback.devserver.limits import Limits
+from windback.devserver.options import Options
+from windback.devserver.recovery import write
 from windback.devserver.store import Store
-from windback.devserver.validation import track_rows
+from windback.devserver.validation import alert_fields, track_rows
 
 SECRET = "sk_test_1"
 PUBLIC = "pub_test_1"
@@ -82,7 +88,7 @@ def eventually(check: Callable[[], bool], within_s: float = 15.0) -> None:
 
 @pytest.fixture(scope="module")
 def _running() -> Iterator[DevServer]:
-    with DevServer(max_body_bytes=100_000) as server:
+    with DevServer(max_body_bytes=100_000, generate_s=0.1) as server:
         yield server
     assert server.log() == "", "the server printed warnings or tracebacks"
 
@@ -251,6 +257,63 @@ def test_exact_keys_are_the_only_ones_taken():
         assert track(server, key="sk_two").status == 401
         assert track(server, key="pub_one").status == 403
         assert track(server, key="pub_two").status == 401
+
+
+def test_a_public_key_may_come_as_a_bearer_token_to_the_cancel_flow(server):
+    bearer = {"authorization": f"Bearer {PUBLIC}"}
+    assert call(server, "GET", "/cancel-flow/offers?reason=x", key=None, headers=bearer).status == 200
+    assert track(server, key=None, headers=bearer).status == 401
+    for value in ("Bearer nonsense", f"Basic {PUBLIC}", "Bearer "):
+        reply = call(
+            server, "GET", "/cancel-flow/offers?reason=x", key=None, headers={"authorization": value}
+        )
+        assert (reply.status, reply.json["code"]) == (401, "INVALID_API_KEY")
+
+
+def test_the_subscription_of_a_key_can_have_expired():
+    with DevServer(expired_keys=["sk_old", "pub_old"]) as server:
+        for method, path in (
+            ("POST", "/track"),
+            ("GET", "/projects/p/churn-events"),
+            ("GET", "/projects/p/recovery-templates"),
+        ):
+            reply = call(server, method, path, EVENT if method == "POST" else None, key="sk_old")
+            assert (reply.status, reply.json) == (
+                402,
+                {"error": "subscription expired", "code": "SUBSCRIPTION_EXPIRED"},
+            )
+        assert call(server, "GET", "/projects/p/churn-events", key="pub_old").status == 403
+        assert call(server, "POST", "/cancel-flow/submit", FLOW, key="pub_old").status == 202
+        assert call(server, "POST", "/cancel-flow/submit", {}, key="pub_old").status == 400
+        assert server.counts().churn_events == 0
+        assert track(server).status == 200
+
+
+def test_the_documented_rate_limits_hold_for_each_key():
+    with DevServer(rate_limits=True) as server:
+        replies = [call(server, "GET", "/projects/p/stats") for _ in range(50)]
+        refused = [reply for reply in replies if reply.status == 429]
+        assert {reply.status for reply in replies[:30]} == {200}
+        assert refused
+        assert (refused[0].json["code"], refused[0].headers["retry-after"]) == ("RATE_LIMITED", "1")
+        assert call(server, "GET", "/projects/p/stats", key="sk_test_2").status == 200
+        assert {track(server).status for _ in range(50)} == {200}
+        flow = [call(server, "GET", "/cancel-flow/offers?reason=x", key=PUBLIC) for _ in range(11)]
+        assert [reply.status for reply in flow] == [200] * 10 + [429]
+        assert 10 < int(flow[-1].headers["retry-after"]) <= 15
+
+
+def test_a_limit_frees_itself_as_time_goes_by():
+    limits = Limits()
+    for now in range(10):
+        limits.take_cancel_flow(SECRET, float(now))
+    with pytest.raises(ApiError) as caught:
+        limits.take_cancel_flow(SECRET, 14.9)
+    assert caught.value.headers == {"retry-after": "1"}
+    limits.take_cancel_flow(SECRET, 15.0)
+    with pytest.raises(ApiError):
+        limits.take_cancel_flow(SECRET, 15.5)
+    limits.take_cancel_flow(SECRET, 16.0)
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/track/", "/projects/p/churn-events/evt_1/nothing"])
@@ -454,6 +517,8 @@ def test_only_the_email_is_required_of_a_churn_event(server):
         ({"mrr": 1.5}, "mrr"),
         ({"mrr": True}, "mrr"),
         ({"currency": "dollars"}, "currency"),
+        ({"mrr": 10**12 + 1}, "mrr"),
+        ({"mrr": 2**63}, "mrr"),
         ({"tenure_days": "long"}, "tenure_days"),
         ({"plan_name": 5}, "plan_name"),
     ],
@@ -487,6 +552,21 @@ def test_the_list_is_filtered_by_status(server):
         assert ([event["id"] for event in page["data"]], page["total"]) == ([expected["id"]], 1)
 
 
+def test_a_churn_event_ends_once_as_recovered_or_as_lost(server):
+    first, second = create(server), create(server)
+    server.mark_lost(first["id"])
+    assert call(server, "GET", f"/projects/p/churn-events/{first['id']}").json["data"]["status"] == "lost"
+    assert call(server, "POST", f"/projects/p/churn-events/{first['id']}/recovered").json == {
+        "error": "the churn event is lost already",
+        "code": "INVALID_STATE",
+    }
+    call(server, "POST", f"/projects/p/churn-events/{second['id']}/recovered")
+    with pytest.raises(DevServerError, match="the churn event is recovered already"):
+        server.mark_lost(second["id"])
+    with pytest.raises(DevServerError, match="churn event not found"):
+        server.mark_lost("evt_x")
+
+
 @pytest.mark.parametrize(
     "query",
     ["limit=0", "limit=101", "limit=ten", "limit=", "offset=-1", "offset=" + "9" * 5000, "status=sad"],
@@ -508,6 +588,103 @@ def test_the_cancel_reason_is_changed(server):
     assert call(server, "GET", f"/projects/p/churn-events/{created['id']}").json["data"] == changed
     assert call(server, "PATCH", path, {}).json["error"] == "cancel_reason: is missing"
     assert call(server, "PATCH", path.replace("evt_", "evt_x"), {"cancel_reason": "other"}).status == 404
+
+
+# Variants
+
+
+def test_an_event_is_processing_while_its_variants_are_generated():
+    with DevServer(generate_s=1.0) as slow:
+        event = f"/projects/p/churn-events/{create(slow)['id']}"
+        replies = []
+        thread = threading.Thread(target=lambda: replies.append(call(slow, "POST", event + "/generate")))
+        thread.start()
+        eventually(lambda: call(slow, "GET", event).json["data"]["status"] == "processing")
+        assert call(slow, "GET", event + "/variants").json == {"data": []}
+        thread.join()
+        assert replies[0].status == 200
+        assert (replies[0].json["data"]["status"], len(replies[0].json["data"]["variants"])) == (
+            "variants_generated",
+            9,
+        )
+
+
+def test_one_of_two_generations_at_once_wins(server):
+    event = f"/projects/p/churn-events/{create(server)['id']}"
+    replies = []
+    threads = [
+        threading.Thread(target=lambda: replies.append(call(server, "POST", event + "/generate").status))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(replies) == [200, 400]
+    assert len(call(server, "GET", event + "/variants").json["data"]) == 9
+
+
+def test_a_repeat_under_the_same_key_gets_the_variants_again(server):
+    event = f"/projects/p/churn-events/{create(server)['id']}"
+    first, second = (
+        call(server, "POST", event + "/generate", headers={"idempotency-key": "k1"}) for _ in range(2)
+    )
+    assert (first.status, first.raw) == (second.status, second.raw)
+
+
+def test_stop_does_not_wait_for_a_generation():
+    server = DevServer(generate_s=600)
+    server.start()
+    event = f"/projects/p/churn-events/{create(server)['id']}"
+    replies = []
+    thread = threading.Thread(target=lambda: replies.append(call(server, "POST", event + "/generate")))
+    thread.start()
+    eventually(lambda: call(server, "GET", event).json["data"]["status"] == "processing")
+    started = time.monotonic()
+    server.stop()
+    thread.join()
+    assert time.monotonic() - started < 2
+    assert (replies[0].status, replies[0].json["code"], server.log()) == (503, "STOPPING", "")
+
+
+def test_without_an_email_service_sending_is_the_documented_500():
+    with DevServer(generate_s=0, email=False) as server:
+        event = f"/projects/p/churn-events/{create(server)['id']}"
+        variant = call(server, "POST", event + "/generate").json["data"]["variants"][0]
+        reply = call(server, "POST", f"{event}/variants/{variant['id']}/send")
+        assert (reply.status, reply.json["error"]) == (500, "email service is not configured")
+        assert call(server, "GET", event).json["data"]["status"] == "variants_generated"
+
+
+@pytest.mark.parametrize("change", [{}, {"subject": ""}, {"body": 7}, [], {"status": "sent"}], ids=str)
+def test_a_bad_change_of_a_variant_is_400(server, change):
+    reply = call(server, "PATCH", "/projects/p/churn-events/evt_x/variants/var_x", change)
+    assert (reply.status, reply.json["code"]) == (400, "VALIDATION_ERROR")
+
+
+@pytest.mark.parametrize(
+    ("reason", "strategy"),
+    [
+        ("too_expensive", "discount"),
+        ("missing_features", "unused_feature"),
+        ("not_using_enough", "value_recap"),
+        ("switching_competitor", "social_proof"),
+        ("technical_issues", "pain_point_fix"),
+        ("poor_support", "founder_email"),
+        ("dont_need_anymore", "pause_option"),
+        ("other", "feedback_request"),
+        ("Too expensive for our team", "feedback_request"),
+        (None, "feedback_request"),
+        ("switched_to_competitor", "social_proof"),
+        ("bad_support", "founder_email"),
+        ("temporary_pause", "pause_option"),
+    ],
+)
+def test_each_reason_has_the_documented_strategy(reason, strategy):
+    event = {"customer_email": "a@b", "customer_name": None, "plan_name": None, "cancel_reason": reason}
+    emails = write(event, None)
+    assert len(emails) == 9
+    assert [email["strategy"] for email in emails if email["recommended"]] == [strategy]
 
 
 # Recovery templates
@@ -545,6 +722,45 @@ def test_a_bad_template_is_400_and_names_the_field(server, change):
     reply = call(server, "POST", "/projects/p/recovery-templates", {**TEMPLATE, **change})
     assert reply.status == 400
     assert reply.json["error"].startswith(next(iter(change)) + ":")
+
+
+def test_a_template_is_changed_in_part_and_deleted(server):
+    data = call(server, "POST", "/projects/p/recovery-templates", TEMPLATE).json["data"]
+    path = f"/projects/p/recovery-templates/{data['id']}"
+    assert call(server, "GET", path).json == {"data": data}
+    changed = call(server, "PUT", path, {"subject": "Bye", "is_active": False, "cancel_reason": "other"}).json
+    assert changed["data"] == {
+        **data,
+        "subject": "Bye",
+        "is_active": False,
+        "updated_at": changed["data"]["updated_at"],
+    }
+    reply = call(server, "DELETE", path)
+    assert (reply.status, reply.raw) == (204, b"")
+    assert "content-type" not in reply.headers
+    for method, body in (("GET", None), ("PUT", {"name": "n"}), ("DELETE", None)):
+        assert call(server, method, path, body).json == {
+            "error": "recovery template not found",
+            "code": "NOT_FOUND",
+        }
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({}, "body:"),
+        ({"cancel_reason": "other"}, "body:"),
+        ([], "body:"),
+        ({"name": ""}, "name:"),
+        ({"body": None}, "body:"),
+        ({"is_active": 1}, "is_active:"),
+    ],
+    ids=str,
+)
+def test_a_bad_change_of_a_template_is_400(server, change, place):
+    reply = call(server, "PUT", "/projects/p/recovery-templates/tpl_x", change)
+    assert reply.status == 400
+    assert reply.json["error"].startswith(place)
 
 
 # Cancel flow
@@ -596,6 +812,230 @@ def test_the_cancel_flow_needs_email_and_reason(server, field):
     body = {name: value for name, value in FLOW.items() if name != field}
     reply = call(server, "POST", "/cancel-flow/submit", body)
     assert (reply.status, reply.json["error"]) == (400, f"{field}: is missing")
+
+
+def test_offers_are_configured_and_offered(server):
+    assert call(server, "GET", "/cancel-flow/offers?reason=other", key=PUBLIC).json == {"offer": None}
+    server.offers([{"cancel_reason": "other", "offer_type": "extension", "extension_days": 14}])
+    offer = {"offer_type": "extension", "extension_days": 14, "is_active": True}
+    assert call(server, "GET", "/cancel-flow/offers?reason=other", key=PUBLIC).json == {"offer": offer}
+    assert call(server, "GET", "/_dev/offers").json == {"data": [{"cancel_reason": "other", **offer}]}
+    server.reset()
+    assert call(server, "GET", "/_dev/offers").json == {"data": []}
+
+
+@pytest.mark.parametrize("query", ["", "?reason=", "?other=x"])
+def test_offers_need_a_reason(server, query):
+    reply = call(server, "GET", "/cancel-flow/offers" + query, key=PUBLIC)
+    assert (reply.status, reply.json["error"]) == (400, "reason: is missing")
+
+
+@pytest.mark.parametrize(
+    ("offers", "message"),
+    [
+        ({}, "offers: must be a list"),
+        (["x"], "offers[0].body: must be an object"),
+        ([{"offer_type": "discount"}], "offers[0].cancel_reason: is missing"),
+        ([{"cancel_reason": "x", "offer_type": "gift"}], "offers[0].offer_type: must be one of"),
+        (
+            [{"cancel_reason": "x", "offer_type": "discount", "discount_percent": 0}],
+            "offers[0].discount_percent",
+        ),
+        (
+            [{"cancel_reason": "x", "offer_type": "discount", "discount_percent": 101}],
+            "offers[0].discount_per",
+        ),
+        (
+            [{"cancel_reason": "x", "offer_type": "discount", "extension_days": "1"}],
+            "offers[0].extension_days",
+        ),
+        ([{"cancel_reason": "x", "offer_type": "discount", "is_active": 1}], "offers[0].is_active"),
+        (
+            [{"cancel_reason": "x", "offer_type": "custom"}] * 2,
+            "offers[1].cancel_reason: x has an offer already",
+        ),
+    ],
+    ids=str,
+)
+def test_offers_that_make_no_sense_are_refused_and_change_nothing(server, offers, message):
+    server.offers([{"cancel_reason": "other", "offer_type": "custom"}])
+    reply = call(server, "PUT", "/_dev/offers", offers)
+    assert reply.status == 400
+    assert reply.json["error"].startswith(message)
+    assert len(call(server, "GET", "/_dev/offers").json["data"]) == 1
+
+
+@pytest.mark.parametrize("field", ["customer_email", "cancel_reason", "offer_type"])
+def test_an_acceptance_needs_all_its_fields(server, field):
+    body = {"customer_email": "a@b", "cancel_reason": "other", "offer_type": "custom"}
+    body.pop(field)
+    reply = call(server, "POST", "/cancel-flow/accept-offer", body, key=PUBLIC)
+    assert (reply.status, reply.json["error"]) == (400, f"{field}: is missing")
+
+
+def test_no_request_declines_an_offer(server):
+    body = {"customer_email": "a@b", "cancel_reason": "other", "offer_type": "custom"}
+    assert call(server, "POST", "/cancel-flow/decline-offer", body, key=PUBLIC).status == 404
+
+
+# Webhooks
+
+
+class Receiver:
+    """Takes webhooks on a socket of its own, and answers the statuses it is given, then 200."""
+
+    def __init__(self, *statuses: int, delay_s: float = 0.0) -> None:
+        self.taken: List[Tuple[Dict[str, str], bytes]] = []
+        self._statuses = list(statuses)
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["content-length"]))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                receiver.taken.append((headers, body))
+                time.sleep(delay_s)
+                self.send_response(receiver._statuses.pop(0) if receiver._statuses else 200)
+                self.send_header("location", "/elsewhere")
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook?x=1"
+
+    def __enter__(self) -> Receiver:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def settled(server: DevServer) -> WebhookDelivery:
+    """The one webhook of the server, once it is on its way no more."""
+    eventually(lambda: [each.state for each in server.webhooks()] not in ([], ["pending"]))
+    (delivery,) = server.webhooks()
+    return delivery
+
+
+def test_an_alert_is_signed_over_its_raw_bytes():
+    with Receiver() as receiver, DevServer(webhook_url=receiver.url, webhook_secret=SECRET + "é") as server:
+        sent = server.send_alert("jane@example.com", 92, signals=[{"name": "logins_down", "weight": 0.6}])
+        assert (sent.state, sent.attempts) == ("pending", ())
+        delivery = settled(server)
+        ((headers, body),) = receiver.taken
+        assert server.log() == ""
+    assert (
+        headers["x-windback-signature"] == hmac.new((SECRET + "é").encode(), body, hashlib.sha256).hexdigest()
+    )
+    assert headers["content-type"] == "application/json"
+    assert (delivery.state, delivery.id, delivery.body) == ("delivered", sent.id, body.decode())
+    assert [(attempt.status, attempt.error) for attempt in delivery.attempts] == [(200, None)]
+    alert = json.loads(body)
+    assert alert.pop("triggered_at").endswith("Z")
+    assert alert == {
+        "event": "churn_risk.alert",
+        "project_id": "prj_dev",
+        "customer_email": "jane@example.com",
+        "risk_score": 92,
+        "risk_level": "critical",
+        "signals": [{"name": "logins_down", "weight": 0.6}],
+        "opaque_id": sent.id,
+    }
+
+
+def test_an_alert_is_retried_with_the_same_bytes_until_it_is_taken():
+    with Receiver(500, 302) as receiver, DevServer(
+        webhook_url=receiver.url, webhook_delays=[0.1, 0.2, 5]
+    ) as server:
+        server.send_alert("jane@example.com", 50)
+        delivery = settled(server)
+    assert [attempt.status for attempt in delivery.attempts] == [500, 302, 200]
+    assert len({body for _, body in receiver.taken}) == 1
+    assert len({headers["x-windback-signature"] for headers, _ in receiver.taken}) == 1
+
+
+def test_an_alert_is_given_up_after_three_retries():
+    with DevServer(webhook_url="http://127.0.0.1:9/", webhook_delays=[0.01, 0.01, 0.01]) as server:
+        server.send_alert("jane@example.com", 1)
+        delivery = settled(server)
+    assert (delivery.state, len(delivery.attempts)) == ("failed", 4)
+    assert {attempt.status for attempt in delivery.attempts} == {None}
+    assert all(attempt.error for attempt in delivery.attempts)
+
+
+def test_the_documented_delays_are_the_default():
+    assert Options().webhook_delays_s == (10, 60, 300)
+    with Receiver(503) as receiver, DevServer(webhook_url=receiver.url) as server:
+        server.send_alert("jane@example.com", 1)
+        eventually(lambda: len(server.webhooks()[0].attempts) == 1)
+        (delivery,) = server.webhooks()
+        assert 9 < delivery.next_at - time.time() <= 10
+        started = time.monotonic()
+        server.stop()  # does not wait for the retry
+        assert time.monotonic() - started < 2
+        assert server.log() == ""
+
+
+def test_a_receiver_that_takes_too_long_is_no_answer():
+    with Receiver(delay_s=7) as receiver, DevServer(webhook_url=receiver.url, webhook_delays=[]) as server:
+        server.send_alert("jane@example.com", 1)
+        delivery = settled(server)
+        (attempt,) = delivery.attempts
+        assert (delivery.state, attempt.status, attempt.error) == ("failed", None, "no answer within 5 s")
+        assert 4.9 < attempt.duration_s < 6.5
+
+
+def test_an_alert_that_waits_for_its_retry_survives_a_kill_but_not_a_reset(tmp_path):
+    with Receiver(503, 503) as receiver:
+        server = DevServer(db=tmp_path / "dev.db", webhook_url=receiver.url, webhook_delays=[1, 1, 1])
+        with server:
+            server.send_alert("jane@example.com", 1)
+            eventually(lambda: len(server.webhooks()[0].attempts) == 1)
+            server.kill()
+            server.start()
+            eventually(lambda: len(server.webhooks()[0].attempts) == 2)
+            server.reset()
+            assert server.webhooks() == []
+            time.sleep(1.5)
+        assert len(receiver.taken) == 2
+
+
+def test_without_an_address_no_alert_is_sent(server):
+    with pytest.raises(DevServerError, match="the server was started without --webhook-url"):
+        server.send_alert("jane@example.com", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"customer_email": "jane"}, "customer_email"),
+        ({"risk_score": 101}, "risk_score"),
+        ({"risk_score": -1}, "risk_score"),
+        ({"risk_score": 1.5}, "risk_score"),
+        ({"risk_score": None}, "risk_score"),
+        ({"risk_level": 3}, "risk_level"),
+        ({"signals": {}}, "signals"),
+        ({"signals": ["x"]}, "signals"),
+        ({"project_id": 3}, "project_id"),
+    ],
+    ids=str,
+)
+def test_a_bad_alert_is_400_and_names_the_field(server, change, field):
+    body = {"customer_email": "jane@example.com", "risk_score": 50, **change}
+    reply = call(server, "POST", "/_dev/webhooks", body)
+    assert reply.status == 400
+    assert reply.json["error"].startswith(field + ":")
+
+
+@pytest.mark.parametrize(("score", "level"), [(90, "critical"), (89, "high"), (69, "medium"), (39, "low")])
+def test_the_level_of_a_risk_follows_from_its_score(score, level):
+    assert alert_fields({"customer_email": "a@b", "risk_score": score}).risk_level == level
+    assert alert_fields({"customer_email": "a@b", "risk_score": score, "risk_level": "x"}).risk_level == "x"
 
 
 # Faults
@@ -903,6 +1343,27 @@ def test_a_server_that_cannot_start_says_why(server, tmp_path):
     assert no_database.read_text().startswith("these are only notes")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("PRAGMA user_version = 99", "has schema version 99, and version 1 is needed"),
+        ("PRAGMA application_id = 7", "is not of this server, and version 1 is needed"),
+    ],
+)
+def test_a_database_of_another_version_or_program_is_refused_and_left_alone(tmp_path, change, message):
+    path = tmp_path / "dev.db"
+    with DevServer(db=path) as server:
+        assert track(server).status == 200
+    with closing(sqlite3.connect(str(path))) as database:
+        database.execute(change)
+        database.execute("PRAGMA journal_mode=DELETE")
+        database.commit()
+    before = path.read_bytes()
+    with pytest.raises(DevServerError, match=f"cannot use .*dev.db as database: it {message}"):
+        DevServer(db=path).start()
+    assert path.read_bytes() == before
+
+
 def test_stop_does_not_wait_for_requests_that_hang_or_are_slow():
     with DevServer() as server:
         server.faults([{"hang": True, "times": 1}, {"latency": 600}])
@@ -1019,8 +1480,16 @@ def test_a_port_in_use_is_a_clear_error(command, server):
         (["--port", "65536"], "not a port"),
         (["--port", "-1"], "not a port"),
         (["--key", "secret"], "starts with sk_ or pub_"),
+        (["--expired-key", "secret"], "starts with sk_ or pub_"),
         (["--max-body-bytes", "0"], "not a whole number above 0"),
         (["--gzip", "500"], "invalid choice"),
+        (["--webhook-url", "ftp://example.com"], "is not a URL"),
+        (["--webhook-url", "http://127.0.0.1:x/"], "is not a URL"),
+        (["--webhook-url", "http:///hook"], "is not a URL"),
+        (["--webhook-delays", "1,x"], "not a number of seconds"),
+        (["--generate-seconds", "-1"], "not a number of seconds"),
+        (["--generate-seconds", "nan"], "not a number of seconds"),
+        (["--generate-seconds", "soon"], "not a number of seconds"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

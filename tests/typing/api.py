@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import AsyncIterator, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import httpx
 from typing_extensions import assert_type
@@ -28,15 +28,18 @@ from windback import (
     InvalidEventError,
     NotFoundError,
     Offer,
+    OfferAcceptance,
     PermissionDeniedError,
     QueueFullError,
     RateLimitError,
+    RecoveryStats,
     RecoveryTemplate,
     ServerError,
     Stats,
     SubscriptionExpiredError,
     TrackResult,
     ValidationError,
+    Variant,
     Windback,
     WindbackConnectionError,
     WindbackError,
@@ -163,6 +166,17 @@ def use(client: Windback) -> None:
         )
     )
     client.submit_cancel_flow("jane@example.com", "other")
+    client.submit_cancel_flow(
+        "jane@example.com",
+        "other",
+        cancel_reason_text="moving",
+        customer_name="Jane",
+        provider="stripe",
+        plan_name="Pro",
+        mrr=4900,
+        currency="usd",
+        tenure_days=134,
+    )
 
     client.report_cancel_reason(customer_email="jane@example.com", reason="switching_competitor")
     client.report_cancel_reason("jane@example.com", "other", event_id=event.id)
@@ -188,6 +202,37 @@ def use(client: Windback) -> None:
     assert_type(client.close(timeout=1), FlushResult)
 
 
+def use_the_rest(client: Windback, event: ChurnEvent) -> None:
+    assert_type(client.list_churn_events(), Iterator[ChurnEvent])
+    for each in client.list_churn_events("new", page_size=20):
+        read_churn_event(each)
+    client.list_churn_events("new", 20)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    assert_type(client.get_churn_event(event.id), ChurnEvent)
+    assert_type(client.mark_recovered(event_id=event.id), ChurnEvent)
+    assert_type(client.update_cancel_reason(event.id, "other"), ChurnEvent)
+    client.update_cancel_reason(event.id, cancel_reason="other", cancel_reason_text="moving")
+
+    assert_type(client.generate_variants(event.id), List[Variant])
+    assert_type(client.list_variants(event.id), List[Variant])
+    client.generate_variants(event.id, timeout=60)
+    read_variant(client.update_variant(event.id, "var_1", subject="a", body="b"))
+    read_variant(client.send_variant(event.id, variant_id="var_1"))
+
+    assert_type(client.get_recovery_stats(), RecoveryStats)
+    assert_type(client.get_recovery_stats().recovery_rate, Optional[float])
+    assert_type(client.get_recovery_stats().recovered_mrr, Optional[int])
+    assert_type(client.get_offer("other"), Optional[Offer])
+    accepted = client.accept_offer(customer_email="a@b", cancel_reason="other", offer_type="discount")
+    assert_type(accepted, OfferAcceptance)
+    assert_type(accepted.success, Optional[bool])
+    assert_type(accepted.message, Optional[str])
+    assert_type(client.list_recovery_templates(), List[RecoveryTemplate])
+    read_template(client.get_recovery_template("tpl_1"))
+    read_template(client.update_recovery_template("tpl_1", name="a", subject="b", body="c", is_active=True))
+    client.update_recovery_template("tpl_1", "a")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    client.delete_recovery_template("tpl_1")
+
+
 async def use_async(client: AsyncWindback) -> None:
     assert_type(await client.track_event("feature_used", "jane@example.com", {"plan": "pro"}), bool)
     await client.track_event("a", "b@c", timestamp=datetime.now(timezone.utc))
@@ -199,6 +244,23 @@ async def use_async(client: AsyncWindback) -> None:
     read_cancel_flow(await client.submit_cancel_flow("jane@example.com", "other", "text", "downgrade"))
     await client.report_cancel_reason("jane@example.com", "other", event_id=event.id)
     read_template(await client.create_recovery_template("other", "name", "subject", "body", is_active=True))
+    assert_type(client.list_churn_events(), AsyncIterator[ChurnEvent])
+    async for each in client.list_churn_events("new", page_size=20):
+        read_churn_event(each)
+    assert_type(await client.get_churn_event(event.id), ChurnEvent)
+    assert_type(await client.mark_recovered(event.id), ChurnEvent)
+    assert_type(await client.update_cancel_reason(event.id, "other", "moving"), ChurnEvent)
+    assert_type(await client.generate_variants(event.id, timeout=60), List[Variant])
+    assert_type(await client.list_variants(event.id), List[Variant])
+    read_variant(await client.update_variant(event.id, "var_1", subject="a"))
+    read_variant(await client.send_variant(event.id, "var_1"))
+    assert_type(await client.get_recovery_stats(), RecoveryStats)
+    assert_type(await client.get_offer("other"), Optional[Offer])
+    assert_type(await client.accept_offer("a@b", "other", "discount"), OfferAcceptance)
+    assert_type(await client.list_recovery_templates(), List[RecoveryTemplate])
+    read_template(await client.get_recovery_template("tpl_1"))
+    read_template(await client.update_recovery_template("tpl_1", is_active=False))
+    await client.delete_recovery_template("tpl_1")
     read_flush(await client.flush())
     read_flush(await client.flush(timeout=2.5))
     read_stats(client.stats())
@@ -223,8 +285,24 @@ def read_churn_event(event: ChurnEvent) -> None:
     assert_type(event.provider, Optional[str])
     assert_type(event.created_at, Optional[datetime])
     assert_type(event.updated_at, Optional[datetime])
+    assert_type(event.variants, Tuple[Variant, ...])
     assert_type(event.raw, Mapping[str, object])
     event.status = "lost"  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
+
+
+def read_variant(variant: Variant) -> None:
+    assert_type(variant.id, str)
+    assert_type(variant.churn_event_id, Optional[str])
+    assert_type(variant.strategy, Optional[str])
+    assert_type(variant.subject, Optional[str])
+    assert_type(variant.body, Optional[str])
+    assert_type(variant.status, Optional[str])
+    assert_type(variant.recommended, Optional[bool])
+    assert_type(variant.coupon_code, Optional[str])
+    assert_type(variant.coupon_percent, Optional[int])
+    for at in (variant.sent_at, variant.opened_at, variant.clicked_at, variant.created_at):
+        assert_type(at, Optional[datetime])
+    assert_type(variant.raw, Mapping[str, object])
 
 
 def read_cancel_flow(result: CancelFlowResult) -> None:

@@ -106,13 +106,61 @@ def test_a_recovery_template_sends_all_its_fields():
     assert json.loads(request.body) == fields
 
 
+def test_a_churn_event_is_asked_for_by_its_id():
+    request = api.get_churn_event("shop", "evt/1")
+    assert (request.method, request.path) == ("GET", "/projects/shop/churn-events/evt%2F1")
+
+
+def test_a_recovery_is_posted_under_a_key():
+    request = api.mark_recovered("shop", "key-1", "evt_1")
+    assert (request.method, request.path) == ("POST", "/projects/shop/churn-events/evt_1/recovered")
+    assert (request.body, request.idempotency_key, request.once_only) == (b"", "key-1", False)
+
+
+def test_a_changed_reason_sends_its_text_where_there_is_one():
+    request = api.update_cancel_reason("shop", "evt_1", "other", "moving")
+    assert json.loads(request.body) == {"cancel_reason": "other", "cancel_reason_text": "moving"}
+    assert request.once_only
+    with pytest.raises(windback.ValidationError, match="cancel_reason_text must be a text"):
+        api.update_cancel_reason("shop", "evt_1", "other", 7)
+
+
 def test_pages_of_churn_events_have_the_largest_size():
-    request = api.list_churn_events("shop", 3)
+    request = api.ChurnEventPages("shop").next_request()
     assert (request.method, request.path, request.query) == (
         "GET",
         "/projects/shop/churn-events",
-        "limit=100&offset=300",
+        "limit=100&offset=0",
     )
+
+
+def test_pages_of_churn_events_are_filtered_and_as_large_as_wanted():
+    request = api.ChurnEventPages("shop", "a&b", 7).next_request()
+    assert request.query == "limit=7&offset=0&status=a%26b"
+
+
+@pytest.mark.parametrize("page_size", [0, 101, True, "20", 20.0, None], ids=repr)
+def test_a_page_size_that_the_api_does_not_take_is_refused(page_size):
+    with pytest.raises(windback.ValidationError, match="page_size must be a whole number from 1 to 100"):
+        api.ChurnEventPages("shop", None, page_size)
+
+
+def test_pages_that_are_smaller_than_asked_for_lose_nothing():
+    pages = api.ChurnEventPages("shop", None, 3)
+    assert [event.id for event in pages.feed(answer({"data": [row(1), row(2)], "total": 3}))] == [
+        "evt_1",
+        "evt_2",
+    ]
+    assert not pages.done
+    assert pages.next_request().query == "limit=3&offset=2"
+    pages.feed(answer({"data": [row(3)], "total": 3}))
+    assert pages.done
+
+
+def test_an_event_that_moves_to_the_next_page_is_given_once():
+    pages = api.ChurnEventPages("shop", None, 2)
+    pages.feed(answer({"data": [row(5), row(4)]}))
+    assert [event.id for event in pages.feed(answer({"data": [row(4), row(3)]}))] == ["evt_3"]
 
 
 BAD_CHURN = {
@@ -169,11 +217,67 @@ def test_an_answer_is_read_with_and_without_its_envelope(value):
 
 def test_an_empty_success_is_an_empty_answer():
     assert api.read_churn_event(answer(b"", 204)).id == ""
+    event = api.read_churn_event(answer(b"", 204), event_id="evt_1", status="recovered")
+    assert (event.id, event.status, event.raw) == ("evt_1", "recovered", {})
 
 
 def test_202_means_that_nothing_was_created():
     assert not api.read_cancel_flow(answer({"offer": None}, 202)).created
     assert api.read_cancel_flow(answer({"offer": None}, 200)).created
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"data": {"event_id": "evt_1", "status": "variants_generated", "variants": [{"id": "var_1"}, 7]}},
+        {"variants": [{"id": "var_1"}]},
+    ],
+    ids=["site", "docs tree"],
+)
+def test_what_was_generated_is_read_in_both_documented_forms(value):
+    assert [each.id for each in api.read_generated(answer(value))] == ["var_1"]
+
+
+def test_a_generation_that_has_only_started_has_no_variants_yet():
+    for value in (b"", {"status": "processing"}, {"data": {"variants": None}}):
+        assert api.read_generated(answer(value, 202)) == []
+
+
+def test_a_variant_keeps_its_id_where_the_answer_has_none():
+    variant = api.read_variant(answer({"success": True}), "var_1")
+    assert (variant.id, variant.raw) == ("var_1", {"success": True})
+    assert api.read_variant(answer({"data": {"id": "var_2"}}), "var_1").id == "var_2"
+
+
+def test_a_variant_is_sent_once_only():
+    request = api.send_variant("shop", "evt/1", "var/1")
+    assert (request.method, request.once_only) == ("POST", True)
+    assert request.path == "/projects/shop/churn-events/evt%2F1/variants/var%2F1/send"
+    with pytest.raises(windback.ValidationError, match="variant_id"):
+        api.send_variant("shop", "evt_1", "..")
+
+
+def test_stats_are_read_with_and_without_their_envelope():
+    for value in ({"total_events": 3}, {"data": {"total_events": 3}}):
+        assert api.read_recovery_stats(answer(value)).total_events == 3
+
+
+@pytest.mark.parametrize("value", [{"offer": None}, {}, {"offer": "x"}, b""], ids=repr)
+def test_no_offer_is_none(value):
+    assert api.read_offer(answer(value)) is None
+
+
+def test_a_list_of_templates_is_read_with_and_without_its_envelope():
+    rows = [{"id": "tpl_1"}, "no template", {"id": "tpl_2"}]
+    for value in (rows, {"data": rows}):
+        assert [each.id for each in api.read_recovery_templates(answer(value))] == ["tpl_1", "tpl_2"]
+    assert api.read_recovery_templates(answer(b"")) == []
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"7", b"{}", b'{"data": {}}', b'[{"id": '], ids=repr)
+def test_a_success_that_is_no_list_is_a_clear_error(body):
+    with pytest.raises(windback.WindbackError, match="is base_url right"):
+        api.read_recovery_templates(answer(body))
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[1]", b'"ok"', b'{"id": ', b"\xff", b"null"], ids=repr)
@@ -189,11 +293,11 @@ def row(number, email="jane@example.com", status="new", created="2025-12-01T10:0
 
 
 def search(*pages, email="jane@example.com"):
-    found = api.OpenEventSearch(email)
+    found = api.OpenEventSearch("shop", email)
     requests = []
     for page in pages:
         assert not found.done
-        requests.append(found.next_request("shop"))
+        requests.append(found.next_request())
         found.feed(answer(page))
     return found, requests
 
@@ -226,10 +330,10 @@ def test_an_event_without_a_time_is_the_oldest():
 
 def test_pages_are_read_until_the_total():
     full = {"data": [row(n, email="other@example.com") for n in range(100)], "total": 201}
-    found, requests = search(full, full, {"data": [row(1)], "total": 201})
+    found, requests = search(full, full, {"data": [row(201)], "total": 201})
     assert found.done
     assert [each.query for each in requests] == [f"limit=100&offset={n}" for n in (0, 100, 200)]
-    assert found.result() == "evt_1"
+    assert found.result() == "evt_201"
 
 
 def test_without_a_total_a_short_page_is_the_last():
@@ -248,7 +352,7 @@ def test_an_empty_page_ends_the_search_whatever_the_total_says():
 
 
 def test_the_search_is_bounded():
-    found = api.OpenEventSearch("jane@example.com")
+    found = api.OpenEventSearch("shop", "jane@example.com")
     full = answer({"data": [row(n, email="other@example.com") for n in range(100)], "total": 10**9})
     for _ in range(api.MAX_PAGES):
         assert not found.done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+import anyio
 import httpx
 import pytest
 import respx
@@ -268,13 +269,14 @@ def test_no_events_are_no_request(client, router):
 
 # Plain calls
 
+JANE = {"customer_email": EMAIL}
 BAD_CALLS = {
-    "mrr negative": ("create_churn_event", {"mrr": -1}, "mrr must be a whole number of cents"),
-    "mrr fractional": ("create_churn_event", {"mrr": 49.99}, "mrr must be a whole number of cents"),
-    "mrr boolean": ("create_churn_event", {"mrr": True}, "mrr must be a whole number of cents"),
+    "mrr negative": ("create_churn_event", {**JANE, "mrr": -1}, "mrr must be a whole number of cents"),
+    "mrr fractional": ("create_churn_event", {**JANE, "mrr": 49.99}, "mrr must be a whole number of cents"),
+    "mrr boolean": ("create_churn_event", {**JANE, "mrr": True}, "mrr must be a whole number of cents"),
     "tenure negative": (
         "create_churn_event",
-        {"tenure_days": -1},
+        {**JANE, "tenure_days": -1},
         "tenure_days must be a whole number of days",
     ),
     "churn email": (
@@ -289,7 +291,7 @@ BAD_CALLS = {
     ),
     "flow reason": (
         "submit_cancel_flow",
-        {"cancel_reason": ""},
+        {**JANE, "cancel_reason": ""},
         "cancel_reason must be a text that is not empty",
     ),
     "report email": (
@@ -297,8 +299,13 @@ BAD_CALLS = {
         {"customer_email": "jane", "reason": "x"},
         "customer_email must be an",
     ),
-    "report reason": ("report_cancel_reason", {"reason": ""}, "reason must be a text that is not empty"),
-    "report id": ("report_cancel_reason", {"reason": "x", "event_id": ""}, "event_id must be a text"),
+    "report reason": (
+        "report_cancel_reason",
+        {**JANE, "reason": ""},
+        "reason must be a text that is not empty",
+    ),
+    "event id": ("get_churn_event", {"event_id": ".."}, "event_id must be an id"),
+    "report id": ("report_cancel_reason", {**JANE, "reason": "x", "event_id": ""}, "event_id must be a text"),
 }
 
 
@@ -307,7 +314,7 @@ def test_a_bad_argument_of_a_plain_call_is_named_and_nothing_is_sent(
     client, router, name, arguments, message
 ):
     with pytest.raises(windback.ValidationError, match=message):
-        getattr(client, name)(**{"customer_email": EMAIL, **arguments})
+        getattr(client, name)(**arguments)
     assert not router.calls
 
 
@@ -347,6 +354,20 @@ CALLS = {
     "report_cancel_reason": lambda client: client.report_cancel_reason(EMAIL, "other"),
     "report_cancel_reason of an id": lambda client: client.report_cancel_reason(EMAIL, "other", event_id="e"),
     "create_recovery_template": lambda client: client.create_recovery_template("other", "n", "s", "b"),
+    "get_churn_event": lambda client: client.get_churn_event("evt_1"),
+    "mark_recovered": lambda client: client.mark_recovered("evt_1"),
+    "update_cancel_reason": lambda client: client.update_cancel_reason("evt_1", "other"),
+    "generate_variants": lambda client: client.generate_variants("evt_1"),
+    "list_variants": lambda client: client.list_variants("evt_1"),
+    "update_variant": lambda client: client.update_variant("evt_1", "var_1", body="b"),
+    "send_variant": lambda client: client.send_variant("evt_1", "var_1"),
+    "get_recovery_stats": lambda client: client.get_recovery_stats(),
+    "get_offer": lambda client: client.get_offer("other"),
+    "accept_offer": lambda client: client.accept_offer(EMAIL, "other", "discount"),
+    "list_recovery_templates": lambda client: client.list_recovery_templates(),
+    "get_recovery_template": lambda client: client.get_recovery_template("tpl_1"),
+    "update_recovery_template": lambda client: client.update_recovery_template("tpl_1", name="n"),
+    "delete_recovery_template": lambda client: client.delete_recovery_template("tpl_1"),
     "flush": lambda client: client.flush(),
     "with_options": lambda client: client.with_options(max_retries=0),
 }
@@ -376,6 +397,14 @@ async def test_an_async_call_after_close_says_so(router, call):
     await client.close()
     with pytest.raises(windback.ClosedError, match="this client is closed"):
         await call(client)
+    assert not router.calls
+
+
+def test_a_listing_after_close_says_so(router):
+    for client in (windback.Windback(KEY, "shop", base_url=BASE), windback.AsyncWindback(KEY, "shop")):
+        anyio.run(client.close) if isinstance(client, windback.AsyncWindback) else client.close()
+        with pytest.raises(windback.ClosedError, match="this client is closed"):
+            client.list_churn_events()
     assert not router.calls
 
 

@@ -9,7 +9,17 @@ import pickle
 
 import pytest
 
-from windback.models import CancelFlowResult, ChurnEvent, Offer, RecoveryTemplate, TrackResult, parse_time
+from windback.models import (
+    CancelFlowResult,
+    ChurnEvent,
+    Offer,
+    OfferAcceptance,
+    RecoveryStats,
+    RecoveryTemplate,
+    TrackResult,
+    Variant,
+    parse_time,
+)
 
 UTC = dt.timezone.utc
 
@@ -49,13 +59,17 @@ def test_unknown_fields_and_an_unknown_status_are_kept():
     assert event.raw["mood"] == "sad"
 
 
-@pytest.mark.parametrize("model", [ChurnEvent, RecoveryTemplate, Offer])
+@pytest.mark.parametrize(
+    "model", [ChurnEvent, OfferAcceptance, RecoveryStats, RecoveryTemplate, Offer, Variant]
+)
 def test_missing_fields_are_none_or_empty(model):
     value = model.from_json({})
     for field in dataclasses.fields(model):
         if field.name == "raw":
             assert value.raw == {}
-        elif field.name in ("id", "status", "offer_type"):
+        elif field.name == "variants":
+            assert value.variants == ()
+        elif field.default is dataclasses.MISSING:  # id, and a churn event's status
             assert getattr(value, field.name) == ""
         else:
             assert getattr(value, field.name) is None
@@ -100,6 +114,23 @@ def test_an_offer_is_read():
     offer = CancelFlowResult.from_json(raw, created=True).offer
     assert offer == Offer("discount", title="Stay", discount_percent=20)
     assert offer.raw["is_active"] is True
+
+
+def test_a_variant_is_read_alone_and_within_its_event():
+    raw = {"id": "var_1", "strategy": "new_one", "recommended": True, "coupon_percent": 20, "opened_at": None}
+    variant = Variant("var_1", strategy="new_one", recommended=True, coupon_percent=20)
+    assert Variant.from_json(raw) == variant
+    event = ChurnEvent.from_json({**EVENT, "variants": [raw, "no variant", {"recommended": 1}]})
+    assert event.variants == (variant, Variant(""))
+    assert event.variants[0].raw == raw
+    assert ChurnEvent.from_json({**EVENT, "variants": {"id": 1}}).variants == ()
+
+
+@pytest.mark.parametrize(
+    ("rate", "read"), [(33.5, 33.5), (0, 0.0), (True, None), ("33", None), (None, None)], ids=repr
+)
+def test_a_recovery_rate_is_a_number(rate, read):
+    assert RecoveryStats.from_json({"recovery_rate": rate}).recovery_rate == read
 
 
 def test_models_are_frozen():

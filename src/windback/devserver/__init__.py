@@ -10,6 +10,28 @@ framework.
 
 from __future__ import annotations
 
-from .process import Counts, DevServer, DevServerError, FaultRule, RateLimit, RequestRecord, StoredEvent
+from .process import (
+    ConfiguredOffer,
+    Counts,
+    DevServer,
+    DevServerError,
+    FaultRule,
+    RateLimit,
+    RequestRecord,
+    StoredEvent,
+    WebhookAttempt,
+    WebhookDelivery,
+)
 
-__all__ = ["Counts", "DevServer", "DevServerError", "FaultRule", "RateLimit", "RequestRecord", "StoredEvent"]
+__all__ = [
+    "ConfiguredOffer",
+    "Counts",
+    "DevServer",
+    "DevServerError",
+    "FaultRule",
+    "RateLimit",
+    "RequestRecord",
+    "StoredEvent",
+    "WebhookAttempt",
+    "WebhookDelivery",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, cast
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Union, cast
 
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
@@ -17,14 +17,17 @@ from starlette.types import Receive, Scope, Send
 from . import body as bodies
 from . import routes
 from .connections import Connections
-from .control import control_routes
+from .control import Control
 from .errors import ApiError, error_body, invalid
 from .exchange import Exchange, Journal
 from .faults import Faults
 from .gateway import SCOPE_KEY, Gateway
+from .limits import Limits
 from .options import BASE_PATH, Options
-from .routes import Answer, Call, Handler
+from .routes import Answer, Call, Handler, Later
 from .store import Store, StoredAnswer
+from .waits import Waits
+from .webhooks import Webhooks
 
 #: Longest Idempotency-Key that is taken.
 MAX_KEY_LENGTH = 255
@@ -55,23 +58,37 @@ _PATHS: Dict[str, Dict[str, Endpoint]] = {
     _CHURN + "/{id}": {"GET": Endpoint(routes.get_churn_event, **_READ)},
     _CHURN + "/{id}/cancel-reason": {"PATCH": Endpoint(routes.set_cancel_reason)},
     _CHURN + "/{id}/recovered": {"POST": Endpoint(routes.mark_recovered, has_body=False)},
+    _CHURN + "/{id}/generate": {"POST": Endpoint(routes.generate_variants, has_body=False)},
+    _CHURN + "/{id}/variants": {"GET": Endpoint(routes.list_variants, **_READ)},
+    _CHURN + "/{id}/variants/{vid}": {"PATCH": Endpoint(routes.update_variant)},
+    _CHURN + "/{id}/variants/{vid}/send": {"POST": Endpoint(routes.send_variant, has_body=False)},
+    "/projects/{slug}/stats": {"GET": Endpoint(routes.get_stats, **_READ)},
     "/projects/{slug}/recovery-templates": {
         "POST": Endpoint(routes.create_template),
         "GET": Endpoint(routes.list_templates, **_READ),
     },
+    "/projects/{slug}/recovery-templates/{id}": {
+        "GET": Endpoint(routes.get_template, **_READ),
+        "PUT": Endpoint(routes.update_template),
+        "DELETE": Endpoint(routes.delete_template, has_body=False),
+    },
     "/cancel-flow/submit": {"POST": Endpoint(routes.submit_cancel_flow, public=True)},
+    "/cancel-flow/offers": {"GET": Endpoint(routes.get_offer, public=True, **_READ)},
+    "/cancel-flow/accept-offer": {"POST": Endpoint(routes.accept_offer, public=True)},
 }
 
 
 class Resource:
     """ASGI application for one path: the endpoint of each method."""
 
-    def __init__(self, endpoints: Dict[str, Endpoint], store: Store, options: Options) -> None:
+    def __init__(
+        self, endpoints: Dict[str, Endpoint], store: Store, options: Options, waits: Waits, limits: Limits
+    ) -> None:
         self._endpoints = endpoints
         self._store = store
-        self._keys = frozenset(options.keys)
-        self._limit = options.max_body_bytes
-        self._gzip = options.gzip
+        self._options = options
+        self._waits = waits
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; `ApiError` goes up to the application's handler."""
@@ -79,33 +96,72 @@ class Resource:
         # Starlette lets HEAD through where there is GET; the protocol leaves the body out.
         endpoint = self._endpoints["GET" if scope["method"] == "HEAD" else scope["method"]]
         answer = self._answer(endpoint, exchange, scope)
-        await Response(answer.body, answer.status, _JSON)(scope, receive, send)
+        if isinstance(answer, Later):
+            if not await self._waits.sleep(answer.delay_s):
+                raise ApiError(503, "STOPPING", "the server is being stopped")
+            answer = self._answer(endpoint, exchange, scope, resumed=True)
+            assert isinstance(answer, Answer)
+        await Response(answer.body, answer.status, _JSON if answer.body else None)(scope, receive, send)
 
-    def _answer(self, endpoint: Endpoint, exchange: Exchange, scope: Scope) -> Answer:
-        key = exchange.headers.get("x-api-key", "")
-        self._check_key(key, public=endpoint.public)
+    def _answer(
+        self, endpoint: Endpoint, exchange: Exchange, scope: Scope, *, resumed: bool = False
+    ) -> Union[Answer, Later]:
+        key = self._checked_key(exchange, public=endpoint.public)
+        # A request that goes on was counted when it came.
+        if self._options.rate_limits and not resumed:
+            self._count(key, exchange, public=endpoint.public)
         body: bytes = b""
         value: object = None
         if endpoint.has_body:
-            body = bodies.decode(exchange.body, exchange.headers, limit=self._limit, gzip=self._gzip)
+            options = self._options
+            body = bodies.decode(
+                exchange.body, exchange.headers, limit=options.max_body_bytes, gzip=options.gzip
+            )
             value = bodies.parse(body, exchange.headers)
         query: Mapping[str, str] = QueryParams(scope["query_string"])
-        call = Call(self._store, exchange, scope["path_params"], query, value, time.time())
+        call = Call(
+            store=self._store,
+            options=self._options,
+            exchange=exchange,
+            params=scope["path_params"],
+            query=query,
+            body=value,
+            now=time.time(),
+            resumed=resumed,
+            expired=key in self._options.expired_keys,
+        )
         if not endpoint.writes:
             return endpoint.handler(call)
         with self._store.transaction():
             return self._once(endpoint.handler, call, body, key)
 
-    def _check_key(self, key: str, *, public: bool) -> None:
-        secret = key.startswith("sk_")
-        if not (secret or key.startswith("pub_")) or (self._keys and key not in self._keys):
+    def _checked_key(self, exchange: Exchange, *, public: bool) -> str:
+        key = exchange.headers.get("x-api-key", "")
+        if public and not key:  # the docs-tree page "Cancel Flow" shows the public key there
+            key = exchange.headers.get("authorization", "").partition("Bearer ")[2]
+        taken = self._options.keys
+        known = key.startswith(("sk_", "pub_")) and (
+            not taken or key in taken or key in self._options.expired_keys
+        )
+        if not known:
             raise ApiError(
                 401, "INVALID_API_KEY", "invalid API key" if key else "the X-API-Key header is missing"
             )
-        if not (secret or public):
+        if public:
+            return key
+        if not key.startswith("sk_"):
             raise ApiError(403, "FORBIDDEN", "this endpoint needs a secret key (sk_)")
+        if key in self._options.expired_keys:
+            raise ApiError(402, "SUBSCRIPTION_EXPIRED", "subscription expired")
+        return key
 
-    def _once(self, handler: Handler, call: Call, body: bytes, api_key: str) -> Answer:
+    def _count(self, key: str, exchange: Exchange, *, public: bool) -> None:
+        if public:
+            self._limits.take_cancel_flow(key, time.monotonic())
+        elif not exchange.is_track:
+            self._limits.take(key, time.monotonic())
+
+    def _once(self, handler: Handler, call: Call, body: bytes, api_key: str) -> Union[Answer, Later]:
         """Run *handler* once for an Idempotency-Key: with the same body, the first answer is given again.
 
         Only answers of requests that were taken are kept: a refused one changed nothing and may be tried
@@ -123,7 +179,8 @@ class Resource:
         stored = call.store.answer_for(scope, key)
         if stored is None:
             answer = handler(call)
-            call.store.keep_answer(scope, key, StoredAnswer(fingerprint, *answer, exchange.events))
+            if isinstance(answer, Answer):
+                call.store.keep_answer(scope, key, StoredAnswer(fingerprint, *answer, exchange.events))
             return answer
         if stored.fingerprint != fingerprint:
             raise ApiError(409, "IDEMPOTENCY_CONFLICT", "this Idempotency-Key was used with another body")
@@ -136,25 +193,34 @@ def build_app(
     options: Options,
     store: Store,
     connections: Connections,
+    waits: Waits,
+    webhooks: Webhooks,
     on_done: Optional[Callable[[Exchange], None]] = None,
 ) -> Gateway:
     """The whole server as one ASGI application."""
     journal = Journal()
     faults = Faults()
+    limits = Limits()
     api: List[Route] = []
     for path, endpoints in _PATHS.items():
-        api.append(Route(BASE_PATH + path, Resource(endpoints, store, options), methods=list(endpoints)))
+        api.append(
+            Route(
+                BASE_PATH + path, Resource(endpoints, store, options, waits, limits), methods=list(endpoints)
+            )
+        )
     app = Starlette(
-        routes=[*api, *control_routes(store, journal, faults)],
+        routes=[*api, *Control(store, journal, faults, limits, webhooks).routes()],
         exception_handlers={ApiError: _refuse, HTTPException: _no_route},
     )
     app.router.redirect_slashes = False
-    return Gateway(app, journal, faults, connections, max_body_bytes=options.max_body_bytes, on_done=on_done)
+    return Gateway(
+        app, journal, faults, connections, waits, max_body_bytes=options.max_body_bytes, on_done=on_done
+    )
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
     refusal = cast("ApiError", error)
-    return Response(error_body(refusal.code, refusal.message), refusal.status, _JSON)
+    return Response(error_body(refusal.code, refusal.message), refusal.status, {**_JSON, **refusal.headers})
 
 
 _CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}

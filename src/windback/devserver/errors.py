@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from typing import Dict, Optional
+
 import orjson
 
 
 class ApiError(Exception):
     """A request is refused with *status* and the body ``{"error": message, "code": code}``."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, headers: Optional[Dict[str, str]] = None
+    ) -> None:
         super().__init__(message)
+        self.headers = headers or {}
         self.status = status
         self.code = code
         self.message = message
@@ -23,6 +29,18 @@ def error_body(code: str, message: str) -> bytes:
 def invalid(message: str) -> ApiError:
     """400 for a body or a query that breaks a rule; *message* names the field."""
     return ApiError(400, "VALIDATION_ERROR", message)
+
+
+def bad_state(message: str) -> ApiError:
+    """400 for a step that the state of a thing does not allow (Churn Events and Recovery pages)."""
+    return ApiError(400, "INVALID_STATE", message)
+
+
+def over_limit(wait_s: float) -> ApiError:
+    """429 for a request that may come again after *wait_s* seconds."""
+    # Retry-After counts whole seconds (RFC 9110, section 10.2.3); rounded up, or the next try comes early.
+    retry_after = {"retry-after": str(max(1, math.ceil(wait_s)))}
+    return ApiError(429, "RATE_LIMITED", "rate limit exceeded", retry_after)
 
 
 def not_found(what: str) -> ApiError:

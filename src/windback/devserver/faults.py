@@ -7,12 +7,11 @@ search.
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Union, cast
 
-from .errors import ApiError, error_body
+from .errors import ApiError, error_body, over_limit
 
 _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch  # RFC 9110, section 5.6.2
 _WITH_STATUS = ("retry_after", "headers", "body", "content_type")
@@ -159,9 +158,9 @@ def _label(effect: Union[Reply, Drop, Hang]) -> str:
 
 
 def _over_limit(wait_s: float) -> Reply:
-    # Retry-After counts whole seconds (RFC 9110, section 10.2.3); rounded up, or the next try comes early.
-    headers = {"retry-after": str(max(1, math.ceil(wait_s))), "content-type": "application/json"}
-    return Reply(429, headers, error_body("RATE_LIMITED", "rate limit exceeded"))
+    error = over_limit(wait_s)
+    headers = {"content-type": "application/json", **error.headers}
+    return Reply(error.status, headers, error_body(error.code, error.message))
 
 
 def _effect(fields: Mapping[str, object], place: str) -> Union[Reply, Drop, Hang, Bucket, None]:

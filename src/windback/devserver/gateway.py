@@ -6,9 +6,8 @@ request is processed, after it, or in place of it.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import Awaitable, Callable, Dict, NamedTuple, Optional, Set, Union
+from typing import Callable, Dict, NamedTuple, Optional, Union
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -21,6 +20,7 @@ from .exchange import Exchange, Journal
 from .faults import Drop, Faults, Hang, Reply
 from .options import BASE_PATH, CONTROL_PATH, is_loopback
 from .validation import count_events
+from .waits import Waits
 
 #: The key of the scope under which the application finds the exchange.
 SCOPE_KEY = "windback.exchange"
@@ -38,6 +38,7 @@ class Gateway:
         journal: Journal,
         faults: Faults,
         connections: Connections,
+        waits: Waits,
         *,
         max_body_bytes: int,
         on_done: Optional[Callable[[Exchange], None]] = None,
@@ -48,8 +49,7 @@ class Gateway:
         self._connections = connections
         self._max_body_bytes = max_body_bytes
         self._on_done = on_done
-        self._stalled: Set[asyncio.Future[None]] = set()
-        self._closing = False
+        self._waits = waits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -82,7 +82,7 @@ class Gateway:
             decision = self._faults.decide(exchange.method, _below_base(exchange.path), time.monotonic())
             exchange.fault = decision.label
             effect = decision.effect
-            if decision.latency_s and not await self._stall(asyncio.sleep(decision.latency_s)):
+            if decision.latency_s and not await self._waits.sleep(decision.latency_s):
                 effect = Drop(after=False)
         if self._journal.has_forgotten(exchange):  # a slowed one must not fill the store that a reset emptied
             effect = Drop(after=False)
@@ -95,33 +95,13 @@ class Gateway:
             exchange.events = _carried_events(exchange, self._max_body_bytes)
             if isinstance(effect, Reply):
                 await link.respond(effect)
-            elif isinstance(effect, Drop) or not await self._stall(link.gone()):
+            elif isinstance(effect, Drop) or not await self._waits.wait(link.gone()):
                 await self._drop(link)
 
     async def _drop(self, link: _Link) -> None:
         self._connections.abort(tuple(link.scope["client"]))
         # uvicorn answers 500 for an application that returns without an answer while the client is there.
         await link.gone()
-
-    async def _stall(self, wait: Awaitable[None]) -> bool:
-        """Wait, and say whether the wait ended by itself and not because the server stops."""
-        waiting = asyncio.ensure_future(wait)
-        self._stalled.add(waiting)
-        try:
-            await waiting
-        except asyncio.CancelledError:
-            if not self._closing:
-                raise
-            return False
-        finally:
-            self._stalled.discard(waiting)
-        return True
-
-    def close(self) -> None:
-        """End all waiting: the connections that hang or are slowed are dropped."""
-        self._closing = True
-        for waiting in list(self._stalled):
-            waiting.cancel()
 
 
 class _Link(NamedTuple):

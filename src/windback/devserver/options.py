@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 from typing import NamedTuple, Optional, Tuple
+from urllib.parse import urlsplit
 
 #: Where the API and the control plane live.
 BASE_PATH = "/api/v1"
@@ -22,6 +23,15 @@ DEFAULT_PORT = 8787
 #: A little above what a client sends by default (500,000), as a gateway's limit would be.
 DEFAULT_MAX_BODY_BYTES = 1_000_000
 
+#: Long enough to see a churn event `processing`; the API takes 5 to 15 s (Recovery page).
+DEFAULT_GENERATE_S = 0.5
+
+#: The documented retries of a webhook (page "Churn Risk Webhook Delivery").
+DEFAULT_WEBHOOK_DELAYS_S = (10.0, 60.0, 300.0)
+
+#: Always the same, so that a receiver can be set up once.
+DEFAULT_WEBHOOK_SECRET = "whsec_local"  # noqa: S105 - it opens nothing
+
 GZIP_CHOICES = ("accept", "415", "400")
 
 
@@ -35,9 +45,22 @@ class Options(NamedTuple):
     db: Optional[str] = None
     #: The keys that are taken; none given: any that starts with sk_ or pub_.
     keys: Tuple[str, ...] = ()
+    #: Keys that are taken, of an account whose subscription has expired.
+    expired_keys: Tuple[str, ...] = ()
+    #: Whether the documented rate limits hold.
+    rate_limits: bool = False
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     #: "accept", or the status that refuses a gzip body.
     gzip: str = "accept"
+    #: Seconds that generating variants takes.
+    generate_s: float = DEFAULT_GENERATE_S
+    #: Whether emails can be sent; if not, sending is answered with the documented 500.
+    email: bool = True
+    #: Where webhooks are sent; None: nowhere.
+    webhook_url: Optional[str] = None
+    webhook_secret: str = DEFAULT_WEBHOOK_SECRET
+    #: Seconds before each retry of a webhook.
+    webhook_delays_s: Tuple[float, ...] = DEFAULT_WEBHOOK_DELAYS_S
     quiet: bool = False
     until_stdin_closes: bool = False
 
@@ -63,6 +86,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take only this API key; may be given again (default: any that starts with sk_ or pub_)",
     )
     parser.add_argument(
+        "--expired-key",
+        dest="expired_keys",
+        metavar="KEY",
+        action="append",
+        type=_key,
+        default=[],
+        help="the subscription of this API key has expired: 402, and 202 from the cancel flow",
+    )
+    parser.add_argument(
+        "--rate-limits",
+        action="store_true",
+        help="429 above the documented limits: 10 a second after 30 at once, cancel flow 10 in 15 s",
+    )
+    parser.add_argument(
         "--max-body-bytes",
         metavar="N",
         type=_positive,
@@ -74,6 +111,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=GZIP_CHOICES,
         default="accept",
         help="take compressed bodies or refuse them with this status (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--generate-seconds",
+        metavar="S",
+        type=_seconds,
+        default=DEFAULT_GENERATE_S,
+        help="how long generating variants takes (default: %(default)s; the API takes 5 to 15)",
+    )
+    parser.add_argument(
+        "--no-email",
+        dest="email",
+        action="store_false",
+        help="no email can be sent: sending a variant is answered with 500",
+    )
+    parser.add_argument(
+        "--webhook-url", metavar="URL", type=_url, help="send signed webhooks there (POST /_dev/webhooks)"
+    )
+    parser.add_argument(
+        "--webhook-secret",
+        metavar="SECRET",
+        default=DEFAULT_WEBHOOK_SECRET,
+        help="what they are signed with (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--webhook-delays",
+        metavar="S,S,S",
+        type=_delays,
+        default=DEFAULT_WEBHOOK_DELAYS_S,
+        help="seconds before each retry (default: 10,60,300)",
     )
     parser.add_argument("--quiet", action="store_true", help="print no line for each request")
     parser.add_argument(
@@ -90,8 +156,15 @@ def from_arguments(arguments: argparse.Namespace) -> Options:
         port=arguments.port,
         db=arguments.db,
         keys=tuple(arguments.keys),
+        expired_keys=tuple(arguments.expired_keys),
+        rate_limits=arguments.rate_limits,
         max_body_bytes=arguments.max_body_bytes,
         gzip=arguments.gzip,
+        generate_s=arguments.generate_seconds,
+        email=arguments.email,
+        webhook_url=arguments.webhook_url,
+        webhook_secret=arguments.webhook_secret,
+        webhook_delays_s=tuple(arguments.webhook_delays),
         quiet=arguments.quiet,
         until_stdin_closes=arguments.until_stdin_closes,
     )
@@ -125,6 +198,31 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 3600")
+    return seconds
+
+
+def _delays(text: str) -> Tuple[float, ...]:
+    return tuple(_seconds(part) for part in text.split(",")) if text else ()
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        is_url = False
+    if not is_url:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a URL that starts with http:// or https://")
+    return text
 
 
 def _key(text: str) -> str:

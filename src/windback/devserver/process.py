@@ -17,11 +17,40 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Type, Union, cast
+from urllib.parse import quote
 
-from .options import BASE_PATH, CONTROL_PATH, DEFAULT_MAX_BODY_BYTES, READY
-from .records import Counts, FaultRule, RateLimit, RequestRecord, StoredEvent
+from .options import (
+    BASE_PATH,
+    CONTROL_PATH,
+    DEFAULT_GENERATE_S,
+    DEFAULT_MAX_BODY_BYTES,
+    DEFAULT_WEBHOOK_DELAYS_S,
+    DEFAULT_WEBHOOK_SECRET,
+    READY,
+)
+from .records import (
+    ConfiguredOffer,
+    Counts,
+    FaultRule,
+    RateLimit,
+    RequestRecord,
+    StoredEvent,
+    WebhookAttempt,
+    WebhookDelivery,
+)
 
-__all__ = ["Counts", "DevServer", "DevServerError", "FaultRule", "RateLimit", "RequestRecord", "StoredEvent"]
+__all__ = [
+    "ConfiguredOffer",
+    "Counts",
+    "DevServer",
+    "DevServerError",
+    "FaultRule",
+    "RateLimit",
+    "RequestRecord",
+    "StoredEvent",
+    "WebhookAttempt",
+    "WebhookDelivery",
+]
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # for Python before 3.11; type checkers bring it
@@ -48,8 +77,13 @@ class DevServer:
 
     *port*: 0 takes a free one. *db*: a SQLite file that outlives the server; None keeps all in memory.
     *keys*: the only API keys that are taken; none: any that starts with ``sk_`` or ``pub_``.
+    *expired_keys*: those of an account whose subscription has expired: 402, and 202 from the cancel flow.
+    *rate_limits*: True answers 429 above the documented limits.
     *max_body_bytes*: 413 above. *gzip*: ``"accept"``, or ``"415"`` or ``"400"``, the status that refuses
-    compressed bodies.
+    compressed bodies. *generate_s*: seconds that generating variants takes. *email*: False answers the
+    sending of a variant with 500, as the API does where no email service is configured.
+    *webhook_url*: where `send_alert` sends; *webhook_secret*: what it signs with; *webhook_delays*: seconds
+    before each retry.
     """
 
     def __init__(
@@ -58,16 +92,33 @@ class DevServer:
         port: int = 0,
         db: Union[str, Path, None] = None,
         keys: Sequence[str] = (),
+        expired_keys: Sequence[str] = (),
+        rate_limits: bool = False,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         gzip: str = "accept",
+        generate_s: float = DEFAULT_GENERATE_S,
+        email: bool = True,
+        webhook_url: Optional[str] = None,
+        webhook_secret: str = DEFAULT_WEBHOOK_SECRET,
+        webhook_delays: Sequence[float] = DEFAULT_WEBHOOK_DELAYS_S,
     ) -> None:
         #: The port that was asked for; once started, the one that was taken.
         self.port = port
         self._arguments = ["--max-body-bytes", str(max_body_bytes), "--gzip", gzip]
+        self._arguments += ["--generate-seconds", str(generate_s), *([] if email else ["--no-email"])]
+        if webhook_url is not None:
+            self._arguments += ["--webhook-url", webhook_url]
+        # After an "=", since it may start with a dash.
+        self._arguments.append(f"--webhook-secret={webhook_secret}")
+        self._arguments.append("--webhook-delays=" + ",".join(map(str, webhook_delays)))
         if db is not None:
             self._arguments += ["--db", str(Path(db).resolve())]
         for key in keys:
             self._arguments += ["--key", key]
+        for key in expired_keys:
+            self._arguments += ["--expired-key", key]
+        if rate_limits:
+            self._arguments.append("--rate-limits")
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._stderr: Optional[IO[bytes]] = None
         self._log = ""
@@ -207,6 +258,42 @@ class DevServer:
         """No faults from now on."""
         self._call("DELETE", "/faults")
 
+    def mark_lost(self, event_id: str) -> None:
+        """End a churn event as `lost`, which no request of the API does."""
+        self._call("POST", f"/churn-events/{quote(event_id, safe='')}/lost")
+
+    def offers(self, offers: Sequence[ConfiguredOffer]) -> None:
+        """Configure these offers of the cancel flow in place of all earlier ones; at first there are none."""
+        self._call("PUT", "/offers", list(offers))
+
+    def send_alert(
+        self,
+        customer_email: str,
+        risk_score: int,
+        *,
+        risk_level: Optional[str] = None,
+        signals: Sequence[Mapping[str, object]] = (),
+    ) -> WebhookDelivery:
+        """Send a `churn_risk.alert` to the webhook's address, signed, in the background.
+
+        *risk_score*: 0 to 100. *risk_level*: by the score, if None. *signals*: such as
+        ``{"name": "logins_down", "weight": 0.6}``.
+        """
+        body = {"customer_email": customer_email, "risk_score": risk_score, "signals": list(signals)}
+        return _delivery(
+            cast(
+                "Dict[str, object]",
+                self._call("POST", "/webhooks", {**body, "risk_level": risk_level})["data"],
+            )
+        )
+
+    def webhooks(self) -> List[WebhookDelivery]:
+        """All webhooks and what became of them, oldest first."""
+        return [
+            _delivery(each)
+            for each in cast("List[Dict[str, object]]", self._call("GET", "/webhooks")["data"])
+        ]
+
     def reset(self) -> None:
         """Forget all that was stored and counted, and all faults."""
         self._call("POST", "/reset")
@@ -228,3 +315,9 @@ class DevServer:
         if status >= 400:
             raise DevServerError(str(answer.get("error", status)))
         return answer
+
+
+def _delivery(fields: Dict[str, object]) -> WebhookDelivery:
+    attempts = cast("List[Dict[str, object]]", fields.pop("attempts"))
+    tries = tuple(WebhookAttempt(**each) for each in attempts)  # type: ignore[arg-type]  # JSON of our own server
+    return WebhookDelivery(attempts=tries, **fields)  # type: ignore[arg-type]  # the same

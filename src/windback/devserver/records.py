@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping, Optional, TypedDict, Union
+from typing import Mapping, Optional, Tuple, TypedDict, Union
 
 
 class RateLimit(TypedDict):
@@ -46,6 +46,25 @@ class FaultRule(TypedDict, total=False):
     hang: bool
 
 
+class _Offered(TypedDict):
+    cancel_reason: str
+    #: "discount", "extension", "downgrade", "feature_unlock" or "custom".
+    offer_type: str
+
+
+class ConfiguredOffer(_Offered, total=False):
+    """An offer for a cancel reason, as one configures it on the dashboard (Retention Offers page)."""
+
+    title: str
+    description: str
+    cta_button_text: str
+    #: 1 to 100.
+    discount_percent: int
+    extension_days: int
+    #: False: it is not offered (default True).
+    is_active: bool
+
+
 @dataclass(frozen=True)
 class Counts:
     """What the server has seen since its start or its last reset.
@@ -73,6 +92,8 @@ class Counts:
     templates: int
     #: Cancel-flow submissions that created a churn event.
     cancel_flows: int
+    #: Offers that customers took.
+    accepted_offers: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,31 @@ class StoredEvent:
     properties: Mapping[str, object]
     received_at: str
     idempotency_key: Optional[str]
+
+
+@dataclass(frozen=True)
+class WebhookAttempt:
+    """One try to deliver a webhook: the `status` of the receiver's answer, or an `error` in place of one."""
+
+    at: str
+    status: Optional[int]
+    error: Optional[str]
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class WebhookDelivery:
+    """An alert on its way, or what became of it."""
+
+    #: Its `opaque_id`.
+    id: str
+    #: "pending", "delivered" or "failed".
+    state: str
+    attempts: Tuple[WebhookAttempt, ...]
+    #: Seconds since the epoch: when the next try is due, or the last one was.
+    next_at: float
+    #: What is sent and signed, to the byte.
+    body: str
 
 
 @dataclass(frozen=True)

@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Mapping, NamedTuple
+from typing import Callable, Dict, Mapping, NamedTuple, Union
 
 import orjson
 
-from . import validation
-from .errors import ApiError, invalid, not_found
+from . import recovery, validation
+from .errors import ApiError, bad_state, invalid, not_found
 from .exchange import Exchange
-from .store import Store
+from .options import Options
+from .store import Store, iso
 
 #: A second cancel-flow submission of a customer within this time creates nothing (Widget Installation page).
 CANCEL_FLOW_WINDOW_S = 24 * 3600
 
+#: The life of a churn event, in order; the last two end it (Churn Events page).
 STATUSES = ("new", "processing", "variants_generated", "email_sent", "recovered", "lost")
+FINAL_STATUSES = STATUSES[4:]
 
 #: Bounds of a page of a list (API Reference page).
 DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET = 20, 100, 2**31
 
 
 class Answer(NamedTuple):
-    """Status and JSON body."""
+    """Status and JSON body; an empty one is none."""
 
     status: int
     body: bytes
+
+
+class Later(NamedTuple):
+    """No answer yet: what was written is kept, and the handler is called again after a while."""
+
+    delay_s: float
 
 
 class Call(NamedTuple):
     """A request whose key has been checked and whose body is parsed."""
 
     store: Store
+    options: Options
     exchange: Exchange
     params: Mapping[str, str]
     query: Mapping[str, str]
     body: object
     now: float
+    #: Whether the handler is called again because it answered `Later`.
+    resumed: bool
+    #: Whether the subscription of the key's account has expired.
+    expired: bool
 
 
-Handler = Callable[[Call], Answer]
+Handler = Callable[[Call], Union[Answer, Later]]
 
+NO_CONTENT = Answer(204, b"")
 _OK = orjson.dumps({"status": "ok"})
 
 
@@ -80,8 +95,10 @@ def _churn_event(call: Call) -> Dict[str, object]:
 
 
 def get_churn_event(call: Call) -> Answer:
-    """`GET /projects/{slug}/churn-events/{id}`."""
-    return _data(_churn_event(call))
+    """`GET /projects/{slug}/churn-events/{id}`, with its variants when there are any."""
+    doc = _churn_event(call)
+    variants = call.store.variants(str(doc["id"]))
+    return _data({**doc, "variants": variants} if variants else doc)
 
 
 def set_cancel_reason(call: Call) -> Answer:
@@ -94,13 +111,93 @@ def set_cancel_reason(call: Call) -> Answer:
 
 
 def mark_recovered(call: Call) -> Answer:
-    """`POST /projects/{slug}/churn-events/{id}/recovered`; a second time is a 400."""
+    """`POST /projects/{slug}/churn-events/{id}/recovered`; 400 when the event is in a final state already."""
     doc = _churn_event(call)
-    if doc["status"] == "recovered":
-        raise ApiError(400, "INVALID_STATE", "the churn event is recovered already")
+    if doc["status"] in FINAL_STATUSES:
+        raise bad_state(f"the churn event is {doc['status']} already")
     doc["status"] = "recovered"
     call.store.update_churn_event(doc, call.now)
     return _data(doc)
+
+
+def generate_variants(call: Call) -> Union[Answer, Later]:
+    """`POST /projects/{slug}/churn-events/{id}/generate`: `processing` at once, the emails after a while."""
+    doc = _churn_event(call)
+    if doc["status"] not in ("new", "processing"):
+        raise bad_state(f"variants cannot be generated for a churn event that is {doc['status']}")
+    if not call.resumed:
+        doc["status"] = "processing"
+        call.store.update_churn_event(doc, call.now)
+        return Later(call.options.generate_s)
+    template = call.store.active_template(call.params["slug"], doc["cancel_reason"])
+    variants = call.store.add_variants(str(doc["id"]), recovery.write(doc, template), call.now)
+    doc["status"] = "variants_generated"
+    call.store.update_churn_event(doc, call.now)
+    return _data({"event_id": doc["id"], "status": doc["status"], "variants": variants})
+
+
+def list_variants(call: Call) -> Answer:
+    """`GET /projects/{slug}/churn-events/{id}/variants`."""
+    return _data(call.store.variants(str(_churn_event(call)["id"])))
+
+
+def _variant(call: Call, event: Mapping[str, object]) -> Dict[str, object]:
+    doc = call.store.variant(str(event["id"]), call.params["vid"])
+    if doc is None:
+        raise not_found("variant")
+    return doc
+
+
+def update_variant(call: Call) -> Answer:
+    """`PATCH /projects/{slug}/churn-events/{id}/variants/{vid}`: subject or body, until it is sent."""
+    changes = validation.variant_changes(call.body)
+    doc = _variant(call, _churn_event(call))
+    _check_unsent(doc)
+    doc.update(changes)
+    call.store.update_variant(doc)
+    return _data(doc)
+
+
+def send_variant(call: Call) -> Answer:
+    """`POST /projects/{slug}/churn-events/{id}/variants/{vid}/send`; each variant is sent once."""
+    event = _churn_event(call)
+    if event["status"] in FINAL_STATUSES:
+        raise bad_state(f"the churn event is {event['status']} already")
+    if event["status"] not in ("variants_generated", "email_sent"):
+        raise bad_state("variants must be generated before sending emails")
+    doc = _variant(call, event)
+    _check_unsent(doc)
+    if not call.options.email:
+        raise ApiError(500, "EMAIL_NOT_CONFIGURED", "email service is not configured")
+    doc.update(status="sent", sent_at=iso(call.now))
+    call.store.update_variant(doc)
+    event["status"] = "email_sent"
+    call.store.update_churn_event(event, call.now)
+    return _data(doc)
+
+
+def _check_unsent(variant: Mapping[str, object]) -> None:
+    if variant["sent_at"] is not None:
+        raise bad_state("this variant has already been sent")
+
+
+def get_stats(call: Call) -> Answer:
+    """`GET /projects/{slug}/stats`; all zero without events (Stats page). What is at risk is still open."""
+    by_status = call.store.events_by_status(call.params["slug"])
+    total = sum(count for count, _ in by_status.values())
+    recovered, recovered_mrr = by_status.get("recovered", (0, 0))
+    stats = {
+        "total_events": total,
+        "new_events": by_status.get("new", (0, 0))[0],
+        "recovered_events": recovered,
+        "lost_events": by_status.get("lost", (0, 0))[0],
+        "total_mrr_at_risk": sum(
+            mrr for status, (_, mrr) in by_status.items() if status not in FINAL_STATUSES
+        ),
+        "recovered_mrr": recovered_mrr,
+        "recovery_rate": round(100 * recovered / total, 2) if total else 0,
+    }
+    return Answer(200, orjson.dumps(stats))
 
 
 def create_template(call: Call) -> Answer:
@@ -117,21 +214,72 @@ def list_templates(call: Call) -> Answer:
     return _data(call.store.templates(call.params["slug"]))
 
 
+def _template(call: Call) -> Dict[str, object]:
+    doc = call.store.template(call.params["slug"], call.params["id"])
+    if doc is None:
+        raise not_found("recovery template")
+    return doc
+
+
+def get_template(call: Call) -> Answer:
+    """`GET /projects/{slug}/recovery-templates/{id}`."""
+    return _data(_template(call))
+
+
+def update_template(call: Call) -> Answer:
+    """`PUT /projects/{slug}/recovery-templates/{id}`: any of the fields but the cancel reason."""
+    changes = validation.template_changes(call.body)
+    doc = _template(call)
+    doc.update(changes)
+    call.store.update_template(doc, call.now)
+    return _data(doc)
+
+
+def delete_template(call: Call) -> Answer:
+    """`DELETE /projects/{slug}/recovery-templates/{id}`."""
+    if not call.store.delete_template(call.params["slug"], call.params["id"]):
+        raise not_found("recovery template")
+    return NO_CONTENT
+
+
 def submit_cancel_flow(call: Call) -> Answer:
     """`POST /cancel-flow/submit`: creates a churn event.
 
-    Within 24 hours of the customer's last submission it answers 202 and creates nothing.
+    It answers 202 and creates nothing within 24 hours of the customer's last submission, and when the
+    subscription has expired.
     """
     fields = validation.cancel_flow_fields(call.body)
     email = fields.churn.customer_email
+    if call.expired:
+        return _nothing_created("the subscription has expired")
     if call.store.cancel_flow_since(email, call.now - CANCEL_FLOW_WINDOW_S):
-        message = "this customer has submitted the cancel flow within the last 24 hours"
-        return Answer(
-            202, orjson.dumps({"success": True, "event_id": None, "offer": None, "message": message})
-        )
+        return _nothing_created("this customer has submitted the cancel flow within the last 24 hours")
     event_id = str(call.store.add_churn_event(None, fields.churn, call.now)["id"])
     call.store.add_cancel_flow(email, event_id, fields.feedback_text, fields.selected_offer, call.now)
-    return Answer(200, orjson.dumps({"success": True, "event_id": event_id, "offer": None}))
+    offer = call.store.active_offer(str(fields.churn.cancel_reason))
+    return Answer(200, orjson.dumps({"success": True, "event_id": event_id, "offer": offer}))
+
+
+def _nothing_created(why: str) -> Answer:
+    return Answer(202, orjson.dumps({"success": True, "event_id": None, "offer": None, "message": why}))
+
+
+def get_offer(call: Call) -> Answer:
+    """`GET /cancel-flow/offers?reason=`: the offer, or null."""
+    reason = call.query.get("reason")
+    if not reason:
+        raise invalid("reason: is missing")
+    return Answer(200, orjson.dumps({"offer": call.store.active_offer(reason)}))
+
+
+def accept_offer(call: Call) -> Answer:
+    """`POST /cancel-flow/accept-offer`: recorded; what the API does with it then is not documented."""
+    fields = validation.acceptance_fields(call.body)
+    offer = call.store.active_offer(fields.cancel_reason)
+    if offer is None or offer["offer_type"] != fields.offer_type:
+        raise not_found(f"an offer of type {fields.offer_type} for {fields.cancel_reason}")
+    call.store.add_acceptance(fields, call.now)
+    return Answer(200, orjson.dumps({"success": True, "message": "the offer has been accepted"}))
 
 
 def number(query: Mapping[str, str], name: str, low: int, high: int, default: int) -> int:

@@ -16,9 +16,10 @@ import uvicorn
 from .app import build_app
 from .connections import Connections, protocol_class
 from .exchange import Exchange
-from .gateway import Gateway
 from .options import BASE_PATH, READY, Options
 from .store import Store
+from .waits import Waits
+from .webhooks import Webhooks
 
 #: Idle connections are kept this long, as nginx does by default; uvicorn's 5 s would be a fault of its own.
 KEEP_ALIVE_S = 75
@@ -39,7 +40,10 @@ def serve(options: Options) -> int:
         listener.close()
         return _fail(f"cannot use {options.db} as database: {error}")
     connections = Connections()
-    gateway = build_app(options, store, connections, None if options.quiet else _print_request)
+    waits = Waits()
+    webhooks = Webhooks(options, store, waits)
+    on_done = None if options.quiet else _print_request
+    gateway = build_app(options, store, connections, waits, webhooks, on_done)
     config = uvicorn.Config(
         gateway,
         loop="asyncio",
@@ -53,7 +57,7 @@ def serve(options: Options) -> int:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=2,
     )
-    server = _Server(config, gateway, f"http://{_authority(listener)}{BASE_PATH}")
+    server = _Server(config, waits, webhooks, f"http://{_authority(listener)}{BASE_PATH}")
 
     def stop(_signum: int, _frame: Optional[FrameType]) -> None:
         server.should_exit = True
@@ -72,18 +76,20 @@ def serve(options: Options) -> int:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, waits: Waits, webhooks: Webhooks, url: str) -> None:
         super().__init__(config)
-        self._gateway = gateway
+        self._waits = waits
+        self._webhooks = webhooks
         self._url = url
 
     async def startup(self, sockets: Optional[List[socket.socket]] = None) -> None:
         await super().startup(sockets)
+        self._webhooks.resume()
         sys.stdout.write(READY + self._url + "\n")
         sys.stdout.flush()
 
     async def shutdown(self, sockets: Optional[List[socket.socket]] = None) -> None:
-        self._gateway.close()  # or the requests that hang on purpose would keep the server
+        self._waits.close()  # or the requests that hang on purpose would keep the server
         await super().shutdown(sockets)
 
 

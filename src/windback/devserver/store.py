@@ -6,7 +6,9 @@ with another's. A request is one transaction: what it was answered for is commit
 Tables:
     batches      one row for each `POST /track` that was taken: when, under which Idempotency-Key
     events       one row for each event, in the order of arrival; `batch_id` points into `batches`
-    churn_events, templates, cancel_flows   `doc` is the JSON that the API answers with
+    churn_events, variants, templates, cancel_flows, offers   `doc` is the JSON that the API answers with
+    webhooks     one row for each alert: what was sent, the tries, and what became of it
+    accepted_offers   what `POST /cancel-flow/accept-offer` recorded
     answers      the first answer to each Idempotency-Key, by `scope` (method, path and key of the caller)
 """
 
@@ -20,7 +22,10 @@ from typing import Dict, Generator, List, NamedTuple, Optional, Tuple
 
 import orjson
 
-from .validation import ChurnFields, EventRow, TemplateFields
+from .validation import Acceptance, ChurnFields, EventRow, TemplateFields
+
+#: Marks a file as one of this server (SQLite's `application_id`), and how it is laid out (`user_version`).
+APPLICATION_ID, SCHEMA_VERSION = 0x57424456, 1
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS batches (
@@ -29,19 +34,33 @@ CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY, batch_id INTEGER NOT NULL, event TEXT NOT NULL, customer_email TEXT,
     customer_id TEXT, customer_name TEXT, timestamp TEXT, properties TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS churn_events (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, slug TEXT, status TEXT NOT NULL, doc TEXT NOT NULL);
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, slug TEXT, status TEXT NOT NULL,
+    mrr INTEGER NOT NULL, doc TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS variants (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, event_id TEXT NOT NULL, doc TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS variants_by_event ON variants (event_id);
 CREATE TABLE IF NOT EXISTS templates (
-    seq INTEGER PRIMARY KEY, slug TEXT NOT NULL, cancel_reason TEXT NOT NULL, doc TEXT NOT NULL,
-    UNIQUE (slug, cancel_reason));
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, slug TEXT NOT NULL, cancel_reason TEXT NOT NULL,
+    doc TEXT NOT NULL, UNIQUE (slug, cancel_reason));
 CREATE TABLE IF NOT EXISTS cancel_flows (
     seq INTEGER PRIMARY KEY, customer TEXT NOT NULL, created_at REAL NOT NULL, event_id TEXT NOT NULL,
     feedback_text TEXT, selected_offer TEXT);
 CREATE INDEX IF NOT EXISTS cancel_flows_by_customer ON cancel_flows (customer, created_at);
+CREATE TABLE IF NOT EXISTS offers (cancel_reason TEXT PRIMARY KEY, doc TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS accepted_offers (
+    seq INTEGER PRIMARY KEY, customer TEXT NOT NULL, cancel_reason TEXT NOT NULL, offer_type TEXT NOT NULL,
+    accepted_at TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS webhooks (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, doc TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS answers (
     scope TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, status INTEGER NOT NULL,
     body BLOB NOT NULL, events INTEGER NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID;
 """
-_TABLES = ("batches", "events", "churn_events", "templates", "cancel_flows", "answers")
+_TABLES = (
+    *("batches", "events", "churn_events", "variants", "templates", "cancel_flows", "offers"),
+    *("accepted_offers", "webhooks", "answers"),
+)
+
+_MARKS = {"application_id": APPLICATION_ID, "user_version": SCHEMA_VERSION}
 
 Doc = Dict[str, object]
 
@@ -63,18 +82,36 @@ def iso(seconds: float) -> str:
 class Store:
     """The database behind the server; *path* None keeps it in memory.
 
-    Raises `sqlite3.Error` when the file cannot be opened or is no database.
+    Raises `sqlite3.Error` when the file cannot be opened, is no database, or is not one of this version.
     """
 
     def __init__(self, path: Optional[str] = None) -> None:
         self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
+        try:
+            self._open(path)
+        except BaseException:
+            self._db.close()
+            raise
+        self.event_count = self._count("events")
+
+    def _open(self, path: Optional[str]) -> None:
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        found = tuple(self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in _MARKS)
+        if tables and found != tuple(_MARKS.values()):  # nothing has been written to it yet
+            theirs = (
+                f"has schema version {found[1]}" if found[0] == APPLICATION_ID else "is not of this server"
+            )
+            raise sqlite3.DatabaseError(
+                f"it {theirs}, and version {SCHEMA_VERSION} is needed; name another file, or move it away"
+            )
         if path:
             # A killed server loses nothing that it answered for (the kernel has the pages); only a power cut
             # could, and waiting for the disk at each request would be a high price for that here.
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=OFF")
         self._db.executescript(_SCHEMA)
-        self.event_count = self._count("events")
+        for name, value in _MARKS.items():
+            self._db.execute(f"PRAGMA {name} = {value}")
 
     def close(self) -> None:
         """Close the file; the store is of no use afterwards."""
@@ -107,6 +144,7 @@ class Store:
             "churn_events": self._count("churn_events"),
             "templates": self._count("templates"),
             "cancel_flows": self._count("cancel_flows"),
+            "accepted_offers": self._count("accepted_offers"),
         }
 
     def _count(self, table: str) -> int:
@@ -180,8 +218,8 @@ class Store:
         doc: Doc = {"id": "evt_" + uuid.uuid4().hex, "project_id": f"prj_{slug or 'dev'}", **fields._asdict()}
         doc.update(status="new", created_at=created, updated_at=created)
         self._db.execute(
-            "INSERT INTO churn_events (id, slug, status, doc) VALUES (?, ?, 'new', ?)",
-            (doc["id"], slug, orjson.dumps(doc).decode()),
+            "INSERT INTO churn_events (id, slug, status, mrr, doc) VALUES (?, ?, 'new', ?, ?)",
+            (doc["id"], slug, fields.mrr, orjson.dumps(doc).decode()),
         )
         return doc
 
@@ -190,6 +228,11 @@ class Store:
         row = self._db.execute(
             "SELECT doc FROM churn_events WHERE id = ? AND (slug = ? OR slug IS NULL)", (event_id, slug)
         ).fetchone()
+        return None if row is None else _doc(row)
+
+    def any_churn_event(self, event_id: str) -> Optional[Doc]:
+        """The churn event of this id, of whatever project, or None."""
+        row = self._db.execute("SELECT doc FROM churn_events WHERE id = ?", (event_id,)).fetchone()
         return None if row is None else _doc(row)
 
     def churn_events(
@@ -215,6 +258,47 @@ class Store:
             (orjson.dumps(doc).decode(), doc["status"], doc["id"]),
         )
 
+    def events_by_status(self, slug: str) -> Dict[str, Tuple[int, int]]:
+        """How many churn events a project has in each status, and the cents a month they stand for."""
+        rows = self._db.execute(
+            "SELECT status, count(*), sum(mrr) FROM churn_events WHERE slug = ? OR slug IS NULL"
+            " GROUP BY status",
+            (slug,),
+        )
+        return {status: (count, mrr) for status, count, mrr in rows}
+
+    # Variants
+
+    def add_variants(self, event_id: str, emails: List[Doc], now: float) -> List[Doc]:
+        """Keep the emails that were written for a churn event, as drafts."""
+        draft: Doc = {"status": "draft", "sent_at": None, "opened_at": None, "clicked_at": None}
+        draft["created_at"] = iso(now)
+        docs: List[Doc] = [
+            {"id": "var_" + uuid.uuid4().hex, "churn_event_id": event_id, **email, **draft}
+            for email in emails
+        ]
+        self._db.executemany(
+            "INSERT INTO variants (id, event_id, doc) VALUES (?, ?, ?)",
+            [(doc["id"], event_id, orjson.dumps(doc).decode()) for doc in docs],
+        )
+        return docs
+
+    def variants(self, event_id: str) -> List[Doc]:
+        """All variants of a churn event."""
+        rows = self._db.execute("SELECT doc FROM variants WHERE event_id = ? ORDER BY seq", (event_id,))
+        return [_doc(row) for row in rows]
+
+    def variant(self, event_id: str, variant_id: str) -> Optional[Doc]:
+        """The variant of this id, if it is one of that churn event."""
+        row = self._db.execute(
+            "SELECT doc FROM variants WHERE id = ? AND event_id = ?", (variant_id, event_id)
+        ).fetchone()
+        return None if row is None else _doc(row)
+
+    def update_variant(self, doc: Doc) -> None:
+        """Write a changed variant back."""
+        self._db.execute("UPDATE variants SET doc = ? WHERE id = ?", (orjson.dumps(doc).decode(), doc["id"]))
+
     # Recovery templates
 
     def add_template(self, slug: str, fields: TemplateFields, now: float) -> Optional[Doc]:
@@ -223,8 +307,8 @@ class Store:
         doc: Doc = {"id": "tpl_" + uuid.uuid4().hex, "project_id": f"prj_{slug}", **fields._asdict()}
         doc.update(created_at=created, updated_at=created)
         cursor = self._db.execute(
-            "INSERT OR IGNORE INTO templates (slug, cancel_reason, doc) VALUES (?, ?, ?)",
-            (slug, fields.cancel_reason, orjson.dumps(doc).decode()),
+            "INSERT OR IGNORE INTO templates (id, slug, cancel_reason, doc) VALUES (?, ?, ?, ?)",
+            (doc["id"], slug, fields.cancel_reason, orjson.dumps(doc).decode()),
         )
         return doc if cursor.rowcount else None
 
@@ -232,6 +316,31 @@ class Store:
         """All templates of a project, oldest first."""
         rows = self._db.execute("SELECT doc FROM templates WHERE slug = ? ORDER BY seq", (slug,))
         return [_doc(row) for row in rows]
+
+    def template(self, slug: str, template_id: str) -> Optional[Doc]:
+        """The template of this id, or None."""
+        row = self._db.execute(
+            "SELECT doc FROM templates WHERE id = ? AND slug = ?", (template_id, slug)
+        ).fetchone()
+        return None if row is None else _doc(row)
+
+    def active_template(self, slug: str, cancel_reason: object) -> Optional[Doc]:
+        """The template that is to be used for a reason, or None."""
+        row = self._db.execute(
+            "SELECT doc FROM templates WHERE slug = ? AND cancel_reason = ?", (slug, cancel_reason)
+        ).fetchone()
+        doc = None if row is None else _doc(row)
+        return doc if doc is not None and doc["is_active"] else None
+
+    def update_template(self, doc: Doc, now: float) -> None:
+        """Write a changed template back and stamp `updated_at`."""
+        doc["updated_at"] = iso(now)
+        self._db.execute("UPDATE templates SET doc = ? WHERE id = ?", (orjson.dumps(doc).decode(), doc["id"]))
+
+    def delete_template(self, slug: str, template_id: str) -> bool:
+        """Delete a template; whether there was one."""
+        cursor = self._db.execute("DELETE FROM templates WHERE id = ? AND slug = ?", (template_id, slug))
+        return cursor.rowcount > 0
 
     # Cancel flow
 
@@ -256,6 +365,59 @@ class Store:
             " VALUES (?, ?, ?, ?, ?)",
             (email.lower(), now, event_id, feedback_text, selected_offer),
         )
+
+    # Offers
+
+    def offers(self) -> List[Doc]:
+        """All offers, each with its cancel reason."""
+        rows = self._db.execute("SELECT cancel_reason, doc FROM offers ORDER BY rowid")
+        return [{"cancel_reason": reason, **orjson.loads(doc)} for reason, doc in rows]
+
+    def replace_offers(self, offers: Dict[str, Doc]) -> None:
+        """Configure these offers, by their cancel reason, in place of all earlier ones."""
+        with self.transaction():
+            self._db.execute("DELETE FROM offers")
+            self._db.executemany(
+                "INSERT INTO offers (cancel_reason, doc) VALUES (?, ?)",
+                [(reason, orjson.dumps(offer).decode()) for reason, offer in offers.items()],
+            )
+
+    def active_offer(self, cancel_reason: str) -> Optional[Doc]:
+        """The offer to make for a reason, or None."""
+        row = self._db.execute("SELECT doc FROM offers WHERE cancel_reason = ?", (cancel_reason,)).fetchone()
+        doc = None if row is None else _doc(row)
+        return doc if doc is not None and doc["is_active"] else None
+
+    def add_acceptance(self, acceptance: Acceptance, now: float) -> None:
+        """Record that a customer took an offer."""
+        self._db.execute(
+            "INSERT INTO accepted_offers (customer, cancel_reason, offer_type, accepted_at)"
+            " VALUES (?, ?, ?, ?)",
+            (*acceptance, iso(now)),
+        )
+
+    # Webhooks
+
+    def add_webhook(self, delivery: Doc) -> None:
+        """Keep an alert that is to be delivered."""
+        self._db.execute(
+            "INSERT INTO webhooks (id, doc) VALUES (?, ?)", (delivery["id"], orjson.dumps(delivery).decode())
+        )
+
+    def update_webhook(self, delivery: Doc) -> None:
+        """Write back what became of an alert, unless it has been deleted."""
+        self._db.execute(
+            "UPDATE webhooks SET doc = ? WHERE id = ?", (orjson.dumps(delivery).decode(), delivery["id"])
+        )
+
+    def has_webhook(self, alert_id: str) -> bool:
+        """Whether the alert is still kept."""
+        row = self._db.execute("SELECT 1 FROM webhooks WHERE id = ?", (alert_id,)).fetchone()
+        return row is not None
+
+    def webhooks(self) -> List[Doc]:
+        """All alerts, oldest first."""
+        return [_doc(row) for row in self._db.execute("SELECT doc FROM webhooks ORDER BY seq")]
 
 
 def _doc(row: Tuple[str]) -> Doc:

@@ -22,6 +22,12 @@ MAX_BATCH = 100
 #: Churn Events and Custom Webhook pages.
 EVENT_TYPES = ("cancellation", "payment_failed", "payment_recovered")
 
+#: The largest amount of cents and number of days that is taken: sums of many of them stay within 64 bits.
+MAX_COUNT = 10**12
+
+#: Retention Offers page.
+OFFER_TYPES = ("discount", "extension", "downgrade", "feature_unlock", "custom")
+
 _email = re.compile(r"[^@\s]+@[^@\s]+").fullmatch
 _timestamp = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):?[0-5]\d)", re.ASCII
@@ -71,6 +77,24 @@ class CancelFlowFields(NamedTuple):
     churn: ChurnFields
     feedback_text: Optional[str]
     selected_offer: Optional[str]
+
+
+class Acceptance(NamedTuple):
+    """A customer took an offer."""
+
+    customer_email: str
+    cancel_reason: str
+    offer_type: str
+
+
+class Alert(NamedTuple):
+    """What a webhook is to tell."""
+
+    project_id: str
+    customer_email: str
+    risk_score: int
+    risk_level: str
+    signals: List[Dict[str, object]]
 
 
 class _BadFieldError(Exception):
@@ -214,6 +238,81 @@ def cancel_reason_fields(body: object) -> Dict[str, str]:
     return checked
 
 
+def acceptance_fields(body: object) -> Acceptance:
+    """The checked body of `POST /cancel-flow/accept-offer`; raises `ApiError` 400."""
+    try:
+        fields = _object(body)
+        return Acceptance(
+            customer_email=_required_email(fields),
+            cancel_reason=_text(fields, "cancel_reason"),
+            offer_type=_text(fields, "offer_type"),
+        )
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+
+
+def configured_offers(body: object) -> Dict[str, Dict[str, object]]:
+    """The offers of `PUT /_dev/offers` by their cancel reason; raises `ApiError` 400."""
+    if type(body) is not list:
+        raise invalid("offers: must be a list")
+    offers: Dict[str, Dict[str, object]] = {}
+    for index, item in enumerate(cast("List[object]", body)):
+        try:
+            fields = _object(item)
+            reason = _text(fields, "cancel_reason")
+            offer = _offer(fields)
+        except _BadFieldError as bad:
+            raise invalid(f"offers[{index}].{bad.field}: {bad.problem}") from None
+        if reason in offers:
+            raise invalid(f"offers[{index}].cancel_reason: {reason} has an offer already")
+        offers[reason] = offer
+    return offers
+
+
+def _offer(fields: Dict[str, object]) -> Dict[str, object]:
+    offer_type = _text(fields, "offer_type")
+    if offer_type not in OFFER_TYPES:
+        raise _BadFieldError("offer_type", "must be one of " + ", ".join(OFFER_TYPES))
+    percent = _optional_count(fields, "discount_percent")
+    if percent is not None and not 1 <= percent <= 100:
+        raise _BadFieldError("discount_percent", "must be a whole number from 1 to 100")
+    texts = {name: _optional_text(fields, name) for name in ("title", "description", "cta_button_text")}
+    days = _optional_count(fields, "extension_days")
+    offer = {"offer_type": offer_type, **texts, "discount_percent": percent, "extension_days": days}
+    given = {name: value for name, value in offer.items() if value is not None}
+    return {**given, "is_active": _flag(fields, "is_active", default=True)}
+
+
+def alert_fields(body: object) -> Alert:
+    """The checked body of `POST /_dev/webhooks`; raises `ApiError` 400."""
+    try:
+        fields = _object(body)
+        score = _optional_count(fields, "risk_score")
+        if score is None or score > 100:
+            raise _BadFieldError("risk_score", "must be a whole number from 0 to 100")  # noqa: TRY301 - as all others
+        return Alert(
+            project_id=_optional_text(fields, "project_id") or "prj_dev",
+            customer_email=_required_email(fields),
+            risk_score=score,
+            risk_level=_optional_text(fields, "risk_level") or _risk_level(score),
+            signals=_signals(fields),
+        )
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+
+
+def _risk_level(score: int) -> str:
+    """The names are documented, their bounds are not."""
+    return "critical" if score >= 90 else "high" if score >= 70 else "medium" if score >= 40 else "low"
+
+
+def _signals(fields: Dict[str, object]) -> List[Dict[str, object]]:
+    value = fields.get("signals", [])
+    if type(value) is not list or not all(type(item) is dict for item in cast("List[object]", value)):
+        raise _BadFieldError("signals", "must be a list of objects")
+    return cast("List[Dict[str, object]]", value)
+
+
 def template_fields(body: object) -> TemplateFields:
     """The checked body of `POST /projects/{slug}/recovery-templates`; raises `ApiError` 400."""
     try:
@@ -229,10 +328,31 @@ def template_fields(body: object) -> TemplateFields:
         raise invalid(f"{bad.field}: {bad.problem}") from None
 
 
+def template_changes(body: object) -> Dict[str, object]:
+    """The fields that `PUT /projects/{slug}/recovery-templates/{id}` changes; raises `ApiError` 400."""
+    try:
+        fields = _object(body)
+        changes: Dict[str, object] = _texts(fields, "name", "subject", "body")
+        if "is_active" in fields:
+            changes["is_active"] = _flag(fields, "is_active", default=True)
+        _check_any(changes, "name, subject, body, is_active")
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+    return changes
+
+
+def variant_changes(body: object) -> Dict[str, object]:
+    """The fields that `PATCH …/variants/{vid}` changes; raises `ApiError` 400."""
+    try:
+        changes = _texts(_object(body), "subject", "body")
+        _check_any(changes, "subject, body")
+    except _BadFieldError as bad:
+        raise invalid(f"{bad.field}: {bad.problem}") from None
+    return changes
+
+
 def _churn_fields(fields: Dict[str, object]) -> ChurnFields:
-    email = fields.get("customer_email")
-    if type(email) is not str or not _email(email):
-        raise _BadFieldError("customer_email", "is missing" if email is None else "must look like name@host")
+    email = _required_email(fields)
     event_type = _optional_text(fields, "event_type")
     if event_type is not None and event_type not in EVENT_TYPES:
         raise _BadFieldError("event_type", "must be one of " + ", ".join(EVENT_TYPES))
@@ -266,6 +386,23 @@ def _text(fields: Dict[str, object], name: str) -> str:
     return value
 
 
+def _required_email(fields: Dict[str, object]) -> str:
+    email = fields.get("customer_email")
+    if type(email) is not str or not _email(email):
+        raise _BadFieldError("customer_email", "is missing" if email is None else "must look like name@host")
+    return email
+
+
+def _texts(fields: Dict[str, object], *names: str) -> Dict[str, object]:
+    """Those of the texts that are given; they may not be empty."""
+    return {name: _text(fields, name) for name in names if name in fields}
+
+
+def _check_any(changes: Dict[str, object], names: str) -> None:
+    if not changes:
+        raise _BadFieldError("body", f"must have at least one of {names}")
+
+
 def _flag(fields: Dict[str, object], name: str, *, default: bool) -> bool:
     value = fields.get(name, default)
     if type(value) is not bool:
@@ -284,6 +421,6 @@ def _optional_count(fields: Dict[str, object], name: str) -> Optional[int]:
     value = fields.get(name)
     if value is None:
         return None
-    if type(value) is not int or value < 0:  # a bool is not an int here
-        raise _BadFieldError(name, "must be a whole number that is not negative")
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:  # a bool is not an int here
+        raise _BadFieldError(name, f"must be a whole number from 0 to {MAX_COUNT}")
     return value
