@@ -86,7 +86,8 @@ class _Guard:
 
     @staticmethod
     def _holds_events_for_others(core: Core) -> bool:
-        host = urlsplit(core.config.base_url).hostname or ""
+        broker = core.config.broker
+        host = (urlsplit(core.config.base_url).hostname or "") if broker is None else broker.host
         return core.dispatcher.stats().pending > 0 and not is_loopback(host)
 
 
