@@ -870,7 +870,8 @@ LEAVES = {name: parser for name, parser, within in commands(make_parser()) if no
 
 def test_these_are_all_commands():
     journal = {f"windback journal {name}" for name in ("stats", "peek", "drain", "dead", "replay", "check")}
-    assert set(LEAVES) == {"windback dev", "windback relay", *journal}
+    broker = {f"windback broker {name}" for name in ("stats", "dead", "replay")}
+    assert set(LEAVES) == {"windback dev", "windback relay", *journal, *broker}
 
 
 def test_each_command_and_option_has_help():

@@ -90,6 +90,15 @@ return 0
 """
 
 
+#: Makes an event of a dead letter again, once. KEYS: events, dead. ARGV: the letter, then what XADD takes.
+REVIVE = """\
+if #redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1]) == 0 then return 0 end
+redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
+redis.call('XDEL', KEYS[2], ARGV[1])
+return 1
+"""
+
+
 class Entry(NamedTuple):
     """One batch as it stands in the stream."""
 
