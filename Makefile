@@ -51,6 +51,7 @@ pytest: $(DEV)  ## the tests alone
 
 .PHONY: stress
 stress: $(DEV)  ## 1,000 exits, 500 forks, the fault tests 20 times; ARGS='--repeats 0' leaves those out
+	$(redis)
 	$(BIN)/python tests/stress.py $(ARGS)
 
 .PHONY: torture

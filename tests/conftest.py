@@ -39,17 +39,17 @@ class RedisServer:
             self.port: int = taken.getsockname()[1]
         self.folder = folder
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._command = [
-            *(binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)),
-            *("--appendonly", "yes", "--save", "", "--logfile", str(folder / "log"), *options),
-        ]
+        common = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder))
+        self._command = [binary, *common, "--logfile", str(folder / "log")]
+        self._options = ["--appendonly", "yes", "--save", "", *options]
         self._process: Optional[subprocess.Popen[bytes]] = None
         self.client = redis.Redis(port=self.port, protocol=2, decode_responses=True)
 
     def start(self) -> None:
         import redis
 
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        command = [*self._command, *self._options]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 15
         while True:
             try:
@@ -63,6 +63,13 @@ class RedisServer:
             assert self._process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < deadline, "Redis does not answer"
             time.sleep(0.01)
+
+    def use_as_sentinel(self, text: str) -> None:
+        """Have it start as a Sentinel with this configuration, which it writes to."""
+        path = self.folder / "sentinel.conf"
+        path.write_text(text, encoding="utf-8")
+        self._command[1:1] = [str(path)]
+        self._options = ["--sentinel"]
 
     def signal(self, number: int) -> None:
         assert self._process is not None

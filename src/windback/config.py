@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Callable, Dict, Mapping, Optional, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Tuple, Union
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from .errors import ConfigurationError
@@ -66,24 +66,61 @@ class BrokerAddress(str):
         return urlsplit(str(self))
 
     @property
-    def host(self) -> str:
-        """The host, as connections are made to it."""
-        return self._parts.hostname or "localhost"
+    def is_sentinel(self) -> bool:
+        """Whether `nodes` are Sentinels, which know where the master of `service` is."""
+        return self._parts.scheme.endswith("+sentinel")
+
+    @property
+    def nodes(self) -> List[Tuple[str, int]]:
+        """The hosts and ports that connections are made to."""
+        return _nodes(self._parts.netloc, 26379 if self.is_sentinel else 6379)
+
+    @property
+    def service(self) -> str:
+        """What the Sentinels call it."""
+        return self._parts.path.strip("/").partition("/")[0]
+
+    @property
+    def options(self) -> Dict[str, Union[str, int]]:
+        """What redis-py wants to know of the master that Sentinels name: database, user, password, TLS."""
+        parts = self._parts
+        given: Dict[str, Union[str, int]] = {"db": int(parts.path.strip("/").partition("/")[2] or 0)}
+        for name, value in (("username", parts.username), ("password", parts.password)):
+            if value:
+                given[name] = unquote(value)
+        query = {name: value for name, value in parse_qsl(parts.query) if name.startswith("ssl_")}
+        return {**given, **query, **({"ssl": 1} if parts.scheme.startswith("rediss") else {})}
+
+    @property
+    def sentinel_options(self) -> Dict[str, Union[str, int]]:
+        """The same of the Sentinels, which have a user and a password of their own, or none."""
+        query = dict(parse_qsl(self._parts.query))
+        given: Dict[str, Union[str, int]] = {
+            name[len("sentinel_") :]: value for name, value in query.items() if name.startswith("sentinel_")
+        }
+        return {**given, **{name: value for name, value in self.options.items() if name.startswith("ssl")}}
 
     @property
     def place(self) -> str:
         """The part that may be shown: no user, no password."""
         parts = self._parts
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{parts.scheme}://{host}:{parts.port or 6379}/{parts.path.strip('/') or 0}"
+        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.nodes)
+        return f"{parts.scheme}://{hosts}/{parts.path.strip('/') or 0}"
 
     def redact(self, text: str) -> str:
         """Return *text* without the password, should a library have repeated it."""
         password = self._parts.password
-        for each in (str(self), password, password and unquote(password)):
+        theirs = self.sentinel_options.get("password")
+        for each in (str(self), password, password and unquote(password), theirs and str(theirs)):
             if each:
                 text = text.replace(each, self.place if each == self else "***")
         return text
+
+
+def _nodes(netloc: str, default_port: int) -> List[Tuple[str, int]]:
+    """Read host:port,host:port. Raises ValueError."""
+    parts = [urlsplit(f"//{each}") for each in netloc.rpartition("@")[2].split(",")]
+    return [(part.hostname or "", default_port if part.port is None else part.port) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -359,6 +396,9 @@ def _broker(options: Mapping[str, object], *, enabled: bool) -> Optional[BrokerA
     return broker_address(given)
 
 
+_BROKER_SCHEMES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
+
+
 def broker_address(value: object) -> BrokerAddress:
     """Check the URL of a broker, which is best `hidden` before. Raises ConfigurationError."""
     if not isinstance(value, str):
@@ -377,24 +417,32 @@ def broker_address(value: object) -> BrokerAddress:
 def _problem_of_broker(url: str) -> Optional[str]:
     """Say what is wrong with it, without any part that may be a password; this frame has it in the clear."""
     scheme = url.partition("://")[0] if "://" in url else ""
-    if scheme not in ("redis", "rediss"):
+    if scheme not in _BROKER_SCHEMES:
         shown = f", not {scheme}://" if re.fullmatch(r"[a-z][a-z+]{0,30}", scheme) else ""
         return (
-            f"broker must be a URL that starts with redis:// or rediss://{shown}; "
-            "Sentinel and Cluster are not supported yet"
+            "broker must be a URL that starts with redis:// or rediss://, or, for Sentinel, "
+            f"redis+sentinel:// or rediss+sentinel://{shown}; Cluster is not supported yet"
         )
+    is_sentinel = scheme.endswith("+sentinel")
     query = path = ""
-    host: Optional[str] = None
+    hosts: List[str] = []
     with suppress(ValueError):
         parts = urlsplit(url)
-        _, path, query, host = parts.port, parts.path.strip("/"), parts.query, parts.hostname
-    if not host or not re.fullmatch(r"[0-9]*", path) or re.search(r"[^!-~]|#", url):
+        path, query = parts.path.strip("/"), parts.query
+        hosts = [host for host, _ in _nodes(parts.netloc, 1)]
+    wanted = r"[^/]+(/[0-9]+)?" if is_sentinel else r"[0-9]*"
+    is_whole = all(hosts) and (hosts if is_sentinel else len(hosts) == 1)
+    if not is_whole or not re.fullmatch(wanted, path) or re.search(r"[^!-~]|#", url):
+        example = "redis://user:password@host:6379/0"
+        if is_sentinel:
+            example = "redis+sentinel://user:password@host:26379,host:26379/name-of-the-master/0"
         return (
-            "broker must look like redis://user:password@host:6379/0, with a number at its end or nothing, "
+            f"broker must look like {example}, with the number of a database at its end or nothing, "
             "and with special characters in the password as %xx"
         )
-    if any(not name.startswith("ssl_") for name, _ in parse_qsl(query, keep_blank_values=True)):
-        return "broker may have no options after its '?' but those of TLS, such as ssl_ca_certs=…"
+    allowed = ("ssl_", "sentinel_username", "sentinel_password") if is_sentinel else ("ssl_",)
+    if any(not name.startswith(allowed) for name, _ in parse_qsl(query, keep_blank_values=True)):
+        return f"broker may have no options after its '?' but those that start with {' or '.join(allowed)}"
     return None
 
 

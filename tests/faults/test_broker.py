@@ -376,6 +376,61 @@ def test_a_replica_is_told_and_nothing_is_lost(make, redis_server):
     assert client.flush(20)
 
 
+def sentinels(make_redis, master, count=2):
+    """Start Sentinels that find a dead master soon."""
+    text = (
+        f"sentinel monitor main 127.0.0.1 {master.port} 1\n"
+        "sentinel down-after-milliseconds main 500\n"
+        "sentinel failover-timeout main 2000\n"
+    )
+    made = []
+    for _ in range(count):
+        each = make_redis()
+        each.use_as_sentinel(text)
+        each.start()
+        made.append(each)
+    return made
+
+
+def test_through_sentinels_what_is_delivered_goes_on_with_the_next_master(make_redis, server, eventually):
+    first, second = make_redis(), make_redis()
+    first.start()
+    second.start()
+    second.client.replicaof("127.0.0.1", first.port)
+    eventually(lambda: second.client.info("replication")["master_link_status"] == "up")
+    watchers = sentinels(make_redis, first)
+    eventually(lambda: watchers[0].client.sentinel_master("main")["num-other-sentinels"] == 1)
+    eventually(lambda: watchers[0].client.sentinel_master("main")["num-slaves"] == 1)
+    hosts = ",".join(f"127.0.0.1:{each.port}" for each in watchers)
+    url = f"redis+sentinel://{hosts}/main/0"
+    relay = BrokerRelay(url, "sk_test_1", base_url=server.url, timeout=1, shutdown_timeout=2)
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    try:
+        with Windback(broker=url, flush_interval=0.01, timeout=1, max_retries=0) as client:
+            track(client, range(100))
+            assert client.flush(20)
+            eventually(lambda: len(server.events()) == 100)
+            eventually(lambda: second.client.xlen(EVENTS) == 0)
+            first.kill()
+            track(client, range(100, 200))
+            assert client.flush(1).pending == 100
+            eventually(lambda: second.client.role()[0] == "master", 20)
+            assert client.flush(20)
+            eventually(lambda: len(server.events()) == 200, 20)
+    finally:
+        relay.stop()
+        thread.join()
+    assert numbers(server) == list(range(200))
+    with Windback(broker=url.replace("/main/", "/other/"), max_retries=0) as client:
+        track(client, range(10))
+        result = client.flush()
+        assert result.problem.startswith(
+            f"could not connect: redis+sentinel://{hosts}/other/0: No master found"
+        )
+        client.close(0)
+
+
 # Relays
 
 

@@ -140,17 +140,22 @@ def test_redact_takes_both_keys_out_of_a_text():
 
 
 @pytest.mark.parametrize(
-    ("url", "host", "place"),
+    ("url", "nodes", "place"),
     [
-        ("redis://localhost", "localhost", "redis://localhost:6379/0"),
-        ("rediss://u:s3cr%40t@redis.internal:6380/5", "redis.internal", "rediss://redis.internal:6380/5"),
-        ("redis://:s3cr%40t@[::1]/1?ssl_ca_certs=x", "::1", "redis://[::1]:6379/1"),
+        ("redis://localhost", [("localhost", 6379)], "redis://localhost:6379/0"),
+        ("rediss://u:s3cr%40t@redis.internal:80/5", [("redis.internal", 80)], "rediss://redis.internal:80/5"),
+        ("redis://:s3cr%40t@[::1]/1?ssl_ca_certs=x", [("::1", 6379)], "redis://[::1]:6379/1"),
+        (
+            "redis+sentinel://:s3cr%40t@a,[::1]:7/main/2?sentinel_password=s3cr%40t",
+            [("a", 26379), ("::1", 7)],
+            "redis+sentinel://a:26379,[::1]:7/main/2",
+        ),
     ],
 )
-def test_a_broker_is_shown_without_its_password(url, host, place):
+def test_a_broker_is_shown_without_its_password(url, nodes, place):
     made = config(broker=url)
     assert made.broker is not None
-    assert (str(made.broker), made.broker.host, made.broker.place) == (url, host, place)
+    assert (str(made.broker), made.broker.nodes, made.broker.place) == (url, nodes, place)
     said = f"{url} s3cr%40t s3cr@t" if "s3cr" in url else url
     assert "s3cr" not in repr(made) + made.broker.redact(said)
     assert place in repr(made)
@@ -160,12 +165,14 @@ def test_a_broker_is_shown_without_its_password(url, host, place):
     ("url", "message"),
     [
         (5, "broker must be a URL such as redis://localhost:6379/0, not a int"),
-        ("s3cret", "that starts with redis:// or rediss://;"),
-        ("http://:s3cret@h", "that starts with redis:// or rediss://, not http://;"),
-        (
-            "redis+sentinel://:s3cret@h/0",
-            "not redis\\+sentinel://; Sentinel and Cluster are not supported yet",
-        ),
+        ("s3cret", r"that starts with redis:// or rediss://, or, for Sentinel, redis\+sentinel://"),
+        ("http://:s3cret@h", "rediss.*, not http://;"),
+        ("redis+cluster://:s3cret@h/0", r"not redis\+cluster://; Cluster is not supported yet"),
+        ("redis+sentinel://:s3cret@h", r"must look like redis\+sentinel://"),
+        ("redis+sentinel://:s3cret@h,/main", "must look like"),
+        ("redis+sentinel://:s3cret@h/main/x", "must look like"),
+        ("redis+sentinel://:s3cret@h/main?password=s3cret", "no options after its"),
+        ("redis://:s3cret@h,h/0", "must look like"),
         ("redis://", "must look like"),
         ("redis://:s3cret@h:port", "must look like"),
         ("redis://:s3cret@h/name", "must look like"),

@@ -12,6 +12,7 @@ from typing import Callable, Dict, List, Mapping, Sequence, Tuple
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from .. import guard
 from ..config import BrokerAddress
@@ -59,13 +60,7 @@ class Connection:
     def __init__(self, address: BrokerAddress, timeout_s: float) -> None:
         self._address = address
         self._timeout_s = timeout_s
-        self._redis = redis.Redis.from_url(
-            str(address),
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
+        self._redis = _open(address, timeout_s)
 
     def within(self, timeout_s: float) -> Connection:
         """Return this one, or, if it would wait longer than that, one of its own for a single command."""
@@ -74,7 +69,8 @@ class Connection:
     def call(self, *command: Value) -> object:
         """Run one command. Raises BrokerError."""
         try:
-            guard.check(self._address.host)
+            for host, _ in self._address.nodes:
+                guard.check(host)
             execute: Callable[..., object] = self._redis.execute_command
             answer = execute(*command)
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer
@@ -99,7 +95,8 @@ class Connection:
         if isinstance(error, redis.TimeoutError):
             is_connect = "connecting" in said
             return BrokerError(Failure.CONNECT_TIMEOUT if is_connect else Failure.TIMEOUT, text)
-        if isinstance(error, redis.ConnectionError) and " connecting to " in said:
+        is_nowhere = " connecting to " in said or "No master found" in said
+        if isinstance(error, redis.ConnectionError) and is_nowhere:
             return BrokerError(Failure.CONNECT, text)
         no_group = "NOGROUP" in said or "no such key" in said
         return BrokerError(Failure.BROKEN, text, no_group=no_group)
@@ -138,6 +135,27 @@ class Connection:
         """Close the connections."""
         self._redis.close()
         self._redis.connection_pool.disconnect()
+
+
+def _open(address: BrokerAddress, timeout_s: float) -> redis.Redis:
+    if not address.is_sentinel:
+        return redis.Redis.from_url(
+            str(address),
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+    common: Dict[str, object] = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    make_sentinel: Callable[..., Sentinel] = Sentinel
+    sentinel = make_sentinel(address.nodes, sentinel_kwargs={**common, **address.sentinel_options})
+    master_for: Callable[..., redis.Redis] = sentinel.master_for
+    return master_for(address.service, **common, **address.options)
 
 
 def pairs(found: object) -> List[Tuple[bytes, Dict[bytes, bytes]]]:
