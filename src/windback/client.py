@@ -71,6 +71,8 @@ class _Client:
         journal: Union[str, os.PathLike[str], None] = None,
         max_journal_bytes: int = 256 * 1024 * 1024,
         fsync: Optional[str] = None,
+        broker: Optional[str] = None,
+        max_broker_entries: int = 50_000,
         timeout: float = 10.0,
         max_retries: int = 3,
         worker: Optional[str] = "auto",
@@ -94,8 +96,8 @@ class _Client:
         """Make a client. Starts no thread and opens no connection; the first event does.
 
         What is None is read from the environment: WINDBACK_API_KEY, WINDBACK_PROJECT_SLUG,
-        WINDBACK_PUBLIC_KEY, WINDBACK_BASE_URL, WINDBACK_JOURNAL. Raises ConfigurationError for anything
-        that can't work.
+        WINDBACK_PUBLIC_KEY, WINDBACK_BASE_URL, WINDBACK_JOURNAL, WINDBACK_BROKER. Raises
+        ConfigurationError for anything that can't work.
 
         api_key: the secret key, "sk_…". project_slug: needed by every call but track_event, track_events
         and submit_cancel_flow. public_key: "pub_…", used for the cancel flow when given. base_url:
@@ -108,6 +110,10 @@ class _Client:
         not write yet, about 30 s of events. "interval": the last second. "batch": what came during one
         write to the disk. A thread does that and no track_event waits for it, but some meet a page that
         is just being written.
+        broker: "redis://host:6379/0" or "rediss://…": the worker hands batches to Redis instead of to the
+        API, and `windback relay --broker` delivers them, so that events are "delivered" here when Redis has
+        them. No key is needed then, but for calls other than track_event. max_broker_entries: batches
+        that may wait there for a relay; more are kept here until there is room.
         timeout: seconds; for a plain call one deadline over all its retries, for a batch of the
         background worker the limit of one try. max_retries: after failures that another try may mend.
         worker: "thread"; for AsyncWindback "task" or "thread", which keeps the work of sending off the
@@ -137,7 +143,8 @@ class _Client:
         """
         # Before anything can raise: a traceback may be shown with the local variables of its frames.
         keys = hidden(api_key), hidden(public_key)
-        api_key = public_key = None
+        address = hidden(broker)
+        api_key = public_key = broker = None
         self._config = resolve(
             is_async=self._is_async,
             api_key=keys[0],
@@ -147,6 +154,8 @@ class _Client:
             journal=journal,
             max_journal_bytes=max_journal_bytes,
             fsync=fsync,
+            broker=address,
+            max_broker_entries=max_broker_entries,
             timeout=timeout,
             max_retries=max_retries,
             worker=worker,
@@ -222,6 +231,7 @@ class _Client:
         if not self._config.enabled:
             message = "this client has enabled=False, so there is no answer to give"
             raise DisabledError(message)
+        self._config.check_key()
 
     def _tries(self, request: api.Request) -> Tries:
         config = self._config
@@ -235,6 +245,7 @@ class _Client:
 
     def _direct(self, events: Iterable[Event]) -> DirectSend:
         self._check_open()
+        self._config.check_key()
         records = encode_all(events, self._encode, self._max_event_bytes)
         if not self._config.enabled:
             self._core.queue.refused["disabled"].add(sum(record is not None for record in records))

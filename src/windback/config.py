@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Callable, Dict, Mapping, Optional, Union
-from urllib.parse import urlsplit
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from .errors import ConfigurationError
 
@@ -51,6 +53,76 @@ def hidden(key: object) -> object:
     return Secret(key) if isinstance(key, str) else key and type(key)
 
 
+class BrokerAddress(str):
+    """The URL of a broker, which may hold a password; its repr does not."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(self.place)
+
+    @property
+    def _parts(self) -> SplitResult:
+        return urlsplit(str(self))
+
+    @property
+    def is_sentinel(self) -> bool:
+        """Whether `nodes` are Sentinels, which know where the master of `service` is."""
+        return self._parts.scheme.endswith("+sentinel")
+
+    @property
+    def nodes(self) -> List[Tuple[str, int]]:
+        """The hosts and ports that connections are made to."""
+        return _nodes(self._parts.netloc, 26379 if self.is_sentinel else 6379)
+
+    @property
+    def service(self) -> str:
+        """What the Sentinels call it."""
+        return self._parts.path.strip("/").partition("/")[0]
+
+    @property
+    def options(self) -> Dict[str, Union[str, int]]:
+        """What redis-py wants to know of the master that Sentinels name: database, user, password, TLS."""
+        parts = self._parts
+        given: Dict[str, Union[str, int]] = {"db": int(parts.path.strip("/").partition("/")[2] or 0)}
+        for name, value in (("username", parts.username), ("password", parts.password)):
+            if value:
+                given[name] = unquote(value)
+        query = {name: value for name, value in parse_qsl(parts.query) if name.startswith("ssl_")}
+        return {**given, **query, **({"ssl": 1} if parts.scheme.startswith("rediss") else {})}
+
+    @property
+    def sentinel_options(self) -> Dict[str, Union[str, int]]:
+        """The same of the Sentinels, which have a user and a password of their own, or none."""
+        query = dict(parse_qsl(self._parts.query))
+        given: Dict[str, Union[str, int]] = {
+            name[len("sentinel_") :]: value for name, value in query.items() if name.startswith("sentinel_")
+        }
+        return {**given, **{name: value for name, value in self.options.items() if name.startswith("ssl")}}
+
+    @property
+    def place(self) -> str:
+        """The part that may be shown: no user, no password."""
+        parts = self._parts
+        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.nodes)
+        return f"{parts.scheme}://{hosts}/{parts.path.strip('/') or 0}"
+
+    def redact(self, text: str) -> str:
+        """Return *text* without the password, should a library have repeated it."""
+        password = self._parts.password
+        theirs = self.sentinel_options.get("password")
+        for each in (str(self), password, password and unquote(password), theirs and str(theirs)):
+            if each:
+                text = text.replace(each, self.place if each == self else "***")
+        return text
+
+
+def _nodes(netloc: str, default_port: int) -> List[Tuple[str, int]]:
+    """Read host:port,host:port. Raises ValueError."""
+    parts = [urlsplit(f"//{each}") for each in netloc.rpartition("@")[2].split(",")]
+    return [(part.hostname or "", default_port if part.port is None else part.port) for part in parts]
+
+
 @dataclass(frozen=True)
 class Config:
     """All options of a client. `resolve` makes one; `Windback` documents what each means."""
@@ -62,6 +134,8 @@ class Config:
     journal: Optional[Path]
     max_journal_bytes: int
     fsync: Optional[str]
+    broker: Optional[BrokerAddress]
+    max_broker_entries: int
     timeout: float
     max_retries: int
     worker: Optional[str]
@@ -86,7 +160,7 @@ class Config:
         """Return a copy with the options of plain calls replaced. Raises ConfigurationError."""
         changes: Dict[str, float] = {}
         if timeout is not None:
-            changes["timeout"] = _positive("timeout", timeout)
+            changes["timeout"] = positive("timeout", timeout)
         if max_retries is not None:
             changes["max_retries"] = _count("max_retries", max_retries, at_least=0)
         return replace(self, **changes)  # type: ignore[arg-type]  # the names are right above
@@ -97,6 +171,15 @@ class Config:
             message = "this call needs project_slug; pass it to the client or set WINDBACK_PROJECT_SLUG"
             raise ConfigurationError(message)
         return self.project_slug
+
+    def check_key(self) -> None:
+        """Raise ConfigurationError for a call that needs a key, if there is none."""
+        if self.enabled and self.api_key is None:
+            message = (
+                "this call goes to the API and needs a key; with broker=… only track_event needs none: "
+                "pass api_key='sk_…' or set WINDBACK_API_KEY"
+            )
+            raise ConfigurationError(message, code="MISSING_API_KEY")
 
     def redact(self, text: str) -> str:
         """Return *text* without the keys, should a server or a library have repeated them."""
@@ -112,8 +195,10 @@ def resolve(*, is_async: bool, **options: object) -> Config:
     public_key = _given_key(options["public_key"], "WINDBACK_PUBLIC_KEY")
     slug = _given(options["project_slug"], "WINDBACK_PROJECT_SLUG")
     base_url = _given(options["base_url"], "WINDBACK_BASE_URL")
+    broker = _broker(options, enabled=enabled)
+    needs_key = enabled and broker is None
     config = Config(
-        api_key=_secret_key(_given_key(options["api_key"], "WINDBACK_API_KEY"), enabled=enabled),
+        api_key=_secret_key(_given_key(options["api_key"], "WINDBACK_API_KEY"), is_needed=needs_key),
         project_slug=None if slug is None else _slug(slug),
         public_key=None if public_key is None else _key("public_key", public_key, "pub_", "sk_"),
         base_url=_base_url(DEFAULT_BASE_URL if base_url is None else base_url),
@@ -122,22 +207,24 @@ def resolve(*, is_async: bool, **options: object) -> Config:
             "max_journal_bytes", options["max_journal_bytes"], at_least=MIN_JOURNAL_BYTES
         ),
         fsync=_fsync(options, enabled=enabled),
-        timeout=_positive("timeout", options["timeout"]),
+        broker=broker,
+        max_broker_entries=_count("max_broker_entries", options["max_broker_entries"]),
+        timeout=positive("timeout", options["timeout"]),
         max_retries=_count("max_retries", options["max_retries"], at_least=0),
         worker=_worker(options, is_async=is_async),
         max_queue_size=_count("max_queue_size", options["max_queue_size"]),
         max_queue_bytes=_count("max_queue_bytes", options["max_queue_bytes"]),
         max_event_bytes=_count("max_event_bytes", options["max_event_bytes"]),
         overflow=_choice("overflow", options["overflow"], OVERFLOWS),
-        block_timeout=_positive("block_timeout", options["block_timeout"]),
+        block_timeout=positive("block_timeout", options["block_timeout"]),
         batch_size=_count("batch_size", options["batch_size"], at_most=MAX_BATCH_SIZE),
         max_batch_bytes=_count("max_batch_bytes", options["max_batch_bytes"]),
-        flush_interval=_positive("flush_interval", options["flush_interval"]),
+        flush_interval=positive("flush_interval", options["flush_interval"]),
         max_in_flight=_count("max_in_flight", options["max_in_flight"], at_most=64),
         compress=_boolean("compress", options["compress"]),
         before_send=_hook("before_send", options["before_send"]),  # type: ignore[arg-type]  # callable: checked
         on_delivery=_hook("on_delivery", options["on_delivery"]),
-        shutdown_timeout=_positive("shutdown_timeout", options["shutdown_timeout"], zero=True),
+        shutdown_timeout=positive("shutdown_timeout", options["shutdown_timeout"], zero=True),
         handle_signals=_boolean("handle_signals", options["handle_signals"]),
         http_client=_http_client(options["http_client"], options["worker"], is_async=is_async),
         enabled=enabled,
@@ -152,6 +239,8 @@ _NOT_OF_SENDERS: Mapping[str, object] = {
     "public_key": None,
     "max_journal_bytes": 1 << 62,
     "fsync": None,
+    "broker": False,
+    "max_broker_entries": 1 << 62,
     "worker": "thread",
     "max_queue_size": 1 << 62,
     "max_queue_bytes": 1 << 62,
@@ -207,9 +296,9 @@ def _given_key(value: object, variable: str) -> object:
     return value if value is not None else hidden(os.environ.get(variable) or None)
 
 
-def _secret_key(value: object, *, enabled: bool) -> Optional[Secret]:
+def _secret_key(value: object, *, is_needed: bool) -> Optional[Secret]:
     if value is None:
-        if not enabled:
+        if not is_needed:
             return None
         message = "no API key: pass api_key='sk_…' or set WINDBACK_API_KEY"
         raise ConfigurationError(message, code="MISSING_API_KEY")
@@ -293,6 +382,70 @@ def _journal(options: Mapping[str, object], *, enabled: bool) -> Optional[Path]:
     return _shared_memory(options)
 
 
+def _broker(options: Mapping[str, object], *, enabled: bool) -> Optional[BrokerAddress]:
+    # False: none, whatever the environment says. A relay has its own, and it is no sink.
+    given = None if options["broker"] is False else _given_key(options["broker"], "WINDBACK_BROKER")
+    if not enabled or given is None:
+        return None
+    if options["worker"] is None:
+        message = (
+            "worker=None leaves the sending to `windback relay --journal`; broker is for workers that send: "
+            "leave one of them out"
+        )
+        raise ConfigurationError(message)
+    return broker_address(given)
+
+
+_BROKER_SCHEMES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
+
+
+def broker_address(value: object) -> BrokerAddress:
+    """Check the URL of a broker, which is best `hidden` before. Raises ConfigurationError."""
+    if not isinstance(value, str):
+        kind = value.__name__ if isinstance(value, type) else type(value).__name__
+        message = f"broker must be a URL such as redis://localhost:6379/0, not a {kind}"
+        raise ConfigurationError(message)
+    problem = _problem_of_broker(str(value))
+    if problem is not None:
+        raise ConfigurationError(problem)
+    if find_spec("redis") is None:
+        message = "broker needs redis-py: pip install 'windback[redis]'"
+        raise ConfigurationError(message, code="MISSING_EXTRA")
+    return BrokerAddress(value)
+
+
+def _problem_of_broker(url: str) -> Optional[str]:
+    """Say what is wrong with it, without any part that may be a password; this frame has it in the clear."""
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme not in _BROKER_SCHEMES:
+        shown = f", not {scheme}://" if re.fullmatch(r"[a-z][a-z+]{0,30}", scheme) else ""
+        return (
+            "broker must be a URL that starts with redis:// or rediss://, or, for Sentinel, "
+            f"redis+sentinel:// or rediss+sentinel://{shown}; Cluster is not supported yet"
+        )
+    is_sentinel = scheme.endswith("+sentinel")
+    query = path = ""
+    hosts: List[str] = []
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        path, query = parts.path.strip("/"), parts.query
+        hosts = [host for host, _ in _nodes(parts.netloc, 1)]
+    wanted = r"[^/]+(/[0-9]+)?" if is_sentinel else r"[0-9]*"
+    is_whole = all(hosts) and (hosts if is_sentinel else len(hosts) == 1)
+    if not is_whole or not re.fullmatch(wanted, path) or re.search(r"[^!-~]|#", url):
+        example = "redis://user:password@host:6379/0"
+        if is_sentinel:
+            example = "redis+sentinel://user:password@host:26379,host:26379/name-of-the-master/0"
+        return (
+            f"broker must look like {example}, with the number of a database at its end or nothing, "
+            "and with special characters in the password as %xx"
+        )
+    allowed = ("ssl_", "sentinel_username", "sentinel_password") if is_sentinel else ("ssl_",)
+    if any(not name.startswith(allowed) for name, _ in parse_qsl(query, keep_blank_values=True)):
+        return f"broker may have no options after its '?' but those that start with {' or '.join(allowed)}"
+    return None
+
+
 def _fsync(options: Mapping[str, object], *, enabled: bool) -> Optional[str]:
     fsync = options["fsync"]
     if fsync is None:
@@ -307,7 +460,8 @@ def _fsync(options: Mapping[str, object], *, enabled: bool) -> Optional[str]:
 def _shared_memory(options: Mapping[str, object]) -> Path:
     """Return where journals live that need not outlive the machine.
 
-    One place for each key and API, for what a dead process left is sent with the key of who adopts it.
+    One place for each key and API, or broker, for what a dead process left is sent with the key of who adopts
+    it.
     """
     import hashlib
     import tempfile
@@ -315,7 +469,9 @@ def _shared_memory(options: Mapping[str, object]) -> Path:
 
     key = _given_key(options["api_key"], "WINDBACK_API_KEY")
     url = _given(options["base_url"], "WINDBACK_BASE_URL")
-    digest = hashlib.sha256(f"{key}\n{url}".encode("utf-8", "replace")).hexdigest()[:12]
+    broker = options["broker"] or (None if options["broker"] is False else os.environ.get("WINDBACK_BROKER"))
+    where = f"{key}\n{url}\n{broker!s}" if broker else f"{key}\n{url}"
+    digest = hashlib.sha256(where.encode("utf-8", "replace")).hexdigest()[:12]
     memory = Path("/dev/shm")  # noqa: S108 - a directory in it is made for this user alone
     place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
     return place / f"windback-{os.getuid()}-{digest}"
@@ -352,7 +508,8 @@ def _worker(options: Mapping[str, object], *, is_async: bool) -> Optional[str]:
     return None
 
 
-def _positive(name: str, value: object, *, zero: bool = False) -> float:
+def positive(name: str, value: object, *, zero: bool = False) -> float:
+    """Check an option that is a time. Raises ConfigurationError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         message = f"{name} must be a number of seconds, not {value!r}"
         raise ConfigurationError(message)

@@ -5,6 +5,8 @@ Pure: no clock, no socket, no sleep, no dice; times and random numbers are argum
 
     2xx                         delivered
     no answer, 408, 425, 5xx    the same bytes again after a backoff; a worker keeps the batch for ever
+    a broker that is full       the same
+    a broker that won't have us a long pause, as after 401
     429, 503 + Retry-After      the same, no sooner than the server says; for a worker, the whole queue waits
     400, 422 on a batch         bisect until the poison event stands alone; that one is rejected
     413                         halve; a single event is rejected
@@ -43,6 +45,8 @@ class Failure(enum.Enum):
     CONNECT_TIMEOUT = "could not connect in time"
     TIMEOUT = "no answer in time"
     BROKEN = "the connection broke"
+    FULL = "the broker takes no more"
+    REFUSED = "the broker refuses"
 
 
 class Answer(NamedTuple):
@@ -85,7 +89,8 @@ def judge(answer: Answer, *, events: int, gzipped: bool) -> Verdict:  # noqa: PL
     if answer.ok:
         return Verdict(Action.ACK, "ok")
     if status is None:
-        return Verdict(Action.KEEP, answer.failure.name.lower() if answer.failure else "broken")
+        action = Action.PAUSE if answer.failure is Failure.REFUSED else Action.KEEP
+        return Verdict(action, answer.failure.name.lower() if answer.failure else "broken")
     if gzipped and status in (400, 415):
         return Verdict(Action.PLAIN, "gzip_refused")
     if status == 413:
@@ -105,6 +110,8 @@ def is_retryable(answer: Answer, *, once_only: bool = False) -> bool:
     once_only: a repeat must not happen if the first may have been processed; then only a failed
     connect and 429 and 503 leave no doubt.
     """
+    if answer.failure is Failure.REFUSED:
+        return False
     if once_only:
         return answer.failure in (Failure.CONNECT, Failure.CONNECT_TIMEOUT) or answer.status in (429, 503)
     return answer.status is None or answer.status in (408, 425, 429) or answer.status >= 500

@@ -223,6 +223,7 @@ def main(options: Mapping[str, object], commands: int, answers: int, memory: int
     name = str(given.pop("name"))
     reports = bool(given.pop("reports"))
     given["api_key"] = hidden(given["api_key"])
+    given["broker"] = hidden(given["broker"])
     sender: Optional[Sender] = None
 
     def on_delivery(report: DeliveryReport) -> None:

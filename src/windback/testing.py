@@ -86,8 +86,11 @@ class _Guard:
 
     @staticmethod
     def _holds_events_for_others(core: Core) -> bool:
-        host = urlsplit(core.config.base_url).hostname or ""
-        return core.dispatcher.stats().pending > 0 and not is_loopback(host)
+        broker = core.config.broker
+        hosts = [urlsplit(core.config.base_url).hostname or ""]
+        if broker is not None:
+            hosts = [host for host, _ in broker.nodes]
+        return core.dispatcher.stats().pending > 0 and not all(map(is_loopback, hosts))
 
 
 _guard = _Guard()

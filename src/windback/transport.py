@@ -1,4 +1,4 @@
-"""HTTP: a request goes out, an Answer comes back. httpx makes the tries, tenacity drives the retries.
+"""HTTP: a request goes out, an Answer comes back; httpx makes the tries.
 
 Nothing here raises for what a network or a server does: every outcome is an Answer, which `delivery`
 judges. That also keeps the key out of tracebacks, for an httpx exception's frames hold the headers.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
-import random
 import socket
 import ssl
 import threading
@@ -20,12 +19,13 @@ from weakref import WeakSet
 
 import anyio
 import httpx
-import tenacity
 
 from . import __version__, guard
-from .api import Request
+from .api import Request, track
 from .config import Config
 from .delivery import Answer, Failure, Tries
+from .queue.base import Batch
+from .retrying import OnTry, retry, retry_async
 
 # For getaddrinfo, which loads it at first use: a fork at that moment would break the child for good.
 codecs.lookup("idna")
@@ -36,8 +36,6 @@ MAX_ANSWER_BYTES = 8_000_000
 KEEPALIVE_S = 30.0
 
 _PHASES = ("connect", "read", "write", "pool")
-
-OnTry = Callable[[Answer], object]
 
 
 class _Wire:
@@ -247,26 +245,19 @@ class SyncTransport(_Wire):
         on_try: Optional[OnTry] = None,
     ) -> Answer:
         """Send *request* until an answer settles it or `tries` has enough."""
+        return retry(lambda left_s: self.attempt(request, left_s), tries, sleep, on_try)
 
-        def attempt() -> Answer:
-            left_s = tries.left_s(time.monotonic())
-            if left_s <= 0.0:
-                return Answer(None, failure=Failure.TIMEOUT)
-            answer = self.attempt(request, left_s)
-            if on_try is not None:
-                on_try(answer)
-            return answer
-
-        first = attempt()
-        if first.ok:  # nearly always, and tenacity's loop would cost as much as 20 events
-            return first
-        answers = [first]
-        retrying = tenacity.Retrying(
-            retry=lambda state: _again(tries, state),
-            wait=lambda _: tries.delay_s,
-            sleep=sleep,
-        )
-        return retrying(lambda: answers.pop() if answers else attempt())
+    def deliver(
+        self,
+        batch: Batch,
+        tries: Tries,
+        sleep: Callable[[float], None] = time.sleep,
+        on_try: Optional[OnTry] = None,
+        *,
+        gzip: bool = False,
+    ) -> Answer:
+        """Send a batch, as a sink."""
+        return self.send(track(batch.records, batch.key, gzip=gzip), tries, sleep, on_try)
 
     def abandon(self) -> None:
         """Let go of the sockets in a forked child, where they are the parent's.
@@ -340,33 +331,19 @@ class AsyncTransport(_Wire):
         on_try: Optional[OnTry] = None,
     ) -> Answer:
         """Send *request* until an answer settles it or `tries` has enough."""
+        return await retry_async(lambda left_s: self.attempt(request, left_s), tries, sleep, on_try)
 
-        async def attempt() -> Answer:
-            left_s = tries.left_s(time.monotonic())
-            if left_s <= 0.0:
-                return Answer(None, failure=Failure.TIMEOUT)
-            answer = await self.attempt(request, left_s)
-            if on_try is not None:
-                on_try(answer)
-            return answer
-
-        first = await attempt()
-        if first.ok:
-            return first
-        answers = [first]
-
-        async def next_answer() -> Answer:
-            return answers.pop() if answers else await attempt()
-
-        async def nap(seconds: float) -> None:
-            await sleep(seconds)
-
-        retrying = tenacity.AsyncRetrying(
-            retry=lambda state: _again(tries, state),
-            wait=lambda _: tries.delay_s,
-            sleep=nap,
-        )
-        return await retrying(next_answer)
+    async def deliver(
+        self,
+        batch: Batch,
+        tries: Tries,
+        sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
+        on_try: Optional[OnTry] = None,
+        *,
+        gzip: bool = False,
+    ) -> Answer:
+        """Send a batch, as a sink."""
+        return await self.send(track(batch.records, batch.key, gzip=gzip), tries, sleep, on_try)
 
     async def aclose(self) -> None:
         """Close the connections; a client that the user gave us stays open."""
@@ -380,13 +357,6 @@ class AsyncTransport(_Wire):
 async def _check_host(name: str, info: Mapping[str, object]) -> None:
     if name == "connection.connect_tcp.started":
         guard.check(info["host"])
-
-
-def _again(tries: Tries, state: tenacity.RetryCallState) -> bool:
-    assert state.outcome is not None
-    answer: Answer = state.outcome.result()
-    dice = random.random()
-    return tries.again(answer, now_s=time.monotonic(), wall_s=time.time(), dice=dice)
 
 
 def _verify(config: Config) -> Union[ssl.SSLContext, bool]:

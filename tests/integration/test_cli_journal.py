@@ -810,7 +810,8 @@ def test_a_missing_or_wrong_key_is_one_line_and_status_2(run, root, monkeypatch,
 def test_a_relay_without_a_usable_directory_is_one_line_and_status_2(run, tmp_path):
     (tmp_path / "file").write_text("x")
     assert run("relay").err == (
-        "windback relay: where are the journals? Give --journal DIR, or set WINDBACK_JOURNAL\n"
+        "windback relay: where are the events? Give --journal DIR or --broker URL, "
+        "or set WINDBACK_JOURNAL or WINDBACK_BROKER\n"
     )
     for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
         done = run("relay", "--journal", place)
@@ -869,7 +870,8 @@ LEAVES = {name: parser for name, parser, within in commands(make_parser()) if no
 
 def test_these_are_all_commands():
     journal = {f"windback journal {name}" for name in ("stats", "peek", "drain", "dead", "replay", "check")}
-    assert set(LEAVES) == {"windback dev", "windback relay", *journal}
+    broker = {f"windback broker {name}" for name in ("stats", "dead", "replay")}
+    assert set(LEAVES) == {"windback dev", "windback relay", *journal, *broker}
 
 
 def test_each_command_and_option_has_help():

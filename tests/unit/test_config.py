@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ VARIABLES = ("WINDBACK_API_KEY", "WINDBACK_PROJECT_SLUG", "WINDBACK_PUBLIC_KEY",
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch):
-    for name in VARIABLES:
+    for name in (*VARIABLES, "WINDBACK_BROKER"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -138,6 +139,80 @@ def test_redact_takes_both_keys_out_of_a_text():
     assert made.redact("nothing") == "nothing"
 
 
+@pytest.mark.parametrize(
+    ("url", "nodes", "place"),
+    [
+        ("redis://localhost", [("localhost", 6379)], "redis://localhost:6379/0"),
+        ("rediss://u:s3cr%40t@redis.internal:80/5", [("redis.internal", 80)], "rediss://redis.internal:80/5"),
+        ("redis://:s3cr%40t@[::1]/1?ssl_ca_certs=x", [("::1", 6379)], "redis://[::1]:6379/1"),
+        (
+            "redis+sentinel://:s3cr%40t@a,[::1]:7/main/2?sentinel_password=s3cr%40t",
+            [("a", 26379), ("::1", 7)],
+            "redis+sentinel://a:26379,[::1]:7/main/2",
+        ),
+    ],
+)
+def test_a_broker_is_shown_without_its_password(url, nodes, place):
+    made = config(broker=url)
+    assert made.broker is not None
+    assert (str(made.broker), made.broker.nodes, made.broker.place) == (url, nodes, place)
+    said = f"{url} s3cr%40t s3cr@t" if "s3cr" in url else url
+    assert "s3cr" not in repr(made) + made.broker.redact(said)
+    assert place in repr(made)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (5, "broker must be a URL such as redis://localhost:6379/0, not a int"),
+        ("s3cret", r"that starts with redis:// or rediss://, or, for Sentinel, redis\+sentinel://"),
+        ("http://:s3cret@h", "rediss.*, not http://;"),
+        ("redis+cluster://:s3cret@h/0", r"not redis\+cluster://; Cluster is not supported yet"),
+        ("redis+sentinel://:s3cret@h", r"must look like redis\+sentinel://"),
+        ("redis+sentinel://:s3cret@h,/main", "must look like"),
+        ("redis+sentinel://:s3cret@h/main/x", "must look like"),
+        ("redis+sentinel://:s3cret@h/main?password=s3cret", "no options after its"),
+        ("redis://:s3cret@h,h/0", "must look like"),
+        ("redis://", "must look like"),
+        ("redis://:s3cret@h:port", "must look like"),
+        ("redis://:s3cret@h/name", "must look like"),
+        ("redis://:s3cret#@h/0", "must look like"),
+        ("redis://:s3cret @h/0", "must look like"),
+        ("redis://:s3cret@[h/0", "must look like"),
+        ("redis://:s3cret@h?db=1", "no options after its"),
+    ],
+)
+@pytest.mark.parametrize("place", ["argument", "environment"])
+def test_a_broker_that_can_not_work_is_told_without_its_password(url, message, place, monkeypatch):
+    options = {"broker": url}
+    if place == "environment" and isinstance(url, str):
+        monkeypatch.setenv("WINDBACK_BROKER", url)
+        options = {}
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        config(**options)
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    frames = [frame for frame in shown.stack if "/windback/" in frame.filename]
+    assert frames
+    assert "s3cret" not in str(caught.value) + str([frame.locals for frame in frames])
+
+
+def test_a_broker_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("windback.config.find_spec", lambda _: None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'windback\[redis\]'"):
+        config(broker="redis://localhost")
+
+
+def test_with_a_broker_no_key_is_needed_but_for_calls_to_the_api(monkeypatch):
+    monkeypatch.setenv("WINDBACK_BROKER", "redis://localhost")
+    made = Windback()._config
+    assert (made.api_key, made.broker) == (None, "redis://localhost")
+    with pytest.raises(ConfigurationError, match="needs a key") as caught:
+        made.check_key()
+    assert caught.value.code == "MISSING_API_KEY"
+    config().check_key()
+    assert Windback(enabled=False)._config.broker is None
+
+
 def test_with_options_changes_a_copy_and_checks_it():
     made = config()
     other = made.with_options(timeout=2, max_retries=0)
@@ -178,6 +253,11 @@ BAD = {
         {"worker": "fiber"},
         "worker must be one of 'auto', 'thread', 'process', None, not 'fiber'",
     ),
+    "a broker and nobody who hands over": (
+        {"broker": "redis://localhost", "worker": None, "journal": "here"},
+        "worker=None leaves the sending to `windback relay --journal`",
+    ),
+    "no room in a broker": ({"max_broker_entries": 0}, "max_broker_entries must be at least 1"),
     "event larger than a batch": (
         {"max_event_bytes": 500_000},
         r"max_event_bytes \(500,000\) and 13 bytes around it must fit into max_batch_bytes \(500,000\)",

@@ -25,8 +25,8 @@ LAYERS = [
     ["sender"],
     ["relay", "remote"],
     ["core"],
-    ["lifecycle", "signals", "transport", "workers"],
-    ["direct", "dispatch"],
+    ["broker", "lifecycle", "signals", "transport", "workers"],
+    ["direct", "dispatch", "retrying"],
     ["journal", "queue"],
     ["api", "batching", "config", "delivery", "event", "hooks", "models", "stats"],
     ["errors", "guard"],
@@ -37,7 +37,7 @@ APART = "devserver"
 
 PURE = [
     *("api", "batching", "config", "delivery", "direct", "errors", "event", "hooks", "models"),
-    *("journal.format", "queue.base", "stats"),
+    *("broker.layout", "journal.format", "queue.base", "stats"),
 ]
 # Whatever waits, starts something or reaches the network.
 IMPURE = {
@@ -45,10 +45,11 @@ IMPURE = {
     *("selectors", "signal", "socket", "ssl", "subprocess", "tenacity", "threading", "trio"),
 }
 # Imported only by who has it at hand: `http_client=` is an httpx client, a trio worker runs under trio, and
-# a plugin under pytest. Or done without: a progress bar is a plain line then.
+# a plugin under pytest. Or done without: a progress bar is a plain line then, and who has no redis-py has no
+# broker.
 LOADED_ALREADY = {
     *(("config", ":httpx"), ("workers.loops", ":trio"), ("testing", ":pytest")),
-    ("cli.common", ":tqdm"),
+    *(("cli.common", ":tqdm"), ("broker.connection", ":redis")),
 }
 MAKERS = {
     *("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore", "Thread", "Timer"),

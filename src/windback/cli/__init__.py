@@ -10,7 +10,7 @@ from typing import Optional, Sequence
 from windback.devserver import main as devserver
 from windback.devserver import options as devserver_options
 
-from . import journal, relay
+from . import broker, journal, relay
 from .common import CommandError, add_command
 
 
@@ -42,4 +42,5 @@ def make_parser() -> argparse.ArgumentParser:
     devserver_options.add_arguments(dev)
     relay.add_to(commands)
     journal.add_to(commands)
+    broker.add_to(commands)
     return parser

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Callable, Generator, NoReturn, Optional, Protocol, Sequence, Type
+from typing import TYPE_CHECKING, Callable, Generator, Mapping, NoReturn, Optional, Protocol, Sequence, Type
 
 import orjson
 
@@ -62,6 +62,18 @@ def add_command(
     return parser
 
 
+def add_reason(parser: argparse.ArgumentParser) -> None:
+    """Add the option of what works on dead letters."""
+    parser.add_argument(
+        "--reason",
+        action="append",
+        metavar="REASON",
+        default=[],
+        dest="reasons",
+        help="only letters with this reason, such as invalid or too_large; may be given again (default: all)",
+    )
+
+
 def seconds(text: str) -> float:
     """Read an option that is a time."""
     with contextlib.suppress(ValueError):
@@ -84,6 +96,23 @@ def print_json(value: object) -> None:
     """Write one line of JSON, in UTF-8 whatever the locale says."""
     sys.stdout.flush()
     sys.stdout.buffer.write(orjson.dumps(value, default=_plain) + b"\n")
+
+
+def print_result(result: Mapping[str, object], given: argparse.Namespace) -> None:
+    """Write counts, as JSON if that was asked for."""
+    if given.json:
+        print_json(result)
+    else:
+        write_line(", ".join(f"{name}: {count}" for name, count in result.items()))
+
+
+def event_as_it_is(payload: bytes) -> object:
+    """Return an event for `print_json`, byte for byte, or as a text if it is no JSON."""
+    try:
+        orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return payload.decode(errors="replace")  # another program's
+    return orjson.Fragment(payload)  # as it is, for numbers' sake
 
 
 def _plain(value: object) -> object:

@@ -16,10 +16,13 @@ from .common import (
     Commands,
     Progress,
     add_command,
+    add_reason,
     counted,
+    event_as_it_is,
     is_shown,
     logging_to_stderr,
     print_json,
+    print_result,
     print_table,
     printable,
     said,
@@ -80,7 +83,7 @@ def add_to(commands: Commands) -> None:
         "With --json this is an export: whole letters, with what was tracked, customers' addresses included.",
         json="write the letters as JSON lines",
     )
-    _add_reason(letters)
+    add_reason(letters)
     replay = _add(
         within,
         "replay",
@@ -90,7 +93,7 @@ def add_to(commands: Commands) -> None:
         "a crash between the two doubles it at worst and never loses it. What is rejected again is a dead "
         f"letter again. {_SENDING[:-1]}, or was rejected again.",
     )
-    _add_reason(replay)
+    add_reason(replay)
     _add_sending(replay)
     _add(
         within,
@@ -138,17 +141,6 @@ def _add_sending(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compress", action="store_true", help="gzip the requests, until the API refuses that"
-    )
-
-
-def _add_reason(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--reason",
-        action="append",
-        metavar="REASON",
-        default=[],
-        dest="reasons",
-        help="only letters with this reason, such as invalid or too_large; may be given again (default: all)",
     )
 
 
@@ -240,18 +232,10 @@ def show_events(root: Path, given: argparse.Namespace) -> int:
                 "segment": record.segment_id,
                 "offset": record.at,
                 "state": record.state,
-                "event": _event_of(record.payload),
+                "event": event_as_it_is(record.payload),
             }
         )
     return 0
-
-
-def _event_of(payload: bytes) -> object:
-    try:
-        orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return payload.decode(errors="replace")  # another program's
-    return orjson.Fragment(payload)  # as it is, for numbers' sake
 
 
 def show_dead(root: Path, given: argparse.Namespace) -> int:
@@ -334,7 +318,7 @@ def drain(root: Path, given: argparse.Namespace) -> int:
         "rejected": counts.rejected,
         "left": sum(each.undelivered for each in unsent),
     }
-    _print_result(result, given)
+    print_result(result, given)
     is_unknown = any(each.newer for each in unsent)
     return 0 if is_all and not result["left"] and not is_unknown else 1
 
@@ -346,14 +330,7 @@ def replay_dead(root: Path, given: argparse.Namespace) -> int:
     replay = Replay(root, given.base_url, compress=given.compress)
     with logging_to_stderr(logging.WARNING):
         outcome = replay.run(given.reasons, given.timeout)
-    _print_result(outcome.to_json(), given)
+    print_result(outcome.to_json(), given)
     if outcome.trouble is not None:
         sys.stderr.write(f"windback {given.name}: {printable(outcome.trouble)}\n")
     return 1 if outcome.left or outcome.rejected or outcome.trouble else 0
-
-
-def _print_result(result: Mapping[str, object], given: argparse.Namespace) -> None:
-    if given.json:
-        print_json(result)
-    else:
-        write_line(", ".join(f"{name}: {count}" for name, count in result.items()))

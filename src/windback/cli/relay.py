@@ -6,7 +6,9 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Tuple, Union
+
+from windback.config import broker_address
 
 from .common import (
     CommandError,
@@ -20,7 +22,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from windback.relay import Relay
+    from windback.relay import BrokerRelay, Relay
 
 logger = logging.getLogger("windback")
 
@@ -30,19 +32,26 @@ def add_to(commands: Commands) -> None:
     parser = add_command(
         commands,
         "relay",
-        "send what other processes write into journals under a directory, until told to stop",
+        "send what other processes write into journals or a broker, until told to stop",
         run,
         details=(
             "The key is read from WINDBACK_API_KEY and nowhere else. SIGTERM and SIGINT let it deliver what "
-            "it has read, for up to --shutdown-timeout; what is left stays in the journals. Status 0 after "
+            "it has read, for up to --shutdown-timeout; what is left stays where it is. Status 0 after "
             "that, 2 if it can't start. With --once: 0 if all of it went, 1 if not."
         ),
     )
     parser.add_argument(
         "--journal",
         metavar="DIR",
-        default=os.environ.get("WINDBACK_JOURNAL"),
         help="where the journals are; made if it isn't there (default: WINDBACK_JOURNAL)",
+    )
+    parser.add_argument(
+        "--broker",
+        metavar="URL",
+        help=(
+            "of a Redis in which applications leave their events; a password is better given in "
+            "WINDBACK_BROKER, which is the default, for a command line is seen by everybody"
+        ),
     )
     parser.add_argument(
         "--base-url", metavar="URL", help="of the API (default: WINDBACK_BASE_URL, else Windback's own)"
@@ -51,18 +60,30 @@ def add_to(commands: Commands) -> None:
         "--flush-interval",
         metavar="S",
         type=seconds,
-        default=1.0,
-        help="seconds an event may wait for others to travel with (default: %(default)s)",
+        help="seconds an event may wait for others to travel with (default: 1.0; journals only)",
     )
     parser.add_argument(
-        "--max-in-flight", metavar="N", type=whole, default=4, help="requests at once (default: %(default)s)"
+        "--max-in-flight",
+        "--concurrency",
+        metavar="N",
+        type=whole,
+        default=4,
+        help="requests at once (default: %(default)s)",
     )
     parser.add_argument(
         "--batch-size",
         metavar="N",
         type=whole,
-        default=100,
-        help="events in a request, at most 100 (default: %(default)s)",
+        help="events in a request, at most 100 (default: 100; journals only)",
+    )
+    parser.add_argument(
+        "--claim-after",
+        metavar="S",
+        type=seconds,
+        help=(
+            "seconds after which what another relay holds, but says nothing about any more, is taken over "
+            "(default: longer than a request with all its retries; broker only)"
+        ),
     )
     parser.add_argument(
         "--compress", action="store_true", help="gzip the requests, until the API refuses that"
@@ -86,50 +107,91 @@ def add_to(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Run the command; the exit code."""
-    if not given.journal:
-        raise CommandError("where are the journals? Give --journal DIR, or set WINDBACK_JOURNAL")
+    journal, broker = _places(given)
     with logging_to_stderr(logging.INFO):
-        with said(given.journal):
-            relay = _make(given)
-        logger.info("relay: sends what is written under %s", Path(given.journal).absolute())
+        with said(journal or ""):
+            relay = _make_for_broker(given, broker) if broker else _make(given, journal)
+        where = broker_address(broker).place if broker else f"under {Path(journal).absolute()}"
+        logger.info("relay: sends what is written %s", f"to {where}" if broker else where)
         is_all = True
         with stopped_by_signals(relay.stop):
             if given.once:
                 is_all = relay.drain()
                 relay.close()
-                is_all = is_all and not _is_left(Path(given.journal))
+                is_all = is_all and not _is_left(relay, journal)
             else:
                 relay.run()
         stats = relay.stats()
         logger.info(
-            "relay: ends; %d events read, %d delivered, %d rejected, %d left in the journals; "
+            "relay: ends; %d events read, %d delivered, %d rejected, %d left in the %s; "
             "%d requests, %d of them repeated",
             stats.adopted,
             stats.delivered,
             stats.rejected,
             stats.pending,
+            "broker" if broker else "journals",
             stats.requests,
             stats.retries,
         )
     return 0 if is_all else 1
 
 
-def _is_left(root: Path) -> bool:
+def _places(given: argparse.Namespace) -> Tuple[str, str]:
+    """Return where the events are: a directory or a broker, the other one empty."""
+    journal, broker = given.journal or "", given.broker or ""
+    if not journal and not broker:
+        journal, broker = os.environ.get("WINDBACK_JOURNAL", ""), os.environ.get("WINDBACK_BROKER", "")
+    if journal and broker:
+        raise CommandError("a relay sends from journals or from a broker: give --journal or --broker")
+    if not journal and not broker:
+        raise CommandError(
+            "where are the events? Give --journal DIR or --broker URL, "
+            "or set WINDBACK_JOURNAL or WINDBACK_BROKER"
+        )
+    journals_only = {"--flush-interval": given.flush_interval, "--batch-size": given.batch_size}
+    refused = [name for name, value in journals_only.items() if broker and value is not None]
+    if journal and given.claim_after is not None:
+        refused.append("--claim-after")
+    if refused:
+        raise CommandError(f"{refused[0]} means nothing with {'--broker' if broker else '--journal'}")
+    return journal, broker
+
+
+def _is_left(relay: Union[Relay, BrokerRelay], journal: str) -> bool:
     """Whether there is anything that nobody sends."""
+    from windback.relay import BrokerRelay
+
+    if isinstance(relay, BrokerRelay):
+        with said(journal):
+            return relay.left() > 0
     from windback.journal.inspect import unattended
 
-    return any(each.undelivered or each.newer for each in unattended(root))
+    return any(each.undelivered or each.newer for each in unattended(Path(journal)))
 
 
-def _make(given: argparse.Namespace) -> Relay:
+def _make(given: argparse.Namespace, journal: str) -> Relay:
     from windback.relay import Relay  # loads a lot
 
     return Relay(
-        given.journal,
+        journal,
         base_url=given.base_url,
-        flush_interval=given.flush_interval,
+        flush_interval=1.0 if given.flush_interval is None else given.flush_interval,
         max_in_flight=given.max_in_flight,
-        batch_size=given.batch_size,
+        batch_size=100 if given.batch_size is None else given.batch_size,
+        compress=given.compress,
+        shutdown_timeout=given.shutdown_timeout,
+        poll_interval=given.poll_interval,
+    )
+
+
+def _make_for_broker(given: argparse.Namespace, broker: str) -> BrokerRelay:
+    from windback.relay import BrokerRelay
+
+    return BrokerRelay(
+        broker,
+        base_url=given.base_url,
+        concurrency=given.max_in_flight,
+        claim_after=given.claim_after,
         compress=given.compress,
         shutdown_timeout=given.shutdown_timeout,
         poll_interval=given.poll_interval,

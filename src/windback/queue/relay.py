@@ -193,6 +193,11 @@ class RelayQueue(SourcedQueue):
         return queued, sum(reader.outstanding for reader in others)
 
     @property
+    def trouble(self) -> None:
+        """Nothing: a directory with trouble is left alone."""
+        return
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing to wait for: no directory is cared for, and no event waits."""
         return not self.readers and not self.waiting().events

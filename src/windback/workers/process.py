@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("windback")
 
-#: What the sender is told of the options; the key goes over the pipe as well, and nowhere else.
+#: What the sender is told of the options; the key and the broker go over the pipe as well, and nowhere else.
 _TOLD = (
     *("base_url", "timeout", "max_retries", "batch_size", "max_batch_bytes", "flush_interval"),
-    *("max_in_flight", "compress", "shutdown_timeout"),
+    *("max_in_flight", "compress", "shutdown_timeout", "project_slug", "max_broker_entries"),
 )
 _BOOT = """\
 import json, os, sys
@@ -151,7 +151,8 @@ class SenderLink(Link):
                 **options,
                 "name": self._queue.name,
                 "path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 - "" is here
-                "api_key": str(config.api_key or ""),
+                "api_key": config.api_key and str(config.api_key),
+                "broker": str(config.broker) if config.broker is not None else False,
                 "journal": str(config.journal),
                 "reports": config.on_delivery is not None,
             }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Dict, Generator, Optional, Set
+from typing import TYPE_CHECKING, Callable, Dict, Generator, Optional, Set, TypeVar
 
-from .. import api, lifecycle
+from .. import lifecycle
 from ..config import Config
 from ..delivery import Answer, Tries
 from ..dispatch import Dispatcher
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from ..queue.base import Batch
     from ..transport import AsyncTransport
+    from .sinks import AsyncSink
+
+T = TypeVar("T")
 
 
 class TaskWaker:
@@ -59,6 +62,8 @@ class _Home:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.transport: Optional[AsyncTransport] = None
+        #: Where batches go, if that is a broker.
+        self.broker: Optional[AsyncSink] = None
         self.stop: Optional[TaskWaker] = None
         self.stopped: Optional[TaskWaker] = None
         self.workers = 0
@@ -115,7 +120,7 @@ class _Home:
         In this order: a connection that is closed under its request makes some httpcores wait for ever.
         """
         self.ended = True
-        if not self._scopes and self.transport is None:
+        if not self._scopes and self.transport is None and self.broker is None:
             return  # and anyio may not even be loaded
         import anyio
 
@@ -127,6 +132,8 @@ class _Home:
                 await self._left.sleep(None)
             if self.transport is not None:
                 await self.transport.aclose()
+            if self.broker is not None:
+                await self.broker.aclose()
 
     async def load(self) -> None:
         """Load anyio's backend without holding up the loop; the first time, a checkpoint."""
@@ -219,17 +226,36 @@ class TaskWorkers:
         if home.transport is not None:
             return home.transport
         # Loading httpx and the certificates takes 100 ms, which is too long for a loop.
-        try:
-            transport = await home.loop.in_thread(self._make_transport)
-        except NoThreadError:
-            transport = self._make_transport()
-        return home.adopt(transport)
+        return home.adopt(await self._in_thread(home, self._make_transport))
 
     def _make_transport(self) -> AsyncTransport:
         with lifecycle.loading:
             from ..transport import AsyncTransport
 
             return AsyncTransport(self._config)
+
+    async def _open_sink(self, home: _Home) -> AsyncSink:
+        """Return where batches go: to the API, or to a broker."""
+        if self._config.broker is None:
+            return await self._open(home)
+        if home.broker is None:
+            sink = await self._in_thread(home, lambda: self._make_broker(home))
+            if home.broker is None:  # else another task was faster; this one has no connection yet
+                home.broker = sink
+        return home.broker
+
+    def _make_broker(self, home: _Home) -> AsyncSink:
+        with lifecycle.loading:
+            from ..broker.sink import AsyncRedisSink, RedisSink
+
+            return AsyncRedisSink(RedisSink(self._config), lambda call: self._in_thread(home, call))
+
+    @staticmethod
+    async def _in_thread(home: _Home, call: Callable[[], T]) -> T:
+        try:
+            return await home.loop.in_thread(call)
+        except NoThreadError:
+            return call()
 
     async def _reside(self, home: _Home) -> None:
         try:
@@ -284,10 +310,7 @@ class TaskWorkers:
         dispatcher.retire(waker, time.monotonic(), died=False)
 
     async def _upkeep(self, home: _Home) -> None:
-        try:
-            await home.loop.in_thread(self._dispatcher.upkeep)
-        except NoThreadError:
-            self._dispatcher.upkeep()
+        await self._in_thread(home, self._dispatcher.upkeep)
 
     async def _send(self, home: _Home, batch: Batch) -> None:
         dispatcher = self._dispatcher
@@ -299,10 +322,9 @@ class TaskWorkers:
 
         home.leases.add(batch)
         try:
-            transport = await self._open(home)
-            request = api.track(batch.records, batch.key, gzip=gzipped)
+            sink = await self._open_sink(home)
             nap = lambda seconds: self._nap(home, seconds)  # noqa: E731
-            answer = await transport.send(request, tries, nap, on_try)
+            answer = await sink.deliver(batch, tries, nap, on_try, gzip=gzipped)
         except BaseException:
             self._give_back(home, batch)
             raise

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Callable, Optional, Set
 
-from .. import api, lifecycle
+from .. import lifecycle
 from ..config import Config
 from ..delivery import Answer, Tries
 from ..dispatch import Dispatcher
@@ -18,6 +18,7 @@ from ..dispatch import Dispatcher
 if TYPE_CHECKING:
     from ..queue.base import Batch
     from ..transport import SyncTransport
+    from .sinks import Sink
 
 
 class ThreadWaker:
@@ -48,6 +49,10 @@ class ThreadWorkers:
         self._config = config
         self._dispatcher = dispatcher
         self._transport: Optional[SyncTransport] = None
+        self._broker: Optional[Sink] = None
+        if config.broker is not None:
+            # redis-py loads it, which fails once the interpreter goes down: it registers an exit handler.
+            importlib.import_module("concurrent.futures.thread")
         self.reset()
 
     def reset(self) -> None:
@@ -56,6 +61,9 @@ class ThreadWorkers:
         if self._transport is not None:
             self._transport.abandon()
             self._transport = None
+        if self._broker is not None:
+            self._broker.abandon()
+            self._broker = None
         self._idents: Set[int] = set()
         #: Released by the last worker to leave, once the client is closed.
         self._gone: Optional[ThreadWaker] = None
@@ -66,7 +74,7 @@ class ThreadWorkers:
         Not `Thread.start`, which waits until the new thread has run: in a busy process that takes as long
         as everybody's turn at the interpreter, and the caller may be a request.
         """
-        if self._transport is None and "gevent" in sys.modules:
+        if "gevent" in sys.modules and self._transport is None and self._broker is None:
             self._load_for_gevent()
         try:
             _thread.start_new_thread(self._main, ())
@@ -80,7 +88,7 @@ class ThreadWorkers:
         A greenlet that loads it later would hold up all others for as long.
         """
         with contextlib.suppress(Exception):  # whoever sends meets it again, and says so
-            self.transport()
+            self.sink()
             importlib.import_module("concurrent.futures.thread")
             # Names are resolved in threads of the hub's pool; one that is there can be used at the exit, too.
             importlib.import_module("gevent").get_hub().threadpool.spawn(int)
@@ -103,6 +111,19 @@ class ThreadWorkers:
                 if self._transport is None:  # else another was faster; this one has no connection yet
                     self._transport = transport
         return self._transport
+
+    def sink(self) -> Sink:
+        """Return where batches go: to the API, or to a broker."""
+        if self._config.broker is None:
+            return self.transport()
+        if self._broker is None:
+            with lifecycle.loading:
+                from ..broker.sink import RedisSink
+
+                broker = RedisSink(self._config)
+                if self._broker is None:  # as above
+                    self._broker = broker
+        return self._broker
 
     def _main(self) -> None:
         with contextlib.suppress(Exception):  # cosmetic: names it in py-spy and faulthandler
@@ -161,8 +182,7 @@ class ThreadWorkers:
             dispatcher.tried(batch, tries, answer, time.monotonic(), time.time())
 
         try:
-            request = api.track(batch.records, batch.key, gzip=gzipped)
-            answer = self.transport().send(request, tries, self._nap, on_try)
+            answer = self.sink().deliver(batch, tries, self._nap, on_try, gzip=gzipped)
         except BaseException:
             dispatcher.abandon(batch)
             raise
@@ -201,6 +221,9 @@ class ThreadWorkers:
         if self._transport is not None:
             self._transport.close()
             self._transport = None
+        if self._broker is not None:
+            self._broker.close()
+            self._broker = None
 
 
 def _until(deadline_s: Optional[float], wait_s: Optional[float]) -> Optional[float]:

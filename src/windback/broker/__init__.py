@@ -1,0 +1,1 @@
+"""Redis between applications and relays: what stands in its streams, who writes there and who reads."""

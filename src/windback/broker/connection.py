@@ -1,0 +1,168 @@
+"""Redis as far as it is needed: a command goes out, an answer or a BrokerError comes back.
+
+The one module that knows redis-py. Its own retries are off: `delivery` decides when to try again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Callable, Dict, List, Mapping, Sequence, Tuple
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from .. import guard
+from ..config import BrokerAddress
+from ..delivery import Failure
+from .layout import DEAD, EVENTS, Value
+
+logger = logging.getLogger("windback")
+
+#: XAUTOCLAIM came with it.
+_OLDEST = (6, 2)
+
+#: What Redis says, by the first of these that is in its text. A script's errors have the same words inside.
+_REFUSALS = {
+    "WRONGPASS": "wrong user name or password",
+    "invalid username-password": "wrong user name or password",
+    "invalid password": "wrong user name or password",
+    "NOAUTH": "it needs a password",
+    "Authentication required": "it needs a password",
+    "unauthenticated": "it needs a password",  # said of a command with many arguments
+    "without any password configured": "a password was given, and it has none",
+    "NOPERM": "the user may not run the commands or touch the keys that are needed",
+    "has no permissions": "the user may not run the commands or touch the keys that are needed",
+    "WRONGTYPE": f"{EVENTS} or {DEAD} holds something else than a stream",
+    "MOVED": "this is a node of a Redis Cluster, which is not supported yet",
+    "CROSSSLOT": "this is a node of a Redis Cluster, which is not supported yet",
+    "unknown command": "it is too old, 6.2 is needed",
+    "DB index is out of range": "it has no database of that number",
+}
+
+
+class BrokerError(Exception):
+    """Redis did not do what it was asked, as a text with its place and without its password."""
+
+    def __init__(self, failure: Failure, text: str, *, no_group: bool = False) -> None:
+        super().__init__(text)
+        self.failure = failure
+        self.text = text
+        #: There is no group, as in a new Redis, or after a restart of one that keeps nothing.
+        self.no_group = no_group
+
+
+class Connection:
+    """A pool of connections to one Redis; safe to share between threads. Connects when it is used."""
+
+    def __init__(self, address: BrokerAddress, timeout_s: float) -> None:
+        self._address = address
+        self._timeout_s = timeout_s
+        self._redis = _open(address, timeout_s)
+
+    def within(self, timeout_s: float) -> Connection:
+        """Return this one, or, if it would wait longer than that, one of its own for a single command."""
+        return self if timeout_s >= self._timeout_s else Connection(self._address, timeout_s)
+
+    def call(self, *command: Value) -> object:
+        """Run one command. Raises BrokerError."""
+        try:
+            for host, _ in self._address.nodes:
+                guard.check(host)
+            execute: Callable[..., object] = self._redis.execute_command
+            answer = execute(*command)
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer
+            raise self._read(error) from None
+        return answer
+
+    def script(self, text: str, keys: Sequence[str], *arguments: Value) -> object:
+        """Run a script, which is one step for all others. Raises BrokerError."""
+        return self.call("EVAL", text, len(keys), *keys, *arguments)
+
+    def _read(self, error: Exception) -> BrokerError:
+        """Say what went wrong. Not chained: the frames of redis-py hold the password."""
+        said = self._address.redact(str(error) or type(error).__name__)
+        place = self._address.place
+        if "OOM command not allowed" in said or "used memory > 'maxmemory'" in said:
+            text = f"{place}: Redis is out of memory (maxmemory), and takes nothing more"
+            return BrokerError(Failure.FULL, text)
+        for words, meaning in _REFUSALS.items():
+            if words in said:
+                return BrokerError(Failure.REFUSED, f"{place}: {meaning} ({said})")
+        text = f"{place}: {said}"
+        if isinstance(error, redis.TimeoutError):
+            is_connect = "connecting" in said
+            return BrokerError(Failure.CONNECT_TIMEOUT if is_connect else Failure.TIMEOUT, text)
+        is_nowhere = " connecting to " in said or "No master found" in said
+        if isinstance(error, redis.ConnectionError) and is_nowhere:
+            return BrokerError(Failure.CONNECT, text)
+        no_group = "NOGROUP" in said or "no such key" in said
+        return BrokerError(Failure.BROKEN, text, no_group=no_group)
+
+    def warn_of_eviction(self) -> None:
+        """Write a line if Redis may delete what nobody delivered yet. Raises nothing."""
+        with contextlib.suppress(BrokerError):  # not everybody may ask
+            policy = str(self._info("memory").get("maxmemory_policy", ""))
+            if policy.startswith("allkeys"):
+                logger.warning(
+                    "broker %s: its maxmemory-policy is %s, so it may delete events that are not delivered; "
+                    "set it to noeviction",
+                    self._address.place,
+                    policy,
+                )
+
+    def check(self) -> None:
+        """Raise BrokerError if this is no Redis that a relay can work with."""
+        version = str(self._info("server").get("redis_version", ""))
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+        if numbers and numbers < _OLDEST:
+            text = f"{self._address.place}: Redis {version} is too old, 6.2 is needed"
+            raise BrokerError(Failure.REFUSED, text)
+        for key in (EVENTS, DEAD):
+            kind = self.call("TYPE", key)
+            if kind not in (b"none", b"stream", "none", "stream"):
+                kind = kind.decode() if isinstance(kind, bytes) else kind
+                text = f"{self._address.place}: {key} holds a {kind}, and must be a stream (WRONGTYPE)"
+                raise BrokerError(Failure.REFUSED, text)
+
+    def _info(self, section: str) -> Mapping[str, object]:
+        answer = self.call("INFO", section)
+        return answer if isinstance(answer, dict) else {}
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+        self._redis.connection_pool.disconnect()
+
+
+def _open(address: BrokerAddress, timeout_s: float) -> redis.Redis:
+    if not address.is_sentinel:
+        return redis.Redis.from_url(
+            str(address),
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+    common: Dict[str, object] = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    make_sentinel: Callable[..., Sentinel] = Sentinel
+    sentinel = make_sentinel(address.nodes, sentinel_kwargs={**common, **address.sentinel_options})
+    master_for: Callable[..., redis.Redis] = sentinel.master_for
+    return master_for(address.service, **common, **address.options)
+
+
+def pairs(found: object) -> List[Tuple[bytes, Dict[bytes, bytes]]]:
+    """Return the entries in an answer: ids with fields, without those that are deleted."""
+    entries: List[Tuple[bytes, Dict[bytes, bytes]]] = []
+    for each in found if isinstance(found, (list, tuple)) else ():
+        entry_id, fields = each
+        if isinstance(entry_id, bytes) and isinstance(fields, dict):
+            entries.append((entry_id, fields))
+    return entries

@@ -1,0 +1,158 @@
+"""What stands in Redis: the keys, the fields of an entry, and the steps that must not be torn apart.
+
+    {windback}:events   a stream, an entry for each batch; the consumer group `relays` reads it
+        v        1, the version of this layout
+        key      the Idempotency-Key, the same for every try of these events, whoever makes it
+        count    how many events
+        project  the slug of the project, empty if the application has none
+        events   the events as they were tracked, one a line: JSON holds no line end
+    {windback}:dead     a stream, an entry for each event that the API will never take
+        reason, status, message, key, project, entry, event; of an entry that is not ours its fields,
+        each with `of:` before its name
+
+The braces put both keys into one slot of a Redis Cluster, where a script may touch no other. An entry is
+deleted when it is acknowledged, so the length of the stream is what waits, and nothing is ever trimmed. What
+a relay does frees memory, so none of it may fail for want of memory: no MULTI, which Redis refuses then.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+
+from ..stats import DeliveryReport
+
+Value = Union[str, bytes, int]
+
+EVENTS = "{windback}:events"
+DEAD = "{windback}:dead"
+GROUP = "relays"
+
+VERSION = b"1"
+#: A project whose every event is rejected must not fill Redis.
+MAX_DEAD = 20_000
+#: The keys of others are in a header of ours.
+_MAX_KEY = 200
+#: Fields of an entry that is not ours that are kept: a script takes only so many arguments.
+_MAX_FOREIGN = 100
+
+#: Appends an entry, unless there are too many already. KEYS: events. ARGV: how many there may be, then
+#: what XADD takes.
+APPEND = """\
+if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return false end
+return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
+"""
+
+#: Acknowledges entries and removes them. KEYS: events. ARGV: the group, the entries.
+SETTLE = """\
+redis.call('XACK', KEYS[1], unpack(ARGV))
+redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
+return 0
+"""
+
+#: Writes dead letters and removes the entry they were in, both or none, and once. KEYS: events, dead. ARGV:
+#: the group, the entry, how many letters there may be, then for each letter the number of its values, and
+#: those. Out of memory, Redis refuses what a script would write first, and nothing after that.
+BURY = """\
+if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 0 end
+local at = 4
+while at <= #ARGV do
+  local last = at + tonumber(ARGV[at])
+  if redis.call('XLEN', KEYS[2]) < tonumber(ARGV[3]) then
+    redis.call('XADD', KEYS[2], '*', unpack(ARGV, at + 1, last))
+  end
+  at = last + 1
+end
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[1], ARGV[2])
+return 1
+"""
+
+#: Sets for how long entries were left alone, as far as they still are this consumer's. KEYS: events. ARGV:
+#: the group, the consumer, the milliseconds, the entries.
+TOUCH = """\
+for i = 4, #ARGV do
+  local found = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
+  if found[1] and found[1][2] == ARGV[2] then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'IDLE', ARGV[3], 'JUSTID')
+  end
+end
+return 0
+"""
+
+#: Removes a consumer that holds nothing; with what it holds would go all trace of it. KEYS: events. ARGV: the
+#: group, the consumer.
+FORGET = """\
+if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) == 0 then
+  redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+end
+return 0
+"""
+
+
+#: Makes an event of a dead letter again, once. KEYS: events, dead. ARGV: the letter, then what XADD takes.
+REVIVE = """\
+if #redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1]) == 0 then return 0 end
+redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
+redis.call('XDEL', KEYS[2], ARGV[1])
+return 1
+"""
+
+
+class Entry(NamedTuple):
+    """One batch as it stands in the stream."""
+
+    id: bytes
+    key: str
+    project: str
+    records: Sequence[bytes]
+
+
+class ForeignError(Exception):
+    """An entry that nothing of ours wrote, or a newer version did; says what is wrong with it."""
+
+
+def fields_of(records: Sequence[bytes], key: str, project: Optional[str]) -> Tuple[Value, ...]:
+    """Return the fields of an entry and their values, as XADD takes them."""
+    events = b"\n".join(records)
+    return "v", VERSION, "key", key, "count", len(records), "project", project or "", "events", events
+
+
+def entry_of(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
+    """Read an entry. Raises ForeignError."""
+    for name in (b"v", b"key", b"count", b"project", b"events"):
+        if name not in fields:
+            raise ForeignError(f"it has no field {name.decode()!r}")
+    if fields[b"v"] != VERSION:
+        raise ForeignError(f"its layout is version {fields[b'v'][:20]!r}, and this package knows {VERSION!r}")
+    records = fields[b"events"].split(b"\n")
+    if fields[b"count"] != b"%d" % len(records) or not all(records):
+        raise ForeignError("its count is not the number of its events")
+    try:
+        key, project = fields[b"key"].decode("ascii"), fields[b"project"].decode("ascii")
+    except UnicodeDecodeError:
+        raise ForeignError("its key or project is no plain text") from None
+    if not 0 < len(key) <= _MAX_KEY or not key.isprintable() or " " in key:
+        raise ForeignError("its key is none")
+    return Entry(entry_id, key, project, records)
+
+
+def letters_of(
+    entry: Entry, records: Sequence[bytes], key: str, report: DeliveryReport
+) -> List[Tuple[Value, ...]]:
+    """Return dead letters for events that the API rejected, as XADD takes them."""
+    return [
+        (
+            *("reason", report.reason, "status", report.status or "", "message", report.message or ""),
+            *("key", key, "project", entry.project, "entry", entry.id, "event", record),
+        )
+        for record in records
+    ]
+
+
+def foreign_letter(entry_id: bytes, fields: Mapping[bytes, bytes], why: str) -> Tuple[Value, ...]:
+    """Return the dead letter for an entry that is not ours, with what it holds."""
+    letter: List[Value] = ["reason", "foreign", "message", why, "entry", entry_id]
+    for name, value in islice(fields.items(), _MAX_FOREIGN):
+        letter += b"of:" + name, value
+    return tuple(letter)

@@ -1,0 +1,105 @@
+"""A sink beside HTTP: a batch becomes an entry of a stream, and relays deliver it.
+
+What Redis answers, or that it doesn't, becomes an Answer, so that retries, the gate, the log lines of an
+outage and the counts are those of an HTTP server.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Awaitable, Callable, Optional
+
+from ..config import Config
+from ..delivery import Answer, Failure, Tries
+from ..retrying import OnTry, retry, retry_async
+from .connection import BrokerError, Connection
+from .layout import APPEND, EVENTS, fields_of
+
+if TYPE_CHECKING:
+    from ..queue.base import Batch
+
+#: Calls something that takes long in a thread, for a task.
+InThread = Callable[[Callable[[], Answer]], Awaitable[Answer]]
+
+_TAKEN = Answer(200)
+
+
+class RedisSink:
+    """See the module. Safe to share between threads."""
+
+    def __init__(self, config: Config) -> None:
+        assert config.broker is not None
+        self._place = config.broker.place
+        self._most = config.max_broker_entries
+        self._project = config.project_slug
+        self._connection = Connection(config.broker, config.timeout)
+        self._is_checked = False
+
+    def attempt(self, batch: Batch, timeout_s: float) -> Answer:
+        """Make one try to append a batch. The same one may come to stand there twice, under one key."""
+        fields = fields_of(batch.records, batch.key, self._project)
+        try:
+            connection = self._connection.within(timeout_s)
+            try:
+                entry_id = connection.script(APPEND, (EVENTS,), self._most, *fields)
+            finally:
+                if connection is not self._connection:
+                    connection.close()
+        except BrokerError as error:
+            return Answer(None, failure=error.failure, detail=error.text)
+        if entry_id is None:
+            detail = f"{self._place}: {self._most:,} batches wait there for a relay (max_broker_entries)"
+            return Answer(None, failure=Failure.FULL, detail=detail)
+        if not self._is_checked:
+            self._is_checked = True
+            self._connection.warn_of_eviction()
+        return _TAKEN
+
+    def deliver(
+        self,
+        batch: Batch,
+        tries: Tries,
+        sleep: Callable[[float], None] = time.sleep,
+        on_try: Optional[OnTry] = None,
+        *,
+        gzip: bool = False,
+    ) -> Answer:
+        """Append a batch to the stream, trying again as `tries` says."""
+        del gzip  # a relay compresses for itself
+        return retry(lambda left_s: self.attempt(batch, left_s), tries, sleep, on_try)
+
+    def abandon(self) -> None:
+        """Let go of the sockets in a forked child, which redis-py closes there and does not shut down."""
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connection.close()
+
+
+class AsyncRedisSink:
+    """The same for tasks: each try is made in a thread, for redis-py knows no trio."""
+
+    def __init__(self, sink: RedisSink, in_thread: InThread) -> None:
+        self._sink = sink
+        self._in_thread = in_thread
+
+    async def deliver(
+        self,
+        batch: Batch,
+        tries: Tries,
+        sleep: Callable[[float], Awaitable[object]],
+        on_try: Optional[OnTry] = None,
+        *,
+        gzip: bool = False,
+    ) -> Answer:
+        """Append a batch to the stream, trying again as `tries` says."""
+        del gzip
+
+        async def attempt(left_s: float) -> Answer:
+            return await self._in_thread(lambda: self._sink.attempt(batch, left_s))
+
+        return await retry_async(attempt, tries, sleep, on_try)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        self._sink.close()

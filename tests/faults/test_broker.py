@@ -1,0 +1,651 @@
+"""broker=: the application hands batches to Redis, relays deliver them, whichever of the three dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import trio
+
+import windback
+from windback import AsyncWindback, ConfigurationError, Windback
+from windback.broker.layout import DEAD, EVENTS, GROUP
+from windback.relay import BrokerRelay
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server")
+
+JANE = "jane@example.com"
+#: This server takes it for no email address, the client does.
+POISON = "jane@"
+TOOLS = """\
+    import os, signal, sys, threading, time
+    from windback import Windback
+
+    def track(client, numbers):
+        for n in numbers:
+            assert client.track_event("login", "jane@example.com", {"n": n})
+
+"""
+
+
+def track(client, numbers):
+    for n in numbers:
+        assert client.track_event("login", JANE, {"n": n})
+
+
+def numbers(server):
+    return sorted(stored.properties["n"] for stored in server.events())
+
+
+def is_lawful(stats):
+    return stats.accepted == stats.delivered + stats.rejected + stats.dropped + stats.pending
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch):
+    for name in ("API_KEY", "BROKER", "JOURNAL", "BASE_URL"):
+        monkeypatch.delenv(f"WINDBACK_{name}", raising=False)
+
+
+@pytest.fixture
+def make(redis_server):
+    """Make clients that have no key."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**options):
+            options = {"broker": redis_server.url, "flush_interval": 0.01, **options}
+            client = Windback(**options)
+            stack.callback(client.close)
+            return client
+
+        yield make
+
+
+@pytest.fixture
+def make_relay(server, redis_server):
+    def make_relay(**options):
+        return BrokerRelay(
+            **{"broker": redis_server.url, "api_key": "sk_test_1", "base_url": server.url, **options}
+        )
+
+    return make_relay
+
+
+@pytest.fixture
+def relaying(make_relay):
+    """Have a relay run in a thread while a block of code does."""
+
+    @contextlib.contextmanager
+    def relaying(**options):
+        relay = make_relay(**options)
+        thread = threading.Thread(target=relay.run)
+        thread.start()
+        try:
+            yield relay
+        finally:
+            relay.stop()
+            thread.join()
+
+    return relaying
+
+
+def relay_process(server, broker, *options, stderr=subprocess.DEVNULL):
+    package = str(Path(windback.__file__).resolve().parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-c", "from windback.cli import main; raise SystemExit(main())", "relay", *options],
+        env={
+            **os.environ,
+            "PYTHONPATH": package,
+            "WINDBACK_API_KEY": "sk_test_1",
+            "WINDBACK_BASE_URL": server.url,
+            "WINDBACK_BROKER": broker,
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
+    )
+
+
+# The way of an event
+
+
+@pytest.mark.parametrize("options", [{}, {"worker": "process"}, {"journal": "here"}], ids=str)
+def test_an_event_goes_through_redis_and_the_application_needs_no_key(
+    make, server, redis_server, relaying, eventually, options, tmp_path
+):
+    if "journal" in options:
+        options = {"journal": tmp_path / "journal"}
+    client = make(project_slug="my-project", **options)
+    track(client, range(1000))
+    result = client.flush(20)
+    assert (result.pending, result.delivered) == (0, 1000)
+    stats = client.stats()
+    assert (stats.accepted, stats.delivered, stats.pending) == (1000, 1000, 0)
+    entries = redis_server.client.xrange(EVENTS)
+    assert sum(int(fields["count"]) for _, fields in entries) == 1000
+    assert {fields["project"] for _, fields in entries} == {"my-project"}
+    assert numbers(server) == []
+    with relaying() as relay:
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+        stats = relay.stats()
+    assert (stats.accepted, stats.adopted, stats.delivered) == (1000, 1000, 1000)
+    assert numbers(server) == list(range(1000))
+    assert redis_server.client.xpending(EVENTS, GROUP)["pending"] == 0
+    assert redis_server.client.xinfo_consumers(EVENTS, GROUP) == []
+
+
+@pytest.mark.parametrize("backend", [asyncio, trio], ids=["asyncio", "trio"])
+@pytest.mark.parametrize("worker", ["task", "thread"])
+def test_an_async_client(server, redis_server, relaying, backend, worker, eventually):
+    async def main():
+        async with AsyncWindback(broker=redis_server.url, worker=worker) as client:
+            for n in range(95):
+                assert await client.track_event("login", JANE, {"n": n})
+            assert await client.flush(20)
+            assert client.stats().delivered == 95
+            for n in range(95, 100):
+                assert await client.track_event("login", JANE, {"n": n})
+
+    backend.run(main() if backend is asyncio else main)
+    with relaying():
+        eventually(lambda: len(server.events()) == 100)
+    assert numbers(server) == list(range(100))
+
+
+def test_what_is_tracked_just_before_the_end_is_in_redis_after_it(run, redis_server, dead_url):
+    code = f"""\
+    client = Windback(broker={redis_server.url!r})
+    print(sorted(name for name in ("redis", "httpx") if name in sys.modules))
+    track(client, range(10))
+    """
+    ended = run(TOOLS + code, url=dead_url)
+    assert (ended.status, ended.out, ended.err) == (0, ["[]"], "")
+    assert sum(int(fields["count"]) for _, fields in redis_server.client.xrange(EVENTS)) == 10
+
+
+def test_the_same_bytes_arrive_under_the_key_they_got_in_the_application(
+    make, server, redis_server, relaying, eventually
+):
+    client = make(batch_size=10)
+    track(client, range(100))
+    assert client.flush(20)
+    keys = {fields["key"] for _, fields in redis_server.client.xrange(EVENTS)}
+    with relaying():
+        eventually(lambda: len(server.events()) == 100)
+    assert {request.idempotency_key for request in server.requests()} == keys
+
+
+def test_a_fork_has_connections_of_its_own(run, redis_server, dead_url):
+    code = f"""\
+    client = Windback(broker={redis_server.url!r})
+    track(client, range(100))
+    assert client.flush(20)
+    pid = os.fork()
+    if not pid:
+        assert client.stats().accepted == 0
+        track(client, range(100, 200))
+        assert client.flush(20)
+        assert client.stats().delivered == 100
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    track(client, range(200, 300))
+    assert client.flush(20)
+    assert client.stats().delivered == 200
+    """
+    ended = run(TOOLS + code, "-W", "ignore::DeprecationWarning", url=dead_url)
+    assert (ended.status, ended.err) == (0, "")
+    found = [
+        line for _, fields in redis_server.client.xrange(EVENTS) for line in fields["events"].split("\n")
+    ]
+    assert len(found) == len(set(found)) == 300
+
+
+def test_calls_that_need_the_api_say_that_they_need_a_key(make, server):
+    client = make(project_slug="my-project")
+    for call in (
+        lambda: client.submit_cancel_flow(JANE, "too_expensive"),
+        lambda: client.track_events([{"event": "login", "customer_email": JANE}]),
+    ):
+        with pytest.raises(
+            ConfigurationError, match="needs a key; with broker=… only track_event needs none"
+        ):
+            call()
+    client = make(project_slug="my-project", api_key="sk_test_1", base_url=server.url)
+    assert client.track_events([{"event": "login", "customer_email": JANE, "properties": {"n": 1}}])
+    client.submit_cancel_flow(JANE, "too_expensive")
+    assert numbers(server) == [1]
+
+
+# Redis in trouble
+
+
+def test_while_redis_is_down_events_wait_and_go_on_when_it_is_back(make_redis, server, eventually, caplog):
+    redis_server = make_redis()
+    with caplog.at_level(logging.INFO), Windback(
+        broker=redis_server.url, flush_interval=0.01, max_retries=0
+    ) as client:
+        track(client, range(100))
+        result = client.flush()
+        assert (result.pending, result.delivered) == (100, 0)
+        assert result.problem.startswith(f"could not connect: {redis_server.url}: ")
+        assert is_lawful(client.stats())
+        redis_server.start()
+        assert client.flush(20)
+        redis_server.restart()  # its connections break
+        track(client, range(100, 200))
+        assert client.flush(20)
+        assert client.stats().delivered == 200
+    lines = [record.message for record in caplog.records if "held up" in record.message]
+    assert len(lines) == 1
+    assert f"could not connect: {redis_server.url}" in lines[0]
+
+
+def test_a_redis_that_hangs_holds_up_neither_caller_nor_end(make, redis_server):
+    client = make(shutdown_timeout=0.5)
+    track(client, range(10))
+    assert client.flush(20)
+    redis_server.signal(signal.SIGSTOP)
+    try:
+        started_s = time.monotonic()
+        track(client, range(10))
+        assert client.close().pending == 10
+        assert time.monotonic() - started_s < 3
+    finally:
+        redis_server.signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("user", "says"),
+    [
+        ("", "it needs a password"),
+        (":wrong%40secret@", "wrong user name or password"),
+        ("nobody:wrong%40secret@", "wrong user name or password"),
+    ],
+)
+def test_a_wrong_password_is_told_without_the_password(make_redis, server, user, says, caplog):
+    redis_server = make_redis("--requirepass", "right@secret")
+    redis_server.start()
+    url = f"redis://{user}127.0.0.1:{redis_server.port}/0"
+    with Windback(broker=url, flush_interval=0.01, shutdown_timeout=0) as client:
+        track(client, range(10))
+        started_s = time.monotonic()
+        result = client.flush(20)
+        assert time.monotonic() - started_s < 5  # for no try will help
+        assert result.pending == 10
+        assert result.problem.startswith(f"the broker refuses: {redis_server.url}: {says} (")
+        assert is_lawful(client.stats())
+        assert "secret" not in result.problem + repr(client) + repr(client._config)
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        BrokerRelay(url, "sk_test_1", base_url=server.url)
+    assert redis_server.url in str(caught.value)
+    assert "secret" not in str(caught.value) + caplog.text
+    with Windback(broker=f"redis://:right%40secret@127.0.0.1:{redis_server.port}/0") as client:
+        track(client, range(10))
+        assert client.flush(20)
+
+
+def test_a_key_of_another_type_is_told_and_nothing_is_lost(make, redis_server, make_relay):
+    redis_server.client.set(EVENTS, "mine")
+    client = make()
+    track(client, range(10))
+    result = client.flush(20)
+    assert result.pending == 10
+    assert "holds something else than a stream" in result.problem
+    with pytest.raises(ConfigurationError, match="holds a string, and must be a stream"):
+        make_relay()
+    assert redis_server.client.get(EVENTS) == "mine"
+    redis_server.client.delete(EVENTS)
+    assert client.flush(20)
+    assert client.stats().delivered == 10
+
+
+def test_a_full_stream_keeps_the_batch_and_trims_nothing(make, redis_server, server, relaying, eventually):
+    client = make(max_broker_entries=3, batch_size=10, max_retries=0, max_in_flight=1)
+    track(client, range(50))
+    result = client.flush()
+    assert (result.pending, result.delivered) == (20, 30)
+    assert result.problem == (
+        f"the broker takes no more: {redis_server.url}: 3 batches wait there for a relay (max_broker_entries)"
+    )
+    assert redis_server.client.xlen(EVENTS) == 3
+    assert is_lawful(client.stats())
+    with relaying():
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+        assert client.flush(20)
+        eventually(lambda: len(server.events()) == 50)
+    assert numbers(server) == list(range(50))
+
+
+def test_out_of_memory_is_an_outage_and_a_relay_ends_it(make, redis_server, server, relaying):
+    """A relay works in a Redis that takes nothing more, or nothing would ever change."""
+    client = make(max_retries=0)
+    with relaying():
+        pass  # there was one before
+    track(client, range(50))
+    assert client.track_event("login", POISON)
+    assert client.flush(20)
+    redis_server.client.config_set("maxmemory", "1")
+    track(client, range(50, 60))
+    result = client.flush()
+    assert result.pending == 10
+    assert "Redis is out of memory (maxmemory), and takes nothing more" in result.problem
+    with relaying(shutdown_timeout=1) as relay:
+        deadline = time.monotonic() + 20
+        while relay.stats().rejected < 1 or relay.stats().delivered < 50:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert redis_server.client.xlen(EVENTS) == 1  # the dead letter has no room
+        redis_server.client.config_set("maxmemory", "0")
+        assert client.flush(20)
+        while redis_server.client.xlen(EVENTS) or len(server.events()) < 60:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert numbers(server) == list(range(60))
+    assert redis_server.client.xlen(DEAD) == 1
+
+
+def test_a_policy_that_deletes_events_is_warned_of(make, redis_server, make_relay, caplog):
+    redis_server.client.config_set("maxmemory-policy", "allkeys-lru")
+    client = make()
+    track(client, range(10))
+    assert client.flush(20)
+    make_relay().close()
+    lines = [record.message for record in caplog.records if "maxmemory-policy" in record.message]
+    assert len(lines) == 2
+    assert "allkeys-lru" in lines[0]
+
+
+def test_a_replica_is_told_and_nothing_is_lost(make, redis_server):
+    redis_server.client.replicaof("127.0.0.1", 1)
+    client = make(max_retries=0)
+    track(client, range(10))
+    result = client.flush()
+    assert result.pending == 10
+    assert "read only replica" in result.problem
+    redis_server.client.replicaof("NO", "ONE")
+    assert client.flush(20)
+
+
+def sentinels(make_redis, master, count=2):
+    """Start Sentinels that find a dead master soon."""
+    text = (
+        f"sentinel monitor main 127.0.0.1 {master.port} 1\n"
+        "sentinel down-after-milliseconds main 500\n"
+        "sentinel failover-timeout main 2000\n"
+    )
+    made = []
+    for _ in range(count):
+        each = make_redis()
+        each.use_as_sentinel(text)
+        each.start()
+        made.append(each)
+    return made
+
+
+def test_through_sentinels_what_is_delivered_goes_on_with_the_next_master(make_redis, server, eventually):
+    first, second = make_redis(), make_redis()
+    first.start()
+    second.start()
+    second.client.replicaof("127.0.0.1", first.port)
+    eventually(lambda: second.client.info("replication")["master_link_status"] == "up")
+    watchers = sentinels(make_redis, first)
+    eventually(lambda: watchers[0].client.sentinel_master("main")["num-other-sentinels"] == 1)
+    eventually(lambda: watchers[0].client.sentinel_master("main")["num-slaves"] == 1)
+    hosts = ",".join(f"127.0.0.1:{each.port}" for each in watchers)
+    url = f"redis+sentinel://{hosts}/main/0"
+    relay = BrokerRelay(url, "sk_test_1", base_url=server.url, timeout=1, shutdown_timeout=2)
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    try:
+        with Windback(broker=url, flush_interval=0.01, timeout=1, max_retries=0) as client:
+            track(client, range(100))
+            assert client.flush(20)
+            eventually(lambda: len(server.events()) == 100)
+            eventually(lambda: second.client.xlen(EVENTS) == 0)
+            first.kill()
+            track(client, range(100, 200))
+            assert client.flush(1).pending == 100
+            eventually(lambda: second.client.role()[0] == "master", 20)
+            assert client.flush(20)
+            eventually(lambda: len(server.events()) == 200, 20)
+    finally:
+        relay.stop()
+        thread.join()
+    assert numbers(server) == list(range(200))
+    with Windback(broker=url.replace("/main/", "/other/"), max_retries=0) as client:
+        track(client, range(10))
+        result = client.flush()
+        assert result.problem.startswith(
+            f"could not connect: redis+sentinel://{hosts}/other/0: No master found"
+        )
+        client.close(0)
+
+
+# Relays
+
+
+def test_what_the_api_rejects_becomes_a_dead_letter_with_its_reason(make, redis_server, server, make_relay):
+    client = make(project_slug="my-project")
+    track(client, range(20))
+    assert client.track_event("login", POISON, {"n": -1})
+    track(client, range(20, 40))
+    assert client.flush(20)
+    relay = make_relay()
+    assert relay.drain(20)
+    relay.close()
+    stats = relay.stats()
+    assert (stats.adopted, stats.delivered, stats.rejected) == (41, 40, 1)
+    assert is_lawful(stats)
+    assert numbers(server) == list(range(40))
+    assert redis_server.client.xlen(EVENTS) == 0
+    ((_, letter),) = redis_server.client.xrange(DEAD)
+    assert (letter["reason"], letter["status"], letter["project"]) == ("invalid", "400", "my-project")
+    assert POISON in letter["event"]
+    assert letter["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"hello": "world"}, "it has no field 'v'"),
+        ({"v": "2", "key": "k", "count": "1", "project": "", "events": "{}"}, "version"),
+        ({"v": "1", "key": "k", "count": "2", "project": "", "events": "{}"}, "count"),
+        ({"v": "1", "key": "a b", "count": "1", "project": "", "events": "{}"}, "key"),
+        ({"v": "1", "key": "\u00e4", "count": "1", "project": "", "events": "{}"}, "no plain text"),
+        ({"v": "1", "key": "k", "count": "1", "project": "", "events": ""}, "count"),
+        ({f"field {n}": "x" for n in range(20_000)}, "it has no field 'v'"),
+    ],
+    ids=["other fields", "newer", "miscounted", "a key with a space", "no text", "nothing", "many fields"],
+)
+def test_an_entry_that_is_not_ours_is_set_aside_and_stops_nothing(
+    make, redis_server, server, make_relay, caplog, fields, says
+):
+    redis_server.client.xadd(EVENTS, fields)
+    client = make()
+    track(client, range(10))
+    assert client.flush(20)
+    relay = make_relay()
+    assert relay.drain(20)
+    relay.close()
+    assert numbers(server) == list(range(10))
+    assert redis_server.client.xlen(EVENTS) == 0
+    ((_, letter),) = redis_server.client.xrange(DEAD)
+    assert letter["reason"] == "foreign"
+    assert says in letter["message"]
+    name, value = next(iter(fields.items()))
+    assert letter[f"of:{name}"] == value
+    assert "is not ours: " in caplog.text
+    assert is_lawful(relay.stats())
+
+
+def test_a_relay_waits_for_redis_and_goes_on_after_it_was_away(make_redis, server, eventually, caplog):
+    caplog.set_level(logging.INFO)
+    redis_server = make_redis()
+    relay = BrokerRelay(redis_server.url, "sk_test_1", base_url=server.url, shutdown_timeout=1)
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    try:
+        eventually(lambda: relay.stats().problem is not None)
+        assert redis_server.url in relay.stats().problem
+        redis_server.start()
+        with Windback(broker=redis_server.url, flush_interval=0.01) as client:
+            track(client, range(100))
+            eventually(lambda: len(server.events()) == 100)
+            redis_server.restart()
+            track(client, range(100, 200))
+            eventually(lambda: len(server.events()) == 200, 30)
+        assert relay.stats().problem is None
+        redis_server.client.flushall()  # as after the restart of a Redis that keeps nothing
+        with Windback(broker=redis_server.url, flush_interval=0.01) as client:
+            track(client, range(200, 300))
+            eventually(lambda: len(server.events()) == 300, 30)
+    finally:
+        relay.stop()
+        thread.join()
+    assert numbers(server) == list(range(300))
+    assert caplog.text.count("tried again until it answers") <= 3
+
+
+def test_what_a_dead_relay_held_is_taken_over(make, redis_server, server, relaying, held, eventually):
+    client = make(batch_size=10)
+    track(client, range(100))
+    assert client.flush(20)
+    process = relay_process(held, redis_server.url)
+    held.wait_until_holding(1)
+    assert redis_server.client.xpending(EVENTS, GROUP)["pending"] == 10
+    process.kill()
+    process.wait()
+    with relaying(claim_after=0.5):
+        eventually(lambda: len(server.events()) == 100)
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+    assert numbers(server) == list(range(100))
+
+
+def test_what_a_living_relay_holds_in_an_outage_stays_its_own(
+    make, redis_server, server, relaying, held, eventually
+):
+    client = make(batch_size=10)
+    track(client, range(100))
+    assert client.flush(20)
+    with relaying(base_url=held.url, claim_after=0.5, shutdown_timeout=0.1):
+        held.wait_until_holding(1)
+        with relaying(claim_after=0.5) as other:
+            time.sleep(1.5)
+            assert other.stats().adopted == 0
+    with relaying(claim_after=3600):  # what was given back is there for the next one at once
+        eventually(lambda: len(server.events()) == 100)
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+
+
+def test_sigterm_ends_a_relay_in_time_and_leaves_the_rest_to_others(
+    make, redis_server, server, relaying, held, eventually
+):
+    client = make(batch_size=10)
+    track(client, range(100))
+    assert client.flush(20)
+    process = relay_process(held, redis_server.url, "--shutdown-timeout", "0.5", stderr=subprocess.PIPE)
+    held.wait_until_holding(1)
+    process.terminate()
+    started_s = time.monotonic()
+    _, err = process.communicate(timeout=20)
+    assert time.monotonic() - started_s < 10
+    assert process.returncode == 0
+    assert "100 events read, 0 delivered, 0 rejected, 100 left in the broker" in err
+    with relaying(claim_after=3600):
+        eventually(lambda: len(server.events()) == 100)
+    assert numbers(server) == list(range(100))
+
+
+def test_the_command_sends_what_there_is_once(make, redis_server, server):
+    client = make()
+    track(client, range(100))
+    assert client.flush(20)
+    process = relay_process(server, redis_server.url, "--once", "--concurrency", "2", stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert f"relay: sends what is written to {redis_server.url}" in err
+    assert numbers(server) == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--journal", "x", "--broker", "redis://localhost"], "give --journal or --broker"),
+        (["--broker", "redis://localhost", "--batch-size", "3"], "--batch-size means nothing with --broker"),
+        (["--journal", "x", "--claim-after", "3"], "--claim-after means nothing with --journal"),
+        (["--broker", "http://:secret@localhost"], "redis:// or rediss://, not http://"),
+        (["--broker", "redis://:secret@[::1"], "broker must look like redis://"),
+    ],
+)
+def test_what_the_command_can_not_do_is_one_line_and_status_2(server, options, says):
+    process = relay_process(server, "", *options, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert says in err
+    assert len(err.splitlines()) == 1
+    assert "secret" not in err
+
+
+def test_two_relays_one_killed_and_redis_restarted_lose_nothing(make, redis_server, server):
+    """Nothing is lost, and what comes twice comes under the same key."""
+    server.faults(
+        [
+            {"path": "/track", "status": 503, "rate": 0.1, "seed": 1},
+            {"path": "/track", "drop": "after", "rate": 0.1, "seed": 2},
+            {"path": "/track", "latency": 0.005},
+        ]
+    )
+    client = make(batch_size=20)
+    wrong = []
+    stop = threading.Event()
+
+    def watch():
+        while not stop.wait(0.001):
+            stats = client.stats()
+            if not is_lawful(stats):
+                wrong.append(stats)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+
+    def wait_for(count):
+        deadline = time.monotonic() + 40
+        while len(server.events()) < count:
+            assert time.monotonic() < deadline, len(server.events())
+            time.sleep(0.01)
+
+    options = ("--claim-after", "2", "--shutdown-timeout", "2")
+    relays = [relay_process(server, redis_server.url, *options) for _ in range(2)]
+    track(client, range(3000))
+    wait_for(1000)
+    relays[0].kill()
+    relays[0].wait()
+    relays[0] = relay_process(server, redis_server.url, *options)
+    track(client, range(3000, 6000))
+    wait_for(3000)
+    redis_server.restart()
+    track(client, range(6000, 9000))
+    assert client.flush(40), client.stats()
+    deadline = time.monotonic() + 40
+    while redis_server.client.xlen(EVENTS):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    stop.set()
+    watcher.join()
+    for relay in relays:
+        relay.terminate()
+    assert [relay.wait(20) for relay in relays] == [0, 0]
+    stats = client.stats()
+    assert (stats.accepted, stats.delivered, wrong) == (9000, 9000, [])
+    # The server takes a batch once for each key, so an event that is there twice came under two.
+    assert Counter(numbers(server)) == Counter(range(9000))

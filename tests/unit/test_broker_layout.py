@@ -1,0 +1,82 @@
+"""What stands in a stream is what a worker had, byte for byte, and anything else is told."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from windback.broker.layout import ForeignError, entry_of, fields_of, foreign_letter, letters_of
+from windback.event import encode
+from windback.stats import DeliveryReport
+
+
+def stored(values):
+    """Return fields as Redis gives them back."""
+    texts = [value if isinstance(value, bytes) else str(value).encode() for value in values]
+    return dict(zip(texts[::2], texts[1::2]))
+
+
+def test_a_batch_comes_back_byte_for_byte():
+    records = [
+        encode("login", "jane@example.com", {"text": text, "n": n}, None, 65_536)
+        for n, text in enumerate(["plain", "two\nlines\r\n", "\u2028 \x85 \x00", '"quoted"', "{}"])
+    ]
+    entry = entry_of(b"1-0", stored(fields_of(records, "key", "shop")))
+    assert entry == (b"1-0", "key", "shop", records)
+    assert entry_of(b"1-0", stored(fields_of(records[:1], "key", None))).project == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({b"v": None}, "no field 'v'"),
+        ({b"events": None}, "no field 'events'"),
+        ({b"v": b"2"}, "version"),
+        ({b"count": b"1"}, "count"),
+        ({b"count": b"x"}, "count"),
+        ({b"events": b"a\n\nb"}, "count"),
+        ({b"key": b""}, "its key is none"),
+        ({b"key": b"x" * 201}, "its key is none"),
+        ({b"key": b"a\r\nX-Header: b"}, "its key is none"),
+        ({b"key": b"\xff"}, "no plain text"),
+        ({b"project": b"\xff"}, "no plain text"),
+    ],
+)
+def test_what_is_not_ours_is_told(changes, says):
+    fields = {**stored(fields_of([b"{}", b"{}"], "key", "shop")), **changes}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    with pytest.raises(ForeignError, match=says):
+        entry_of(b"1-0", fields)
+
+
+def test_any_bytes_at_all_are_read_or_told():
+    for _ in range(200):
+        fields = {name: os.urandom(8) for name in (b"v", b"key", b"count", b"project", b"events")}
+        fields[b"v"], fields[b"count"] = b"1", b"%d" % (fields[b"events"].count(b"\n") + 1)
+        try:
+            entry_of(b"1-0", fields)
+        except ForeignError:
+            continue
+
+
+def test_a_dead_letter_says_all_there_is_to_say():
+    entry = entry_of(b"1-0", stored(fields_of([b"1", b"2"], "key", "shop")))
+    report = DeliveryReport("rejected", 1, "invalid", 422, "no such plan")
+    (letter,) = letters_of(entry, [b"2"], "key-1", report)
+    assert stored(letter) == {
+        b"reason": b"invalid",
+        b"status": b"422",
+        b"message": b"no such plan",
+        b"key": b"key-1",
+        b"project": b"shop",
+        b"entry": b"1-0",
+        b"event": b"2",
+    }
+
+
+def test_of_an_entry_that_is_not_ours_a_bounded_part_is_kept():
+    fields = {b"%d" % n: b"x" for n in range(5000)}
+    letter = stored(foreign_letter(b"1-0", fields, "why"))
+    assert len(letter) == 103
+    assert letter[b"of:0"] == b"x"
