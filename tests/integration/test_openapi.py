@@ -147,8 +147,8 @@ def test_the_document_is_served_and_counts_as_no_request():
         assert server.counts().requests == 0
 
 
-# Its releases for older Pythons have other checks and options. The server is the same code on each, so what it
-# finds on one counts for all.
+# Its releases for older Pythons have other checks and options. The server is the same code on all of them,
+# so what is found on one counts for each.
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="schemathesis of today needs Python 3.11")
 @pytest.mark.timeout(300)
 def test_schemathesis_finds_nothing_over_all_operations(tmp_path):
