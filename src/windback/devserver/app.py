@@ -137,7 +137,8 @@ class Resource:
     def _checked_key(self, exchange: Exchange, *, public: bool) -> str:
         key = exchange.headers.get("x-api-key", "")
         if public and not key:  # the docs-tree page "Cancel Flow" shows the public key there
-            key = exchange.headers.get("authorization", "").partition("Bearer ")[2]
+            scheme, _, token = exchange.headers.get("authorization", "").partition(" ")
+            key = token.strip() if scheme.lower() == "bearer" else ""
         taken = self._options.keys
         known = key.startswith(("sk_", "pub_")) and (
             not taken or key in taken or key in self._options.expired_keys

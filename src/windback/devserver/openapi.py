@@ -53,6 +53,7 @@ def document() -> Schema:
             "securitySchemes": {
                 "secretKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "sk_…"},
                 "publicKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "pub_…"},
+                "bearer": {"type": "http", "scheme": "bearer", "description": "either key"},
             },
             "headers": {
                 "RetryAfter": {"description": "Seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
@@ -66,7 +67,7 @@ def document() -> Schema:
 def _paths() -> Dict[str, Dict[str, Schema]]:
     churn, event = "/projects/{slug}/churn-events", "/projects/{slug}/churn-events/{id}"
     variant, templates = event + "/variants/{vid}", "/projects/{slug}/recovery-templates"
-    both_keys: Schema = {"security": [{"publicKey": []}, {"secretKey": []}]}
+    both_keys: Schema = {"security": [{"publicKey": []}, {"secretKey": []}, {"bearer": []}]}
     return {
         "/track": {
             "post": _operation(
