@@ -100,7 +100,7 @@ class _Client:
         ConfigurationError for anything that can't work.
 
         api_key: the secret key, "sk_…". project_slug: needed by every call but track_event, track_events
-        and submit_cancel_flow. public_key: "pub_…", used for the cancel flow when given. base_url:
+        and those of the cancel flow. public_key: "pub_…", used for the cancel flow when given. base_url:
         https, or http on this machine.
         journal: a directory on a local disk. What track_event accepted is in there before it returns,
         and survives `kill -9` of this process; the next one that uses the directory delivers it.
@@ -452,8 +452,8 @@ class Windback(_Client):
 
         The API takes 5 to 15 s for nine of them, so this call has a *timeout* of its own, in seconds, over
         all its retries. An active recovery template replaces them. Empty if the API answers that it has only
-        started (assumed). Raises ValidationError if the event is past "processing", NotFoundError and
-        WindbackError.
+        started (assumed). Raises ValidationError if the event is past "processing", NotFoundError,
+        ConfigurationError for a timeout that is none, and WindbackError.
         """
         request = api.generate_variants(self._config.slug(), _new_key(), event_id)
         return api.read_generated(self.with_options(timeout=timeout)._call(request))  # noqa: SLF001 - a copy of this object

@@ -61,6 +61,12 @@ CALLS = {
     "report_cancel_reason": (EMAIL, "other"),
     "create_recovery_template": ("other", "name", "subject", "body"),
     "track_events": ([EVENT],),
+    "get_churn_event": ("evt_1",),
+    "list_variants": ("evt_1",),
+    "send_variant": ("evt_1", "var_1"),
+    "list_recovery_templates": (),
+    "get_offer": ("other",),
+    "get_recovery_stats": (),
 }
 
 FAULTS = {

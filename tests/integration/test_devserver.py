@@ -263,7 +263,7 @@ def test_a_public_key_may_come_as_a_bearer_token_to_the_cancel_flow(server):
     bearer = {"authorization": f"Bearer {PUBLIC}"}
     assert call(server, "GET", "/cancel-flow/offers?reason=x", key=None, headers=bearer).status == 200
     assert track(server, key=None, headers=bearer).status == 401
-    for value in ("Bearer nonsense", f"Basic {PUBLIC}", "Bearer "):
+    for value in ("Bearer nonsense", f"Basic {PUBLIC}", f"xBearer {PUBLIC}", "Bearer ", "Bearer"):
         reply = call(
             server, "GET", "/cancel-flow/offers?reason=x", key=None, headers={"authorization": value}
         )

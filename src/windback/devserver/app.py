@@ -6,6 +6,7 @@ import hashlib
 import time
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Union, cast
 
+import orjson
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from . import body as bodies
-from . import routes
+from . import openapi, routes
 from .connections import Connections
 from .control import Control
 from .errors import ApiError, error_body, invalid
@@ -26,11 +27,9 @@ from .limits import Limits
 from .options import BASE_PATH, Options
 from .routes import Answer, Call, Handler, Later
 from .store import Store, StoredAnswer
+from .validation import is_idempotency_key
 from .waits import Waits
 from .webhooks import Webhooks
-
-#: Longest Idempotency-Key that is taken.
-MAX_KEY_LENGTH = 255
 
 _JSON = {"content-type": "application/json"}
 
@@ -138,7 +137,8 @@ class Resource:
     def _checked_key(self, exchange: Exchange, *, public: bool) -> str:
         key = exchange.headers.get("x-api-key", "")
         if public and not key:  # the docs-tree page "Cancel Flow" shows the public key there
-            key = exchange.headers.get("authorization", "").partition("Bearer ")[2]
+            scheme, _, token = exchange.headers.get("authorization", "").partition(" ")
+            key = token.strip() if scheme.lower() == "bearer" else ""
         taken = self._options.keys
         known = key.startswith(("sk_", "pub_")) and (
             not taken or key in taken or key in self._options.expired_keys
@@ -171,8 +171,8 @@ class Resource:
         key = exchange.headers.get("idempotency-key")
         if key is None:
             return handler(call)
-        if not 0 < len(key) <= MAX_KEY_LENGTH:
-            raise invalid(f"Idempotency-Key: must have 1 to {MAX_KEY_LENGTH} characters")
+        if not is_idempotency_key(key):
+            raise invalid("Idempotency-Key: must have 1 to 255 visible ASCII characters")
         account = hashlib.sha256(api_key.encode()).hexdigest()[:16]
         scope = f"{exchange.method} {exchange.path} {account}"
         fingerprint = hashlib.sha256(body).digest()
@@ -208,8 +208,17 @@ def build_app(
                 BASE_PATH + path, Resource(endpoints, store, options, waits, limits), methods=list(endpoints)
             )
         )
+    schema = orjson.dumps(openapi.document())
+
+    async def show_schema(_: Request) -> Response:
+        return Response(schema, headers=_JSON)
+
     app = Starlette(
-        routes=[*api, *Control(store, journal, faults, limits, webhooks).routes()],
+        routes=[
+            *api,
+            Route(openapi.PATH, show_schema),
+            *Control(store, journal, faults, limits, webhooks).routes(),
+        ],
         exception_handlers={ApiError: _refuse, HTTPException: _no_route},
     )
     app.router.redirect_slashes = False

@@ -18,6 +18,7 @@ from .connections import Connections
 from .errors import ApiError, error_body
 from .exchange import Exchange, Journal
 from .faults import Drop, Faults, Hang, Reply
+from .openapi import PATH as SCHEMA_PATH
 from .options import BASE_PATH, CONTROL_PATH, is_loopback
 from .validation import count_events
 from .waits import Waits
@@ -53,7 +54,7 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["path"].startswith(CONTROL_PATH + "/"):
+        if scope["path"] == SCHEMA_PATH or scope["path"].startswith(CONTROL_PATH + "/"):
             await self._control(scope, receive, send)
             return
         exchange = self._journal.start(scope["method"], scope["path"], scope["headers"])

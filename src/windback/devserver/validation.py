@@ -25,13 +25,21 @@ EVENT_TYPES = ("cancellation", "payment_failed", "payment_recovered")
 #: The largest amount of cents and number of days that is taken: sums of many of them stay within 64 bits.
 MAX_COUNT = 10**12
 
+#: Named one by one: what counts as blank differs between this language and readers of the OpenAPI document.
+BLANKS = " \t\n\r\f\v"
+
+#: What an Idempotency-Key and an email address must look like, as regular expressions.
+IDEMPOTENCY_KEY = "[!-~]{1,255}"
+EMAIL = r"[^@ \t\n\r\f\v]+@[^@ \t\n\r\f\v]+"
+
 #: Retention Offers page.
 OFFER_TYPES = ("discount", "extension", "downgrade", "feature_unlock", "custom")
 
-_email = re.compile(r"[^@\s]+@[^@\s]+").fullmatch
+_email = re.compile(EMAIL).fullmatch
 _timestamp = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):?[0-5]\d)", re.ASCII
 ).fullmatch
+is_idempotency_key = re.compile(IDEMPOTENCY_KEY).fullmatch
 _currency = re.compile(r"[A-Za-z]{3}").fullmatch
 
 
@@ -153,7 +161,7 @@ def _event_row(item: object) -> EventRow:
     fields = cast("Dict[str, object]", item)
     get = fields.get
     event = get("event")
-    if type(event) is not str or not event.strip():
+    if type(event) is not str or not event.strip(BLANKS):
         raise _BadFieldError("event", "must be a string that is not empty")
     email = get("customer_email")
     if type(email) is not str or not _email(email):
@@ -381,7 +389,7 @@ def _object(body: object) -> Dict[str, object]:
 
 def _text(fields: Dict[str, object], name: str) -> str:
     value = fields.get(name)
-    if type(value) is not str or not value.strip():
+    if type(value) is not str or not value.strip(BLANKS):
         raise _BadFieldError(name, "is missing" if value is None else "must be a string that is not empty")
     return value
 
@@ -421,6 +429,8 @@ def _optional_count(fields: Dict[str, object], name: str) -> Optional[int]:
     value = fields.get(name)
     if value is None:
         return None
-    if type(value) is not int or not 0 <= value <= MAX_COUNT:  # a bool is not an int here
+    # A bool is not an int here; 5.0 is one in JSON.
+    whole = type(value) is int or (type(value) is float and value.is_integer())
+    if not whole or not 0 <= cast("float", value) <= MAX_COUNT:
         raise _BadFieldError(name, f"must be a whole number from 0 to {MAX_COUNT}")
-    return value
+    return int(cast("float", value))
