@@ -344,7 +344,10 @@ def test_out_of_memory_is_an_outage_and_a_relay_ends_it(make, redis_server, serv
         while relay.stats().rejected < 1 or relay.stats().delivered < 50:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert redis_server.client.xlen(EVENTS) == 1  # the dead letter has no room
+        while redis_server.client.xlen(EVENTS):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert redis_server.client.xlen(DEAD) == 1  # which took the place of the batch that it was in
         redis_server.client.config_set("maxmemory", "0")
         assert client.flush(20)
         while redis_server.client.xlen(EVENTS) or len(server.events()) < 60:
@@ -520,6 +523,57 @@ def test_what_the_api_rejects_becomes_a_dead_letter_with_its_reason(make, redis_
     assert (letter["reason"], letter["status"], letter["project"]) == ("invalid", "400", "my-project")
     assert POISON in letter["event"]
     assert letter["message"]
+
+
+def test_a_dead_letter_that_can_not_be_written_keeps_its_entry(
+    make, redis_server, server, relaying, eventually
+):
+    """Nothing is removed before it is sure that the letter can be written."""
+    client = make()
+    track(client, range(10))
+    assert client.track_event("login", POISON)
+    assert client.flush(20)
+    with relaying(shutdown_timeout=1) as relay:
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+        assert redis_server.client.xlen(DEAD) == 1
+        redis_server.client.delete(DEAD)
+        redis_server.client.set(DEAD, "mine")
+        assert client.track_event("login", POISON)
+        assert client.flush(20)
+        eventually(lambda: relay.stats().problem is not None)
+        assert "holds something else than a stream" in relay.stats().problem
+        assert redis_server.client.xlen(EVENTS) == 1
+        redis_server.client.delete(DEAD)
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+    assert redis_server.client.xlen(DEAD) == 1
+    assert relay.stats().rejected == 2
+
+
+def test_a_user_who_may_do_no_more_than_needed_is_enough(make_redis, server, eventually):
+    """The commands and keys that the docs name."""
+    redis_server = make_redis()
+    redis_server.start()
+    redis_server.client.acl_setuser(
+        "app", True, passwords="+a", keys=["{windback}:*"], commands=["+eval", "+xadd", "+xlen"]
+    )
+    relay_commands = (
+        *("+eval", "+type", "+xlen", "+xadd", "+xgroup", "+xinfo", "+xreadgroup", "+xautoclaim"),
+        *("+xclaim", "+xpending", "+xack", "+xdel"),
+    )
+    redis_server.client.acl_setuser(
+        "relay", True, passwords="+r", keys=["{windback}:*"], commands=list(relay_commands)
+    )
+    url = f"redis://{{}}@127.0.0.1:{redis_server.port}/0"
+    relay = BrokerRelay(url.format("relay:r"), "sk_test_1", base_url=server.url)
+    with Windback(broker=url.format("app:a")) as client:
+        track(client, range(100))
+        assert client.track_event("login", POISON)
+        assert client.flush(20)
+    assert relay.drain(20)
+    relay.close()
+    assert numbers(server) == list(range(100))
+    assert (redis_server.client.xlen(EVENTS), redis_server.client.xlen(DEAD)) == (0, 1)
+    assert redis_server.client.xinfo_consumers(EVENTS, GROUP) == []
 
 
 @pytest.mark.parametrize(

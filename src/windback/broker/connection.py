@@ -123,7 +123,9 @@ class Connection:
 
     def check(self) -> None:
         """Raise BrokerError if this is no Redis that a relay can work with."""
-        version = str(self._info("server").get("redis_version", ""))
+        version = ""
+        with contextlib.suppress(BrokerError):  # not everybody may ask, and what is wrong else shows below
+            version = str(self._info("server").get("redis_version", ""))
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         if numbers and numbers < _OLDEST:
             text = f"{self._address.place}: Redis {version} is too old, 6.2 is needed"
