@@ -34,9 +34,11 @@ class RedisServer:
     def __init__(self, binary: str, folder: Path, *options: str) -> None:
         import redis
 
-        with closing(socket.socket()) as taken:
-            taken.bind(("127.0.0.1", 0))
-            self.port: int = taken.getsockname()[1]
+        self.port = 1 << 16
+        while self.port >= 55_535:  # the nodes of a cluster also use the port 10,000 higher
+            with closing(socket.socket()) as taken:
+                taken.bind(("127.0.0.1", 0))
+                self.port = taken.getsockname()[1]
         self.folder = folder
         self.url = f"redis://127.0.0.1:{self.port}/0"
         common = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder))

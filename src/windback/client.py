@@ -110,10 +110,11 @@ class _Client:
         not write yet, about 30 s of events. "interval": the last second. "batch": what came during one
         write to the disk. A thread does that and no track_event waits for it, but some meet a page that
         is just being written.
-        broker: "redis://host:6379/0" or "rediss://…": the worker hands batches to Redis instead of to the
-        API, and `windback relay --broker` delivers them, so that events are "delivered" here when Redis has
-        them. No key is needed then, but for calls other than track_event. max_broker_entries: batches
-        that may wait there for a relay; more are kept here until there is room.
+        broker: "redis://host:6379/0" or "rediss://…", also with +sentinel or +cluster: the worker hands
+        batches to Redis instead of to the API, and `windback relay --broker` delivers them, so that events
+        are "delivered" here when Redis has them. No key is needed then, but for calls other than
+        track_event. max_broker_entries: batches that may wait there for a relay; more are kept here until
+        there is room.
         timeout: seconds; for a plain call one deadline over all its retries, for a batch of the
         background worker the limit of one try. max_retries: after failures that another try may mend.
         worker: "thread"; for AsyncWindback "task" or "thread", which keeps the work of sending off the

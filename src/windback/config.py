@@ -71,6 +71,11 @@ class BrokerAddress(str):
         return self._parts.scheme.endswith("+sentinel")
 
     @property
+    def is_cluster(self) -> bool:
+        """Whether `nodes` are some of a Redis Cluster."""
+        return self._parts.scheme.endswith("+cluster")
+
+    @property
     def nodes(self) -> List[Tuple[str, int]]:
         """The hosts and ports that connections are made to."""
         return _nodes(self._parts.netloc, 26379 if self.is_sentinel else 6379)
@@ -82,9 +87,10 @@ class BrokerAddress(str):
 
     @property
     def options(self) -> Dict[str, Union[str, int]]:
-        """What redis-py wants to know of the master that Sentinels name: database, user, password, TLS."""
+        """What redis-py wants to know where it does not read the URL: database, user, password, TLS."""
         parts = self._parts
-        given: Dict[str, Union[str, int]] = {"db": int(parts.path.strip("/").partition("/")[2] or 0)}
+        database = int(parts.path.strip("/").partition("/")[2] or 0)
+        given: Dict[str, Union[str, int]] = {} if self.is_cluster else {"db": database}
         for name, value in (("username", parts.username), ("password", parts.password)):
             if value:
                 given[name] = unquote(value)
@@ -396,7 +402,7 @@ def _broker(options: Mapping[str, object], *, enabled: bool) -> Optional[BrokerA
     return broker_address(given)
 
 
-_BROKER_SCHEMES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
+_BROKER_SCHEMES = [start + end for start in ("redis", "rediss") for end in ("", "+sentinel", "+cluster")]
 
 
 def broker_address(value: object) -> BrokerAddress:
@@ -420,22 +426,24 @@ def _problem_of_broker(url: str) -> Optional[str]:
     if scheme not in _BROKER_SCHEMES:
         shown = f", not {scheme}://" if re.fullmatch(r"[a-z][a-z+]{0,30}", scheme) else ""
         return (
-            "broker must be a URL that starts with redis:// or rediss://, or, for Sentinel, "
-            f"redis+sentinel:// or rediss+sentinel://{shown}; Cluster is not supported yet"
+            "broker must be a URL that starts with redis:// or rediss://, or with redis+sentinel://, "
+            f"rediss+sentinel://, redis+cluster:// or rediss+cluster://{shown}"
         )
-    is_sentinel = scheme.endswith("+sentinel")
+    is_sentinel, is_cluster = scheme.endswith("+sentinel"), scheme.endswith("+cluster")
     query = path = ""
     hosts: List[str] = []
     with suppress(ValueError):
         parts = urlsplit(url)
         path, query = parts.path.strip("/"), parts.query
         hosts = [host for host, _ in _nodes(parts.netloc, 1)]
-    wanted = r"[^/]+(/[0-9]+)?" if is_sentinel else r"[0-9]*"
-    is_whole = all(hosts) and (hosts if is_sentinel else len(hosts) == 1)
+    wanted = r"[^/]+(/[0-9]+)?" if is_sentinel else r"0?" if is_cluster else r"[0-9]*"
+    is_whole = all(hosts) and (hosts if is_sentinel or is_cluster else len(hosts) == 1)
     if not is_whole or not re.fullmatch(wanted, path) or re.search(r"[^!-~]|#", url):
         example = "redis://user:password@host:6379/0"
         if is_sentinel:
             example = "redis+sentinel://user:password@host:26379,host:26379/name-of-the-master/0"
+        elif is_cluster:
+            example = "redis+cluster://user:password@host:6379,host:6379/0"
         return (
             f"broker must look like {example}, with the number of a database at its end or nothing, "
             "and with special characters in the password as %xx"

@@ -344,7 +344,10 @@ def test_out_of_memory_is_an_outage_and_a_relay_ends_it(make, redis_server, serv
         while relay.stats().rejected < 1 or relay.stats().delivered < 50:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert redis_server.client.xlen(EVENTS) == 1  # the dead letter has no room
+        while redis_server.client.xlen(EVENTS):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert redis_server.client.xlen(DEAD) == 1  # which took the place of the batch that it was in
         redis_server.client.config_set("maxmemory", "0")
         assert client.flush(20)
         while redis_server.client.xlen(EVENTS) or len(server.events()) < 60:
@@ -392,6 +395,7 @@ def sentinels(make_redis, master, count=2):
     return made
 
 
+@pytest.mark.timeout(120)  # Sentinels take their time
 def test_through_sentinels_what_is_delivered_goes_on_with_the_next_master(make_redis, server, eventually):
     first, second = make_redis(), make_redis()
     first.start()
@@ -415,7 +419,7 @@ def test_through_sentinels_what_is_delivered_goes_on_with_the_next_master(make_r
             first.kill()
             track(client, range(100, 200))
             assert client.flush(1).pending == 100
-            eventually(lambda: second.client.role()[0] == "master", 20)
+            eventually(lambda: second.client.role()[0] == "master", 40)
             assert client.flush(20)
             eventually(lambda: len(server.events()) == 200, 20)
     finally:
@@ -429,6 +433,73 @@ def test_through_sentinels_what_is_delivered_goes_on_with_the_next_master(make_r
             f"could not connect: redis+sentinel://{hosts}/other/0: No master found"
         )
         client.close(0)
+
+
+SLOTS = 16_384
+
+
+@pytest.fixture
+def cluster(make_redis, eventually):
+    """A cluster of three."""
+    nodes = [make_redis("--cluster-enabled", "yes", "--cluster-node-timeout", "2000") for _ in range(3)]
+    for number, node in enumerate(nodes):
+        node.start()
+        share = range(number * SLOTS // 3, (number + 1) * SLOTS // 3)
+        node.client.execute_command("CLUSTER ADDSLOTS", *share)
+        node.client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
+    for node in nodes:
+        eventually(lambda node=node: len(node.client.execute_command("CLUSTER NODES")) == 3)
+        eventually(lambda node=node: node.client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+    return nodes
+
+
+def move_slot(slot, source, target, nodes):
+    ids = {node: node.client.execute_command("CLUSTER MYID") for node in nodes}
+    target.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[source])
+    source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[target])
+    for key in (EVENTS, DEAD):
+        source.client.execute_command("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
+    for node in (target, source, *nodes):
+        node.client.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[target])
+
+
+def test_in_a_cluster_a_slot_that_moves_holds_up_nothing_for_long(cluster, server, eventually):
+    slots = {cluster[0].client.execute_command("CLUSTER KEYSLOT", key) for key in (EVENTS, DEAD)}
+    (slot,) = slots
+    source = cluster[slot * 3 // SLOTS]
+    target = cluster[slot * 3 // SLOTS - 1]
+    url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in cluster)
+    relay = BrokerRelay(url, "sk_test_1", base_url=server.url, shutdown_timeout=2)
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    try:
+        with Windback(broker=url, flush_interval=0.01, batch_size=10) as client:
+            track(client, range(500))
+            assert client.track_event("login", POISON)
+            assert client.flush(20)
+            move_slot(slot, source, target, cluster)
+            track(client, range(500, 1000))
+            assert client.flush(30)
+            eventually(lambda: len(server.events()) == 1000, 30)
+        eventually(lambda: target.client.xlen(EVENTS) == 0)
+        assert target.client.xlen(DEAD) == 1
+    finally:
+        relay.stop()
+        thread.join()
+    assert numbers(server) == list(range(1000))
+
+
+def test_a_url_of_the_wrong_kind_is_told(cluster, redis_server, server):
+    slot = cluster[0].client.execute_command("CLUSTER KEYSLOT", EVENTS)
+    one = f"redis://127.0.0.1:{cluster[slot * 3 // SLOTS - 1].port}/0"
+    with pytest.raises(ConfigurationError, match="node of a Redis Cluster, whose URL starts with redis"):
+        BrokerRelay(one, "sk_test_1", base_url=server.url)
+    with Windback(broker=one, shutdown_timeout=0) as client:
+        track(client, range(10))
+        assert "node of a Redis Cluster" in client.flush(20).problem
+    other = redis_server.url.replace("redis://", "redis+cluster://")
+    with pytest.raises(ConfigurationError, match="it is no Redis Cluster"):
+        BrokerRelay(other, "sk_test_1", base_url=server.url)
 
 
 # Relays
@@ -452,6 +523,57 @@ def test_what_the_api_rejects_becomes_a_dead_letter_with_its_reason(make, redis_
     assert (letter["reason"], letter["status"], letter["project"]) == ("invalid", "400", "my-project")
     assert POISON in letter["event"]
     assert letter["message"]
+
+
+def test_a_dead_letter_that_can_not_be_written_keeps_its_entry(
+    make, redis_server, server, relaying, eventually
+):
+    """Nothing is removed before it is sure that the letter can be written."""
+    client = make()
+    track(client, range(10))
+    assert client.track_event("login", POISON)
+    assert client.flush(20)
+    with relaying(shutdown_timeout=1) as relay:
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+        assert redis_server.client.xlen(DEAD) == 1
+        redis_server.client.delete(DEAD)
+        redis_server.client.set(DEAD, "mine")
+        assert client.track_event("login", POISON)
+        assert client.flush(20)
+        eventually(lambda: relay.stats().problem is not None)
+        assert "holds something else than a stream" in relay.stats().problem
+        assert redis_server.client.xlen(EVENTS) == 1
+        redis_server.client.delete(DEAD)
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+    assert redis_server.client.xlen(DEAD) == 1
+    assert relay.stats().rejected == 2
+
+
+def test_a_user_who_may_do_no_more_than_needed_is_enough(make_redis, server, eventually):
+    """The commands and keys that the docs name."""
+    redis_server = make_redis()
+    redis_server.start()
+    redis_server.client.acl_setuser(
+        "app", True, passwords="+a", keys=["{windback}:*"], commands=["+eval", "+xadd", "+xlen"]
+    )
+    relay_commands = (
+        *("+eval", "+type", "+xlen", "+xadd", "+xgroup", "+xinfo", "+xreadgroup", "+xautoclaim"),
+        *("+xclaim", "+xpending", "+xack", "+xdel"),
+    )
+    redis_server.client.acl_setuser(
+        "relay", True, passwords="+r", keys=["{windback}:*"], commands=list(relay_commands)
+    )
+    url = f"redis://{{}}@127.0.0.1:{redis_server.port}/0"
+    relay = BrokerRelay(url.format("relay:r"), "sk_test_1", base_url=server.url)
+    with Windback(broker=url.format("app:a")) as client:
+        track(client, range(100))
+        assert client.track_event("login", POISON)
+        assert client.flush(20)
+    assert relay.drain(20)
+    relay.close()
+    assert numbers(server) == list(range(100))
+    assert (redis_server.client.xlen(EVENTS), redis_server.client.xlen(DEAD)) == (0, 1)
+    assert redis_server.client.xinfo_consumers(EVENTS, GROUP) == []
 
 
 @pytest.mark.parametrize(
@@ -583,7 +705,7 @@ def test_the_command_sends_what_there_is_once(make, redis_server, server):
         (["--journal", "x", "--broker", "redis://localhost"], "give --journal or --broker"),
         (["--broker", "redis://localhost", "--batch-size", "3"], "--batch-size means nothing with --broker"),
         (["--journal", "x", "--claim-after", "3"], "--claim-after means nothing with --journal"),
-        (["--broker", "http://:secret@localhost"], "redis:// or rediss://, not http://"),
+        (["--broker", "http://:secret@localhost"], "rediss+cluster://, not http://"),
         (["--broker", "redis://:secret@[::1"], "broker must look like redis://"),
     ],
 )

@@ -136,6 +136,26 @@ def test_a_server_on_this_machine_and_a_mocked_one_are_nobodys_business(run_pyte
     assert len(outcomes) == 3
 
 
+def test_a_broker_elsewhere_is_the_real_thing_too_and_one_on_this_machine_is_not(run_pytest, redis_server):
+    outcomes, said = run_pytest(
+        """
+        import os
+
+        def test_tracks_only():
+            client = Windback(broker="redis://:s3cret@redis.example.com", flush_interval=3600)
+            client.track_event("login", JANE)
+
+        def test_of_this_machine():
+            with Windback(broker=os.environ["REDIS"]) as client:
+                assert client.track_event("login", JANE)
+                assert client.flush(5)
+        """,
+        REDIS=redis_server.url,
+    )
+    assert outcomes == {"test_tracks_only": "FAILED", "test_of_this_machine": "PASSED"}, said
+    assert "this test would have sent events to redis.example.com: use the windback_events fixture" in said
+
+
 def test_a_marked_test_may_send(run_pytest):
     outcomes, said = run_pytest("""
         @pytest.mark.windback_live

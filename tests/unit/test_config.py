@@ -150,6 +150,7 @@ def test_redact_takes_both_keys_out_of_a_text():
             [("a", 26379), ("::1", 7)],
             "redis+sentinel://a:26379,[::1]:7/main/2",
         ),
+        ("redis+cluster://:s3cr%40t@a,b:7", [("a", 6379), ("b", 7)], "redis+cluster://a:6379,b:7/0"),
     ],
 )
 def test_a_broker_is_shown_without_its_password(url, nodes, place):
@@ -165,9 +166,10 @@ def test_a_broker_is_shown_without_its_password(url, nodes, place):
     ("url", "message"),
     [
         (5, "broker must be a URL such as redis://localhost:6379/0, not a int"),
-        ("s3cret", r"that starts with redis:// or rediss://, or, for Sentinel, redis\+sentinel://"),
-        ("http://:s3cret@h", "rediss.*, not http://;"),
-        ("redis+cluster://:s3cret@h/0", r"not redis\+cluster://; Cluster is not supported yet"),
+        ("s3cret", r"that starts with redis:// or rediss://, or with redis\+sentinel://"),
+        ("http://:s3cret@h", "rediss.*, not http://$"),
+        ("redis+other://:s3cret@h/0", r"rediss\+cluster://, not redis\+other://"),
+        ("redis+cluster://:s3cret@h/1", r"must look like redis\+cluster://"),
         ("redis+sentinel://:s3cret@h", r"must look like redis\+sentinel://"),
         ("redis+sentinel://:s3cret@h,/main", "must look like"),
         ("redis+sentinel://:s3cret@h/main/x", "must look like"),

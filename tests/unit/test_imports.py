@@ -13,7 +13,9 @@ import pytest
 
 import windback
 
-HEAVY = {"anyio", "asyncio", "httpcore", "httpx", "ssl", "starlette", "tenacity", "trio", "uvicorn"}
+HEAVY = {
+    *("anyio", "asyncio", "httpcore", "httpx", "redis", "ssl", "starlette", "tenacity", "trio", "uvicorn"),
+}
 
 IMPORT = "import windback"
 CLIENT = """

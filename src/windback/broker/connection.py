@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Callable, Dict, List, Mapping, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Sequence, Tuple, Union, cast
 
 import redis
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.exceptions import MovedError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -36,8 +38,9 @@ _REFUSALS = {
     "NOPERM": "the user may not run the commands or touch the keys that are needed",
     "has no permissions": "the user may not run the commands or touch the keys that are needed",
     "WRONGTYPE": f"{EVENTS} or {DEAD} holds something else than a stream",
-    "MOVED": "this is a node of a Redis Cluster, which is not supported yet",
-    "CROSSSLOT": "this is a node of a Redis Cluster, which is not supported yet",
+    "MOVED": "it is a node of a Redis Cluster, whose URL starts with redis+cluster://",
+    "cluster support disabled": "it is no Redis Cluster",
+    "Cluster mode is not enabled": "it is no Redis Cluster",
     "unknown command": "it is too old, 6.2 is needed",
     "DB index is out of range": "it has no database of that number",
 }
@@ -60,7 +63,7 @@ class Connection:
     def __init__(self, address: BrokerAddress, timeout_s: float) -> None:
         self._address = address
         self._timeout_s = timeout_s
-        self._redis = _open(address, timeout_s)
+        self._client: Union[redis.Redis, RedisCluster, None] = None
 
     def within(self, timeout_s: float) -> Connection:
         """Return this one, or, if it would wait longer than that, one of its own for a single command."""
@@ -71,7 +74,10 @@ class Connection:
         try:
             for host, _ in self._address.nodes:
                 guard.check(host)
-            execute: Callable[..., object] = self._redis.execute_command
+            client = self._client
+            if client is None:
+                client = self._client = _open(self._address, self._timeout_s)
+            execute: Callable[..., object] = client.execute_command
             answer = execute(*command)
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer
             raise self._read(error) from None
@@ -84,6 +90,8 @@ class Connection:
     def _read(self, error: Exception) -> BrokerError:
         """Say what went wrong. Not chained: the frames of redis-py hold the password."""
         said = self._address.redact(str(error) or type(error).__name__)
+        if isinstance(error, MovedError):  # redis-py takes that word out
+            said = f"MOVED {said}"
         place = self._address.place
         if "OOM command not allowed" in said or "used memory > 'maxmemory'" in said:
             text = f"{place}: Redis is out of memory (maxmemory), and takes nothing more"
@@ -115,7 +123,9 @@ class Connection:
 
     def check(self) -> None:
         """Raise BrokerError if this is no Redis that a relay can work with."""
-        version = str(self._info("server").get("redis_version", ""))
+        version = ""
+        with contextlib.suppress(BrokerError):  # not everybody may ask, and what is wrong else shows below
+            version = str(self._info("server").get("redis_version", ""))
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         if numbers and numbers < _OLDEST:
             text = f"{self._address.place}: Redis {version} is too old, 6.2 is needed"
@@ -133,29 +143,29 @@ class Connection:
 
     def close(self) -> None:
         """Close the connections."""
-        self._redis.close()
-        self._redis.connection_pool.disconnect()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
 
-def _open(address: BrokerAddress, timeout_s: float) -> redis.Redis:
-    if not address.is_sentinel:
-        return redis.Redis.from_url(
-            str(address),
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
+def _open(address: BrokerAddress, timeout_s: float) -> Union[redis.Redis, RedisCluster]:
     common: Dict[str, object] = {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }
-    make_sentinel: Callable[..., Sentinel] = Sentinel
-    sentinel = make_sentinel(address.nodes, sentinel_kwargs={**common, **address.sentinel_options})
-    master_for: Callable[..., redis.Redis] = sentinel.master_for
-    return master_for(address.service, **common, **address.options)
+    if address.is_cluster:
+        make_node = cast("Callable[[str, int], ClusterNode]", ClusterNode)
+        make_cluster = cast("Callable[..., RedisCluster]", RedisCluster)  # which connects
+        nodes = [make_node(host, port) for host, port in address.nodes]
+        return make_cluster(startup_nodes=nodes, **common, **address.options)
+    if address.is_sentinel:
+        make_sentinel = cast("Callable[..., Sentinel]", Sentinel)
+        sentinel = make_sentinel(address.nodes, sentinel_kwargs={**common, **address.sentinel_options})
+        master_for = cast("Callable[..., redis.Redis]", sentinel.master_for)
+        return master_for(address.service, **common, **address.options)
+    return cast("Callable[..., redis.Redis]", redis.Redis.from_url)(str(address), **common)
 
 
 def pairs(found: object) -> List[Tuple[bytes, Dict[bytes, bytes]]]:

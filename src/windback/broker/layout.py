@@ -52,19 +52,20 @@ return 0
 
 #: Writes dead letters and removes the entry they were in, both or none, and once. KEYS: events, dead. ARGV:
 #: the group, the entry, how many letters there may be, then for each letter the number of its values, and
-#: those. Out of memory, Redis refuses what a script would write first, and nothing after that.
+#: those. XLEN fails while nothing is written yet, if the key is no stream. The entry goes first: out of
+#: memory, Redis refuses XADD to a script that has written nothing, and not to one that has.
 BURY = """\
 if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 0 end
-local at = 4
-while at <= #ARGV do
-  local last = at + tonumber(ARGV[at])
-  if redis.call('XLEN', KEYS[2]) < tonumber(ARGV[3]) then
-    redis.call('XADD', KEYS[2], '*', unpack(ARGV, at + 1, last))
-  end
-  at = last + 1
-end
+local room = tonumber(ARGV[3]) - redis.call('XLEN', KEYS[2])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
+local at = 4
+while at <= #ARGV and room > 0 do
+  local last = at + tonumber(ARGV[at])
+  redis.call('XADD', KEYS[2], '*', unpack(ARGV, at + 1, last))
+  at = last + 1
+  room = room - 1
+end
 return 1
 """
 

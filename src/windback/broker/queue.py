@@ -20,7 +20,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
-from ..delivery import Failure, OutageLog
+from ..delivery import OutageLog
 from ..errors import ClosedError
 from ..queue.base import Batch
 from ..queue.memory import MemoryQueue
@@ -48,6 +48,8 @@ logger = logging.getLogger("windback")
 _UNBOUNDED = 1 << 62
 #: Pauses while Redis can't be reached (seconds): the first, which doubles, and the longest.
 _PAUSE_S, _PAUSE_CAP_S = 0.1, 5.0
+#: What one command may take: whoever stops a relay waits for it.
+_COMMAND_S = 5.0
 #: A consumer that holds nothing and was not seen for this long is forgotten (milliseconds).
 _FORGOTTEN_MS = 3_600_000
 #: Entries given back are as old as this (milliseconds), so that any other relay takes them over at once.
@@ -94,7 +96,6 @@ class StreamQueue(MemoryQueue):
     __slots__ = (
         "_ahead",
         "_buried",
-        "_bury_s",
         "_claim_s",
         "_claimed_s",
         "_connect",
@@ -130,7 +131,7 @@ class StreamQueue(MemoryQueue):
     ) -> None:
         self._place = place
         self._connect = connect
-        self._timeout_s = timeout_s
+        self._timeout_s = min(timeout_s, _COMMAND_S)
         self._claim_s = claim_s
         self._ahead = ahead
         self._on_done = on_done
@@ -149,9 +150,8 @@ class StreamQueue(MemoryQueue):
         self._settled: List[bytes] = []
         #: Entries that are not ours, and what is wrong with each.
         self._foreign: List[Tuple[bytes, Dict[bytes, bytes], str]] = []
-        #: Entries with dead letters, and from when on these may be written.
+        #: Entries with dead letters.
         self._buried: List[Held] = []
-        self._bury_s = 0.0
         self._cursor = b"0-0"
         self._claimed_s = self._touched_s = float("-inf")
         self._outage = OutageLog()
@@ -213,8 +213,7 @@ class StreamQueue(MemoryQueue):
             answer = self._connection.call(*command)
             for _, entries in answer if isinstance(answer, list) else ():
                 self._take(pairs(entries), found)
-        if now_s >= self._bury_s:
-            self._bury_all(now_s)
+        self._bury_all()
 
     def prepare(self) -> None:
         """Look whether Redis will do, and make the group. Raises BrokerError."""
@@ -289,29 +288,23 @@ class StreamQueue(MemoryQueue):
                 del self._held[entry_id]
             self._settled.clear()
 
-    def _bury_all(self, now_s: float) -> None:
-        """Write dead letters; a Redis without memory for them is no reason to stop what frees memory."""
-        try:
-            while self._buried:
-                held = self._buried[-1]
-                self._bury(held.entry.id, held.letters)
-                del self._held[held.entry.id]
-                self._buried.pop()
-            while self._foreign:
-                entry_id, fields, why = self._foreign[-1]
-                self._bury(entry_id, [foreign_letter(entry_id, fields, why)])
-                self._foreign.pop()
-                logger.warning(
-                    "broker %s: entry %s is not ours: %s; it is a dead letter now",
-                    self._place,
-                    entry_id.decode(),
-                    why,
-                )
-        except BrokerError as error:
-            if error.failure is not Failure.FULL:
-                raise
-            self._bury_s = now_s + _PAUSE_CAP_S
-            logger.warning("broker %s; dead letters wait", error.text)
+    def _bury_all(self) -> None:
+        """Remove the entries that have dead letters, and those that are not ours."""
+        while self._buried:
+            held = self._buried[-1]
+            self._bury(held.entry.id, held.letters)
+            del self._held[held.entry.id]
+            self._buried.pop()
+        while self._foreign:
+            entry_id, fields, why = self._foreign[-1]
+            self._bury(entry_id, [foreign_letter(entry_id, fields, why)])
+            self._foreign.pop()
+            logger.warning(
+                "broker %s: entry %s is not ours: %s; it is a dead letter now",
+                self._place,
+                entry_id.decode(),
+                why,
+            )
 
     def _bury(self, entry_id: bytes, letters: Sequence[Tuple[Value, ...]]) -> None:
         packed = [value for letter in letters for value in (len(letter), *letter)]
@@ -372,7 +365,7 @@ class StreamQueue(MemoryQueue):
         self._connection = self._connect(min(_END_S, self._timeout_s))
         with suppress(BrokerError):  # they take it over after a while
             self._settle()
-            self._bury_all(time.monotonic())
+            self._bury_all()
             self._touch(_GIVEN_BACK_MS)
             self._connection.script(FORGET, (EVENTS,), GROUP, self._consumer)
         self._connection.close()
