@@ -26,7 +26,8 @@ from .models import (
     Variant,
 )
 
-#: report_cancel_reason without an id looks through no more churn events than this.
+#: report_cancel_reason without an id looks through no more pages than this, and a listing through no more in
+#: a row that have nothing new.
 MAX_PAGES = 50
 #: How an amount is named in a message.
 CENTS = "cents, such as 4999 for 49.99"
@@ -334,6 +335,7 @@ class ChurnEventPages:
         self._filter = "" if status is None else f"&status={quote(_text('status', status), safe='')}"
         self._page_size = page_size
         self._last_ids: Set[str] = set()
+        self._stale = 0
         #: Rows of the pages so far.
         self.seen = 0
         #: Whether the last page has been read.
@@ -345,7 +347,10 @@ class ChurnEventPages:
         return Request("GET", self._path, query=query)
 
     def feed(self, answer: Answer) -> List[ChurnEvent]:
-        """Take in a page; return its events without those of the page before."""
+        """Take in a page; return its events without those of the page before.
+
+        Raises WindbackError when the API gives the same page for ever.
+        """
         page = _mapping(answer)
         data = page.get("data")
         rows: List[object] = data if isinstance(data, list) else []
@@ -357,6 +362,12 @@ class ChurnEventPages:
         events = [ChurnEvent.from_json(row) for row in rows if isinstance(row, dict)]
         new = [event for event in events if not event.id or event.id not in self._last_ids]
         self._last_ids = {event.id for event in events}
+        self._stale = 0 if new else self._stale + 1
+        if self._stale > MAX_PAGES:
+            message = (
+                f"the API gave {self._stale} pages of churn events without a new one; it ignores the offset"
+            )
+            raise WindbackError(message, status=answer.status, code="ENDLESS_LIST")
         return new
 
 

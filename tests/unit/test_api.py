@@ -157,6 +157,17 @@ def test_pages_that_are_smaller_than_asked_for_lose_nothing():
     assert pages.done
 
 
+def test_an_api_that_gives_one_page_for_ever_is_a_clear_error():
+    pages = api.ChurnEventPages("shop", None, 2)
+    page = answer({"data": [row(2), row(1)]})
+    assert len(pages.feed(page)) == 2
+    for _ in range(api.MAX_PAGES):
+        assert pages.feed(page) == []
+    with pytest.raises(windback.WindbackError, match="it ignores the offset") as caught:
+        pages.feed(page)
+    assert caught.value.code == "ENDLESS_LIST"
+
+
 def test_an_event_that_moves_to_the_next_page_is_given_once():
     pages = api.ChurnEventPages("shop", None, 2)
     pages.feed(answer({"data": [row(5), row(4)]}))
