@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from typing import Optional
 
 from ..config import Config
@@ -30,7 +31,7 @@ class RemoteFlush:
         self.pending = 0
 
 
-class Link:
+class Link(ABC):
     """See the module."""
 
     def __init__(self, config: Config, queue: SharedQueue) -> None:
@@ -64,6 +65,7 @@ class Link:
                 self._tidy()
                 self._ensure()
 
+    @abstractmethod
     def _ensure(self) -> None:
         """See to it that there is a sender; the lock is held."""
 
@@ -85,6 +87,7 @@ class Link:
             self._ask(flush)
         return flush
 
+    @abstractmethod
     def _ask(self, flush: RemoteFlush) -> None:
         """Have the sender hurry."""
 
@@ -94,9 +97,9 @@ class Link:
         flush.pending = self._queue.unsettled(counters.settled, counters.seen, flush.mark)
         return not flush.pending or self._is_hopeless(flush, counters)
 
+    @abstractmethod
     def _is_hopeless(self, flush: RemoteFlush, counters: Counters) -> bool:
         """Whether a flush that is not done won't be."""
-        raise NotImplementedError
 
     def end_flush(self, flush: RemoteFlush) -> Stats:
         """Stop waiting; returns the counters."""
