@@ -38,8 +38,8 @@ class Segment:
     """
 
     __slots__ = (
-        *("count", "descriptor", "end", "is_sealed", "memory", "path", "seed", "segment_id", "settled"),
-        "synced",
+        *("count", "descriptor", "end", "is_sealed", "memory", "path", "seed", "segment_id"),
+        *("settled", "synced"),
     )
 
     def __init__(self, path: Path, header: Header, descriptor: int, memory: Optional[mmap.mmap]) -> None:
@@ -227,11 +227,7 @@ def remove(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Have the names in a folder on the disk itself. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    try:
-        _sync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_file(os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
 
 
 def sync_file(descriptor: int) -> None:

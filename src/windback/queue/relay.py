@@ -135,12 +135,16 @@ class RelayQueue(SourcedQueue):
         if told is not None:
             told.close()
 
+    def _told_of(self, name: str) -> _Told:
+        told = self._told.get(name)
+        if told is None:
+            told = self._told[name] = _Told(self._root / name)
+        return told
+
     def reject(self, batch: Batch, report: DeliveryReport) -> bool:
         """Forget a batch that the API will never take, and keep its events; see SourcedQueue."""
         if batch.source is not None:
-            rejected = self._told.setdefault(
-                batch.source.name, _Told(self._root / batch.source.name)
-            ).rejected
+            rejected = self._told_of(batch.source.name).rejected
             rejected[report.reason] = rejected.get(report.reason, 0) + len(batch)
         return super().reject(batch, report)
 
@@ -152,7 +156,7 @@ class RelayQueue(SourcedQueue):
         news = []
         for name, reader in self.readers.items():
             if not reader.is_owned:
-                told = self._told.setdefault(name, _Told(self._root / name))
+                told = self._told_of(name)
                 news.append(
                     (told, dict(told.rejected), Counters(reader.settled(), reader.seen, problem=problem))
                 )

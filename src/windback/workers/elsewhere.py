@@ -18,11 +18,6 @@ _GRACE_S = 1.0
 class RelayLink(Link):
     """See the module."""
 
-    def reset(self) -> None:
-        """Become as new in a forked child, whose directory is another."""
-        super().reset()
-        self._attended_s = time.monotonic()
-
     def _ensure(self) -> None:
         """Have a file in which a relay counts; without one all of it is taken to be still there."""
         if not self._queue.has_home:
@@ -38,17 +33,18 @@ class RelayLink(Link):
 
     def _ask(self, flush: RemoteFlush) -> None:
         del flush
-        self._attended_s = time.monotonic()
         self.attend()
 
     def _is_attended(self) -> bool:
         return is_held(self._queue.folder / DRAIN)
 
     def _is_hopeless(self, flush: RemoteFlush, counters: Counters) -> bool:
+        if flush.patient:
+            return False
         if self._is_attended():
-            self._attended_s = time.monotonic()
-        is_alone = time.monotonic() - self._attended_s > _GRACE_S
-        return not flush.patient and (is_alone or counters.problem is not None)
+            flush.attended_s = time.monotonic()
+        is_alone = time.monotonic() - flush.attended_s > _GRACE_S
+        return is_alone or counters.problem is not None
 
     def _complete(self, stats: Stats) -> Stats:
         if not stats.pending or self._is_attended():

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from typing import Optional
 
@@ -29,6 +30,8 @@ class RemoteFlush:
         self.before = before
         self.patient = patient
         self.pending = 0
+        #: When somebody who sends was last seen, as far as it is looked for.
+        self.attended_s = time.monotonic()
 
 
 class Link(ABC):
