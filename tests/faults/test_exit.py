@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from tracking import numbers
 
 #: What the exit may take beyond shutdown_timeout.
 GRACE_S = 0.5
@@ -24,10 +25,6 @@ MANY = """\
     for n in range(200):
         assert client.track_event("login", "jane@example.com", {"n": n})
 """
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
 
 
 @pytest.mark.parametrize("options", [(), DEV], ids=["plain", "dev"])
