@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from . import assets, openapi, routes
 from . import body as bodies
-from . import openapi, routes
 from .connections import Connections
 from .control import Control
 from .errors import ApiError, error_body, invalid
@@ -217,6 +217,8 @@ def build_app(
         routes=[
             *api,
             Route(openapi.PATH, show_schema),
+            Route("/", _show_page),
+            *assets.routes(),
             *Control(store, journal, faults, limits, webhooks).routes(),
         ],
         exception_handlers={ApiError: _refuse, HTTPException: _no_route},
@@ -225,6 +227,10 @@ def build_app(
     return Gateway(
         app, journal, faults, connections, waits, max_body_bytes=options.max_body_bytes, on_done=on_done
     )
+
+
+async def _show_page(_: Request) -> Response:
+    return assets.answer("index.html", assets.read("index.html") or b"")
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import body as bodies
+from .assets import PATH as PAGE_PATH
 from .connections import Connections
 from .errors import ApiError, error_body
 from .exchange import Exchange, Journal
@@ -25,6 +26,9 @@ from .waits import Waits
 
 #: The key of the scope under which the application finds the exchange.
 SCOPE_KEY = "windback.exchange"
+
+#: Whole paths beside the API.
+_BESIDE = frozenset({"/", SCHEMA_PATH})
 
 
 class Gateway:
@@ -54,7 +58,7 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["path"] == SCHEMA_PATH or scope["path"].startswith(CONTROL_PATH + "/"):
+        if _is_beside(scope["path"]):
             await self._control(scope, receive, send)
             return
         exchange = self._journal.start(scope["method"], scope["path"], scope["headers"])
@@ -134,6 +138,11 @@ class _Link(NamedTuple):
 
 async def _swallow(message: Message) -> None:
     """Send nothing."""
+
+
+def _is_beside(path: str) -> bool:
+    """Whether a path is one of the page, the document or the control plane, which no fault touches."""
+    return path in _BESIDE or path.startswith((CONTROL_PATH + "/", PAGE_PATH + "/"))
 
 
 def _below_base(path: str) -> str:
