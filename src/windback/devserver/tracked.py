@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from operator import itemgetter
 from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, cast
 
 import orjson
 
 from .clock import iso, moment_of
 from .query import Query
-from .validation import EventRow
+from .validation import Batch
 
 Doc = Dict[str, object]
 
@@ -37,6 +38,14 @@ CHUNK = 1_000
 
 #: What a row takes beside its properties, roughly.
 _ROW_BYTES = 200
+
+_INSERT = (
+    "INSERT INTO events (batch_id, event, customer_email, customer_id, customer_name, timestamp, properties)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_INSERT_FIRST = _INSERT.replace("properties)", "properties, id)").replace("(?", "(?, ?")
+
+_name_of = itemgetter(0)
 
 _SELECT = (
     "SELECT e.id, e.batch_id, e.event, e.customer_email, e.customer_id, e.customer_name, e.timestamp,"
@@ -235,28 +244,33 @@ class Tracked:
         """A transaction has been kept."""
         self._dirty = False
 
-    def add(self, rows: List[EventRow], arrival: Arrival) -> Counter[str]:
+    def add(self, batch: Batch, arrival: Arrival) -> Counter[str]:
         """Store one batch, and evict what is too much; the number of those not ignored by name."""
         self._dirty = True
-        batch = self._db.execute(
+        rows, problems = batch
+        number = self._db.execute(
             "INSERT INTO batches (received_at, idempotency_key, inbox, request, attempt, answered)"
             " VALUES (?, ?, ?, ?, ?, ?)",
             (iso(arrival.received_at), *arrival[1:]),
         ).lastrowid
         first = self.last_id + 1
-        self._db.executemany(
-            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(number, batch, *row) for number, row in enumerate(rows, first)],
-        )
-        self.last_id += len(rows)
-        self.stored += len(rows)
-        taken = Counter([row[0] for row in rows if row[6] is None])
+        # The first row says its id, the others get those after it by themselves, which is faster.
+        self._db.execute(_INSERT_FIRST, (number, *rows[0], first))
+        if len(rows) > 1:
+            self._db.executemany(_INSERT, [(number, *row) for row in rows[1:]])
+        taken = Counter(map(_name_of, rows))
+        for place, problem in problems.items():
+            self._db.execute("UPDATE events SET problems = ? WHERE id = ?", (problem, first + place))
+            name = rows[place].event
+            taken[name] -= 1
+            self._kept[_Name(arrival.inbox, name, ignored=True)] += 1
+        if problems:
+            taken = +taken
+            self.ignored += len(problems)
         for name, count in taken.items():
             self._kept[_Name(arrival.inbox, name, ignored=False)] += count
-        for row in rows if sum(taken.values()) < len(rows) else ():
-            if row.problems is not None:
-                self._kept[_Name(arrival.inbox, row.event, ignored=True)] += 1
-                self.ignored += 1
+        self.last_id += len(rows)
+        self.stored += len(rows)
         if self._keep_bytes is not None:
             self._bytes += sum([len(row[5]) for row in rows]) + _ROW_BYTES * len(rows)
         self._evict()
