@@ -199,6 +199,14 @@ EVENTS: List[Dict[str, object]] = [
         ('"say \\"hi"', []),
         ('note:"say \\"hi\\""', [0]),
         ("zoe", [3]),
+        ("z*e", [3]),
+        ("_", [1, 2, 3]),
+        ("%", []),
+        ("event:f*d email:z*.com", [3]),
+        ("event:*", [0, 1, 2, 3]),
+        ('event:"*"', []),
+        ("plan:*r*", [0, 2]),
+        ("properties.deep.list.x:true has:deep", [2]),
         ("-zoe -jane", [1]),
     ],
 )
@@ -226,6 +234,7 @@ def test_the_search_language(server, key, query, expected):
         ("status:odd", 8, "a status is stored"),
         ("properties.:x", 1, "the name of a property is missing"),
         ("attempt>nan", 9, "needs a number"),
+        ("x" * 2_001, 2_001, "is longer than 2000 characters"),
     ],
 )
 @pytest.mark.parametrize("path", ["events", "count", "wait", "requests", "stream"])
@@ -278,8 +287,9 @@ def test_one_event_comes_with_its_request_and_its_neighbours(server, key):
     gone = call(server, "GET", f"/_dev/events/{middle['id']}")
     assert (gone.status, gone.json["evicted"]) == (404, True)
     assert gone.json["neighbours"] == {"newer": last["id"], "older": first["id"]}
-    never = call(server, "GET", "/_dev/events/999999999")
-    assert (never.status, never.json["evicted"]) == (404, False)
+    for number in ("0", "999999999", "9" * 50):
+        never = call(server, "GET", f"/_dev/events/{number}")
+        assert (never.status, never.json["evicted"]) == (404, False)
 
 
 # Waiting
