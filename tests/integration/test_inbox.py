@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import csv
 import gzip
 import http.client
+import io
 import itertools
 import json
 import os
@@ -290,6 +292,24 @@ def test_one_event_comes_with_its_request_and_its_neighbours(server, key):
     for number in ("0", "999999999", "9" * 50):
         never = call(server, "GET", f"/_dev/events/{number}")
         assert (never.status, never.json["evicted"]) == (404, False)
+
+
+def test_what_is_found_can_be_exported_and_sent_again(server, key):
+    evil = {"event": '=cmd()"', "properties": {"a": "1,2"}, "timestamp": "2025-12-01T10:00:00Z"}
+    track(server, key, evil, {"event": "x", "customer_email": None, "customer_id": "c"}, {"event": "not"})
+    query = urlencode({"key": key, "q": "-event:not"})
+    reply = call(server, "GET", f"/_dev/export?{query}")
+    assert reply.headers["content-disposition"] == 'attachment; filename="events.jsonl"'
+    first, second = map(json.loads, reply.raw.splitlines())
+    assert first == {**evil, "customer_email": "jane@example.com"}
+    assert (second["event"], second["customer_id"], "customer_email" in second) == ("x", "c", False)
+    again = call(server, "POST", "/api/v1/track", {"events": [first, second]}, {"x-api-key": key + "_again"})
+    assert (again.status, server.counts(key=key + "_again").events) == (200, 2)
+    table = call(server, "GET", f"/_dev/export?format=csv&{query}").raw.decode()
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert [row["event"] for row in rows] == ["'=cmd()\"", "x"]
+    assert json.loads(rows[0]["properties"]) == {"a": "1,2"}
+    assert call(server, "GET", "/_dev/export?format=xml").status == 400
 
 
 # Waiting
