@@ -81,7 +81,7 @@ def properties(name: str, dice: random.Random) -> Dict[str, object]:
 
 
 def fill(server: DevServer) -> None:
-    """A minute in the life of a small company, with a deploy in the middle."""
+    """A minute in the life of a small company, with a deploy towards its end."""
     dice = random.Random(7)
     names, weights = list(EVENTS), list(EVENTS.values())
     emails = list(CUSTOMERS)
@@ -91,9 +91,11 @@ def fill(server: DevServer) -> None:
         churn(client, server, dice)
         for second in range(SECONDS):
             started_s = time.monotonic()
-            if second == SECONDS // 2:
-                server.faults([{"path": "/track", "status": 503, "times": 9, "name": "deploy"}])
-            if second % 11 == 7:
+            if second == SECONDS - 12:
+                server.faults([{"path": "/track", "status": 503, "rate": 0.4, "seed": 3, "name": "deploy"}])
+            if second == SECONDS - 1:
+                server.faults([{"path": "/track", "status": 503, "times": 2, "name": "deploy"}])
+            if second in (11, 24, 37):
                 expired.track_event("login", "maya@northwind.example")
             for _ in range(int(16 + 12 * math.sin(second / 9) + dice.random() * 9)):
                 (name,) = dice.choices(names, weights)
@@ -142,17 +144,17 @@ def main() -> None:
         chosen = next(event for event in reversed(server.events()) if event.event == "invoice_paid")
         for scheme in ("light", "dark"):
             context = browser.new_context(
-                viewport={"width": 1280, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
+                viewport={"width": 1400, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
             )
             page = context.new_page()
-            page.goto(f"{home}?s=charts")
-            page.get_by_role("button", name="1 min").click()
-            page.locator("figure").first.wait_for()
-            shoot(page, "charts", scheme)
             page.goto(f"{home}?id={chosen.id}")
             page.locator(".detail h2").wait_for()
             page.locator("tr[data-id]").first.wait_for()
             shoot(page, "inbox", scheme)
+            page.goto(f"{home}?s=charts")
+            page.get_by_role("button", name="1 min").click()
+            page.locator("figure").first.wait_for()
+            shoot(page, "charts", scheme)
             page.goto(f"{home}?s=board")
             page.locator(".card").first.wait_for()
             shoot(page, "board", scheme)
