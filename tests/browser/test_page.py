@@ -153,9 +153,10 @@ def test_the_detail_shows_the_request_with_its_key_masked(open_page, client, ser
 
 
 def test_requests_that_were_refused_are_listed(open_page, post):
-    assert post("/track", {"event": "login", "customer_email": JANE}, **{"x-api-key": "pub_test"}) == 403
     page = open_page()
-    page.get_by_role("button", name="Requests").click()
+    assert post("/track", {"event": "login", "customer_email": JANE}, **{"x-api-key": "pub_test"}) == 403
+    page.get_by_text("1 request came and brought no event").wait_for()
+    page.get_by_role("link", name="see the answers").click()
     expect_count(rows(page), 1)
     assert "403" in rows(page).first.inner_text()
     assert post("/track", {"event": "login", "customer_email": JANE}) == 200

@@ -246,5 +246,7 @@ const SINGLE = {
 theme(document.documentElement.dataset.theme);
 buildRail();
 onChange(show);
-show(null);
-start(onMessage);
+get("/health").then((health) => connect.useKey(health.key), () => {}).then(() => {
+  show(null);
+  start(onMessage);
+});

@@ -167,19 +167,24 @@ function showTotal() {
   ui.total.textContent = parts.join(" · ");
   const isEmpty = list.ready && !shown;
   ui.listPlace.hidden = isEmpty;
-  if (isEmpty !== !ui.empty.hidden || (isEmpty && ui.emptyFor !== address())) showEmpty(isEmpty);
+  if (isEmpty !== !ui.empty.hidden || (isEmpty && ui.emptyFor !== emptyKey())) showEmpty(isEmpty);
 }
+
+// What the words of an empty list depend on.
+const emptyKey = () => `${address()} ${Boolean(counts.requests)}`;
 
 function showEmpty(isEmpty) {
   ui.empty.hidden = !isEmpty;
-  ui.emptyFor = isEmpty ? address() : null;
+  ui.emptyFor = isEmpty ? emptyKey() : null;
   if (!isEmpty) return ui.empty.replaceChildren();
   if (state.q || state.key) return ui.empty.replaceChildren(noMatch());
   if (isRequests()) return ui.empty.replaceChildren(h(".empty", h("h1", "No request yet"), h("p", `Each HTTP attempt at ${location.host} will be kept here, with its headers, its bytes and its answer.`)));
-  return ui.empty.replaceChildren(
+  return put(
+    ui.empty,
     h(".empty",
       h("h1", "Nothing has arrived yet"),
       h("p", "Listening on ", h("code", location.host), ". Point your application at it, and each event shows here the moment it comes."),
+      counts.requests ? h("p.note.red", h("span", `${plural(counts.requests, "request")} came and brought no event: `, h("a", { href: address({ view: "requests" }) }, "see the answers"), ".")) : null,
       snippets(),
       h("p.or", button("Send a test event", () => send(TEST_EVENT).catch(failed), { class: "primary" })),
     ),
