@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Optional, Sequence
 
-from . import broker, dev, journal, relay
+from . import broker, dev, doctor, importing, journal, relay, send, tail
 from .common import group
 
 app = group("Tools for Windback on your own machine.", add_completion=True)
 dev.add_to(app)
+send.add_to(app)
+importing.add_to(app)
+tail.add_to(app)
+doctor.add_to(app)
 relay.add_to(app)
 app.add_typer(journal.app, name="journal")
 app.add_typer(broker.app, name="broker")

@@ -16,7 +16,7 @@ from typing import Callable, Generator, Mapping, Optional, TypeVar
 import orjson
 import typer
 
-from .terminal import write_line
+from .terminal import printable, write_line
 
 Run = TypeVar("Run", bound=Callable[..., int])
 
@@ -27,7 +27,11 @@ _EMAIL = re.compile(r"[^\s\"'<>()\[\]{},;:=/]+@[^\s\"'<>()\[\]{},;:=/]+")
 
 
 class CommandError(Exception):
-    """The command can't be run as it was given: one line on standard error, status 2."""
+    """One line on standard error. status 2: the command can't be run as it was given; 1: it failed."""
+
+    def __init__(self, text: str, *, status: int = 2) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 def group(text: str, *, add_completion: bool = False) -> typer.Typer:
@@ -67,8 +71,9 @@ def _attempt(name: str, run: Callable[[], int]) -> int:
         status = run()
         sys.stdout.flush()
     except CommandError as error:
-        sys.stderr.write(f"windback {name}: {error}\n")
-        return 2
+        sys.stdout.flush()
+        sys.stderr.write(f"windback {name}: {printable(str(error))}\n")
+        return error.status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `| head`; the interpreter would complain once more at its end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import IO, List, Optional, Sequence, Type
+from typing import IO, List, Mapping, Optional, Sequence, Type
 
 import rich.progress
 from rich.console import Console
@@ -44,14 +44,19 @@ def printable(text: str) -> str:
     return safe.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def print_table(rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> None:
-    """Write rows in columns; the first names them. right: the columns that are numbers."""
+def print_table(
+    rows: Sequence[Sequence[object]], *, right: Sequence[int] = (), styles: Optional[Mapping[str, str]] = None
+) -> None:
+    """Write rows in columns; the first names them.
+
+    right: the columns that are numbers. styles: how words in the first column look on a terminal.
+    """
     texts = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for place, name in enumerate(texts[0]):
         table.add_column(Text(name), justify="right" if place in right else "left", overflow="fold")
     for row in texts[1:]:
-        table.add_row(*map(Text, row))
+        table.add_row(Text(row[0], style=(styles or {}).get(row[0], "")), *map(Text, row[1:]))
     out = console(sys.stdout)
     with out.capture() as drawn:
         out.print(table)
