@@ -161,10 +161,9 @@ def _way(host: str, port: int, timeout_s: float, *, is_tls: bool) -> Iterator[Ch
         text = f"{host} is not found ({reason}): is the name right, and is this machine online?"
         yield Check("DNS", PROBLEM, text)
         return
-    if any(entry[4][0] == host for entry in found):
-        return  # an address, of which there is nothing to look up
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    yield Check("DNS", OK, f"{host} is {', '.join(addresses[:4])}", time.monotonic() - started_s)
+    if host not in addresses:  # else there was nothing to look up
+        yield Check("DNS", OK, f"{host} is {', '.join(addresses[:4])}", time.monotonic() - started_s)
     started_s = time.monotonic()
     try:
         connection = socket.create_connection((host, port), timeout=timeout_s)

@@ -99,7 +99,9 @@ class BatchSender:
 
     def _text(self, answer: Answer) -> str:
         error = error_of(answer, time.time(), self._config.redact)
-        return f"{error.status}: {error.message}" if error.status else error.message
+        # Of the one event that is left there is no need to say which.
+        message = error.message.replace("events[0].", "", 1)
+        return f"{error.status}: {message}" if error.status else message
 
     def close(self) -> None:
         """Close the connections."""
