@@ -47,7 +47,7 @@ IMPURE = {
 # Imported only by who has it at hand: `http_client=` is an httpx client, a trio worker runs under trio, and
 # a plugin under pytest. Or done without: who has no redis-py has no broker.
 LOADED_ALREADY = {
-    *(("config", ":httpx"), ("workers.loops", ":trio"), ("testing", ":pytest")),
+    *(("config", ":httpx"), ("workers.loops", ":trio"), ("testing.plugin", ":pytest")),
     ("broker.connection", ":redis"),
 }
 MAKERS = {
@@ -180,9 +180,9 @@ def test_the_root_loads_its_names_when_they_are_used():
     assert [str(found) for found in INSIDE if not found.source] == []
 
 
-def test_nothing_but_the_command_line_knows_the_server():
+def test_nothing_but_the_command_line_and_what_is_for_tests_knows_the_server():
     known = {top(found.source) for found in INSIDE if top(found.target) == APART}
-    assert known <= {APART, "cli"}
+    assert known <= {APART, "cli", "testing"}
     assert [str(found) for found in INSIDE if top(found.source) == APART != top(found.target)] == []
 
 
