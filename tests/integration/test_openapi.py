@@ -143,7 +143,7 @@ def test_a_request_that_breaks_off_changes_nothing(server, method, path):
 def test_the_document_is_served_and_counts_as_no_request():
     with DevServer() as server:
         assert call(server, "GET", "/openapi.json") == (200, json.loads(json.dumps(openapi.document())))
-        assert call(server, "GET", "/openapi.json", host="example.com")[0] == 403
+        assert call(server, "GET", "/openapi.json", host="example.com")[0] == 421
         assert server.counts().requests == 0
 
 

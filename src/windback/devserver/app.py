@@ -15,19 +15,27 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from . import assets, openapi, routes
 from . import body as bodies
-from . import openapi, routes
 from .connections import Connections
 from .control import Control
-from .errors import ApiError, error_body, invalid
-from .exchange import Exchange, Journal
+from .errors import ApiError, error_body, expired, invalid
+from .exchange import Exchange
 from .faults import Faults
 from .gateway import SCOPE_KEY, Gateway
+from .guard import Guard
+from .hub import Hub
+from .inbox import Inbox
+from .journal import KEPT_BODIES, Journal
+from .labels import api_key
 from .limits import Limits
 from .options import BASE_PATH, Options
+from .plain import Plain
 from .routes import Answer, Call, Handler, Later
 from .store import Store, StoredAnswer
+from .stream import Watch
 from .validation import is_idempotency_key
+from .views import Views
 from .waits import Waits
 from .webhooks import Webhooks
 
@@ -135,10 +143,8 @@ class Resource:
             return self._once(endpoint.handler, call, body, key)
 
     def _checked_key(self, exchange: Exchange, *, public: bool) -> str:
-        key = exchange.headers.get("x-api-key", "")
-        if public and not key:  # the docs-tree page "Cancel Flow" shows the public key there
-            scheme, _, token = exchange.headers.get("authorization", "").partition(" ")
-            key = token.strip() if scheme.lower() == "bearer" else ""
+        # The docs-tree page "Cancel Flow" shows the public key as a bearer token.
+        key = api_key(exchange.headers) if public else exchange.headers.get("x-api-key", "")
         taken = self._options.keys
         known = key.startswith(("sk_", "pub_")) and (
             not taken or key in taken or key in self._options.expired_keys
@@ -152,7 +158,7 @@ class Resource:
         if not key.startswith("sk_"):
             raise ApiError(403, "FORBIDDEN", "this endpoint needs a secret key (sk_)")
         if key in self._options.expired_keys:
-            raise ApiError(402, "SUBSCRIPTION_EXPIRED", "subscription expired")
+            raise expired()
         return key
 
     def _count(self, key: str, exchange: Exchange, *, public: bool) -> None:
@@ -189,16 +195,24 @@ class Resource:
         return Answer(stored.status, stored.body)
 
 
-def build_app(
-    options: Options,
-    store: Store,
-    connections: Connections,
-    waits: Waits,
-    webhooks: Webhooks,
-    on_done: Optional[Callable[[Exchange], None]] = None,
-) -> Gateway:
+class Parts(NamedTuple):
+    """What the application is made of, and what outlives a request."""
+
+    options: Options
+    store: Store
+    connections: Connections
+    waits: Waits
+    webhooks: Webhooks
+    hub: Hub
+    #: What `GET /_dev/health` says; filled once the server listens.
+    about: Dict[str, object]
+
+
+def build_app(parts: Parts, on_done: Optional[Callable[[Exchange], None]] = None) -> Gateway:
     """The whole server as one ASGI application."""
-    journal = Journal()
+    options, store, waits, hub = parts.options, parts.store, parts.waits, parts.hub
+    kept_bodies = KEPT_BODIES if options.keep_bytes is None else options.keep_bytes // 4
+    journal = Journal(store.tracked.last_request + 1, kept_bodies)
     faults = Faults()
     limits = Limits()
     api: List[Route] = []
@@ -208,34 +222,60 @@ def build_app(
                 BASE_PATH + path, Resource(endpoints, store, options, waits, limits), methods=list(endpoints)
             )
         )
-    schema = orjson.dumps(openapi.document())
+    schema = orjson.dumps(openapi.document(strict=options.strict))
 
     async def show_schema(_: Request) -> Response:
         return Response(schema, headers=_JSON)
 
+    control = Control(store, journal, faults, limits, parts.webhooks)
+    watch = Watch(
+        store, journal, faults, hub, waits, parts.connections, counts=control.counts, about=parts.about
+    )
+    inbox = Inbox(watch, options)
     app = Starlette(
         routes=[
             *api,
             Route(openapi.PATH, show_schema),
-            *Control(store, journal, faults, limits, webhooks).routes(),
+            *Plain(store.tracked).routes(),
+            *assets.routes(),
+            *control.routes(),
+            *inbox.routes(),
+            *Views(store, journal, waits, hub, options).routes(),
         ],
         exception_handlers={ApiError: _refuse, HTTPException: _no_route},
     )
     app.router.redirect_slashes = False
-    return Gateway(
-        app, journal, faults, connections, waits, max_body_bytes=options.max_body_bytes, on_done=on_done
+    inbox.api = Gateway(
+        app,
+        journal,
+        faults,
+        parts.connections,
+        waits,
+        hub,
+        Guard(options),
+        max_body_bytes=options.max_body_bytes,
+        on_done=on_done,
     )
+    return inbox.api
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     refusal = cast("ApiError", error)
-    return Response(error_body(refusal.code, refusal.message), refusal.status, {**_JSON, **refusal.headers})
+    exchange: Optional[Exchange] = request.scope.get(SCOPE_KEY)
+    if exchange is not None:
+        exchange.reason = refusal.code
+    body = error_body(refusal.code, refusal.message, refusal.extra)
+    return Response(body, refusal.status, {**_JSON, **refusal.headers})
 
 
 _CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}
 
 
-async def _no_route(_: Request, error: Exception) -> Response:
+async def _no_route(request: Request, error: Exception) -> Response:
     missing = cast("HTTPException", error)
-    body = error_body(_CODES.get(missing.status_code, "ERROR"), missing.detail.lower())
+    code = _CODES.get(missing.status_code, "ERROR")
+    exchange: Optional[Exchange] = request.scope.get(SCOPE_KEY)
+    if exchange is not None:
+        exchange.reason = code
+    body = error_body(code, missing.detail.lower())
     return Response(body, missing.status_code, {**_JSON, **(missing.headers or {})})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from typing import Awaitable, Callable, List, MutableMapping, Optional, Tuple, cast
+from typing import Awaitable, Callable, List, Mapping, MutableMapping, Optional, Tuple, cast
 
 import orjson
 
-from .errors import ApiError, invalid
-from .exchange import Headers
+from .errors import ApiError, invalid, too_large, unsupported_encoding
+
+Headers = Mapping[str, str]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, object]]]
 
@@ -51,12 +52,7 @@ def decode(body: Optional[bytes], headers: Headers, *, limit: int, gzip: str) ->
             return _gunzip(body, limit)
         if gzip == "400":
             raise ApiError(400, "INVALID_JSON", "body is not valid JSON")
-    raise ApiError(415, "UNSUPPORTED_ENCODING", f"content encoding {encoding} is not supported")
-
-
-def too_large(limit: int) -> ApiError:
-    """413 for a body over *limit* bytes, as sent or when decompressed."""
-    return ApiError(413, "BODY_TOO_LARGE", f"the body is larger than {limit} bytes")
+    raise unsupported_encoding(encoding)
 
 
 def _gunzip(body: bytes, limit: int) -> bytes:

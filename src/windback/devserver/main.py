@@ -6,13 +6,17 @@ import argparse
 import sys
 from typing import Optional, Sequence
 
-from .options import Options, add_arguments, from_arguments
+from .options import Options, add_arguments, from_arguments, problem
 
 MISSING = "windback dev: {name} is not installed; run: pip install 'windback[dev-server]'\n"
 
 
 def run(options: Options) -> int:
-    """Serve until told to stop; the exit code, which is 1 when the server could not start."""
+    """Serve until told to stop; the exit code, 1 or 2 when the server could not start."""
+    wrong = problem(options)
+    if wrong is not None:
+        sys.stderr.write(f"windback dev: {wrong}\n")
+        return 2
     try:
         from .server import serve
     except ModuleNotFoundError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Dict, Mapping, Optional, Sequence, Tuple
 
-from . import recovery, routes, validation
+from . import churn, recovery, routes, validation
 from .options import BASE_PATH
 from .webhooks import SIGNATURE_HEADER
 
@@ -36,8 +36,9 @@ _ANY, _WRITE, _BODY = (401, 429), (400, 409), (413, 415)
 _PROJECT = (402, 403)
 
 
-def document() -> Schema:
-    """The whole document, as JSON values."""
+def document(*, strict: bool = True) -> Schema:
+    """The whole document, as JSON values; of a server that is not *strict*, any event is taken."""
+    schemas = _SCHEMAS if strict else {**_SCHEMAS, "TrackBody": _track_body(_ANY_EVENT, _ANY_ONE_EVENT)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -59,7 +60,7 @@ def document() -> Schema:
                 "RetryAfter": {"description": "Seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
             },
             "responses": {f"Error{status}": _error(status) for status in _ERRORS},
-            "schemas": _SCHEMAS,
+            "schemas": schemas,
         },
     }
 
@@ -348,7 +349,7 @@ _COUNT: Schema = {"type": ["integer", "null"], "minimum": 0, "maximum": validati
 #: Not blank.
 _TEXT: Schema = {"type": "string", "pattern": r"[^ \t\n\r\f\v]"}
 _EMAIL: Schema = {"type": "string", "pattern": f"^{validation.EMAIL}$"}
-_STATUS: Schema = {"type": "string", "enum": list(routes.STATUSES)}
+_STATUS: Schema = {"type": "string", "enum": list(churn.STATUSES)}
 _OFFER_TYPE: Schema = {"type": "string", "enum": list(validation.OFFER_TYPES)}
 _OFFER: Schema = {"oneOf": [_ref("Offer"), {"type": "null"}]}
 
@@ -403,23 +404,31 @@ _TRACK_FIELDS: Dict[str, Schema] = {
 }
 _TEMPLATE_TEXTS: Dict[str, Schema] = {"name": _TEXT, "subject": _TEXT, "body": _TEXT}
 
-_SCHEMAS: Dict[str, Schema] = {
-    "Error": _object({"error": _STRING, "code": _STRING}),
-    "TrackBody": {
+
+def _track_body(item: Schema, alone: Schema) -> Schema:
+    return {
         "oneOf": [
-            {"allOf": [_ref("TrackEvent"), {"not": {"required": ["events"]}}]},
+            {"allOf": [alone, {"not": {"required": ["events"]}}]},
             _object(
                 {
                     "events": {
                         "type": "array",
                         "minItems": 1,
                         "maxItems": validation.MAX_BATCH,
-                        "items": _ref("TrackEvent"),
+                        "items": item,
                     }
                 }
             ),
         ]
-    },
+    }
+
+
+_ANY_EVENT: Schema = {"description": "One that is no TrackEvent is taken, and ignored without a word"}
+_ANY_ONE_EVENT: Schema = {"type": "object", "required": ["event"], **_ANY_EVENT}
+
+_SCHEMAS: Dict[str, Schema] = {
+    "Error": _object({"error": _STRING, "code": _STRING}),
+    "TrackBody": _track_body(_ref("TrackEvent"), _ref("TrackEvent")),
     "TrackEvent": {
         "anyOf": [
             _object(

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Type, Union, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from .options import (
     BASE_PATH,
@@ -84,6 +84,9 @@ class DevServer:
     sending of a variant with 500, as the API does where no email service is configured.
     *webhook_url*: where `send_alert` sends; *webhook_secret*: what it signs with; *webhook_delays*: seconds
     before each retry.
+    *strict*: a batch with an event that the API would drop is answered with 400, so that a test fails; False
+    takes it, as the API does and ``windback dev`` without ``--strict``, and shows it as ignored.
+    *keep_events*, *keep_bytes*: evict the oldest events above this; None keeps all.
     """
 
     def __init__(
@@ -101,6 +104,9 @@ class DevServer:
         webhook_url: Optional[str] = None,
         webhook_secret: str = DEFAULT_WEBHOOK_SECRET,
         webhook_delays: Sequence[float] = DEFAULT_WEBHOOK_DELAYS_S,
+        strict: bool = True,
+        keep_events: Optional[int] = None,
+        keep_bytes: Optional[int] = None,
     ) -> None:
         #: The port that was asked for; once started, the one that was taken.
         self.port = port
@@ -111,6 +117,9 @@ class DevServer:
         # After an "=", since it may start with a dash.
         self._arguments.append(f"--webhook-secret={webhook_secret}")
         self._arguments.append("--webhook-delays=" + ",".join(map(str, webhook_delays)))
+        self._arguments += ["--keep-events", str(keep_events or 0), "--keep-bytes", str(keep_bytes or 0)]
+        if strict:
+            self._arguments.append("--strict")
         if db is not None:
             self._arguments += ["--db", str(Path(db).resolve())]
         for key in keys:
@@ -222,41 +231,85 @@ class DevServer:
         self._stderr.seek(0)
         return self._stderr.read().decode(errors="replace")
 
-    # Control calls: each raises `DevServerError` when the server cannot be reached or refuses.
+    # Control calls: each raises `DevServerError` when the server cannot be reached or refuses. *key* narrows
+    # one to the inbox of an API key, *query* to what a search finds (docs/dev-server.md has the language).
 
-    def counts(self) -> Counts:
-        """What the server has counted so far."""
-        answer = self._call("GET", "/counts")
+    def counts(self, *, key: Optional[str] = None) -> Counts:
+        """What the server has counted so far; of one inbox, what has no inbox counts as 0."""
+        answer = self._call("GET", "/counts" + _query(key=key))
         by_status = cast("Mapping[str, int]", answer.pop("by_status"))
-        numbers = cast("Mapping[str, int]", answer)
+        numbers = {name: cast("int", count or 0) for name, count in answer.items()}
         return Counts(by_status={int(status): count for status, count in by_status.items()}, **numbers)
 
     def distinct_events(self) -> int:
         """How many stored events differ in at least one field that the client sent."""
         return cast("int", self._call("GET", "/distinct")["distinct_events"])
 
-    def events(self) -> List[StoredEvent]:
-        """All stored events in the order of arrival."""
+    def events(self, query: str = "", *, key: Optional[str] = None) -> List[StoredEvent]:
+        """All events that are kept, in the order of arrival."""
         events: List[StoredEvent] = []
         while True:
-            answer = self._call("GET", f"/events?limit={_PAGE}&offset={len(events)}")
-            page = cast("List[Dict[str, object]]", answer["data"])
-            events += [StoredEvent(**fields) for fields in page]  # type: ignore[arg-type]  # JSON of our own server
+            last = events[-1].id if events else 0
+            answer = self._call("GET", "/events" + _query(q=query, key=key, limit=_PAGE, after=last))
+            page = _events(answer["data"])
+            events += page
             if len(page) < _PAGE:
                 return events
 
-    def requests(self, limit: int = 1_000) -> List[RequestRecord]:
+    def count(self, query: str = "", *, key: Optional[str] = None) -> int:
+        """How many events there are; also those that were evicted, where the query asks for names only."""
+        return cast("int", self._call("GET", "/count" + _query(q=query, key=key))["count"])
+
+    def mark(self) -> int:
+        """A cursor that stands after all that has come so far, for `wait`."""
+        return cast("int", self._call("POST", "/mark")["cursor"])
+
+    def wait(
+        self,
+        event: Optional[str] = None,
+        *,
+        count: int = 1,
+        query: str = "",
+        since: int = 0,
+        timeout: float = 5.0,
+        quiet: Optional[float] = None,
+        key: Optional[str] = None,
+    ) -> List[StoredEvent]:
+        """Wait until *count* events have come, and return them in the order of arrival.
+
+        *event*: their name. *since*: only what came after this `mark`; 0: all that is kept. *quiet*: seconds
+        in which no more than *count* may come, so ``count=0, quiet=1`` makes sure that nothing does.
+
+        Raises `DevServerError` after *timeout* seconds, with what nearly matched, and when too many come.
+        """
+        asked = _query(
+            event=event, q=query, key=key, count=count, since=since, timeout=timeout, **{"for": quiet}
+        )
+        patience_s = CALL_S + timeout + (quiet or 0.0)
+        return _events(self._call("GET", "/wait" + asked, timeout_s=patience_s)["data"])
+
+    def clear(self, query: str = "", *, key: Optional[str] = None) -> int:
+        """Forget the events of one inbox, or those that a search finds; how many that were.
+
+        One of the two must be given; ``query="*"`` is all.
+        """
+        return cast("int", self._call("DELETE", "/events" + _query(q=query, key=key))["deleted"])
+
+    def requests(
+        self, limit: int = 1_000, *, query: str = "", key: Optional[str] = None
+    ) -> List[RequestRecord]:
         """The last *limit* requests to the API (at most 10,000), oldest first."""
-        page = cast("List[Dict[str, object]]", self._call("GET", f"/requests?limit={limit}")["data"])
+        answer = self._call("GET", "/requests" + _query(limit=limit, q=query, key=key))
+        page = cast("List[Dict[str, object]]", answer["data"])
         return [RequestRecord(**fields) for fields in page]  # type: ignore[arg-type]  # JSON of our own server
 
-    def faults(self, rules: Sequence[FaultRule]) -> None:
-        """Put these fault rules in force in place of all earlier ones."""
-        self._call("PUT", "/faults", list(rules))
+    def faults(self, rules: Sequence[FaultRule], *, key: Optional[str] = None) -> None:
+        """Put these fault rules in force in place of all earlier ones; with *key*, those of this inbox."""
+        self._call("PUT", "/faults" + _query(key=key), list(rules))
 
-    def clear_faults(self) -> None:
-        """No faults from now on."""
-        self._call("DELETE", "/faults")
+    def clear_faults(self, *, key: Optional[str] = None) -> None:
+        """No faults from now on, and what they delay goes on."""
+        self._call("DELETE", "/faults" + _query(key=key))
 
     def mark_lost(self, event_id: str) -> None:
         """End a churn event as `lost`, which no request of the API does."""
@@ -298,13 +351,15 @@ class DevServer:
         """Forget all that was stored and counted, and all faults."""
         self._call("POST", "/reset")
 
-    def _call(self, method: str, path: str, value: object = None) -> Dict[str, object]:
+    def _call(
+        self, method: str, path: str, value: object = None, *, timeout_s: float = CALL_S
+    ) -> Dict[str, object]:
         from http.client import HTTPConnection, HTTPException
 
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=CALL_S)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             body = None if value is None else json.dumps(value)
-            connection.request(method, CONTROL_PATH + path, body)
+            connection.request(method, CONTROL_PATH + path, body, {"content-type": "application/json"})
             response = connection.getresponse()
             status, raw = response.status, response.read()
         except (OSError, HTTPException) as error:
@@ -315,6 +370,20 @@ class DevServer:
         if status >= 400:
             raise DevServerError(str(answer.get("error", status)))
         return answer
+
+
+def _query(**fields: object) -> str:
+    """A query string of what is given."""
+    given = {name: value for name, value in fields.items() if value is not None and value != ""}
+    return "?" + urlencode(given) if given else ""
+
+
+def _events(listed: object) -> List[StoredEvent]:
+    docs = cast("List[Dict[str, object]]", listed)
+    return [
+        StoredEvent(**{**fields, "problems": tuple(cast("List[object]", fields["problems"]))})  # type: ignore[arg-type]  # JSON of our own server
+        for fields in docs
+    ]
 
 
 def _delivery(fields: Dict[str, object]) -> WebhookDelivery:

@@ -14,23 +14,38 @@ class RateLimit(TypedDict):
 
 
 class FaultRule(TypedDict, total=False):
-    """A fault: which requests (`path` to `times`), and one effect.
+    """A fault: which requests (`path` to `key`), when (`rate` to `above`), and one effect.
 
-    Effects are `status`, `drop`, `rate_limit` and `hang`; `latency` may stand alone or beside any of them.
-    Rules are asked in order; the first with an effect decides.
+    `latency` and `jitter` may stand alone or beside any effect. Rules are asked in order; the first with an
+    effect decides.
     """
 
+    #: What people call it.
+    name: str
+    #: False: it waits to be switched on (default True).
+    enabled: bool
     #: Prefix of the path below the base path, such as "/track"; without it every request matches.
     path: str
     method: str
+    #: Name of an event that the body must carry; a star stands for anything.
+    event: str
+    #: The API key that the request must come with, or the label of its inbox.
+    key: str
     #: Share of the matching requests that are hit, 0 to 1 (default 1).
     rate: float
     #: Makes the choice of the hit requests the same in every run.
     seed: int
     #: How many requests are hit before the rule is spent.
     times: int
-    #: Seconds to wait before anything else happens.
+    #: Hit each nth of the requests that match.
+    every: int
+    #: Seconds from now until the rule ends.
+    until: float
+    #: Hit only what exceeds so many requests a second.
+    above: float
+    #: Seconds to wait before anything else happens, and how much it may be off either way.
     latency: float
+    jitter: float
     #: Answer with this status and do not process the request; the next four go with it.
     status: int
     #: Value of a Retry-After header: seconds, or an HTTP date.
@@ -44,6 +59,18 @@ class FaultRule(TypedDict, total=False):
     rate_limit: RateLimit
     #: True: take the request and never answer.
     hang: bool
+    #: "truncated" or "malformed": process the request and spoil the answer.
+    answer: str
+    #: Seconds that the answer takes, byte by byte.
+    drip: float
+    #: True: 415 to bodies that are compressed.
+    refuse_gzip: bool
+    #: 307 to this URL.
+    redirect: str
+    #: True: 402 `SUBSCRIPTION_EXPIRED`.
+    expired: bool
+    #: 413 to bodies with more bytes.
+    max_bytes: int
 
 
 class _Offered(TypedDict):
@@ -86,8 +113,13 @@ class Counts:
     faults: int
     #: Answers by status; a dropped connection is in none.
     by_status: Mapping[int, int]
-    #: Events stored.
+    #: Events stored, those among them that are evicted by now.
     events: int
+    #: Events that the API would take and drop.
+    ignored: int
+    #: Events, of all kinds, that made room for newer ones, and those that are still there.
+    evicted: int
+    stored: int
     churn_events: int
     templates: int
     #: Cancel-flow submissions that created a churn event.
@@ -110,6 +142,18 @@ class StoredEvent:
     properties: Mapping[str, object]
     received_at: str
     idempotency_key: Optional[str]
+    #: The API key that brought it, masked.
+    inbox: str
+    request_id: str
+    #: "stored", or "ignored" for one that the API takes and drops; `problems` say why.
+    status: str
+    problems: Tuple[Mapping[str, str], ...]
+    #: Arrival minus the client's stamp, in seconds; None without a stamp.
+    delay_s: Optional[float]
+    #: Which try of the same request brought it.
+    attempt: int
+    #: The status its request was answered with; None when a fault kept the answer back.
+    answered: Optional[int]
 
 
 @dataclass(frozen=True)
@@ -155,3 +199,22 @@ class RequestRecord:
     #: Events in a `/track` body, stored or not.
     events: int
     duplicate: bool
+    id: int
+    query: str
+    #: Code of a refusal, such as "VALIDATION_ERROR".
+    reason: Optional[str]
+    #: Id of the fault rule that struck.
+    rule: Optional[str]
+    #: The API key that it came with, masked.
+    inbox: Optional[str]
+    #: Size of all of it, head included.
+    wire_bytes: int
+    gzip: bool
+    #: Events of the body that the API would take and drop.
+    ignored: int
+    #: None while it goes on.
+    duration_ms: Optional[float]
+    #: Name and version of the client, if it is one of Windback.
+    sdk: Optional[str]
+    #: Which try it is: of the same Idempotency-Key, or of the same bytes.
+    attempt: int

@@ -6,18 +6,16 @@ from typing import Callable, Dict, Mapping, NamedTuple, Union
 
 import orjson
 
-from . import recovery, validation
-from .errors import ApiError, bad_state, invalid, not_found
+from . import churn, validation
+from .churn import FINAL_STATUSES, STATUSES
+from .errors import ApiError, invalid, not_found
 from .exchange import Exchange
 from .options import Options
-from .store import Store, iso
+from .store import Store
+from .tracked import Arrival
 
 #: A second cancel-flow submission of a customer within this time creates nothing (Widget Installation page).
 CANCEL_FLOW_WINDOW_S = 24 * 3600
-
-#: The life of a churn event, in order; the last two end it (Churn Events page).
-STATUSES = ("new", "processing", "variants_generated", "email_sent", "recovered", "lost")
-FINAL_STATUSES = STATUSES[4:]
 
 #: Bounds of a page of a list (API Reference page).
 DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET = 20, 100, 2**31
@@ -64,16 +62,32 @@ def _data(value: object, status: int = 200) -> Answer:
 
 def track(call: Call) -> Answer:
     """`POST /track`: store one event or a batch."""
-    call.exchange.events = validation.count_events(call.body)
-    rows = validation.track_rows(call.body)
-    call.store.add_events(rows, call.now, call.exchange.headers.get("idempotency-key"))
+    exchange = call.exchange
+    exchange.events = validation.count_events(call.body)
+    rows = validation.track_rows(call.body, strict=call.options.strict)
+    exchange.names = call.store.tracked.add(
+        rows,
+        Arrival(
+            received_at=call.now,
+            idempotency_key=exchange.headers.get("idempotency-key"),
+            inbox=exchange.inbox or "",
+            request=exchange.number,
+            attempt=exchange.attempt,
+            answered=None if exchange.is_lost else 200,
+        ),
+    )
+    exchange.ignored = len(rows) - sum(exchange.names.values())
     return Answer(200, _OK)
 
 
 def create_churn_event(call: Call) -> Answer:
     """`POST /projects/{slug}/churn-events`."""
     fields = validation.churn_fields(call.body)
-    return _data(call.store.add_churn_event(call.params["slug"], fields, call.now), 201)
+    return _data(call.store.add_churn_event(call.params["slug"], fields, call.now, _inbox(call)), 201)
+
+
+def _inbox(call: Call) -> str:
+    return call.exchange.inbox or ""
 
 
 def list_churn_events(call: Call) -> Answer:
@@ -113,26 +127,17 @@ def set_cancel_reason(call: Call) -> Answer:
 def mark_recovered(call: Call) -> Answer:
     """`POST /projects/{slug}/churn-events/{id}/recovered`; 400 when the event is in a final state already."""
     doc = _churn_event(call)
-    if doc["status"] in FINAL_STATUSES:
-        raise bad_state(f"the churn event is {doc['status']} already")
-    doc["status"] = "recovered"
-    call.store.update_churn_event(doc, call.now)
+    churn.end(call.store, doc, "recovered", call.now)
     return _data(doc)
 
 
 def generate_variants(call: Call) -> Union[Answer, Later]:
     """`POST /projects/{slug}/churn-events/{id}/generate`: `processing` at once, the emails after a while."""
     doc = _churn_event(call)
-    if doc["status"] not in ("new", "processing"):
-        raise bad_state(f"variants cannot be generated for a churn event that is {doc['status']}")
     if not call.resumed:
-        doc["status"] = "processing"
-        call.store.update_churn_event(doc, call.now)
+        churn.begin_generation(call.store, doc, call.now)
         return Later(call.options.generate_s)
-    template = call.store.active_template(call.params["slug"], doc["cancel_reason"])
-    variants = call.store.add_variants(str(doc["id"]), recovery.write(doc, template), call.now)
-    doc["status"] = "variants_generated"
-    call.store.update_churn_event(doc, call.now)
+    variants = churn.finish_generation(call.store, call.params["slug"], doc, call.now)
     return _data({"event_id": doc["id"], "status": doc["status"], "variants": variants})
 
 
@@ -152,7 +157,7 @@ def update_variant(call: Call) -> Answer:
     """`PATCH /projects/{slug}/churn-events/{id}/variants/{vid}`: subject or body, until it is sent."""
     changes = validation.variant_changes(call.body)
     doc = _variant(call, _churn_event(call))
-    _check_unsent(doc)
+    churn.check_unsent(doc)
     doc.update(changes)
     call.store.update_variant(doc)
     return _data(doc)
@@ -161,24 +166,10 @@ def update_variant(call: Call) -> Answer:
 def send_variant(call: Call) -> Answer:
     """`POST /projects/{slug}/churn-events/{id}/variants/{vid}/send`; each variant is sent once."""
     event = _churn_event(call)
-    if event["status"] in FINAL_STATUSES:
-        raise bad_state(f"the churn event is {event['status']} already")
-    if event["status"] not in ("variants_generated", "email_sent"):
-        raise bad_state("variants must be generated before sending emails")
+    churn.check_can_send(event)
     doc = _variant(call, event)
-    _check_unsent(doc)
-    if not call.options.email:
-        raise ApiError(500, "EMAIL_NOT_CONFIGURED", "email service is not configured")
-    doc.update(status="sent", sent_at=iso(call.now))
-    call.store.update_variant(doc)
-    event["status"] = "email_sent"
-    call.store.update_churn_event(event, call.now)
+    churn.send(call.store, event, doc, call.now, has_email=call.options.email)
     return _data(doc)
-
-
-def _check_unsent(variant: Mapping[str, object]) -> None:
-    if variant["sent_at"] is not None:
-        raise bad_state("this variant has already been sent")
 
 
 def get_stats(call: Call) -> Answer:
@@ -254,7 +245,7 @@ def submit_cancel_flow(call: Call) -> Answer:
         return _nothing_created("the subscription has expired")
     if call.store.cancel_flow_since(email, call.now - CANCEL_FLOW_WINDOW_S):
         return _nothing_created("this customer has submitted the cancel flow within the last 24 hours")
-    event_id = str(call.store.add_churn_event(None, fields.churn, call.now)["id"])
+    event_id = str(call.store.add_churn_event(None, fields.churn, call.now, _inbox(call))["id"])
     call.store.add_cancel_flow(email, event_id, fields.feedback_text, fields.selected_offer, call.now)
     offer = call.store.active_offer(str(fields.churn.cancel_reason))
     return Answer(200, orjson.dumps({"success": True, "event_id": event_id, "offer": offer}))

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import socket
 import sqlite3
 import sys
 import threading
+import time
+from importlib import metadata
+from pathlib import Path
 from types import FrameType
-from typing import List, Optional
+from typing import Callable, Dict, List, Optional
 
 import uvicorn
 
-from .app import build_app
+from . import ports
+from .app import Parts, build_app
+from .clock import iso
 from .connections import Connections, protocol_class
 from .exchange import Exchange
-from .options import BASE_PATH, READY, Options
-from .store import Store
+from .files import Opened, open_store
+from .hub import Hub
+from .options import BASE_PATH, DEFAULT_KEY, DEFAULT_PORT, READY, Options
 from .waits import Waits
 from .webhooks import Webhooks
 
@@ -28,22 +36,28 @@ KEEP_ALIVE_S = 75
 def serve(options: Options) -> int:
     """Serve until SIGINT, SIGTERM or, if asked for, the end of standard input.
 
-    Returns the exit code of the process: 1 when the server could not start, otherwise 0.
+    Returns the exit code of the process: 1 or, for a port that was asked for and is taken, 2 when the server
+    could not start, otherwise 0.
     """
     try:
-        listener = _listen(options.host, options.port)
+        taken = ports.listen(options)
     except OSError as error:
-        return _fail(f"cannot listen on {options.host} port {options.port}: {error.strerror}")
+        return _cannot_listen(options, error)
+    listener = taken.listener
     try:
-        store = Store(options.db)
-    except sqlite3.Error as error:
+        opened = open_store(options)
+    except (OSError, sqlite3.Error) as error:
         listener.close()
         return _fail(f"cannot use {options.db} as database: {error}")
+    store = opened.store
     connections = Connections()
     waits = Waits()
     webhooks = Webhooks(options, store, waits)
+    hub = Hub()
+    origin = f"http://{ports.authority(listener)}"
+    about = _about(options, origin)
     on_done = None if options.quiet else _print_request
-    gateway = build_app(options, store, connections, waits, webhooks, on_done)
+    gateway = build_app(Parts(options, store, connections, waits, webhooks, hub, about), on_done)
     config = uvicorn.Config(
         gateway,
         loop="asyncio",
@@ -55,9 +69,21 @@ def serve(options: Options) -> int:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=1,
     )
-    server = _Server(config, waits, webhooks, f"http://{_authority(listener)}{BASE_PATH}")
+    notes = _notes(taken, opened)
+
+    def started() -> None:
+        webhooks.resume()
+        about["ready_in_s"] = _since_start()
+        if options.ready_file is not None:
+            _write_ready(options.ready_file, about)
+        sys.stdout.write(READY + origin + BASE_PATH + "\n")
+        if not options.quiet:
+            sys.stdout.write(_banner(options, origin, notes))
+        sys.stdout.flush()
+
+    server = _Server(config, waits, started)
 
     def stop(_signum: int, _frame: Optional[FrameType]) -> None:
         server.should_exit = True
@@ -76,42 +102,101 @@ def serve(options: Options) -> int:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, waits: Waits, webhooks: Webhooks, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, waits: Waits, started: Callable[[], None]) -> None:
         super().__init__(config)
         self._waits = waits
-        self._webhooks = webhooks
-        self._url = url
+        self._tell_started = started
 
     async def startup(self, sockets: Optional[List[socket.socket]] = None) -> None:
         await super().startup(sockets)
-        self._webhooks.resume()
-        sys.stdout.write(READY + self._url + "\n")
-        sys.stdout.flush()
+        self._tell_started()
 
     async def shutdown(self, sockets: Optional[List[socket.socket]] = None) -> None:
-        self._waits.close()  # or the requests that hang on purpose would keep the server
+        self._waits.close()  # or what waits on purpose, streams among it, would keep the server
         await super().shutdown(sockets)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    # The protocol is named: asyncio sets TCP_NODELAY only then, and without it each answer (head and body are
-    # two writes) waits 40 ms for the client's delayed acknowledgement.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+def _about(options: Options, origin: str) -> Dict[str, object]:
+    return {
+        "version": _version(),
+        "base_url": origin + BASE_PATH,
+        "page_url": origin + "/",
+        "started_at": iso(time.time()),
+        "db": None if options.db is None else str(Path(options.db).resolve()),
+        #: What a client may use; one that was chosen is not shown.
+        "key": None if options.keys else DEFAULT_KEY,
+        "strict": options.strict,
+        "keep_events": options.keep_events,
+        "keep_bytes": options.keep_bytes,
+    }
+
+
+def _version() -> str:
+    # Of the package as it is installed: the server shares no code with the client.
     try:
-        if os.name == "posix":  # elsewhere the option lets two servers share a port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError:
-        listener.close()
-        raise
-    return listener
+        return metadata.version("windback")
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
-def _authority(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _since_start() -> Optional[float]:
+    """Seconds that this process has lived, where Linux tells."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError):
+        return None
+    return round(uptime - ticks / os.sysconf("SC_CLK_TCK"), 2)
+
+
+def _write_ready(path: str, about: Dict[str, object]) -> None:
+    """In one step, so that who waits for the file never reads half of it."""
+    part = f"{path}.{os.getpid()}"
+    Path(part).write_text(json.dumps({"status": "ok", **about}), "utf-8")
+    Path(part).replace(path)
+
+
+def _notes(taken: ports.Taken, opened: Opened) -> List[str]:
+    notes: List[str] = []
+    if taken.wanted is not None:
+        notes.append(f"port {taken.wanted} is taken{_by(taken.wanted)}, so this is another one")
+    if opened.set_aside is not None:
+        notes.append(f"the database was of another version and now lies in {opened.set_aside}")
+    return notes
+
+
+def _by(port: int) -> str:
+    name = ports.owner(port)
+    return f" by {name}" if name else ""
+
+
+def _banner(options: Options, origin: str, notes: List[str]) -> str:
+    about = _about(options, origin)
+    keeps = [
+        *([f"{options.keep_events:,} events"] if options.keep_events else []),
+        *([f"{options.keep_bytes / 1e6:,g} MB"] if options.keep_bytes else []),
+    ]
+    kept = f"the newest {' or '.join(keeps)}" if keeps else "all events"
+    where = f"in {about['db']}" if options.db else "in memory, gone when this ends (--db FILE keeps it)"
+    lines = [
+        *(f"note      {note}" for note in notes),
+        f"page      {origin}/",
+        f"paste     export WINDBACK_BASE_URL={origin}{BASE_PATH}",
+        f"          export WINDBACK_API_KEY={about['key'] or '<one of --key>'}",
+        f"data      {where}; {kept}",
+        "faults    off (the page or PUT /_dev/faults)",
+    ]
+    return "".join(f"  {line}\n" for line in lines)
+
+
+def _cannot_listen(options: Options, error: OSError) -> int:
+    port = DEFAULT_PORT if options.port is None else options.port
+    by = _by(port) if error.errno == errno.EADDRINUSE else ""
+    _fail(f"cannot listen on {options.host} port {port}: {error.strerror}{by}")
+    if options.port is None or error.errno != errno.EADDRINUSE:
+        return 1
+    sys.stderr.write("windback dev: without --port it takes the next free one, with --port 0 any\n")
+    return 2
 
 
 def _stop_at_end_of_stdin(server: uvicorn.Server) -> None:

@@ -4,8 +4,9 @@ One connection, used by the event loop's thread alone, so a request's reads and 
 with another's. A request is one transaction: what it was answered for is committed before the answer leaves.
 
 Tables:
-    batches      one row for each `POST /track` that was taken: when, under which Idempotency-Key
+    batches      one row for each `POST /track` that was taken: when, from whom, under which Idempotency-Key
     events       one row for each event, in the order of arrival; `batch_id` points into `batches`
+    evicted      how many events of each name are gone; `cursors`: the last id that was given
     churn_events, variants, templates, cancel_flows, offers   `doc` is the JSON that the API answers with
     webhooks     one row for each alert: what was sent, the tries, and what became of it
     accepted_offers   what `POST /cancel-flow/accept-offer` recorded
@@ -16,26 +17,27 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+from collections import deque
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from typing import Dict, Generator, List, NamedTuple, Optional, Tuple
+from typing import Deque, Dict, Generator, List, NamedTuple, Optional, Tuple
 
 import orjson
 
-from .validation import Acceptance, ChurnFields, EventRow, TemplateFields
+from . import tracked
+from .clock import iso
+from .validation import Acceptance, ChurnFields, TemplateFields
 
 #: Marks a file as one of this server (SQLite's `application_id`), and how it is laid out (`user_version`).
-APPLICATION_ID, SCHEMA_VERSION = 0x57424456, 1
+APPLICATION_ID, SCHEMA_VERSION = 0x57424456, 2
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS batches (
-    id INTEGER PRIMARY KEY, received_at TEXT NOT NULL, idempotency_key TEXT);
-CREATE TABLE IF NOT EXISTS events (
-    id INTEGER PRIMARY KEY, batch_id INTEGER NOT NULL, event TEXT NOT NULL, customer_email TEXT,
-    customer_id TEXT, customer_name TEXT, timestamp TEXT, properties TEXT NOT NULL);
+_SCHEMA = (
+    tracked.SCHEMA
+    + """
 CREATE TABLE IF NOT EXISTS churn_events (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, slug TEXT, status TEXT NOT NULL,
-    mrr INTEGER NOT NULL, doc TEXT NOT NULL);
+    created_at TEXT NOT NULL, status_at TEXT NOT NULL, mrr INTEGER NOT NULL, currency TEXT NOT NULL,
+    customer TEXT NOT NULL, inbox TEXT NOT NULL, doc TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS churn_events_by_customer ON churn_events (customer);
 CREATE TABLE IF NOT EXISTS variants (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, event_id TEXT NOT NULL, doc TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS variants_by_event ON variants (event_id);
@@ -53,12 +55,17 @@ CREATE TABLE IF NOT EXISTS accepted_offers (
 CREATE TABLE IF NOT EXISTS webhooks (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, doc TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS answers (
     scope TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, status INTEGER NOT NULL,
-    body BLOB NOT NULL, events INTEGER NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID;
+    body BLOB NOT NULL, events INTEGER NOT NULL, PRIMARY KEY (key, scope)) WITHOUT ROWID;
 """
+)
 _TABLES = (
-    *("batches", "events", "churn_events", "variants", "templates", "cancel_flows", "offers"),
+    *tracked.TABLES,
+    *("churn_events", "variants", "templates", "cancel_flows", "offers"),
     *("accepted_offers", "webhooks", "answers"),
 )
+
+#: Changes of churn events that are remembered for those who watch.
+KEPT_CHANGES = 1_000
 
 _MARKS = {"application_id": APPLICATION_ID, "user_version": SCHEMA_VERSION}
 
@@ -74,36 +81,47 @@ class StoredAnswer(NamedTuple):
     events: int
 
 
-def iso(seconds: float) -> str:
-    """Seconds since the epoch as ISO 8601 in UTC with microseconds, so that answers sort by time."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+class OtherVersionError(sqlite3.DatabaseError):
+    """The file is one of this server, but of another version."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"it has schema version {version}, and version {SCHEMA_VERSION} is needed")
+        self.version = version
 
 
 class Store:
     """The database behind the server; *path* None keeps it in memory.
 
-    Raises `sqlite3.Error` when the file cannot be opened, is no database, or is not one of this version.
+    *keep_events*, *keep_bytes*: above this, the oldest tracked events are evicted; None: never.
+
+    Raises `sqlite3.Error` when the file cannot be opened, is no database, or is not one of this version
+    (`OtherVersionError`).
     """
 
-    def __init__(self, path: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        path: Optional[str] = None,
+        keep_events: Optional[int] = None,
+        keep_bytes: Optional[int] = None,
+    ) -> None:
         self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
         try:
             self._open(path)
         except BaseException:
             self._db.close()
             raise
-        self.event_count = self._count("events")
+        self.tracked = tracked.Tracked(self._db, keep_events, keep_bytes)
+        #: Goes up with each change of a churn event.
+        self.churn_changes = 0
+        self._changed: Deque[str] = deque(maxlen=KEPT_CHANGES)
 
     def _open(self, path: Optional[str]) -> None:
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        found = tuple(self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in _MARKS)
-        if tables and found != tuple(_MARKS.values()):  # nothing has been written to it yet
-            theirs = (
-                f"has schema version {found[1]}" if found[0] == APPLICATION_ID else "is not of this server"
-            )
-            raise sqlite3.DatabaseError(
-                f"it {theirs}, and version {SCHEMA_VERSION} is needed; name another file, or move it away"
-            )
+        application, version = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in _MARKS)
+        if tables and application != APPLICATION_ID:  # nothing has been written to it yet
+            raise sqlite3.DatabaseError("it is not of this server; name another file, or move it away")
+        if tables and version != SCHEMA_VERSION:
+            raise OtherVersionError(version)
         if path:
             # A killed server loses nothing that it answered for (the kernel has the pages); only a power cut
             # could, and waiting for the disk at each request would be a high price for that here.
@@ -121,26 +139,29 @@ class Store:
     def transaction(self) -> Generator[None, None, None]:
         """All writes inside are kept together, or none of them when an exception passes through."""
         self._db.execute("BEGIN")
-        events = self.event_count
         try:
             yield
         except BaseException:
             self._db.execute("ROLLBACK")
-            self.event_count = events
+            self.tracked.rolled_back()
             raise
         self._db.execute("COMMIT")
+        self.tracked.committed()
 
     def reset(self) -> None:
         """Delete every row."""
         with self.transaction():
             for table in _TABLES:
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - a name of ours
-            self.event_count = 0
+            self.tracked.reset()
 
     def counts(self) -> Dict[str, int]:
-        """Rows by kind."""
+        """Rows by kind; of the tracked events all that were taken, whether they are still kept or not."""
         return {
-            "events": self.event_count,
+            "events": self.tracked.taken,
+            "ignored": self.tracked.ignored,
+            "evicted": self.tracked.evicted,
+            "stored": self.tracked.stored,
             "churn_events": self._count("churn_events"),
             "templates": self._count("templates"),
             "cancel_flows": self._count("cancel_flows"),
@@ -164,53 +185,10 @@ class Store:
         """Remember *answer* for the next request with the same *key*."""
         self._db.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", (scope, key, *answer))
 
-    # Tracked events
-
-    def add_events(self, rows: List[EventRow], received_at: float, idempotency_key: Optional[str]) -> None:
-        """Store one batch."""
-        batch = self._db.execute(
-            "INSERT INTO batches (received_at, idempotency_key) VALUES (?, ?)",
-            (iso(received_at), idempotency_key),
-        ).lastrowid
-        self._db.executemany(
-            "INSERT INTO events (batch_id, event, customer_email, customer_id, customer_name, timestamp,"
-            " properties) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(batch, *row) for row in rows],
-        )
-        self.event_count += len(rows)
-
-    def events(self, limit: int, offset: int) -> List[Doc]:
-        """Stored events in the order of arrival.
-
-        `timestamp` is the time of arrival when the client gave none.
-        """
-        rows = self._db.execute(
-            "SELECT e.id, e.batch_id, e.event, e.customer_email, e.customer_id, e.customer_name,"
-            " coalesce(e.timestamp, b.received_at), e.properties, b.received_at, b.idempotency_key"
-            " FROM events e JOIN batches b ON b.id = e.batch_id ORDER BY e.id LIMIT ? OFFSET ?",
-            (limit, offset),
-        )
-        names = (
-            *("id", "batch_id", "event", "customer_email", "customer_id", "customer_name"),
-            *("timestamp", "properties", "received_at", "idempotency_key"),
-        )
-        docs: List[Doc] = [dict(zip(names, row)) for row in rows]
-        for doc in docs:
-            doc["properties"] = orjson.loads(str(doc["properties"]))
-        return docs
-
-    def distinct_events(self) -> int:
-        """How many events differ in at least one of the fields that the client sent."""
-        (count,) = self._db.execute(
-            "SELECT count(*) FROM (SELECT DISTINCT event, customer_email, customer_id, customer_name,"
-            " timestamp, properties FROM events)"
-        ).fetchone()
-        return int(count)
-
     # Churn events
 
-    def add_churn_event(self, slug: Optional[str], fields: ChurnFields, now: float) -> Doc:
-        """Create a churn event with the status "new".
+    def add_churn_event(self, slug: Optional[str], fields: ChurnFields, now: float, inbox: str) -> Doc:
+        """Create a churn event with the status "new", from whoever has that *inbox*.
 
         The cancel flow names no project, so its events have no *slug* and show under every project.
         """
@@ -218,10 +196,32 @@ class Store:
         doc: Doc = {"id": "evt_" + uuid.uuid4().hex, "project_id": f"prj_{slug or 'dev'}", **fields._asdict()}
         doc.update(status="new", created_at=created, updated_at=created)
         self._db.execute(
-            "INSERT INTO churn_events (id, slug, status, mrr, doc) VALUES (?, ?, 'new', ?, ?)",
-            (doc["id"], slug, fields.mrr, orjson.dumps(doc).decode()),
+            "INSERT INTO churn_events (id, slug, status, created_at, status_at, mrr, currency, customer,"
+            " inbox, doc) VALUES (?, ?, 'new', ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(doc["id"], slug, created, created, fields.mrr, fields.currency.upper()),
+                *(fields.customer_email.lower(), inbox, orjson.dumps(doc).decode()),
+            ),
         )
+        self._note_change(str(doc["id"]))
         return doc
+
+    def _note_change(self, event_id: str) -> None:
+        self.churn_changes += 1
+        self._changed.append(event_id)
+
+    def changed_since(self, changes: int, inbox: Optional[str]) -> List[Doc]:
+        """The churn events that changed after `churn_changes` was *changes*, as they are now."""
+        count = min(max(self.churn_changes - changes, 0), len(self._changed))
+        ids = dict.fromkeys(list(self._changed)[len(self._changed) - count :])
+        rows = (
+            self._db.execute(
+                "SELECT doc FROM churn_events WHERE id = ? AND (? IS NULL OR inbox = ?)",
+                (event_id, inbox, inbox),
+            ).fetchone()
+            for event_id in ids
+        )
+        return [_doc(row) for row in rows if row is not None]
 
     def churn_event(self, slug: str, event_id: str) -> Optional[Doc]:
         """The churn event of this id, or None."""
@@ -254,9 +254,11 @@ class Store:
         """Write a changed churn event back and stamp `updated_at`."""
         doc["updated_at"] = iso(now)
         self._db.execute(
-            "UPDATE churn_events SET doc = ?, status = ? WHERE id = ?",
-            (orjson.dumps(doc).decode(), doc["status"], doc["id"]),
+            "UPDATE churn_events SET status_at = CASE status WHEN ? THEN status_at ELSE ? END,"
+            " status = ?, doc = ? WHERE id = ?",
+            (doc["status"], doc["updated_at"], doc["status"], orjson.dumps(doc).decode(), doc["id"]),
         )
+        self._note_change(str(doc["id"]))
 
     def events_by_status(self, slug: str) -> Dict[str, Tuple[int, int]]:
         """How many churn events a project has in each status, and the cents a month they stand for."""
@@ -266,6 +268,117 @@ class Store:
             (slug,),
         )
         return {status: (count, mrr) for status, count, mrr in rows}
+
+    def slug_of(self, event_id: str) -> Optional[str]:
+        """The project of a churn event; None for one of the cancel flow."""
+        row = self._db.execute("SELECT slug FROM churn_events WHERE id = ?", (event_id,)).fetchone()
+        return None if row is None or row[0] is None else str(row[0])
+
+    # What the page shows of churn events and customers
+
+    def column(self, status: str, inbox: Optional[str]) -> Tuple[int, Dict[str, int]]:
+        """How many churn events have a status, and the cents a month they stand for by currency."""
+        rows = self._db.execute(
+            "SELECT currency, count(*), sum(mrr) FROM churn_events"
+            " WHERE status = ? AND (? IS NULL OR inbox = ?) GROUP BY currency ORDER BY currency",
+            (status, inbox, inbox),
+        ).fetchall()
+        return sum(count for _, count, _ in rows), {currency: mrr for currency, _, mrr in rows}
+
+    def cards(self, status: str, inbox: Optional[str], limit: int) -> List[Doc]:
+        """Those churn events in short, the last arrived first."""
+        rows = self._db.execute(
+            "SELECT doc, currency, status_at FROM churn_events WHERE status = ? AND (? IS NULL OR inbox = ?)"
+            " ORDER BY status_at DESC, seq DESC LIMIT ?",
+            (status, inbox, inbox, limit),
+        )
+        return [
+            {
+                "id": doc["id"],
+                "customer": doc["customer_email"],
+                "customer_name": doc["customer_name"],
+                "mrr": doc["mrr"],
+                "currency": currency,
+                "reason": doc["cancel_reason"],
+                "event_type": doc["event_type"],
+                "since": since,
+            }
+            for doc, currency, since in ((orjson.loads(row[0]), *row[1:]) for row in rows)
+        ]
+
+    def churn_events_of(self, customer: str, inbox: Optional[str]) -> List[Doc]:
+        """All churn events of a customer, oldest first."""
+        rows = self._db.execute(
+            "SELECT doc FROM churn_events WHERE customer = ? AND (? IS NULL OR inbox = ?) ORDER BY seq",
+            (customer.lower(), inbox, inbox),
+        )
+        return [_doc(row) for row in rows]
+
+    def customers(self, part: str, inbox: Optional[str], limit: int, offset: int) -> Tuple[List[Doc], int]:
+        """Who has *part* in email, id or name, last seen first; and how many these are."""
+        like = "%" + part.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        return self._customers(
+            "WHERE email LIKE :like ESCAPE '\\' OR id LIKE :like ESCAPE '\\' OR name LIKE :like ESCAPE '\\'",
+            {"like": like, "inbox": inbox, "limit": limit, "offset": offset},
+        )
+
+    def customer(self, name: str, inbox: Optional[str]) -> Optional[Doc]:
+        """One customer, by email in any case or by id; None when nothing is known."""
+        found, _ = self._customers(
+            "WHERE who = lower(:who) OR (email IS NULL AND id = :who)",
+            {"who": name, "inbox": inbox, "limit": 1, "offset": 0},
+        )
+        return found[0] if found else None
+
+    def _customers(self, where: str, values: Dict[str, object]) -> Tuple[List[Doc], int]:
+        people = f"""
+            WITH seen AS (
+                SELECT e.customer_email AS email, e.customer_id AS id, e.customer_name AS name,
+                    b.received_at AS at, 1 AS event
+                FROM events e JOIN batches b ON b.id = e.batch_id
+                WHERE e.problems IS NULL AND (:inbox IS NULL OR b.inbox = :inbox)
+                UNION ALL
+                SELECT customer, NULL, NULL, created_at, 0
+                FROM churn_events WHERE :inbox IS NULL OR inbox = :inbox),
+            people AS (
+                SELECT coalesce(lower(email), id) AS who, max(email) AS email, max(id) AS id,
+                    max(name) AS name, sum(event) AS events, min(at) AS first_at, max(at) AS last_at
+                FROM seen GROUP BY who)
+            SELECT * FROM people {where}
+        """  # noqa: S608 - text of ours
+        (total,) = self._db.execute(f"SELECT count(*) FROM ({people})", values).fetchone()  # noqa: S608 - the same
+        rows = self._db.execute(
+            f"{people} ORDER BY last_at DESC LIMIT :limit OFFSET :offset", values
+        ).fetchall()
+        return [self._person(values["inbox"], *row) for row in rows], int(total)
+
+    def _person(
+        self,
+        inbox: object,
+        who: str,
+        email: Optional[str],
+        customer_id: Optional[str],
+        name: Optional[str],
+        events: int,
+        first_at: str,
+        last_at: str,
+    ) -> Doc:
+        """A row of `_customers` as JSON; the amounts are those of the churn events that are still open."""
+        rows = self._db.execute(
+            "SELECT currency, count(*), sum(mrr) FROM churn_events WHERE customer = ?"
+            " AND status NOT IN ('recovered', 'lost') AND (? IS NULL OR inbox = ?) GROUP BY currency",
+            (who, inbox, inbox),
+        ).fetchall()
+        return {
+            "customer_email": email,
+            "customer_id": customer_id,
+            "customer_name": name,
+            "events": events,
+            "first_at": first_at,
+            "last_at": last_at,
+            "mrr": {currency: mrr for currency, _, mrr in rows},
+            "open_churn_events": sum(count for _, count, _ in rows),
+        }
 
     # Variants
 

@@ -2,15 +2,15 @@
 
 The rules are those of the public API pages; where the two editions of the documentation disagree, both
 spellings are taken (`customer_id` in place of `customer_email`, `occurred_at` in place of `timestamp`).
-Unknown fields are ignored. A batch with one bad event is refused whole, with the index and the field in the
-message.
+Unknown fields are ignored. An event that breaks a rule is one that the API takes and drops without a word;
+here it says why, or, in strict mode, the batch is refused whole, with the index and the field in the message.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Dict, List, NamedTuple, Optional, cast
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, cast
 
 import orjson
 
@@ -43,6 +43,22 @@ is_idempotency_key = re.compile(IDEMPOTENCY_KEY).fullmatch
 _currency = re.compile(r"[A-Za-z]{3}").fullmatch
 
 
+_NO_NAME = "must be a string that is not empty"
+_NO_OBJECT = "must be an object"
+_NO_ADDRESS = "must look like name@host"
+_MISSING = "is missing"
+_TWO_TIMES = "must not be given together with timestamp"
+_NO_SUCH_TIME = "is not a time that exists"
+#: What an event should have had instead, where the problem does not say it after "must be".
+_EXPECTED = {
+    _NO_ADDRESS: "an address such as name@host",
+    _MISSING: "an address such as name@host, or a customer_id",
+    _TWO_TIMES: "either timestamp or occurred_at",
+    _NO_SUCH_TIME: "a time that exists",
+}
+_NOTHING = object()
+
+
 class EventRow(NamedTuple):
     """One tracked event as it is stored; `timestamp` is None when the client gave none."""
 
@@ -52,6 +68,8 @@ class EventRow(NamedTuple):
     customer_name: Optional[str]
     timestamp: Optional[str]
     properties: str
+    #: Why the API would not keep it, as a JSON list; None when it would.
+    problems: Optional[str] = None
 
 
 class ChurnFields(NamedTuple):
@@ -114,10 +132,11 @@ class _BadFieldError(Exception):
         self.problem = problem
 
 
-def track_rows(body: object) -> List[EventRow]:
+def track_rows(body: object, *, strict: bool) -> List[EventRow]:
     """The events of a `POST /track` body: one event, or ``{"events": [1 to 100 events]}``.
 
-    Raises `ApiError` 400 whose text starts with the place, such as ``events[3].customer_email``.
+    One that breaks a rule has `problems`. If *strict*, and for a body that is no batch at all, it raises
+    `ApiError` 400 whose text starts with the place, such as ``events[3].customer_email``.
     """
     if type(body) is not dict:
         raise invalid("body: must be an event or an object with a list of events")
@@ -126,7 +145,9 @@ def track_rows(body: object) -> List[EventRow]:
         try:
             return [_event_row(fields)]
         except _BadFieldError as bad:
-            raise invalid(f"{bad.field}: {bad.problem}") from None
+            if strict or "event" not in fields:
+                raise invalid(f"{bad.field}: {bad.problem}") from None
+            return [_ignored_row(fields, "")]
     value = fields["events"]
     if type(value) is not list or not value:
         raise invalid("events: must be a list of at least one event")
@@ -134,13 +155,50 @@ def track_rows(body: object) -> List[EventRow]:
     if len(events) > MAX_BATCH:
         raise invalid(f"events: at most {MAX_BATCH} in one request, {len(events)} given")
     rows: List[EventRow] = []
-    try:
-        for item in events:
-            rows.append(_event_row(item))  # noqa: PERF401 - the rows so far are the index of a bad one
-    except _BadFieldError as bad:
-        place = f"events[{len(rows)}]" + (f".{bad.field}" if bad.field else "")
-        raise invalid(f"{place}: {bad.problem}") from None
+    for item in events:
+        try:
+            rows.append(_event_row(item))
+        except _BadFieldError as bad:
+            place = f"events[{len(rows)}]"
+            if strict:
+                raise invalid(f"{place}{bad.field and '.'}{bad.field}: {bad.problem}") from None
+            rows.append(_ignored_row(item, place))
     return rows
+
+
+def _ignored_row(item: object, place: str) -> EventRow:
+    """What can be read of an event that the API takes and does not keep, and all that is wrong with it."""
+    fields = cast("Dict[str, object]", item) if type(item) is dict else {}
+    texts = {name: fields.get(name) for name in EventRow._fields[:5]}
+    properties = fields.get("properties")
+    return EventRow(
+        **{  # type: ignore[arg-type]  # the first five are texts
+            **{name: value if type(value) is str else None for name, value in texts.items()},
+            "event": texts["event"] if type(texts["event"]) is str else "",
+        },
+        properties=orjson.dumps(properties if type(properties) is dict else {}).decode(),
+        problems=orjson.dumps(_problems(item, place)).decode(),
+    )
+
+
+def _problems(item: object, place: str) -> List[Dict[str, str]]:
+    if type(item) is not dict:
+        return [_problem(place, "must be an object", item)]
+    fields = cast("Dict[str, object]", item)
+    found: List[Dict[str, str]] = []
+    for check in _CHECKS:
+        try:
+            check(fields)
+        except _BadFieldError as bad:
+            path = f"{place}{place and '.'}{bad.field}"
+            found.append(_problem(path, bad.problem, fields.get(bad.field, _NOTHING)))
+    return found
+
+
+def _problem(path: str, problem: str, got: object) -> Dict[str, str]:
+    shown = "nothing" if got is _NOTHING else orjson.dumps(got).decode()
+    expected = problem[len("must be ") :] if problem.startswith("must be ") else _EXPECTED[problem]
+    return {"path": path, "expected": expected, "got": shown if len(shown) <= 80 else shown[:79] + "…"}
 
 
 def count_events(body: object) -> int:
@@ -162,7 +220,7 @@ def _event_row(item: object) -> EventRow:
     get = fields.get
     event = get("event")
     if type(event) is not str or not event.strip(BLANKS):
-        raise _BadFieldError("event", "must be a string that is not empty")
+        raise _BadFieldError("event", _NO_NAME)
     email = get("customer_email")
     if type(email) is not str or not _email(email):
         _check_no_email(fields)
@@ -176,7 +234,7 @@ def _event_row(item: object) -> EventRow:
     if type(properties) is dict:
         encoded = orjson.dumps(properties).decode()
     elif "properties" in fields:
-        raise _BadFieldError("properties", "must be an object")
+        raise _BadFieldError("properties", _NO_OBJECT)
     else:
         encoded = "{}"
     customer_id = _optional_text(fields, "customer_id")
@@ -186,9 +244,9 @@ def _event_row(item: object) -> EventRow:
 def _check_no_email(fields: Dict[str, object]) -> None:
     """An event may name its customer by `customer_id` alone."""
     if fields.get("customer_email") is not None:
-        raise _BadFieldError("customer_email", "must look like name@host")
+        raise _BadFieldError("customer_email", _NO_ADDRESS)
     if not fields.get("customer_id"):
-        raise _BadFieldError("customer_email", "is missing")
+        raise _BadFieldError("customer_email", _MISSING)
 
 
 def _other_time(fields: Dict[str, object]) -> Optional[str]:
@@ -196,7 +254,7 @@ def _other_time(fields: Dict[str, object]) -> Optional[str]:
     if "occurred_at" not in fields:
         return _check_time("timestamp", fields["timestamp"]) if "timestamp" in fields else None
     if "timestamp" in fields:
-        raise _BadFieldError("occurred_at", "must not be given together with timestamp")
+        raise _BadFieldError("occurred_at", _TWO_TIMES)
     return _check_time("occurred_at", fields["occurred_at"])
 
 
@@ -207,8 +265,40 @@ def _check_time(field: str, value: object) -> str:
         # The calendar is checked without fraction and zone, which fromisoformat of Python 3.8 cannot read.
         datetime.fromisoformat(value[:10] + "T" + value[11:19])
     except ValueError:
-        raise _BadFieldError(field, "is not a time that exists") from None
+        raise _BadFieldError(field, _NO_SUCH_TIME) from None
     return value
+
+
+def _check_name(fields: Dict[str, object]) -> None:
+    event = fields.get("event")
+    if type(event) is not str or not event.strip(BLANKS):
+        raise _BadFieldError("event", _NO_NAME)
+
+
+def _check_customer(fields: Dict[str, object]) -> None:
+    email = fields.get("customer_email")
+    if type(email) is not str or not _email(email):
+        _check_no_email(fields)
+
+
+def _check_when(fields: Dict[str, object]) -> None:
+    _other_time(fields)
+
+
+def _check_properties(fields: Dict[str, object]) -> None:
+    if type(fields.get("properties", {})) is not dict:
+        raise _BadFieldError("properties", _NO_OBJECT)
+
+
+def _check_texts(name: str) -> Callable[[Dict[str, object]], object]:
+    return lambda fields: _optional_text(fields, name)
+
+
+#: The rules of `_event_row` one by one, to find all that is wrong with an event that broke one.
+_CHECKS: Tuple[Callable[[Dict[str, object]], object], ...] = (
+    *(_check_name, _check_customer, _check_when, _check_properties),
+    *(_check_texts("customer_id"), _check_texts("customer_name")),
+)
 
 
 def churn_fields(body: object) -> ChurnFields:

@@ -15,9 +15,10 @@ from typing import Dict, List, Mapping, Optional, Set, Tuple, cast
 
 import orjson
 
+from .clock import iso
 from .errors import ApiError
 from .options import Options
-from .store import Doc, Store, iso
+from .store import Doc, Store
 from .validation import Alert
 from .waits import Waits
 

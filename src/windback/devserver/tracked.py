@@ -1,0 +1,498 @@
+"""The tracked events: kept in order of arrival up to a cap, searched, counted.
+
+Ids only ever go up, also over deletions and restarts, so an id is a cursor. What each inbox has of each event
+name is counted beside the rows, and stays right when the oldest rows are evicted.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, cast
+
+import orjson
+
+from .clock import iso, moment_of
+from .query import Query
+from .validation import EventRow
+
+Doc = Dict[str, object]
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS batches (
+    id INTEGER PRIMARY KEY, received_at TEXT NOT NULL, idempotency_key TEXT, inbox TEXT NOT NULL,
+    request INTEGER NOT NULL, attempt INTEGER NOT NULL, answered INTEGER);
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY, batch_id INTEGER NOT NULL, event TEXT NOT NULL, customer_email TEXT,
+    customer_id TEXT, customer_name TEXT, timestamp TEXT, properties TEXT NOT NULL, problems TEXT);
+CREATE TABLE IF NOT EXISTS evicted (
+    inbox TEXT NOT NULL, event TEXT NOT NULL, ignored INTEGER NOT NULL, count INTEGER NOT NULL,
+    PRIMARY KEY (inbox, event, ignored)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS cursors (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+"""
+TABLES = ("batches", "events", "evicted")
+
+#: Rows read at once by a search, after which others get their turn.
+CHUNK = 1_000
+
+#: What a row takes beside its properties, roughly.
+_ROW_BYTES = 200
+
+_SELECT = (
+    "SELECT e.id, e.batch_id, e.event, e.customer_email, e.customer_id, e.customer_name, e.timestamp,"
+    " e.properties, e.problems, b.received_at, b.idempotency_key, b.inbox, b.request, b.attempt, b.answered"
+    " FROM events e JOIN batches b ON b.id = e.batch_id"
+)
+
+
+class Arrival(NamedTuple):
+    """The request that brought a batch."""
+
+    received_at: float
+    idempotency_key: Optional[str]
+    inbox: str
+    request: int
+    attempt: int
+    #: The status that it will be answered with; None when a fault rule keeps the answer back.
+    answered: Optional[int]
+
+
+class Event(NamedTuple):
+    """A row of the search, as SQLite has it; `query.Subject` for events."""
+
+    id: int
+    batch_id: int
+    event: str
+    customer_email: Optional[str]
+    customer_id: Optional[str]
+    customer_name: Optional[str]
+    timestamp: Optional[str]
+    encoded: str
+    problems: Optional[str]
+    received_at: str
+    idempotency_key: Optional[str]
+    inbox: str
+    request: int
+    attempt: int
+    answered: Optional[int]
+
+    @property
+    def delay_s(self) -> Optional[float]:
+        """Arrival minus the client's stamp."""
+        if self.timestamp is None:
+            return None
+        sent, came = moment_of(self.timestamp), moment_of(self.received_at)
+        return None if sent is None or came is None else round((came - sent).total_seconds(), 3)
+
+    def values(self, column: str) -> Sequence[object]:
+        """The value of a column of the search language."""
+        name = _COLUMNS.get(column)
+        if name is not None:
+            return (getattr(self, name),)
+        if column == "customer":
+            return (self.customer_email, self.customer_id)
+        if column == "status":
+            return ("stored" if self.problems is None else "ignored", self.answered or "none")
+        if column == "request":
+            return (f"req_{self.request}", self.request)
+        return ()
+
+    def properties(self) -> Sequence[Mapping[str, object]]:
+        """The properties, as the one event that it is."""
+        return (cast("Mapping[str, object]", orjson.loads(self.encoded)),)
+
+    def text(self) -> str:
+        """Name, customer and properties."""
+        parts = (self.event, self.customer_email, self.customer_id, self.customer_name, self.encoded)
+        return "\n".join(filter(None, parts))
+
+    def describe(self) -> Doc:
+        """The event as the control plane shows it; `timestamp` is the time of arrival if none was given."""
+        return {
+            "id": self.id,
+            "batch_id": self.batch_id,
+            "event": self.event,
+            "customer_email": self.customer_email,
+            "customer_id": self.customer_id,
+            "customer_name": self.customer_name,
+            "timestamp": self.received_at if self.timestamp is None else self.timestamp,
+            "properties": orjson.loads(self.encoded),
+            "received_at": self.received_at,
+            "idempotency_key": self.idempotency_key,
+            "inbox": self.inbox,
+            "request_id": f"req_{self.request}",
+            "status": "stored" if self.problems is None else "ignored",
+            "problems": [] if self.problems is None else orjson.loads(self.problems),
+            "delay_s": self.delay_s,
+            "attempt": self.attempt,
+            "answered": self.answered,
+        }
+
+
+_COLUMNS = {
+    "event": "event",
+    "email": "customer_email",
+    "customer_id": "customer_id",
+    "name": "customer_name",
+    "id": "id",
+    "batch": "batch_id",
+    "idempotency": "idempotency_key",
+    "attempt": "attempt",
+    "delay": "delay_s",
+    "key": "inbox",
+    "received_at": "received_at",
+}
+
+
+class _Name(NamedTuple):
+    """What all events of one name in one inbox have in common; a `query.Subject` of what is known of them."""
+
+    inbox: str
+    event: str
+    ignored: bool
+
+    def values(self, column: str) -> Sequence[object]:
+        return (
+            (self.event,)
+            if column == "event"
+            else (self.inbox,)
+            if column == "key"
+            else ("ignored" if self.ignored else "stored",)
+        )
+
+    def properties(self) -> Sequence[Mapping[str, object]]:
+        raise NotImplementedError
+
+    def text(self) -> str:
+        raise NotImplementedError
+
+
+#: The columns that `_Name` knows.
+_COUNTED = frozenset({"event", "key", "status"})
+
+
+class Tally(NamedTuple):
+    """How many events there are that match something."""
+
+    kept: int
+    evicted: int
+
+
+class Tracked:
+    """The events in *db*. Without *keep_events* and *keep_bytes* nothing is ever evicted."""
+
+    def __init__(self, db: sqlite3.Connection, keep_events: Optional[int], keep_bytes: Optional[int]) -> None:
+        self._db = db
+        self._keep_events = keep_events
+        self._keep_bytes = keep_bytes
+        #: Goes up when events are deleted (not when they are evicted).
+        self.deletions = 0
+        self._dirty = False
+        self._load()
+
+    def _load(self) -> None:
+        """Count what is in the tables."""
+        self._kept: Counter[_Name] = Counter()
+        self._evicted: Counter[_Name] = Counter()
+        rows = self._db.execute(
+            "SELECT b.inbox, e.event, e.problems IS NOT NULL, count(*) FROM events e"
+            " JOIN batches b ON b.id = e.batch_id GROUP BY 1, 2, 3"
+        )
+        for inbox, event, ignored, count in rows:
+            self._kept[_Name(inbox, event, bool(ignored))] = count
+        for inbox, event, ignored, count in self._db.execute("SELECT * FROM evicted"):
+            self._evicted[_Name(inbox, event, bool(ignored))] = count
+        self.stored = sum(self._kept.values())
+        self.evicted = sum(self._evicted.values())
+        self.ignored = sum(
+            count for each in (self._kept, self._evicted) for name, count in each.items() if name.ignored
+        )
+        (self._bytes,) = self._db.execute(
+            "SELECT coalesce(sum(length(properties)), 0) + ? * count(*) FROM events", (_ROW_BYTES,)
+        ).fetchone()
+        (highest,) = self._db.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
+        kept = self._db.execute("SELECT value FROM cursors WHERE name = 'event'").fetchone()
+        self.last_id = max(highest, kept[0] if kept else 0)
+        self._dirty = False
+
+    @property
+    def taken(self) -> int:
+        """Events that the API would have kept, evicted ones included."""
+        return self.stored + self.evicted - self.ignored
+
+    @property
+    def last_request(self) -> int:
+        """The highest number of a request that brought events."""
+        (number,) = self._db.execute("SELECT coalesce(max(request), 0) FROM batches").fetchone()
+        return int(number)
+
+    def rolled_back(self) -> None:
+        """A transaction has been undone."""
+        if self._dirty:
+            self._load()
+
+    def committed(self) -> None:
+        """A transaction has been kept."""
+        self._dirty = False
+
+    def add(self, rows: List[EventRow], arrival: Arrival) -> Counter[str]:
+        """Store one batch, and evict what is too much; the number of those not ignored by name."""
+        self._dirty = True
+        batch = self._db.execute(
+            "INSERT INTO batches (received_at, idempotency_key, inbox, request, attempt, answered)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (iso(arrival.received_at), *arrival[1:]),
+        ).lastrowid
+        first = self.last_id + 1
+        self._db.executemany(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(number, batch, *row) for number, row in enumerate(rows, first)],
+        )
+        self.last_id += len(rows)
+        self.stored += len(rows)
+        taken = Counter([row[0] for row in rows if row[6] is None])
+        for name, count in taken.items():
+            self._kept[_Name(arrival.inbox, name, ignored=False)] += count
+        for row in rows if sum(taken.values()) < len(rows) else ():
+            if row.problems is not None:
+                self._kept[_Name(arrival.inbox, row.event, ignored=True)] += 1
+                self.ignored += 1
+        if self._keep_bytes is not None:
+            self._bytes += sum([len(row[5]) for row in rows]) + _ROW_BYTES * len(rows)
+        self._evict()
+        return taken
+
+    def _evict(self) -> None:
+        """Drop the oldest events; a hundredth more than needed, so that not every request has to."""
+        if self._keep_events is not None and self.stored > self._keep_events:
+            over = self.stored - self._keep_events + self._keep_events // 100
+            (last,) = self._db.execute(
+                "SELECT id FROM events ORDER BY id LIMIT 1 OFFSET ?", (over - 1,)
+            ).fetchone()
+            self._remove("e.id <= ?", (last,), evict=True)
+        if self._keep_bytes is not None and self._bytes > self._keep_bytes:
+            over = self._bytes - self._keep_bytes + self._keep_bytes // 100
+            last = 0
+            for number, size in self._db.execute("SELECT id, length(properties) FROM events ORDER BY id"):
+                if over <= 0 or number == self.last_id:  # the newest stays, however large it is
+                    break
+                last, over = number, over - size - _ROW_BYTES
+            self._remove("e.id <= ?", (last,), evict=True)
+
+    def delete(self, ids: Sequence[int]) -> None:
+        """Forget these events as though they had never come."""
+        for start in range(0, len(ids), 500):
+            part = ids[start : start + 500]
+            self._remove(f"e.id IN ({', '.join('?' * len(part))})", part, evict=False)
+        self.deletions += 1
+
+    def delete_evicted(self, query: Query, inbox: Optional[str]) -> int:
+        """Forget the count of evicted events that match, where that can be said; how many those were."""
+        if not _is_counted(query):
+            return 0
+        names = [name for name in self._evicted if _is_one(name, query, inbox)]
+        for name in names:
+            self._dirty = True
+            count = self._evicted.pop(name)
+            self.evicted -= count
+            self.ignored -= count if name.ignored else 0
+            self._db.execute("DELETE FROM evicted WHERE inbox = ? AND event = ? AND ignored = ?", name)
+        return len(names)
+
+    def _remove(self, where: str, values: Sequence[object], *, evict: bool) -> None:
+        self._dirty = True
+        groups = self._db.execute(
+            "SELECT b.inbox, e.event, e.problems IS NOT NULL, count(*), sum(length(e.properties))"  # noqa: S608 - text of ours
+            f" FROM events e JOIN batches b ON b.id = e.batch_id WHERE {where} GROUP BY 1, 2, 3",
+            values,
+        ).fetchall()
+        self._db.execute(f"DELETE FROM events AS e WHERE {where}", values)  # noqa: S608 - the same
+        for inbox, event, ignored, count, size in groups:
+            name = _Name(inbox, event, bool(ignored))
+            self._kept[name] -= count
+            if not self._kept[name]:
+                del self._kept[name]
+            self.stored -= count
+            self._bytes -= size + _ROW_BYTES * count if self._keep_bytes is not None else 0
+            if evict:
+                self._evicted[name] += count
+                self.evicted += count
+                self._db.execute(
+                    "INSERT OR REPLACE INTO evicted VALUES (?, ?, ?, ?)", (*name, self._evicted[name])
+                )
+            elif ignored:
+                self.ignored -= count
+        self._db.execute("INSERT OR REPLACE INTO cursors VALUES ('event', ?)", (self.last_id,))
+        self._remove_batches()
+
+    def _remove_batches(self) -> None:
+        """Forget the batches before the oldest event, and the answers that were kept for their repeats."""
+        (oldest,) = self._db.execute(
+            "SELECT batch_id FROM events UNION ALL SELECT max(id) + 1 FROM batches LIMIT 1"
+        ).fetchone()
+        self._db.execute(
+            "DELETE FROM answers WHERE key IN (SELECT idempotency_key FROM batches"
+            " WHERE id < ? AND idempotency_key IS NOT NULL)",
+            (oldest,),
+        )
+        self._db.execute("DELETE FROM batches WHERE id < ?", (oldest,))
+
+    def reset(self) -> None:
+        """All rows are gone; ids go on from where they were."""
+        self._db.execute("INSERT OR REPLACE INTO cursors VALUES ('event', ?)", (self.last_id,))
+        self.deletions += 1
+        self._load()
+
+    # Reading
+
+    def page(
+        self,
+        *,
+        after: int = 0,
+        before: Optional[int] = None,
+        newest_first: bool = False,
+        limit: int,
+        offset: int = 0,
+    ) -> List[Event]:
+        """Events by position, whatever they are."""
+        order = "DESC" if newest_first else "ASC"
+        rows = self._db.execute(
+            f"{_SELECT} WHERE e.id > ? AND e.id < ? ORDER BY e.id {order} LIMIT ? OFFSET ?",
+            (after, self._end(before), limit, offset),
+        )
+        return [Event(*row) for row in rows]
+
+    def search(
+        self,
+        query: Query,
+        inbox: Optional[str],
+        *,
+        after: int = 0,
+        before: Optional[int] = None,
+        newest_first: bool = False,
+    ) -> Iterator[List[Event]]:
+        """The events that match, in lists of what was found among the next `CHUNK` candidates."""
+        where, values = _narrowed(query, inbox)
+        order = "DESC" if newest_first else "ASC"
+        statement = f"{_SELECT} WHERE e.id > ? AND e.id < ?{where} ORDER BY e.id {order} LIMIT {CHUNK}"
+        low, high = after, self._end(before)
+        while True:
+            events = [Event(*row) for row in self._db.execute(statement, (low, high, *values))]
+            yield [event for event in events if query.matches(event)]
+            if len(events) < CHUNK:
+                return
+            low, high = (low, events[-1].id) if newest_first else (events[-1].id, high)
+
+    def news(self, query: Query, inbox: Optional[str], after: int) -> Tuple[List[Event], int]:
+        """The next events after an id that match, and the id up to which has been looked."""
+        end = min(after + CHUNK, self.last_id)
+        found = next(self.search(query, inbox, after=after, before=end + 1)) if end > after else []
+        return found, end
+
+    def _end(self, before: Optional[int]) -> int:
+        return self.last_id + 1 if before is None else before
+
+    def get(self, number: int) -> Optional[Event]:
+        """The event of this id, or None."""
+        row = self._db.execute(f"{_SELECT} WHERE e.id = ?", (number,)).fetchone()
+        return None if row is None else Event(*row)
+
+    def of_request(self, number: int) -> Optional[Tuple[int, int]]:
+        """The first and the last id of what a request brought, or None."""
+        first, last = self._db.execute(
+            "SELECT min(id), max(id) FROM events WHERE batch_id = (SELECT id FROM batches WHERE request = ?)",
+            (number,),
+        ).fetchone()
+        return None if first is None else (first, last)
+
+    def of_customer(self, name: str, inbox: Optional[str], limit: int) -> List[Event]:
+        """The newest *limit* events of a customer, by email in any case or by id; oldest first."""
+        rows = self._db.execute(
+            f"{_SELECT} WHERE (lower(e.customer_email) = lower(?) OR (e.customer_email IS NULL AND"
+            " e.customer_id = ?)) AND e.problems IS NULL AND (? IS NULL OR b.inbox = ?)"
+            " ORDER BY e.id DESC LIMIT ?",
+            (name, name, inbox, inbox, limit),
+        )
+        return [Event(*row) for row in rows][::-1]
+
+    def neighbours(self, number: int) -> Dict[str, Optional[int]]:
+        """The ids of the events kept next to an id."""
+        (newer,) = self._db.execute("SELECT min(id) FROM events WHERE id > ?", (number,)).fetchone()
+        (older,) = self._db.execute("SELECT max(id) FROM events WHERE id < ?", (number,)).fetchone()
+        return {"newer": newer, "older": older}
+
+    def tally(self, query: Query, inbox: Optional[str]) -> Optional[Tally]:
+        """How many events match, if the query asks only for what is counted beside the rows; else None."""
+        if not _is_counted(query):
+            return None
+        kept, evicted = (
+            sum(count for name, count in each.items() if _is_one(name, query, inbox))
+            for each in (self._kept, self._evicted)
+        )
+        return Tally(kept, evicted)
+
+    def names(self, inbox: Optional[str]) -> List[Doc]:
+        """How often each event has come, the most frequent first."""
+        counts: Counter[str] = Counter()
+        ignored: Counter[str] = Counter()
+        for each in (self._kept, self._evicted):
+            for name, count in each.items():
+                if inbox in (None, name.inbox):
+                    counts[name.event] += count
+                    ignored[name.event] += count if name.ignored else 0
+        return [
+            {"event": event, "count": count, "ignored": ignored[event]}
+            for event, count in counts.most_common()
+        ]
+
+    def inboxes(self) -> Counter[str]:
+        """How many events each inbox has taken."""
+        counts: Counter[str] = Counter()
+        for each in (self._kept, self._evicted):
+            for name, count in each.items():
+                counts[name.inbox] += count
+        return counts
+
+    def counts(self, inbox: str) -> Dict[str, int]:
+        """What there is of one inbox, as `Store.counts` says it of all."""
+        kept, evicted = (
+            [(name, count) for name, count in each.items() if name.inbox == inbox]
+            for each in (self._kept, self._evicted)
+        )
+        ignored = sum(count for name, count in [*kept, *evicted] if name.ignored)
+        stored, gone = (sum(count for _, count in each) for each in (kept, evicted))
+        return {"events": stored + gone - ignored, "ignored": ignored, "evicted": gone, "stored": stored}
+
+    def distinct(self) -> int:
+        """How many kept events differ in at least one field that the client sent."""
+        (count,) = self._db.execute(
+            "SELECT count(*) FROM (SELECT DISTINCT event, customer_email, customer_id, customer_name,"
+            " timestamp, properties FROM events)"
+        ).fetchone()
+        return int(count)
+
+
+def _is_counted(query: Query) -> bool:
+    """Whether `_Name` knows all that the query asks for."""
+    return query.fields <= _COUNTED and all(
+        term.value in ("stored", "ignored") for term in query.terms if term.field == "status"
+    )
+
+
+def _is_one(name: _Name, query: Query, inbox: Optional[str]) -> bool:
+    return inbox in (None, name.inbox) and query.matches(name)
+
+
+def _narrowed(query: Query, inbox: Optional[str]) -> Tuple[str, List[str]]:
+    """What SQLite can rule out of a search; whether the rest matches is for the query to say."""
+    where, values = "", []
+    for text, value in (
+        (" AND b.inbox = ?", inbox),
+        (" AND e.event = ?", query.exact("event")),
+        (" AND b.received_at > ?", query.time("after")),
+        (" AND b.received_at < ?", query.time("before")),
+    ):
+        if value is not None:
+            where += text
+            values.append(value)
+    return where, values
