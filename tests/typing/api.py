@@ -438,7 +438,7 @@ def inbox(dev: Inbox) -> None:
     dev.clear_faults()
 
 
-class _Case(WindbackTestCase, LocalServerTestCase):
+class Case(WindbackTestCase, LocalServerTestCase):
     def test(self) -> None:
         assert_type(self.windback_events, CapturedEvents)
         assert_type(self.windback_dev, Inbox)
