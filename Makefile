@@ -129,4 +129,4 @@ $(DEMO): pyproject.toml
 	$(call install,--editable '.[demo]')
 
 $(BENCH): pyproject.toml benchmarks/requirements.txt
-	$(call install,--editable . --requirement benchmarks/requirements.txt)
+	$(call install,--editable '.[cli]' --requirement benchmarks/requirements.txt)

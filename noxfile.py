@@ -32,7 +32,7 @@ def tests(session: nox.Session, dependencies: str) -> None:
         pins = tmp / "lowest.txt"
         session.run_install(
             *("uv", "pip", "compile", "--quiet", "--no-deps", "--resolution=lowest-direct"),
-            *("--extra=demo", "--extra=redis", f"--output-file={pins}", "pyproject.toml"),
+            *("--extra=cli", "--extra=demo", "--extra=redis", f"--output-file={pins}", "pyproject.toml"),
             silent=True,
         )
         arguments.append(f"--constraint={pins}")
@@ -70,5 +70,5 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure, beside the peers; arguments after `--` go to `benchmarks/run.py`."""
-    session.install(".", "--requirement", "benchmarks/requirements.txt")
+    session.install(".[cli]", "--requirement", "benchmarks/requirements.txt")
     session.run("python", "benchmarks/run.py", *session.posargs)

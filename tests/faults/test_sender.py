@@ -102,6 +102,26 @@ def test_it_delivers_and_the_application_loads_no_http_client(server, run):
     assert numbers(server) == list(range(995))
 
 
+def test_it_loads_nothing_that_is_for_the_command_line(make, tmp_path, monkeypatch):
+    pytest.importorskip("rich")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "def note(name, given):\n"
+        "    if name == 'import':\n"
+        f"        with open({str(tmp_path / 'loaded')!r}, 'a') as file:\n"
+        "            file.write(given[0] + '\\n')\n"
+        "sys.addaudithook(note)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    client = make()
+    track(client, range(3))
+    assert client.flush(20)
+    loaded = {*(tmp_path / "loaded").read_text(encoding="utf-8").split()}
+    assert {"windback.sender", "httpx"} <= loaded
+    assert loaded.isdisjoint({"rich", "typer", "click", "windback.cli"})
+
+
 def test_the_law_holds_while_it_sends(make):
     client = make(batch_size=7)
     for start in range(0, 3000, 300):

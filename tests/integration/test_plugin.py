@@ -33,7 +33,7 @@ def run_pytest(tmp_path):
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("WINDBACK_")}
         ended = subprocess.run(
             [
-                *(sys.executable, "-m", "pytest", "-p", "windback.testing", "-p", "no:cacheprovider"),
+                *(sys.executable, "-m", "pytest", "-p", "windback.testing.plugin", "-p", "no:cacheprovider"),
                 *(
                     "-p",
                     "no:windback",
@@ -208,7 +208,7 @@ def test_the_fixture_lists_events_in_the_order_of_the_calls(run_pytest):
 
         def test_one_says_what_there_is(windback_events):
             early.track_event("login", JANE)
-            with pytest.raises(AssertionError, match="0 events called 'signup', not one; there are: 'login'"):
+            with pytest.raises(AssertionError, match="'signup' was tracked 0 times, not 1; 1 event was:"):
                 windback_events.one("signup")
 
         def test_closed_is_closed(windback_events):
@@ -221,9 +221,255 @@ def test_the_fixture_lists_events_in_the_order_of_the_calls(run_pytest):
     assert len(outcomes) == 5
 
 
+def test_assertions_pass_for_what_was_tracked_and_return_it(run_pytest):
+    outcomes, said = run_pytest("""
+        def test_tracked(windback_events):
+            client = Windback()
+            for plan in ("pro", "free"):
+                client.track_event("login", JANE, {"plan": plan, "n": 1})
+            first, second = windback_events.assert_tracked("login")
+            assert (first.properties["plan"], second.properties["plan"]) == ("pro", "free")
+            (only,) = windback_events.assert_tracked("login", properties={"plan": "free"})
+            assert only == second
+            windback_events.assert_tracked("login", count=2)
+            windback_events.assert_tracked("logout", count=0)
+            windback_events.assert_not_tracked("logout")
+            windback_events.assert_not_tracked("login", properties={"plan": "team"})
+            windback_events.assert_tracked("login", properties={"n": pytest.approx(1.0)})
+    """)
+    assert outcomes == {"test_tracked": "PASSED"}, said
+
+
+def test_a_failed_assertion_shows_what_came_and_the_nearest_misses(run_pytest):
+    outcomes, said = run_pytest("""
+        def fill():
+            client = Windback()
+            client.track_event("login", "jim@example.com", {"plan": "pro", "seats": "3"})
+            client.track_event("Login", JANE, {"plan": "free"})
+            client.track_event("export", JANE)
+
+        def test_a(windback_events):
+            fill()
+            wanted = {"plan": "pro", "seats": 3}
+            windback_events.assert_tracked("login", customer_email=JANE, properties=wanted)
+
+        def test_b(windback_events):
+            fill()
+            windback_events.assert_tracked("export", count=2)
+
+        def test_c(windback_events):
+            fill()
+            windback_events.assert_not_tracked("export", customer_email=JANE)
+
+        def test_d(windback_events):
+            windback_events.assert_tracked("export")
+    """)
+    assert set(outcomes.values()) == {"FAILED"}, said
+    shown = [
+        "'login' of jane@example.com with plan='pro' seats=3 was not tracked; 3 events were:",
+        "1  login   jim@example.com   plan='pro' seats='3'",
+        "2  Login   jane@example.com  plan='free'",
+        "3  export  jane@example.com",
+        "nearest:",
+        (
+            "1: customer_email is 'jim@example.com', not 'jane@example.com'; "
+            "seats is '3', not 3 (the type differs)"
+        ),
+        "2: event is 'Login', not 'login' (the case differs); plan is 'free', not 'pro'; there is no seats",
+        "'export' was tracked 1 time, not 2; 3 events were:",
+        "'export' of jane@example.com was tracked 1 time, and should not have been; 3 events were:",
+        "'export' was not tracked; no event was",
+    ]
+    assert [line for line in shown if line not in said] == []
+    assert "3: event is 'export', not 'login'" not in said  # nobody misspelt that
+
+
+NOTE = """
+    import os, subprocess, sys
+
+    @pytest.fixture(autouse=True)
+    def note(windback_dev_server):
+        with open("processes", "a") as file:
+            file.write(f"{os.getpid()} {windback_dev_server.pid}\\n")
+"""
+DEV = """
+
+    def track(name, count=1, **properties):
+        with Windback(os.environ["WINDBACK_API_KEY"], base_url=os.environ["WINDBACK_BASE_URL"]) as client:
+            for n in range(count):
+                client.track_event(name, JANE, {"n": n, **properties})
+
+    def test_events_arrive(windback_dev):
+        track("login", 3)
+        events = windback_dev.wait("login", count=3)
+        assert [each.properties["n"] for each in events] == [0, 1, 2]
+        assert [each.event for each in windback_dev.events()] == ["login"] * 3
+        (only,) = windback_dev.assert_tracked("login", customer_email=JANE, properties={"n": 2})
+        assert only.customer_email == JANE
+
+    def test_nobody_sees_what_others_sent(windback_dev):
+        assert windback_dev.events() == []
+        windback_dev.assert_tracked("login", count=0)
+
+    def test_a_client_that_is_told_nothing_finds_it(windback_dev):
+        with Windback() as client:
+            client.track_event("login", JANE)
+        assert windback_dev.wait("login")
+
+    def test_faults_end_by_themselves(windback_dev):
+        windback_dev.faults(status=503, times=2)
+        with Windback(windback_dev.key, base_url=windback_dev.url) as client:
+            client.track_event("login", JANE)
+            assert client.flush(20)
+        windback_dev.wait("login")
+        assert [each.status for each in windback_dev.requests()] == [503, 503, 200]
+
+    def test_faults_of_one_test_are_no_others(windback_dev):
+        windback_dev.faults(status=401)
+        with pytest.raises(WindbackError):
+            track_now(windback_dev)
+
+    def test_after_faults(windback_dev):
+        track_now(windback_dev)
+        windback_dev.faults(status=401)
+        windback_dev.clear_faults()
+        track_now(windback_dev)
+
+    def track_now(inbox):
+        client = Windback(inbox.key, base_url=inbox.url, max_retries=0)
+        client.track_events([{"event": "a", "customer_email": JANE}])
+
+    def test_waits_for_a_child(windback_dev):
+        code = (
+            "import time; from windback import Windback; time.sleep(0.2); c = Windback();"
+            f"c.track_event('late', '{JANE}', {{'plan': 'pro'}}); c.close()"
+        )
+        child = subprocess.Popen([sys.executable, "-c", code])
+        windback_dev.assert_tracked("late", properties={"plan": "pro"}, timeout=30)
+        assert child.wait() == 0
+"""
+
+
+def processes(folder):
+    """Return those that ran tests, and their servers."""
+    lines = {*(folder / "processes").read_text().splitlines()}
+    return len({line.split()[0] for line in lines}), len(lines)
+
+
+def test_the_local_server_has_an_inbox_for_each_test(run_pytest, tmp_path):
+    outcomes, said = run_pytest(NOTE + DEV)
+    assert set(outcomes.values()) == {"PASSED"}, said
+    assert len(outcomes) == 7
+    assert processes(tmp_path) == (1, 1)
+
+
+def test_each_worker_of_xdist_has_a_server_of_its_own(run_pytest, tmp_path):
+    code = """
+    @pytest.mark.parametrize("n", range(4))
+    def test_one(windback_dev, n):
+        Windback().track_events([{"event": "a", "customer_email": JANE}])
+        assert len(windback_dev.wait("a")) == 1
+    """
+    _, said = run_pytest(NOTE + code, PYTEST_ADDOPTS="-n 2")
+    assert "4 passed" in said
+    assert processes(tmp_path) == (2, 2)
+
+
+def test_waiting_in_vain_shows_what_came(run_pytest):
+    outcomes, said = run_pytest("""
+        def track(inbox, name):
+            Windback(inbox.key, base_url=inbox.url).track_events([{"event": name, "customer_email": JANE}])
+
+        def test_a(windback_dev):
+            track(windback_dev, "Login")
+            windback_dev.wait("login", count=2, timeout=0.2)
+
+        def test_b(windback_dev):
+            track(windback_dev, "logon")
+            windback_dev.assert_tracked("login", timeout=0.2)
+    """)
+    assert set(outcomes.values()) == {"FAILED"}, said
+    assert "0 of 2 came within 0.2 s; 1 x `Login`: the case differs" in said
+    assert "1  Login  jane@example.com" in said
+    assert "'login' was not tracked; 1 event was:" in said
+    assert "1: event is 'logon', not 'login'" in said
+
+
+UNITTEST = """\
+import os, unittest
+from windback import Windback
+from windback.testing import LocalServerTestCase, WindbackTestCase
+
+JANE = "jane@example.com"
+
+class Captures(WindbackTestCase):
+    def test_tracked(self):
+        Windback("sk_test_1").track_event("login", JANE, {"plan": "pro"})
+        self.assert_tracked("login", properties={"plan": "pro"})
+        self.assert_not_tracked("logout")
+        self.assertEqual(self.windback_events.one("login").customer_email, JANE)
+
+    def test_others(self):
+        self.assertEqual(self.windback_events, [])
+        Windback("sk_test_1").track_event("login", JANE)
+        self.assert_tracked("Login")
+
+    def test_calls_elsewhere(self):
+        with self.assertRaisesRegex(Exception, "tests send nothing to api.windbackai.com"):
+            Windback("sk_test_1", "shop", max_retries=0).create_churn_event(JANE)
+
+class Arrives(LocalServerTestCase):
+    def test_one(self):
+        with Windback() as client:
+            client.track_event("login", JANE)
+        self.windback_dev.wait("login")
+
+    def test_two(self):
+        self.assertEqual(self.windback_dev.events(), [])
+        self.assertEqual(os.environ["WINDBACK_API_KEY"], self.windback_dev.key)
+
+class Both(WindbackTestCase, LocalServerTestCase):
+    def test_captured(self):
+        Windback().track_event("login", JANE)
+        self.assert_tracked("login")
+        self.windback_dev.assert_tracked("login", count=0)
+
+def tearDownModule():
+    assert Windback("sk_test_1").track_event.__func__ is Windback.track_event
+    assert "WINDBACK_API_KEY" not in os.environ
+"""
+
+
+def test_unittest_has_the_same_and_needs_no_pytest(tmp_path):
+    (tmp_path / "test_app.py").write_text(UNITTEST, encoding="utf-8")
+    (tmp_path / "pytest.py").write_text("raise ImportError\n", encoding="utf-8")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WINDBACK_")}
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-m", "unittest", "-v", "test_app"],
+        cwd=tmp_path,
+        env={**inherited, "PYTHONPATH": str(Path(windback.__file__).resolve().parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    results = dict(re.findall(r"^(test_\w+) .*\.\.\. (\w+)$", done.stderr, re.MULTILINE))
+    assert results == {
+        "test_tracked": "ok",
+        "test_others": "FAIL",
+        "test_calls_elsewhere": "FAIL",
+        "test_one": "ok",
+        "test_two": "ok",
+        "test_captured": "ok",
+    }, done.stderr
+    assert "event is 'login', not 'Login' (the case differs)" in done.stderr
+    assert "this test would have sent to api.windbackai.com" in done.stderr
+    assert "ResourceWarning" not in done.stderr
+
+
 def test_pytest_finds_the_plugin_by_its_entry_point():
     entry_points = pytest.importorskip("importlib.metadata").entry_points()
     group = (
         entry_points.select(group="pytest11") if hasattr(entry_points, "select") else entry_points["pytest11"]
     )
-    assert "windback.testing" in {each.value for each in group if each.name == "windback"}
+    assert "windback.testing.plugin" in {each.value for each in group if each.name == "windback"}

@@ -46,6 +46,15 @@ from windback import (
     WindbackTimeoutError,
 )
 from windback.aws_lambda import flush_after
+from windback.devserver import StoredEvent
+from windback.testing import (
+    CapturedEvent,
+    CapturedEvents,
+    Inbox,
+    LocalServerTestCase,
+    WindbackTestCase,
+    capturing,
+)
 
 assert_type(windback.__version__, str)
 
@@ -403,3 +412,34 @@ def aws_lambda(client: Windback) -> None:
         return f"{payload} {context}"
 
     assert_type(handler({"n": 1}, _Context()), str)
+
+
+def captured(events: CapturedEvents) -> None:
+    assert_type(events.one("login"), CapturedEvent)
+    assert_type(events.named("login"), List[CapturedEvent])
+    assert_type(
+        events.assert_tracked("login", customer_email="a@b.c", properties={"n": 1}), List[CapturedEvent]
+    )
+    assert_type(events.assert_tracked("login", count=2), List[CapturedEvent])
+    events.assert_not_tracked("login", properties={"n": 1})
+    with capturing() as more:
+        assert_type(more, CapturedEvents)
+
+
+def inbox(dev: Inbox) -> None:
+    assert_type((dev.url, dev.key), Tuple[str, str])
+    assert_type(dev.environment, Dict[str, str])
+    assert_type(dev.wait("login", count=3, timeout=1), List[StoredEvent])
+    assert_type(dev.events("plan:pro"), List[StoredEvent])
+    assert_type(dev.assert_tracked("login", properties={"n": 1}), List[StoredEvent])
+    assert_type(dev.requests()[0].status, Optional[int])
+    dev.faults(status=503, times=2)
+    dev.faults({"path": "/track", "drop": "after", "times": 1})
+    dev.clear_faults()
+
+
+class Case(WindbackTestCase, LocalServerTestCase):
+    def test(self) -> None:
+        assert_type(self.windback_events, CapturedEvents)
+        assert_type(self.windback_dev, Inbox)
+        assert_type(self.assert_tracked("login"), List[CapturedEvent])

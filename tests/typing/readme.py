@@ -17,12 +17,18 @@ def sign_up(email: str) -> None:
     client.track_event("signup", email, {"plan": "pro"})
 
 
-from windback.testing import CapturedEvents
+from windback.testing import CapturedEvents, Inbox
 
 
 def test_signup(windback_events: CapturedEvents) -> None:
     sign_up("jane@example.com")
-    assert windback_events.one("signup").properties == {"plan": "pro"}
+    windback_events.assert_tracked("signup", properties={"plan": "pro"})
+
+
+def test_delivery(windback_dev: Inbox) -> None:
+    windback_dev.faults(status=503, times=2)
+    sign_up("jane@example.com")
+    windback_dev.wait("signup")
 
 
 from windback import RateLimitError, WindbackError

@@ -14,7 +14,8 @@ import pytest
 import windback
 
 HEAVY = {
-    *("anyio", "asyncio", "httpcore", "httpx", "redis", "ssl", "starlette", "tenacity", "trio", "uvicorn"),
+    *("anyio", "asyncio", "click", "httpcore", "httpx", "redis", "rich", "ssl", "starlette", "tenacity"),
+    *("trio", "typer", "uvicorn"),
 }
 
 IMPORT = "import windback"

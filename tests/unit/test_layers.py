@@ -45,11 +45,10 @@ IMPURE = {
     *("selectors", "signal", "socket", "ssl", "subprocess", "tenacity", "threading", "trio"),
 }
 # Imported only by who has it at hand: `http_client=` is an httpx client, a trio worker runs under trio, and
-# a plugin under pytest. Or done without: a progress bar is a plain line then, and who has no redis-py has no
-# broker.
+# a plugin under pytest. Or done without: who has no redis-py has no broker.
 LOADED_ALREADY = {
-    *(("config", ":httpx"), ("workers.loops", ":trio"), ("testing", ":pytest")),
-    *(("cli.common", ":tqdm"), ("broker.connection", ":redis")),
+    *(("config", ":httpx"), ("workers.loops", ":trio"), ("testing.plugin", ":pytest")),
+    ("broker.connection", ":redis"),
 }
 MAKERS = {
     *("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore", "Thread", "Timer"),
@@ -181,9 +180,9 @@ def test_the_root_loads_its_names_when_they_are_used():
     assert [str(found) for found in INSIDE if not found.source] == []
 
 
-def test_nothing_but_the_command_line_knows_the_server():
+def test_nothing_but_the_command_line_and_what_is_for_tests_knows_the_server():
     known = {top(found.source) for found in INSIDE if top(found.target) == APART}
-    assert known <= {APART, "cli"}
+    assert known <= {APART, "cli", "testing"}
     assert [str(found) for found in INSIDE if top(found.source) == APART != top(found.target)] == []
 
 
@@ -245,12 +244,14 @@ def test_one_module_hears_of_fork_and_exit(hook):
     ]
 
 
-def test_base_install_is_enough_for_all_but_the_server():
+def test_base_install_is_enough_for_all_but_the_server_and_the_commands():
     base = {"anyio", "httpx", "orjson", "tenacity"}
     foreign = {
         found.target[1:]
         for found in IMPORTS
-        if found.target[:1] == ":" and top(found.source) != APART and found[:2] not in LOADED_ALREADY
+        if found.target[:1] == ":"
+        and top(found.source) not in {APART, "cli"}
+        and found[:2] not in LOADED_ALREADY
     }
     assert base <= foreign
     assert {name for name in foreign - base if not is_standard(name)} == set()

@@ -2,93 +2,62 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import os
-from typing import TYPE_CHECKING, Callable, List, Sequence
+from typing import TYPE_CHECKING, Generator, List, Optional, Sequence
 
 import orjson
+import typer
 
 from .common import (
+    REASONS,
     CommandError,
-    Commands,
-    add_command,
-    add_reason,
+    command,
     event_as_it_is,
+    group,
+    json_option,
     print_json,
     print_result,
-    print_table,
     said,
-    write_line,
 )
+from .terminal import print_table, write_line
 
 if TYPE_CHECKING:
     from windback.broker.inspect import Broker, Letter
 
+app = group("Look into a broker, replay dead letters.")
 
-def add_to(commands: Commands) -> None:
-    """Add the command and those within it."""
-    text = "look into a broker, replay dead letters"
-    group = commands.add_parser(
-        "broker", help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
-    )
-    within = group.add_subparsers(metavar="COMMAND", required=True)
-    _add(within, "stats", "count the batches that wait, and show the relays", stats, "Status 0.")
-    letters = _add(
-        within,
-        "dead",
-        "list what the API rejected",
-        show_dead,
-        "With --json this is an export: whole letters, with what was tracked, customers' addresses included.",
-    )
-    add_reason(letters)
-    replay = _add(
-        within,
-        "replay",
-        "have relays send again what the API rejected",
-        replay_dead,
-        "An event goes back among those that wait, in one step with the removal of its letter. Relays send "
-        "it, so no key is needed here. What is rejected again is a dead letter again.",
-    )
-    add_reason(replay)
+_URL: Optional[str] = typer.Argument(None, metavar="[URL]", help="of Redis (default: WINDBACK_BROKER)")
 
 
-def _add(
-    commands: Commands,
-    name: str,
-    text: str,
-    run: Callable[[Broker, argparse.Namespace], int],
-    details: str,
-) -> argparse.ArgumentParser:
-    def run_there(given: argparse.Namespace) -> int:
-        from windback.config import broker_address
+@contextlib.contextmanager
+def _opened(url: Optional[str]) -> Generator[Broker, None, None]:
+    from windback.config import broker_address
 
-        url = given.url or os.environ.get("WINDBACK_BROKER")
-        if not url:
-            raise CommandError("where is the broker? Give its URL, or set WINDBACK_BROKER")
-        with said(""):
-            address = broker_address(url)
-        from windback.broker.connection import BrokerError
-        from windback.broker.inspect import Broker
+    url = url or os.environ.get("WINDBACK_BROKER")
+    if not url:
+        raise CommandError("where is the broker? Give its URL, or set WINDBACK_BROKER")
+    with said(""):
+        address = broker_address(url)
+    from windback.broker.connection import BrokerError
+    from windback.broker.inspect import Broker
 
+    try:
+        broker = Broker(address)
         try:
-            broker = Broker(address)
-            try:
-                return run(broker, given)
-            finally:
-                broker.close()
-        except BrokerError as error:
-            raise CommandError(f"broker {error.text}") from None
-
-    parser = add_command(commands, name, text, run_there, details=details, within="broker")
-    parser.add_argument("url", metavar="URL", nargs="?", help="of Redis (default: WINDBACK_BROKER)")
-    parser.add_argument("--json", action="store_true", help="write JSON in place of text")
-    return parser
+            yield broker
+        finally:
+            broker.close()
+    except BrokerError as error:
+        raise CommandError(f"broker {error.text}") from None
 
 
-def stats(broker: Broker, given: argparse.Namespace) -> int:
+@command(app, "stats", "count the batches that wait, and show the relays", "Status 0.", within="broker")
+def stats(url: Optional[str] = _URL, json: bool = json_option()) -> int:
     """Print what stands there, and who works on it."""
-    found = broker.numbers()
-    if given.json:
+    with _opened(url) as broker:
+        found = broker.numbers()
+    if json:
         print_json({**found._asdict(), "relays": [each._asdict() for each in found.relays]})
         return 0
     rows: List[Sequence[object]] = [("relay", "held", "idle")]
@@ -101,19 +70,29 @@ def stats(broker: Broker, given: argparse.Namespace) -> int:
     return 0
 
 
-def show_dead(broker: Broker, given: argparse.Namespace) -> int:
+@command(
+    app,
+    "dead",
+    "list what the API rejected",
+    "With --json this is an export: whole letters, with what was tracked, customers' addresses included.",
+    within="broker",
+)
+def show_dead(url: Optional[str] = _URL, json: bool = json_option(), reasons: List[str] = REASONS) -> int:
     """Print dead letters: a table, or all there is of them."""
     rows: List[Sequence[object]] = [("rejected", "status", "reason", "event", "message")]
-    for letter in broker.letters():
-        if given.reasons and letter.reason not in given.reasons:
-            continue
-        if given.json:
-            fields = letter._asdict()
-            del fields["id"]
-            print_json({**fields, "event": None if letter.event is None else event_as_it_is(letter.event)})
-            continue
-        rows.append((letter.rejected_at, letter.status, letter.reason, _name(letter), letter.message))
-    if not given.json:
+    with _opened(url) as broker:
+        for letter in broker.letters():
+            if reasons and letter.reason not in reasons:
+                continue
+            if json:
+                fields = letter._asdict()
+                del fields["id"]
+                print_json(
+                    {**fields, "event": None if letter.event is None else event_as_it_is(letter.event)}
+                )
+                continue
+            rows.append((letter.rejected_at, letter.status, letter.reason, _name(letter), letter.message))
+    if not json:
         print_table(rows, right=(1,))
     return 0
 
@@ -126,13 +105,22 @@ def _name(letter: Letter) -> object:
     return fields.get("event") if isinstance(fields, dict) else None
 
 
-def replay_dead(broker: Broker, given: argparse.Namespace) -> int:
+@command(
+    app,
+    "replay",
+    "have relays send again what the API rejected",
+    "An event goes back among those that wait, in one step with the removal of its letter. Relays send "
+    "it, so no key is needed here. What is rejected again is a dead letter again.",
+    within="broker",
+)
+def replay_dead(url: Optional[str] = _URL, json: bool = json_option(), reasons: List[str] = REASONS) -> int:
     """Make events of dead letters again."""
     replayed = kept = 0
-    for letter in broker.letters():
-        if letter.event is None or (given.reasons and letter.reason not in given.reasons):
-            kept += 1
-        else:
-            replayed += broker.revive(letter)
-    print_result({"replayed": replayed, "kept": kept}, given)
+    with _opened(url) as broker:
+        for letter in broker.letters():
+            if letter.event is None or (reasons and letter.reason not in reasons):
+                kept += 1
+            else:
+                replayed += broker.revive(letter)
+    print_result({"replayed": replayed, "kept": kept}, json=json)
     return 0

@@ -1,95 +1,113 @@
-"""What the commands share: errors, options, tables, a progress bar, log lines."""
+"""What the commands share: how one is declared, errors, options, JSON, log lines."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import functools
 import logging
 import math
+import os
 import re
 import signal
 import sys
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Callable, Generator, Mapping, NoReturn, Optional, Protocol, Sequence, Type
+from typing import Callable, Generator, Mapping, Optional, TypeVar
 
 import orjson
+import typer
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from .terminal import printable, write_line
 
-Run = Callable[[argparse.Namespace], int]
+Run = TypeVar("Run", bound=Callable[..., int])
 
 logger = logging.getLogger("windback")
 
-#: Between two pictures of a plain progress line (seconds).
-_REDRAW_S = 0.1
 #: The API's answers may repeat what was sent; a customer's address belongs into no log.
 _EMAIL = re.compile(r"[^\s\"'<>()\[\]{},;:=/]+@[^\s\"'<>()\[\]{},;:=/]+")
 
 
-class Commands(Protocol):
-    """What argparse returns for subcommands, which has no public name."""
-
-    def add_parser(
-        self,
-        name: str,
-        *,
-        help: str,  # noqa: A002 - argparse calls it so
-        description: str,
-        allow_abbrev: bool,
-    ) -> argparse.ArgumentParser:
-        """Add one."""
-        ...
-
-
 class CommandError(Exception):
-    """The command can't be run as it was given: one line on standard error, status 2."""
+    """One line on standard error. status 2: the command can't be run as it was given; 1: it failed."""
+
+    def __init__(self, text: str, *, status: int = 2) -> None:
+        super().__init__(text)
+        self.status = status
 
 
-def add_command(
-    commands: Commands, name: str, text: str, run: Run, *, details: str = "", within: str = ""
-) -> argparse.ArgumentParser:
-    """Add a command. text: what it does, in half a sentence. within: the command that it belongs to."""
-    parser = commands.add_parser(
-        name,
+def group(text: str, *, add_completion: bool = False) -> typer.Typer:
+    """Return a group of commands. Its help and errors have frames and colours on a terminal alone."""
+    return typer.Typer(
         help=text,
-        description=f"{text[0].upper()}{text[1:]}.{details and ' '}{details}",
-        allow_abbrev=False,
-    )
-    parser.set_defaults(run=run, name=f"{within}{within and ' '}{name}")
-    return parser
-
-
-def add_reason(parser: argparse.ArgumentParser) -> None:
-    """Add the option of what works on dead letters."""
-    parser.add_argument(
-        "--reason",
-        action="append",
-        metavar="REASON",
-        default=[],
-        dest="reasons",
-        help="only letters with this reason, such as invalid or too_large; may be given again (default: all)",
+        short_help=text,
+        add_completion=add_completion,
+        rich_markup_mode="rich" if sys.stdout.isatty() and sys.stderr.isatty() else None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 
-def seconds(text: str) -> float:
-    """Read an option that is a time."""
-    with contextlib.suppress(ValueError):
-        value = float(text)
-        if value > 0 and not math.isinf(value):
-            return value
-    message = f"{text!r} is not a number of seconds above 0"
-    raise argparse.ArgumentTypeError(message)
+def command(
+    app: typer.Typer, name: str, text: str, details: str = "", *, within: str = ""
+) -> Callable[[Run], Run]:
+    """Add a function, which returns the exit status, as a command.
+
+    text: what it does, in half a sentence. within: the group that it belongs to.
+    """
+
+    def add(run: Run) -> Run:
+        @functools.wraps(run)
+        def run_and_exit(**given: object) -> None:
+            raise typer.Exit(_attempt(f"{within} {name}".strip(), lambda: run(**given)))
+
+        about = f"{text[0].upper()}{text[1:]}."
+        app.command(name, help=f"{about}\n\n{details}" if details else about, short_help=about)(run_and_exit)
+        return run
+
+    return add
 
 
-def whole(text: str) -> int:
-    """Read an option that is a count."""
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        message = f"{text!r} is not a whole number above 0"
-        raise argparse.ArgumentTypeError(message)
-    return int(text)
+def _attempt(name: str, run: Callable[[], int]) -> int:
+    try:
+        status = run()
+        sys.stdout.flush()
+    except CommandError as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"windback {name}: {printable(str(error))}\n")
+        return error.status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head`; the interpreter would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def above_0(value: Optional[float]) -> Optional[float]:
+    """Check an option that is a time."""
+    if value is not None and not (value > 0 and not math.isinf(value)):
+        raise typer.BadParameter(f"{value:g} is not a number of seconds above 0")
+    return value
+
+
+def json_option(text: str = "write JSON in place of text") -> bool:
+    """Return the option, for the default of a parameter."""
+    option: bool = typer.Option(False, "--json", help=text)
+    return option
+
+
+#: Of what sends.
+BASE_URL: Optional[str] = typer.Option(
+    None, "--base-url", metavar="URL", help="of the API (default: WINDBACK_BASE_URL, else Windback's own)"
+)
+COMPRESS: bool = typer.Option(False, "--compress", help="gzip the requests, until the API refuses that")
+#: Of what works on dead letters.
+REASONS = typer.Option(
+    [],
+    "--reason",
+    metavar="REASON",
+    show_default=False,
+    help="only letters with this reason, such as invalid or too_large; may be given again (default: all)",
+)
 
 
 def print_json(value: object) -> None:
@@ -98,9 +116,9 @@ def print_json(value: object) -> None:
     sys.stdout.buffer.write(orjson.dumps(value, default=_plain) + b"\n")
 
 
-def print_result(result: Mapping[str, object], given: argparse.Namespace) -> None:
+def print_result(result: Mapping[str, object], *, json: bool) -> None:
     """Write counts, as JSON if that was asked for."""
-    if given.json:
+    if json:
         print_json(result)
     else:
         write_line(", ".join(f"{name}: {count}" for name, count in result.items()))
@@ -124,85 +142,23 @@ def _plain(value: object) -> object:
     return as_dict()
 
 
-def write_line(text: str) -> None:
-    """Write one line of text, without what a terminal would obey."""
-    sys.stdout.write(printable(text) + "\n")
-
-
-def print_table(rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> None:
-    """Write rows in columns; the first names them. right: the columns that are numbers."""
-    texts = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts)]
-    for row in texts:
-        cells = [
-            cell.rjust(width) if place in right else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths))
-        ]
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
-
-
-def printable(text: str) -> str:
-    """Return a text that a server or a file gave, without what a terminal would obey."""
-    encoding = sys.stdout.encoding or "utf-8"
-    safe = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return safe.encode(encoding, "backslashreplace").decode(encoding)
-
-
-class Progress:
-    """How far something is, on a terminal; on anything else nothing."""
-
-    def __init__(self, what: str, total: int, unit: str) -> None:
-        self._what = what
-        self._total = total
-        self._unit = unit
-        self._bar: Optional[tqdm[NoReturn]] = None
-        self._drawn_s = 0.0
-        self._is_shown = is_shown()
-        if self._is_shown:
-            with contextlib.suppress(ImportError):
-                from tqdm import tqdm  # of the demo extra
-
-                self._bar = tqdm(total=total, desc=what, unit=f" {unit}", file=sys.stderr, leave=False)
-
-    def show(self, done: int) -> None:
-        """Draw anew, now and then."""
-        if self._bar is not None:
-            self._bar.n = done
-            self._bar.refresh()
-        elif self._is_shown and time.monotonic() - self._drawn_s > _REDRAW_S:
-            self._drawn_s = time.monotonic()
-            sys.stderr.write(f"\r{self._what}: {done:,} of {self._total:,} {self._unit}")
-            sys.stderr.flush()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        elif self._drawn_s:
-            sys.stderr.write("\r\x1b[K")
-
-
-def is_shown() -> bool:
-    """Whether there is a terminal to show progress on."""
-    return sys.stderr.isatty()
-
-
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return _EMAIL.sub("***", super().format(record))
 
 
+class _ToStderr(logging.Handler):
+    """Looks standard error up for each line: a progress bar stands in for it, to write above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
+
+
 @contextlib.contextmanager
 def logging_to_stderr(level: int) -> Generator[None, None, None]:
     """Have the lines of this package on standard error, in one format and without addresses of customers."""
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     before = logger.level, logger.propagate
     logger.addHandler(handler)

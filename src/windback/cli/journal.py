@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import itertools
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, Generator, List, Mapping, Optional, Sequence
 
 import orjson
+import typer
 
 from .common import (
+    BASE_URL,
+    COMPRESS,
+    REASONS,
     CommandError,
-    Commands,
-    Progress,
-    add_command,
-    add_reason,
+    above_0,
+    command,
     counted,
     event_as_it_is,
-    is_shown,
+    group,
+    json_option,
     logging_to_stderr,
     print_json,
     print_result,
-    print_table,
-    printable,
     said,
-    seconds,
     stopped_by_signals,
-    whole,
-    write_line,
 )
+from .terminal import Progress, is_shown, print_table, printable, write_line
 
 if TYPE_CHECKING:
     from windback.journal.inspect import Directory, Findings, Problem
@@ -40,124 +39,54 @@ _SENDING = (
     "loss. Status 0 if nothing is left, 1 if something is."
 )
 
+app = group("Look into the journals under a directory, drain them, replay dead letters.")
 
-def add_to(commands: Commands) -> None:
-    """Add the command and those within it."""
-    text = "look into the journals under a directory, drain them, replay dead letters"
-    group = commands.add_parser(
-        "journal", help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
-    )
-    within = group.add_subparsers(metavar="COMMAND", required=True)
-    _add(
-        within,
-        "stats",
-        "count the events of each process",
-        stats,
-        "Status 0; 2 if there is no such directory.",
-    )
-    peek = _add(
-        within,
-        "peek",
-        "show the first events that are not delivered, as JSON lines",
-        show_events,
-        "They hold what was tracked, customers' addresses included.",
-        json="the output is JSON lines with this option or without it",
-    )
-    peek.add_argument(
-        "-n", "--number", metavar="N", type=whole, default=10, help="how many (default: %(default)s)"
-    )
-    peek.add_argument("--all", action="store_true", help="all of them, one directory after the other")
-    sending = _add(
-        within,
-        "drain",
-        "send now what processes that have ended left, and what nobody else sends",
-        drain,
-        _SENDING,
-    )
-    _add_sending(sending)
-    letters = _add(
-        within,
-        "dead",
-        "list what the API rejected",
-        show_dead,
-        "With --json this is an export: whole letters, with what was tracked, customers' addresses included.",
-        json="write the letters as JSON lines",
-    )
-    add_reason(letters)
-    replay = _add(
-        within,
-        "replay",
-        "send again what the API rejected",
-        replay_dead,
-        "An event is put into a journal under DIR, on the disk itself, and only then is its letter removed: "
-        "a crash between the two doubles it at worst and never loses it. What is rejected again is a dead "
-        f"letter again. {_SENDING[:-1]}, or was rejected again.",
-    )
-    add_reason(replay)
-    _add_sending(replay)
-    _add(
-        within,
-        "check",
-        "scan all segments and ledgers for damage; changes nothing",
-        check,
-        "Status 0, or 1 if there is damage. Files of others, and of newer versions, are named and are none.",
-    )
+_DIRECTORY: Path = typer.Argument(
+    ..., metavar="DIR", show_default=False, help="the directory given to journal="
+)
+_TIMEOUT: Optional[float] = typer.Option(
+    None,
+    "--timeout",
+    metavar="S",
+    callback=above_0,
+    help="end after this many seconds (default: when all went, or a request used up its retries)",
+)
 
 
-def _add(
-    commands: Commands,
-    name: str,
-    text: str,
-    run: Callable[[Path, argparse.Namespace], int],
-    details: str,
-    *,
-    json: str = "write JSON in place of text",
-) -> argparse.ArgumentParser:
-    def run_there(given: argparse.Namespace) -> int:
-        from windback.journal.inspect import problem_of
+@contextlib.contextmanager
+def _found(directory: Path) -> Generator[Path, None, None]:
+    from windback.journal.inspect import problem_of
 
-        root = Path(given.directory).absolute()
-        problem = problem_of(root)
-        if problem is not None:
-            raise CommandError(problem)
-        with said(str(root)):
-            return run(root, given)
-
-    parser = add_command(commands, name, text, run_there, details=details, within="journal")
-    parser.add_argument("directory", metavar="DIR", help="the directory given to journal=")
-    parser.add_argument("--json", action="store_true", help=json)
-    return parser
-
-
-def _add_sending(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--base-url", metavar="URL", help="of the API (default: WINDBACK_BASE_URL, else Windback's own)"
-    )
-    parser.add_argument(
-        "--timeout",
-        metavar="S",
-        type=seconds,
-        help="end after this many seconds (default: when all went, or a request used up its retries)",
-    )
-    parser.add_argument(
-        "--compress", action="store_true", help="gzip the requests, until the API refuses that"
-    )
+    root = directory.absolute()
+    problem = problem_of(root)
+    if problem is not None:
+        raise CommandError(problem)
+    with said(str(root)):
+        yield root
 
 
 # -- what reads alone ------------------------------------------------------------------------------
 
 
-def stats(root: Path, given: argparse.Namespace) -> int:
+@command(
+    app,
+    "stats",
+    "count the events of each process",
+    "Status 0; 2 if there is no such directory.",
+    within="journal",
+)
+def stats(directory: Path = _DIRECTORY, json: bool = json_option()) -> int:
     """Print what there is of each process."""
     from windback.journal import inspect
 
-    directories = _count(root)
-    letters, bad = inspect.dead_letters(root), len(inspect.set_aside(root))
+    with _found(directory) as root:
+        directories = _count(root)
+        letters, bad = inspect.dead_letters(root), len(inspect.set_aside(root))
     total = {
         name: sum(getattr(each, name) for each in directories)
         for name in ("segments", "size", "waiting", "leased", "done")
     }
-    if given.json:
+    if json:
         print_json(
             {
                 "journal": root,
@@ -220,55 +149,89 @@ def _sized(fields: Mapping[str, object]) -> Dict[str, object]:
     return {"bytes" if name == "size" else name: value for name, value in fields.items()}
 
 
-def show_events(root: Path, given: argparse.Namespace) -> int:
+@command(
+    app,
+    "peek",
+    "show the first events that are not delivered, as JSON lines",
+    "They hold what was tracked, customers' addresses included.",
+    within="journal",
+)
+def show_events(
+    directory: Path = _DIRECTORY,
+    json: bool = json_option("the output is JSON lines with this option or without it"),
+    number: int = typer.Option(10, "--number", "-n", metavar="N", min=1, help="how many"),
+    is_all: bool = typer.Option(False, "--all", help="all of them, one directory after the other"),
+) -> int:
     """Print events, one a line."""
     from windback.journal import inspect
 
-    found = inspect.events(root)
-    for record in found if given.all else itertools.islice(found, given.number):
-        print_json(
-            {
-                "directory": record.directory,
-                "segment": record.segment_id,
-                "offset": record.at,
-                "state": record.state,
-                "event": event_as_it_is(record.payload),
-            }
-        )
+    del json
+    with _found(directory) as root:
+        found = inspect.events(root)
+        for record in found if is_all else itertools.islice(found, number):
+            print_json(
+                {
+                    "directory": record.directory,
+                    "segment": record.segment_id,
+                    "offset": record.at,
+                    "state": record.state,
+                    "event": event_as_it_is(record.payload),
+                }
+            )
     return 0
 
 
-def show_dead(root: Path, given: argparse.Namespace) -> int:
+@command(
+    app,
+    "dead",
+    "list what the API rejected",
+    "With --json this is an export: whole letters, with what was tracked, customers' addresses included.",
+    within="journal",
+)
+def show_dead(
+    directory: Path = _DIRECTORY,
+    json: bool = json_option("write the letters as JSON lines"),
+    reasons: List[str] = REASONS,
+) -> int:
     """Print dead letters: a table, or all there is of them."""
     from windback.journal import dead
 
     rows: List[Sequence[object]] = [("rejected", "status", "reason", "event", "message")]
-    for path in dead.files(root):
-        for letter, event in dead.read_with_events(path):
-            if given.reasons and letter.reason not in given.reasons:
-                continue
-            if given.json:
-                print_json({**letter._asdict(), "event": orjson.Fragment(event)})
-                continue
-            fields = letter.event if isinstance(letter.event, dict) else {}
-            name = fields.get("event")
-            rows.append((letter.rejected_at, letter.status, letter.reason, name, letter.message))
-    if not given.json:
+    with _found(directory) as root:
+        for path in dead.files(root):
+            for letter, event in dead.read_with_events(path):
+                if reasons and letter.reason not in reasons:
+                    continue
+                if json:
+                    print_json({**letter._asdict(), "event": orjson.Fragment(event)})
+                    continue
+                fields = letter.event if isinstance(letter.event, dict) else {}
+                name = fields.get("event")
+                rows.append((letter.rejected_at, letter.status, letter.reason, name, letter.message))
+    if not json:
         print_table(rows, right=(1,))
     return 0
 
 
-def check(root: Path, given: argparse.Namespace) -> int:
+@command(
+    app,
+    "check",
+    "scan all segments and ledgers for damage; changes nothing",
+    "Status 0, or 1 if there is damage. Files of others, and of newer versions, are named and are none.",
+    within="journal",
+)
+def check(directory: Path = _DIRECTORY, json: bool = json_option()) -> int:
     """Print what is damaged, or not ours."""
     from windback.journal import inspect
 
-    found: Optional[Findings] = None
-    with Progress("checked", inspect.count_segments(root) if is_shown() else 0, "segments") as progress:
-        for found in inspect.check(root):
-            progress.show(found.segments)
-    assert found is not None
+    with _found(directory) as root:
+        found: Optional[Findings] = None
+        with Progress("checked", inspect.count_segments(root) if is_shown() else 0, "segments") as progress:
+            for found in inspect.check(root):
+                progress.show(found.segments)
+        assert found is not None
     lost = sum(each.lost for each in found.damage)
-    if given.json:
+    if json:
         print_json({"journal": root, **found._asdict(), "lost": lost})
         return 1 if found.damage else 0
     for each in found.damage:
@@ -295,42 +258,70 @@ def _line(root: Path, problem: Problem) -> str:
 # -- what sends ------------------------------------------------------------------------------------
 
 
-def drain(root: Path, given: argparse.Namespace) -> int:
+@command(
+    app,
+    "drain",
+    "send now what processes that have ended left, and what nobody else sends",
+    _SENDING,
+    within="journal",
+)
+def drain(
+    directory: Path = _DIRECTORY,
+    json: bool = json_option(),
+    base_url: Optional[str] = BASE_URL,
+    timeout: Optional[float] = _TIMEOUT,
+    compress: bool = COMPRESS,
+) -> int:
     """Send what nobody else sends, and print what became of it."""
     from windback.journal.inspect import unattended
     from windback.relay import Relay
 
-    relay = Relay(root, base_url=given.base_url, compress=given.compress, shutdown_timeout=1.0)
-    total = sum(each.undelivered for each in unattended(root)) if is_shown() else 0
-    with logging_to_stderr(logging.WARNING), stopped_by_signals(relay.stop):
-        with Progress("sent", total, "events") as progress:
+    with _found(directory) as root:
+        relay = Relay(root, base_url=base_url, compress=compress, shutdown_timeout=1.0)
+        total = sum(each.undelivered for each in unattended(root)) if is_shown() else 0
+        with logging_to_stderr(logging.WARNING), stopped_by_signals(relay.stop):
+            with Progress("sent", total, "events") as progress:
 
-            def show() -> None:
-                sent = relay.stats()
-                progress.show(sent.delivered + sent.rejected)
+                def show() -> None:
+                    sent = relay.stats()
+                    progress.show(sent.delivered + sent.rejected)
 
-            is_all = relay.drain(given.timeout, show)
-            relay.close()
-    unsent = list(unattended(root))
+                is_all = relay.drain(timeout, show)
+                relay.close()
+        unsent = list(unattended(root))
     counts = relay.stats()
-    result = {
-        "delivered": counts.delivered,
-        "rejected": counts.rejected,
-        "left": sum(each.undelivered for each in unsent),
-    }
-    print_result(result, given)
+    left = sum(each.undelivered for each in unsent)
+    print_result({"delivered": counts.delivered, "rejected": counts.rejected, "left": left}, json=json)
     is_unknown = any(each.newer for each in unsent)
-    return 0 if is_all and not result["left"] and not is_unknown else 1
+    return 0 if is_all and not left and not is_unknown else 1
 
 
-def replay_dead(root: Path, given: argparse.Namespace) -> int:
+@command(
+    app,
+    "replay",
+    "send again what the API rejected",
+    "An event is put into a journal under DIR, on the disk itself, and only then is its letter removed: a "
+    "crash between the two doubles it at worst and never loses it. What is rejected again is a dead letter "
+    "again. "
+    f"{_SENDING[:-1]}, or was rejected again.",
+    within="journal",
+)
+def replay_dead(
+    directory: Path = _DIRECTORY,
+    json: bool = json_option(),
+    reasons: List[str] = REASONS,
+    base_url: Optional[str] = BASE_URL,
+    timeout: Optional[float] = _TIMEOUT,
+    compress: bool = COMPRESS,
+) -> int:
     """Send dead letters again, and print what became of them."""
     from .replay import Replay
 
-    replay = Replay(root, given.base_url, compress=given.compress)
-    with logging_to_stderr(logging.WARNING):
-        outcome = replay.run(given.reasons, given.timeout)
-    print_result(outcome.to_json(), given)
+    with _found(directory) as root:
+        replay = Replay(root, base_url, compress=compress)
+        with logging_to_stderr(logging.WARNING):
+            outcome = replay.run(reasons, timeout)
+    print_result(outcome.to_json(), json=json)
     if outcome.trouble is not None:
-        sys.stderr.write(f"windback {given.name}: {printable(outcome.trouble)}\n")
+        sys.stderr.write(f"windback journal replay: {printable(outcome.trouble)}\n")
     return 1 if outcome.left or outcome.rejected or outcome.trouble else 0

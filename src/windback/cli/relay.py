@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Tuple, Union
+from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
+
+import typer
 
 from windback.config import broker_address
 
 from .common import (
+    BASE_URL,
+    COMPRESS,
     CommandError,
-    Commands,
-    add_command,
+    above_0,
+    command,
     logging_to_stderr,
     said,
-    seconds,
     stopped_by_signals,
-    whole,
 )
 
 if TYPE_CHECKING:
@@ -27,86 +28,110 @@ if TYPE_CHECKING:
 logger = logging.getLogger("windback")
 
 
-def add_to(commands: Commands) -> None:
+class Given(NamedTuple):
+    """The options of the command."""
+
+    journal: Optional[str]
+    broker: Optional[str]
+    base_url: Optional[str]
+    flush_interval: Optional[float]
+    max_in_flight: int
+    batch_size: Optional[int]
+    claim_after: Optional[float]
+    compress: bool
+    shutdown_timeout: float
+    poll_interval: float
+    once: bool
+
+
+def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    parser = add_command(
-        commands,
+    command(
+        app,
         "relay",
         "send what other processes write into journals or a broker, until told to stop",
-        run,
-        details=(
-            "The key is read from WINDBACK_API_KEY and nowhere else. SIGTERM and SIGINT let it deliver what "
-            "it has read, for up to --shutdown-timeout; what is left stays where it is. Status 0 after "
-            "that, 2 if it can't start. With --once: 0 if all of it went, 1 if not."
-        ),
-    )
-    parser.add_argument(
+        "The key is read from WINDBACK_API_KEY and nowhere else. SIGTERM and SIGINT let it deliver what it "
+        "has read, for up to --shutdown-timeout; what is left stays where it is. Status 0 after that, 2 if "
+        "it can't start. With --once: 0 if all of it went, 1 if not.",
+    )(relay)
+
+
+def relay(
+    journal: Optional[str] = typer.Option(
+        None,
         "--journal",
         metavar="DIR",
         help="where the journals are; made if it isn't there (default: WINDBACK_JOURNAL)",
-    )
-    parser.add_argument(
+    ),
+    broker: Optional[str] = typer.Option(
+        None,
         "--broker",
         metavar="URL",
-        help=(
-            "of a Redis in which applications leave their events; a password is better given in "
-            "WINDBACK_BROKER, which is the default, for a command line is seen by everybody"
-        ),
-    )
-    parser.add_argument(
-        "--base-url", metavar="URL", help="of the API (default: WINDBACK_BASE_URL, else Windback's own)"
-    )
-    parser.add_argument(
+        help="of a Redis in which applications leave their events; a password is better given in "
+        "WINDBACK_BROKER, which is the default, for a command line is seen by everybody",
+    ),
+    base_url: Optional[str] = BASE_URL,
+    flush_interval: Optional[float] = typer.Option(
+        None,
         "--flush-interval",
         metavar="S",
-        type=seconds,
+        callback=above_0,
         help="seconds an event may wait for others to travel with (default: 1.0; journals only)",
-    )
-    parser.add_argument(
-        "--max-in-flight",
-        "--concurrency",
-        metavar="N",
-        type=whole,
-        default=4,
-        help="requests at once (default: %(default)s)",
-    )
-    parser.add_argument(
+    ),
+    max_in_flight: int = typer.Option(
+        4, "--max-in-flight", "--concurrency", metavar="N", min=1, help="requests at once"
+    ),
+    batch_size: Optional[int] = typer.Option(
+        None,
         "--batch-size",
         metavar="N",
-        type=whole,
+        min=1,
         help="events in a request, at most 100 (default: 100; journals only)",
-    )
-    parser.add_argument(
+    ),
+    claim_after: Optional[float] = typer.Option(
+        None,
         "--claim-after",
         metavar="S",
-        type=seconds,
-        help=(
-            "seconds after which what another relay holds, but says nothing about any more, is taken over "
-            "(default: longer than a request with all its retries; broker only)"
-        ),
-    )
-    parser.add_argument(
-        "--compress", action="store_true", help="gzip the requests, until the API refuses that"
-    )
-    parser.add_argument(
+        callback=above_0,
+        help="seconds after which what another relay holds, but says nothing about any more, is taken over "
+        "(default: longer than a request with all its retries; broker only)",
+    ),
+    compress: bool = COMPRESS,
+    shutdown_timeout: float = typer.Option(
+        5.0,
         "--shutdown-timeout",
         metavar="S",
-        type=seconds,
-        default=5.0,
-        help="seconds that the end may take to deliver what was read (default: %(default)s)",
-    )
-    parser.add_argument(
+        callback=above_0,
+        help="seconds that the end may take to deliver what was read",
+    ),
+    poll_interval: float = typer.Option(
+        0.05,
         "--poll-interval",
         metavar="S",
-        type=seconds,
-        default=0.05,
-        help="seconds between two looks for new events while there are none (default: %(default)s)",
-    )
-    parser.add_argument("--once", action="store_true", help="send what there is now, and end")
-
-
-def run(given: argparse.Namespace) -> int:
+        callback=above_0,
+        help="seconds between two looks for new events while there are none",
+    ),
+    once: bool = typer.Option(False, "--once", help="send what there is now, and end"),
+) -> int:
     """Run the command; the exit code."""
+    return _run(
+        Given(
+            journal,
+            broker,
+            base_url,
+            flush_interval,
+            max_in_flight,
+            batch_size,
+            claim_after,
+            compress,
+            shutdown_timeout,
+            poll_interval,
+            once,
+        )
+    )
+
+
+def _run(given: Given) -> int:
     journal, broker = _places(given)
     with logging_to_stderr(logging.INFO):
         with said(journal or ""):
@@ -136,7 +161,7 @@ def run(given: argparse.Namespace) -> int:
     return 0 if is_all else 1
 
 
-def _places(given: argparse.Namespace) -> Tuple[str, str]:
+def _places(given: Given) -> Tuple[str, str]:
     """Return where the events are: a directory or a broker, the other one empty."""
     journal, broker = given.journal or "", given.broker or ""
     if not journal and not broker:
@@ -169,7 +194,7 @@ def _is_left(relay: Union[Relay, BrokerRelay], journal: str) -> bool:
     return any(each.undelivered or each.newer for each in unattended(Path(journal)))
 
 
-def _make(given: argparse.Namespace, journal: str) -> Relay:
+def _make(given: Given, journal: str) -> Relay:
     from windback.relay import Relay  # loads a lot
 
     return Relay(
@@ -184,7 +209,7 @@ def _make(given: argparse.Namespace, journal: str) -> Relay:
     )
 
 
-def _make_for_broker(given: argparse.Namespace, broker: str) -> BrokerRelay:
+def _make_for_broker(given: Given, broker: str) -> BrokerRelay:
     from windback.relay import BrokerRelay
 
     return BrokerRelay(

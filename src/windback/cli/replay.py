@@ -17,7 +17,8 @@ from windback.core import Core
 from windback.journal import dead
 from windback.queue.journal import JournalQueue
 
-from .common import Progress, stopped_by_signals
+from .common import stopped_by_signals
+from .terminal import Progress
 
 #: Between two looks at how far it is (seconds).
 _LOOK_S = 0.2

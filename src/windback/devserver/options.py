@@ -1,13 +1,14 @@
 """The options of the server.
 
-`windback dev` and `python -m windback.devserver` take the same command line.
+`windback dev` and `python -m windback.devserver` take the same command line. The former is made with another
+library, which the latter has to do without: so options are declared once, to whatever takes declarations.
 """
 
 from __future__ import annotations
 
 import argparse
 import ipaddress
-from typing import NamedTuple, Optional, Tuple
+from typing import Callable, NamedTuple, Optional, Protocol, Tuple
 from urllib.parse import urlsplit
 
 #: Where the API and the control plane live, and the list of events for a browser without scripts.
@@ -86,7 +87,16 @@ class Options(NamedTuple):
     until_stdin_closes: bool = False
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+class TakesArguments(Protocol):
+    """An `argparse.ArgumentParser`, or what understands these declarations as well."""
+
+    @property
+    def add_argument(self) -> Callable[..., object]:
+        """Declare one, with names and dest, metavar, action, type, choices, default, help."""
+        ...
+
+
+def add_arguments(parser: TakesArguments) -> None:
     """Give *parser* the options of the server."""
     parser.add_argument(
         "--host",

@@ -1,0 +1,27 @@
+"""All commands, and the way from a command line to an exit code."""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+from . import broker, dev, doctor, importing, journal, relay, send, tail
+from .common import group
+
+app = group("Tools for Windback on your own machine.", add_completion=True)
+dev.add_to(app)
+send.add_to(app)
+importing.add_to(app)
+tail.add_to(app)
+doctor.add_to(app)
+relay.add_to(app)
+app.add_typer(journal.app, name="journal")
+app.add_typer(broker.app, name="broker")
+
+
+def run(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line *argv* (None: of this process); the exit code."""
+    try:
+        app(None if argv is None else list(argv), prog_name="windback")
+    except SystemExit as ended:  # the one way out that typer has, help and usage errors included
+        return ended.code if isinstance(ended.code, int) else 0
+    return 0

@@ -1,0 +1,600 @@
+"""`windback import`: the rows of a file become events, each of them once, however often it is interrupted.
+
+A chunk is sent under a key made of its place in the file and of its bytes, and noted in a state file beside
+the import once the API has it. What was sent but not yet noted when the process was killed is sent again as
+the same bytes under the same key, which the server recognises. For that, all that a chunk depends on is in
+the state file before the first one goes: how long a chunk is, and the time that rows without one get.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    BinaryIO,
+    Deque,
+    Generator,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
+
+import orjson
+import typer
+
+from windback.errors import InvalidEventError
+from windback.event import encode, now_text
+
+from .common import (
+    BASE_URL,
+    COMPRESS,
+    CommandError,
+    above_0,
+    command,
+    counted,
+    json_option,
+    print_json,
+    said,
+    stopped_by_signals,
+)
+from .rows import KINDS, BadRowError, Columns, CsvRows, JsonRows, Lines, Row, UnreadableError
+from .terminal import Progress, print_table, printable, write_line
+
+if TYPE_CHECKING:
+    from .sending import BatchSender, Outcome
+
+#: Chunks that are under way at once. All of them are noted together.
+_AT_ONCE = 4
+_MAX_CHUNK, _MAX_EVENT_BYTES = 100, 32_768
+#: A chunk with more than this takes no further event, for that might be too much: the bound is 500,000.
+_FULL_BYTES = 460_000
+#: Events that a dry run shows.
+_SAMPLE = 5
+#: Bad rows that are named one by one.
+_SHOWN = 20
+_STATE_VERSION = 1
+_FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+
+
+class Chunk(NamedTuple):
+    """Events that travel together, and the line of each.
+
+    after, digest, bad: lines, fingerprint and bad rows of the file up to its end.
+    """
+
+    records: Sequence[bytes]
+    lines: Sequence[int]
+    after: int
+    digest: str
+    bad: int
+
+    def key(self, salt: str) -> str:
+        """Return the idempotency key: the same for the same rows of the same import."""
+        digest = hashlib.sha256(f"{salt}:{self.lines[0] if self.lines else 0}:".encode())
+        for record in self.records:
+            digest.update(record + b"\n")
+        return digest.hexdigest()[:32]
+
+
+class State(NamedTuple):
+    """What is known of an import. lines, digest: how much of the file is done, and a fingerprint of that.
+
+    salt: makes the keys of an import that was begun anew others; options: a fingerprint of what rows are
+    made into; now: the time that rows without one get; chunk: how many events travel together.
+    """
+
+    options: str
+    now: str
+    chunk: int
+    salt: str = ""
+    lines: int = 0
+    digest: str = ""
+    sent: int = 0
+    bad: int = 0
+    rejected: int = 0
+    version: int = _STATE_VERSION
+
+    @classmethod
+    def read(cls, path: Path) -> Optional[State]:
+        """Return what was noted there, None if there is nothing. Raises CommandError."""
+        try:
+            found = orjson.loads(path.read_bytes())
+            if found["version"] != _STATE_VERSION:
+                raise CommandError(f"{path} is of another version of windback; --restart begins anew")
+            return cls(**found)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CommandError(f"{path}: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError):
+            raise CommandError(f"{path} is no state of an import; move it away, or name another") from None
+
+    def write(self, path: Path) -> None:
+        """Note it, so that a kill at any moment leaves either this or what was noted before."""
+        new = path.with_name(f"{path.name}.new")
+        new.write_bytes(orjson.dumps(self._asdict()) + b"\n")
+        new.replace(path)
+
+
+class Report:
+    """Bad rows: the first ones for standard error, all of them for a file if one is wanted."""
+
+    def __init__(self, path: Optional[Path]) -> None:
+        self._path = path
+        self._file: Optional[BinaryIO] = None
+        self._shown: List[str] = []
+        self._count = 0
+
+    def begin(self, *, goes_on: bool) -> None:
+        """Open the file, anew or at its end."""
+        try:
+            if self._path is not None:
+                self._file = self._path.open("ab" if goes_on else "wb")
+        except OSError as error:
+            raise CommandError(f"{self._path}: {error.strerror}") from None
+
+    def add(self, line: int, problem: str) -> None:
+        """Take in one."""
+        self._count += 1
+        if len(self._shown) < _SHOWN:
+            self._shown.append(f"line {line}: {printable(problem)}")
+        if self._file:
+            self._file.write(orjson.dumps({"line": line, "problem": problem}) + b"\n")
+
+    def flush(self) -> None:
+        """Have all in the file."""
+        if self._file:
+            self._file.flush()
+
+    def tell(self) -> None:
+        """Say what was bad."""
+        for line in self._shown:
+            sys.stderr.write(line + "\n")
+        more = self._count - len(self._shown)
+        if more:
+            where = f"all of them are in {self._path}" if self._path else "--report FILE lists all of them"
+            sys.stderr.write(f"and {counted(more, 'more bad row')}; {where}\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file:
+            self._file.close()
+
+
+class _StoppedError(Exception):
+    """Somebody wants it to end."""
+
+
+class Reader:
+    """Makes events of rows, and chunks of events."""
+
+    def __init__(
+        self,
+        lines: Lines,
+        rows: Union[CsvRows, JsonRows],
+        columns: Columns,
+        state: State,
+        report: Report,
+    ) -> None:
+        self._lines = lines
+        self._rows = rows
+        self._columns = columns
+        self._now = state.now
+        self._report = report
+        self.bad = state.bad
+
+    def events(self) -> Iterator[Tuple[int, bytes]]:
+        """Yield the line and the bytes of each event; bad rows go into the report."""
+        for row in self._rows:
+            try:
+                yield row.line, self._encode(row)
+            except BadRowError as error:
+                self.bad += 1
+                self._report.add(row.line, str(error))
+
+    def _encode(self, row: Row) -> bytes:
+        if row.problem:
+            raise BadRowError(row.problem)
+        event, email, properties, timestamp = self._columns.arguments(row.fields, self._now)
+        try:
+            # `encode` checks the types.
+            return encode(event, email, properties, timestamp, _MAX_EVENT_BYTES)  # type: ignore[arg-type]
+        except InvalidEventError as error:
+            raise BadRowError(f"{error.path}: {error.detail}") from None
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """Yield what travels together, read no further than its end: from one place on always the same.
+
+        The last one is empty, and stands for the bad rows at the end of the file.
+        """
+        records: List[bytes] = []
+        numbers: List[int] = []
+        size_bytes = 0
+        for number, record in self.events():
+            records.append(record)
+            numbers.append(number)
+            size_bytes += len(record) + 1
+            if len(records) == size or size_bytes > _FULL_BYTES:
+                yield self._chunk(records, numbers)
+                records, numbers, size_bytes = [], [], 0
+        if records:
+            yield self._chunk(records, numbers)
+        yield self._chunk([], [])
+
+    def _chunk(self, records: Sequence[bytes], numbers: Sequence[int]) -> Chunk:
+        return Chunk(records, numbers, self._lines.count, self._lines.digest(), self.bad)
+
+
+class Given(NamedTuple):
+    """The options of the command."""
+
+    path: Path
+    columns: Columns
+    kind: str
+    delimiter: str
+    is_dry: bool
+    rate: Optional[float]
+    state: Path
+    restart: bool
+    base_url: Optional[str]
+    compress: bool
+    json: bool
+
+    def fingerprint(self) -> str:
+        """Return what two runs must have in common to be one import."""
+        told = repr((self.columns._replace(properties=None), self.kind, self.delimiter))
+        properties = repr(self.columns.properties and sorted(self.columns.properties.items()))
+        return hashlib.sha256(f"{told}{properties}".encode()).hexdigest()
+
+
+class Import:
+    """One run of the command. Raises CommandError."""
+
+    def __init__(self, given: Given, lines: Lines, report: Report) -> None:
+        self._given = given
+        self._lines = lines
+        self._report = report
+        self._is_stopping = False
+        #: Whether a chunk was not done with, so that none after it can be noted.
+        self._is_broken = False
+        self.trouble: Optional[str] = None
+        if self._lines.is_empty:
+            raise CommandError(f"{given.path} is empty")
+        try:
+            self._rows = self._make_rows()
+        except UnreadableError as error:
+            raise CommandError(f"{given.path}: {error}") from None
+
+    def _make_rows(self) -> Union[CsvRows, JsonRows]:
+        given = self._given
+        if given.kind == "jsonl":
+            return JsonRows(self._lines)
+        rows = CsvRows(self._lines, given.delimiter)
+        missing = given.columns.missing(rows.columns)
+        if missing:
+            raise CommandError(
+                f"{given.path} has no column {missing[0]!r}, but {', '.join(map(repr, rows.columns))}; see "
+                "--email-column, --event-column (or --event NAME for all rows), --map and --delimiter"
+            )
+        return rows
+
+    # Without sending
+
+    def try_out(self) -> int:
+        """Read it all, send nothing, show the first events and what is bad."""
+        self._report.begin(goes_on=False)
+        reader = Reader(self._lines, self._rows, self._given.columns, State("", now_text(), 0), self._report)
+        first: List[Mapping[str, object]] = []
+        good = 0
+        with self._progress() as progress:
+            try:
+                for _, record in reader.events():
+                    good += 1
+                    if len(first) < _SAMPLE:
+                        first.append(orjson.loads(record))
+                    if good % 1_000 == 0:
+                        progress.show(self._lines.position(), counted(good, "row"))
+            except UnreadableError as error:
+                self.trouble = str(error)
+        if self._given.json:
+            print_json({"good": good, "bad": reader.bad, "trouble": self.trouble, "first": first})
+        else:
+            names = ("event", "customer_email", "timestamp", "properties")
+            texts = [[_text(event.get(name)) for name in names] for event in first]
+            print_table([names, *texts])
+            write_line(f"nothing was sent; good: {good}, bad: {reader.bad}")
+        return self._end(is_clean=not reader.bad)
+
+    # Sending
+
+    def run(self) -> int:
+        """Send what was not sent yet."""
+        from .sending import BatchSender, configuration  # loads a lot
+
+        given = self._given
+        with said(""):
+            config = configuration(given.base_url, compress=given.compress)
+        with _alone(given.path):
+            state = self._find_state()
+            self._report.begin(goes_on=state.lines > 0)
+            sender = BatchSender(config, self._nap)
+            try:
+                with stopped_by_signals(self._stop), self._progress() as progress:
+                    state = self._send(state, sender, progress)
+            finally:
+                sender.close()
+        result = {
+            "sent": state.sent,
+            "bad": state.bad,
+            "rejected": state.rejected,
+            "lines": state.lines,
+            "trouble": self.trouble,
+        }
+        if given.json:
+            print_json(result)
+        else:
+            write_line(f"sent: {state.sent}, bad: {state.bad}, rejected: {state.rejected}")
+        status = self._end(is_clean=not state.bad and not state.rejected)
+        if self._is_stopping or self.trouble:
+            sys.stderr.write(f"stopped after line {state.lines:,}; the same command goes on from there\n")
+        return 130 if self._is_stopping else status
+
+    def _find_state(self) -> State:
+        given = self._given
+        options = given.fingerprint()
+        rate = given.rate
+        found = State.read(given.state)
+        if found is None or given.restart:
+            salt = os.urandom(8).hex() if given.restart else ""
+            size = _MAX_CHUNK if rate is None else max(1, min(_MAX_CHUNK, int(rate)))
+            found = State(options, now_text(), size, salt)
+            try:
+                found.write(given.state)
+            except OSError as error:
+                raise CommandError(f"{given.state}: {error.strerror}; name another with --state") from None
+            return found
+        if found.options != options:
+            raise CommandError(
+                f"an import of {given.path} was begun with other columns ({given.state}); give the same, or "
+                "--restart, which sends again what was sent"
+            )
+        if found.lines and self._lines.skip_to(found.lines) != found.digest:
+            raise CommandError(
+                f"{given.path} is not what it was when its first {counted(found.lines, 'line')} were "
+                f"imported ({given.state}); --restart imports it as a new file"
+            )
+        return found
+
+    def _send(self, state: State, sender: BatchSender, progress: Progress) -> State:
+        given = self._given
+        reader = Reader(self._lines, self._rows, given.columns, state, self._report)
+        at_once = 1 if given.rate is not None else _AT_ONCE
+        under_way: Deque[Tuple[Chunk, Future[Outcome]]] = deque()
+        started_s, read = time.monotonic(), 0
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                for chunk in reader.chunks(state.chunk):
+                    if given.rate is not None:
+                        self._nap(started_s + read / given.rate - time.monotonic())
+                    read += len(chunk.records)
+                    under_way.append((chunk, pool.submit(sender.send, chunk.records, chunk.key(state.salt))))
+                    if len(under_way) == at_once:
+                        state = self._note(state, *under_way.popleft())
+                        speed = read / (time.monotonic() - started_s)
+                        text = f"{counted(state.sent, 'row')}, {speed:,.0f} a second"
+                        progress.show(self._lines.position(), text)
+                    if self._is_stopping or self._is_broken:
+                        break
+            except UnreadableError as error:
+                self.trouble = str(error)
+            except _StoppedError:
+                pass
+            while under_way:
+                state = self._note(state, *under_way.popleft())
+        return state
+
+    def _note(self, state: State, chunk: Chunk, future: Future[Outcome]) -> State:
+        """Wait for a chunk, and note that all up to its end is done; unless it is not, or one before it."""
+        try:
+            outcome = future.result()
+        except _StoppedError:
+            self._is_broken = True
+            return state
+        if outcome.trouble is not None or self._is_broken:
+            self.trouble = self.trouble or outcome.trouble
+            self._is_broken = True
+            return state
+        for place, reason in outcome.rejected:
+            self._report.add(chunk.lines[place], reason)
+        self._report.flush()
+        state = state._replace(
+            lines=chunk.after,
+            digest=chunk.digest,
+            sent=state.sent + outcome.delivered,
+            bad=chunk.bad,
+            rejected=state.rejected + len(outcome.rejected),
+        )
+        state.write(self._given.state)
+        return state
+
+    # Both
+
+    def _progress(self) -> Progress:
+        return Progress("imported" if not self._given.is_dry else "read", self._lines.size, "bytes")
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+
+    def _nap(self, seconds: float) -> None:
+        """Sleep, unless it is to end."""
+        until_s = time.monotonic() + seconds
+        while True:
+            if self._is_stopping:
+                raise _StoppedError
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                return
+            time.sleep(min(left_s, 0.05))
+
+    def _end(self, *, is_clean: bool) -> int:
+        self._report.tell()
+        if self.trouble:
+            sys.stderr.write(f"windback import: {printable(self.trouble)}\n")
+        return 0 if is_clean and self.trouble is None else 1
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Generator[None, None, None]:
+    """Have nobody else import that file meanwhile, where the system has locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandError(f"another import of {path} is running") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def _property(text: str) -> Tuple[str, Tuple[str, str]]:
+    """Read COLUMN[=NAME][:KIND]."""
+    head, colon, kind = text.rpartition(":")
+    if not colon or kind not in KINDS:
+        head, kind = text, "text"
+    column, _, name = head.partition("=")
+    if not column:
+        raise typer.BadParameter(f"{text!r} is not COLUMN, COLUMN=NAME or COLUMN=NAME:KIND")
+    return column, (name or column, kind)
+
+
+def _check_maps(texts: List[str]) -> List[str]:
+    for text in texts:
+        _property(text)
+    return texts
+
+
+def _check_delimiter(text: str) -> str:
+    text = {"\\t": "\t", "tab": "\t"}.get(text, text)
+    if len(text) != 1 or text in '"\r\n':
+        raise typer.BadParameter(f"{text!r} is not one character; 'tab' is one")
+    return text
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    command(
+        app,
+        "import",
+        "send the rows of a CSV file, or of JSON lines, as events",
+        "Rows go out in chunks, under idempotency keys; how far it came is noted in FILE.windback. After a "
+        "kill, an outage or Ctrl-C the same command goes on from there, and nothing is sent twice. Rows that "
+        "are bad, or that the API rejects, are listed with their lines, and do not stop it. The key is read "
+        "from WINDBACK_API_KEY. Status 0 if all rows were sent, 1 if not, 2 if it could not start.",
+    )(import_file)
+
+
+def import_file(
+    path: Path = typer.Argument(
+        ..., metavar="FILE", show_default=False, help="of CSV with a line of names, or a JSON object a line"
+    ),
+    event: Optional[str] = typer.Option(None, "--event", metavar="NAME", help="the name of all the events"),
+    event_column: str = typer.Option(
+        "event", "--event-column", metavar="COLUMN", help="where the name of each event stands"
+    ),
+    email_column: str = typer.Option(
+        "customer_email", "--email-column", metavar="COLUMN", help="where the customer's address stands"
+    ),
+    timestamp_column: str = typer.Option(
+        "timestamp",
+        "--timestamp-column",
+        metavar="COLUMN",
+        help="where the time stands, in ISO 8601 (a row without one happened when the import began)",
+    ),
+    is_utc: bool = typer.Option(False, "--utc", help="times without a zone, and days, are in UTC"),
+    maps: List[str] = typer.Option(
+        [],
+        "--map",
+        metavar="COLUMN=NAME:KIND",
+        callback=_check_maps,
+        show_default=False,
+        help="make this column this property; NAME may be left out, and KIND (text, int, float, bool, json); "
+        "may be given again (default: all other columns, as they are)",
+    ),
+    kind: Optional[str] = typer.Option(
+        None, "--format", metavar="FORMAT", help="csv or jsonl (default: by the name of the file)"
+    ),
+    delimiter: Optional[str] = typer.Option(
+        None, "--delimiter", metavar="CHAR", help="between the cells of CSV (default: a comma; of .tsv a tab)"
+    ),
+    encoding: Optional[str] = typer.Option(
+        None, "--encoding", metavar="NAME", help="of the file (default: its byte order mark's, else UTF-8)"
+    ),
+    is_dry: bool = typer.Option(
+        False, "--dry-run", help="send nothing: check all rows, and show the first events"
+    ),
+    rate: Optional[float] = typer.Option(
+        None, "--rate", metavar="N", callback=above_0, help="at most so many events a second"
+    ),
+    state: Optional[Path] = typer.Option(
+        None, "--state", metavar="PATH", help="where to note how far it came (default: FILE.windback)"
+    ),
+    restart: bool = typer.Option(
+        False, "--restart", help="forget how far it came, and send all rows, those sent before again"
+    ),
+    report: Optional[Path] = typer.Option(
+        None, "--report", metavar="PATH", help="list the bad rows in this file, as JSON lines"
+    ),
+    base_url: Optional[str] = BASE_URL,
+    compress: bool = COMPRESS,
+    json: bool = json_option(),
+) -> int:
+    """Run the command; the exit code."""
+    kind = kind or _FORMATS.get(path.suffix.lower())
+    if kind not in ("csv", "jsonl"):
+        raise CommandError(f"what is in {path}? Say --format csv or --format jsonl")
+    if delimiter is None:
+        delimiter = "tab" if path.suffix.lower() == ".tsv" else ","
+    given = Given(
+        path=path,
+        columns=Columns(
+            event=event,
+            event_column=event_column,
+            email_column=email_column,
+            timestamp_column=timestamp_column,
+            properties=dict(map(_property, maps)) if maps else None,
+            is_utc=is_utc,
+        ),
+        kind=kind,
+        delimiter=_check_delimiter(delimiter),
+        is_dry=is_dry,
+        rate=rate,
+        state=state or path.with_name(f"{path.name}.windback"),
+        restart=restart,
+        base_url=base_url,
+        compress=compress,
+        json=json,
+    )
+    with contextlib.closing(Lines(path, encoding)) as lines, contextlib.closing(Report(report)) as bad_rows:
+        import_ = Import(given, lines, bad_rows)
+        return import_.try_out() if is_dry else import_.run()

@@ -1,0 +1,92 @@
+"""`windback send`: one event, now."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Dict, List, Optional
+
+import orjson
+import typer
+
+from windback.errors import InvalidEventError
+from windback.event import encode
+
+from .common import BASE_URL, CommandError, command, event_as_it_is, json_option, print_json, said
+from .terminal import write_line
+
+_MAX_EVENT_BYTES = 32_768
+
+
+def properties_of(texts: List[str]) -> Dict[str, object]:
+    """Read `-p key=value`: a value that is JSON is that, any other is a text. Raises BadParameter."""
+    properties: Dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"{text!r} is not key=value")
+        if name in properties:
+            raise typer.BadParameter(f"{name!r} is given twice")
+        try:
+            properties[name] = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            properties[name] = value
+    return properties
+
+
+def _check(texts: List[str]) -> List[str]:
+    properties_of(texts)
+    return texts
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    command(
+        app,
+        "send",
+        "send one event, and say what the API answered",
+        "The key is read from WINDBACK_API_KEY. Status 0 if the API took it, 1 if not, 2 if nothing "
+        "could be sent.",
+    )(send)
+
+
+def send(
+    event: str = typer.Argument(..., metavar="EVENT", show_default=False, help="its name, such as login"),
+    email: str = typer.Option(..., "--email", metavar="ADDRESS", show_default=False, help="the customer's"),
+    texts: List[str] = typer.Option(
+        [],
+        "--property",
+        "-p",
+        metavar="KEY=VALUE",
+        callback=_check,
+        show_default=False,
+        help='a property; a VALUE that is JSON, such as 3, true or "3", is that, any other a text; may be '
+        "given again",
+    ),
+    timestamp: Optional[str] = typer.Option(
+        None, "--timestamp", metavar="TIME", help="when it happened, in ISO 8601 with a zone (default: now)"
+    ),
+    base_url: Optional[str] = BASE_URL,
+    json: bool = json_option(),
+) -> int:
+    """Run the command; the exit code."""
+    from .sending import BatchSender, configuration
+
+    try:
+        record = encode(event, email, properties_of(texts), timestamp, _MAX_EVENT_BYTES)
+    except InvalidEventError as error:
+        raise CommandError(f"{error.path}: {error.detail}") from None
+    with said(""):
+        sender = BatchSender(configuration(base_url), time.sleep, retries=2)
+    try:
+        outcome = sender.send([record], os.urandom(16).hex())
+    finally:
+        sender.close()
+    trouble = outcome.rejected[0].reason if outcome.rejected else outcome.trouble
+    if json:
+        print_json({"sent": outcome.delivered, "event": event_as_it_is(record), "trouble": trouble})
+    elif trouble is None:
+        write_line(f"sent: {record.decode()}")
+    if trouble is not None:
+        raise CommandError(trouble, status=1)
+    return 0

@@ -1,0 +1,108 @@
+"""What the commands that send share: a configuration, and batches that go out under keys of their own."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Callable, Deque, List, NamedTuple, Optional, Sequence
+
+from windback.config import Config, resolve_for_sender
+from windback.delivery import Action, Answer, Tries, error_of, judge
+from windback.queue.base import Batch
+from windback.transport import SyncTransport
+
+#: How often a request is repeated before a command gives up: half a minute of backoff, and all Retry-After.
+RETRIES = 8
+
+
+def configuration(
+    base_url: Optional[str],
+    *,
+    api_key: Optional[str] = None,
+    timeout_s: float = 10.0,
+    compress: bool = False,
+) -> Config:
+    """Return what the environment and the options say. Raises ConfigurationError."""
+    return resolve_for_sender(
+        api_key=api_key,
+        base_url=base_url,
+        journal=None,
+        timeout=timeout_s,
+        max_retries=0,
+        batch_size=100,
+        max_batch_bytes=500_000,
+        flush_interval=1.0,
+        max_in_flight=4,
+        compress=compress,
+        on_delivery=None,
+        shutdown_timeout=1.0,
+    )
+
+
+class Outcome(NamedTuple):
+    """What became of a batch. rejected: the place in it and the reason, of each event the API won't have.
+
+    trouble: why nothing else can be said of some of them; None: they were all delivered, or rejected.
+    """
+
+    delivered: int
+    rejected: Sequence[Rejection]
+    trouble: Optional[str]
+
+
+class Rejection(NamedTuple):
+    """An event that the API won't have."""
+
+    place: int
+    reason: str
+
+
+class BatchSender:
+    """Sends batches, from several threads at once. sleep: what is done between two tries."""
+
+    def __init__(self, config: Config, sleep: Callable[[float], None], *, retries: int = RETRIES) -> None:
+        self._config = config
+        self._retries = retries
+        self._sleep = sleep
+        self._transport = SyncTransport(config)
+        self._gzip = config.compress
+
+    def send(self, records: Sequence[bytes], key: str) -> Outcome:
+        """Send *records* until it is known of each what became of it, or somebody has to mend something.
+
+        The same records under the same key are the same requests, however they are split.
+        """
+        waiting: Deque[Batch] = deque([Batch(records, 0, key)] if records else [])
+        delivered = 0
+        rejected: List[Rejection] = []
+        while waiting:
+            batch = waiting[0]
+            gzip = self._gzip
+            tries = Tries(self._retries, self._config.timeout)
+            answer = self._transport.deliver(batch, tries, self._sleep, gzip=gzip)
+            verdict = judge(answer, events=len(batch), gzipped=gzip)
+            if verdict.action is Action.PLAIN:
+                self._gzip = False
+                continue
+            if verdict.action is Action.ACK:
+                delivered += len(waiting.popleft())
+            elif verdict.action is Action.SPLIT:
+                waiting.popleft()
+                waiting.extendleft(reversed(batch.halves()))
+            elif verdict.action is Action.REJECT and answer.status != 409:
+                place = len(records) - sum(map(len, waiting))
+                waiting.popleft()
+                rejected += [Rejection(place + each, self._text(answer)) for each in range(len(batch))]
+            else:
+                return Outcome(delivered, rejected, self._text(answer))
+        return Outcome(delivered, rejected, None)
+
+    def _text(self, answer: Answer) -> str:
+        error = error_of(answer, time.time(), self._config.redact)
+        # Of the one event that is left there is no need to say which.
+        message = error.message.replace("events[0].", "", 1)
+        return f"{error.status}: {message}" if error.status else message
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()

@@ -1,0 +1,53 @@
+"""Tests send nothing to other machines: connections there are refused, and what would go there is found."""
+
+from __future__ import annotations
+
+import time
+from typing import List, Optional
+from urllib.parse import urlsplit
+
+from .. import guard, lifecycle
+from ..config import is_loopback
+from ..core import Core
+
+#: What still waits when a test ends gets this long (seconds) to show where it wants to go.
+_GRACE_S = 2.0
+
+
+class Blocking:
+    """What was tried in the test that runs, and must not be."""
+
+    def __init__(self) -> None:
+        self.tried: List[str] = []
+
+    def begin(self) -> None:
+        """Refuse connections to other machines from now on."""
+        guard.refuse = self._refuse
+
+    def _refuse(self, host: str) -> Optional[str]:
+        if is_loopback(host):
+            return None
+        self.tried.append(host)
+        return f"tests send nothing to {host}; see windback.testing"
+
+    def end(self) -> Optional[str]:
+        """Make clients that aim at another machine try now; say which were tried, and refuse no more."""
+        try:
+            for core in lifecycle.cores():
+                if isinstance(core, Core) and self._holds_events_for_others(core):
+                    waits = core.flush_from_outside(time.monotonic() + _GRACE_S)
+                    waits()
+                    if self.tried:
+                        core.reset()  # the next test has nothing to do with them
+        finally:
+            guard.refuse = None
+        hosts, self.tried = sorted(set(self.tried)), []
+        return ", ".join(hosts) or None
+
+    @staticmethod
+    def _holds_events_for_others(core: Core) -> bool:
+        broker = core.config.broker
+        hosts = [urlsplit(core.config.base_url).hostname or ""]
+        if broker is not None:
+            hosts = [host for host, _ in broker.nodes]
+        return core.dispatcher.stats().pending > 0 and not all(map(is_loopback, hosts))
