@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Tuple, Union
 
-from windback.config import broker_address
+from windback.config import broker_address, read_keys
 
 from .common import (
     CommandError,
@@ -35,7 +35,8 @@ def add_to(commands: Commands) -> None:
         "send what other processes write into journals or a broker, until told to stop",
         run,
         details=(
-            "The key is read from WINDBACK_API_KEY and nowhere else. SIGTERM and SIGINT let it deliver what "
+            "The key is read from WINDBACK_API_KEY, with --broker also from WINDBACK_API_KEYS or --keys. "
+            "SIGTERM and SIGINT let it deliver what "
             "it has read, for up to --shutdown-timeout; what is left stays where it is. Status 0 after "
             "that, 2 if it can't start. With --once: 0 if all of it went, 1 if not."
         ),
@@ -102,6 +103,14 @@ def add_to(commands: Commands) -> None:
         default=0.05,
         help="seconds between two looks for new events while there are none (default: %(default)s)",
     )
+    parser.add_argument(
+        "--keys",
+        metavar="FILE",
+        help=(
+            "of several projects: slug=sk_… a line, readable by its owner alone; in place of "
+            "WINDBACK_API_KEYS and WINDBACK_API_KEY (broker only)"
+        ),
+    )
     parser.add_argument("--once", action="store_true", help="send what there is now, and end")
 
 
@@ -150,8 +159,8 @@ def _places(given: argparse.Namespace) -> Tuple[str, str]:
         )
     journals_only = {"--flush-interval": given.flush_interval, "--batch-size": given.batch_size}
     refused = [name for name, value in journals_only.items() if broker and value is not None]
-    if journal and given.claim_after is not None:
-        refused.append("--claim-after")
+    broker_only = {"--claim-after": given.claim_after, "--keys": given.keys}
+    refused += [name for name, value in broker_only.items() if journal and value is not None]
     if refused:
         raise CommandError(f"{refused[0]} means nothing with {'--broker' if broker else '--journal'}")
     return journal, broker
@@ -189,6 +198,7 @@ def _make_for_broker(given: argparse.Namespace, broker: str) -> BrokerRelay:
 
     return BrokerRelay(
         broker,
+        api_keys=None if given.keys is None else read_keys(given.keys),
         base_url=given.base_url,
         concurrency=given.max_in_flight,
         claim_after=given.claim_after,
