@@ -51,6 +51,7 @@ from .stats import DeliveryReport, FlushResult, Stats, sum_of_results, sum_of_st
 from .workers.threads import ThreadWaker
 
 if TYPE_CHECKING:
+    from .broker.inspect import Numbers
     from .broker.queue import StreamQueue
 
 logger = logging.getLogger("windback")
@@ -103,7 +104,9 @@ class Forwarder:
         self._poll_s = poll_s
         # No Event: its lock is held for moments of `wait`, and a handler that runs in one of them would wait
         # for this very thread.
-        self._is_stopping = False
+        self.is_stopping = False
+        #: When it last began to look for events.
+        self.looked_s = time.monotonic()
         self._stopper = stopper
         self._core = core
         self._dispatcher = core.dispatcher
@@ -112,6 +115,7 @@ class Forwarder:
     def poll(self) -> bool:
         """Look for events once, and have the workers send them; whether to look again at once."""
         queue = self._polled
+        self.looked_s = time.monotonic()
         take_in = queue.poll()
         with self._dispatcher.lock:
             count = take_in()
@@ -127,7 +131,7 @@ class Forwarder:
 
         What is left after that stays where it is. Raises OSError if a journal's directory can't be read.
         """
-        while not self._is_stopping:
+        while not self.is_stopping:
             self._stopper.sleep(BUSY_S if self.poll() else self._poll_s)
         return self.close()
 
@@ -140,7 +144,7 @@ class Forwarder:
         called now and then.
         """
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        while not self._is_stopping:
+        while not self.is_stopping:
             is_busy = self.poll()
             if on_progress is not None:
                 on_progress()
@@ -161,7 +165,7 @@ class Forwarder:
 
     def stop(self) -> None:
         """Have `run` come to its end; from any thread, and from a signal handler."""
-        self._is_stopping = True
+        self.is_stopping = True
         self._stopper.release()
 
     def stats(self) -> Stats:
@@ -245,6 +249,18 @@ class Relay(JournalSender):
             tell = self._queue.progress(problem)
         tell()
         return is_busy
+
+    def by_project(self) -> Dict[str, Stats]:
+        """Return what `stats` does: it has one project, whose name it does not know."""
+        return {"": self.stats()}
+
+    def claimed(self) -> Dict[str, int]:
+        """Return nothing: what a dead process left is in `Stats.adopted`, with the rest."""
+        return {}
+
+    def standing(self) -> List[Numbers]:
+        """Return nothing: there is no broker."""
+        return []
 
 
 class _ProjectRelay(Forwarder):
@@ -353,7 +369,7 @@ class BrokerRelay:
         #: For looking at Redis as a whole.
         self._connection = connect(min(timeout, WATCH_S))
         self._projects = {project: make(project, key) for project, key in keys.items()}
-        self._is_stopping = False
+        self.is_stopping = False
         self._stopper = ThreadWaker()
         self._strangers: Set[str] = set()
         self._is_policy_known = False
@@ -396,7 +412,7 @@ class BrokerRelay:
         What is left after that stays where it is.
         """
         with self._in_threads(lambda each: each.run()) as results:
-            while not self._is_stopping:
+            while not self.is_stopping:
                 self._stopper.sleep(WATCH_S)
                 self._look_around()
         self._connection.close()
@@ -447,7 +463,7 @@ class BrokerRelay:
 
     def stop(self) -> None:
         """Have `run` come to its end; from any thread, and from a signal handler."""
-        self._is_stopping = True
+        self.is_stopping = True
         self._stopper.release()
         for each in self._projects.values():
             each.stop()
@@ -475,3 +491,22 @@ class BrokerRelay:
     def by_project(self) -> Dict[str, Stats]:
         """Return the same for each project, by slug; "" is that of applications without one."""
         return {project: each.stats() for project, each in self._projects.items()}
+
+    @property
+    def looked_s(self) -> float:
+        """When the one of them that did so least recently began to look for batches."""
+        return min(each.looked_s for each in self._projects.values())
+
+    def claimed(self) -> Dict[str, int]:
+        """Return how many batches were taken over from relays that are gone."""
+        return {project: each.queue.claimed for project, each in self._projects.items()}
+
+    def standing(self) -> Optional[List[Numbers]]:
+        """Return what stands in Redis for each project; None if it does not answer."""
+        from .broker.connection import BrokerError
+        from .broker.inspect import numbers_of
+
+        try:
+            return [numbers_of(self._connection, project) for project in self._projects]
+        except BrokerError:
+            return None

@@ -121,6 +121,7 @@ class StreamQueue(MemoryQueue):
         "_timeout_s",
         "_touched_s",
         "adopted",
+        "claimed",
         "paused_until_s",
         "project",
         "trouble",
@@ -172,6 +173,8 @@ class StreamQueue(MemoryQueue):
         #: Until when all relays of the project wait, as Redis says.
         self.paused_until_s = float("-inf")
         self.adopted = 0
+        #: Batches taken over from relays that are gone.
+        self.claimed = 0
         #: Why nothing can be read right now.
         self.trouble: Optional[str] = None
 
@@ -302,6 +305,7 @@ class StreamQueue(MemoryQueue):
         before = len(found)
         self._take(entries, found)
         count = len(found) - before
+        self.claimed += count
         if count:
             logger.info("broker %s: took over %d batches of a relay that is gone", self._place, count)
         if len(answer) > 2 and answer[2]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Tuple, Union
+from typing import TYPE_CHECKING, Generator, Optional, Tuple, Union
 
 from windback.config import broker_address, read_keys
 
@@ -111,6 +113,14 @@ def add_to(commands: Commands) -> None:
             "WINDBACK_API_KEYS and WINDBACK_API_KEY (broker only)"
         ),
     )
+    parser.add_argument(
+        "--listen",
+        metavar="[HOST:]PORT",
+        help=(
+            "answer /healthz, /readyz and /metrics there; without a host on 127.0.0.1, with port 0 on a free "
+            "one (default: nowhere)"
+        ),
+    )
     parser.add_argument("--once", action="store_true", help="send what there is now, and end")
 
 
@@ -123,7 +133,7 @@ def run(given: argparse.Namespace) -> int:
         where = broker_address(broker).place if broker else f"under {Path(journal).absolute()}"
         logger.info("relay: sends what is written %s", f"to {where}" if broker else where)
         is_all = True
-        with stopped_by_signals(relay.stop):
+        with stopped_by_signals(relay.stop), _answering(relay, given.listen):
             if given.once:
                 is_all = relay.drain()
                 relay.close()
@@ -143,6 +153,27 @@ def run(given: argparse.Namespace) -> int:
             stats.retries,
         )
     return 0 if is_all else 1
+
+
+@contextlib.contextmanager
+def _answering(relay: Union[Relay, BrokerRelay], listen: Optional[str]) -> Generator[None, None, None]:
+    if listen is None:
+        yield
+        return
+    if find_spec("prometheus_client") is None:
+        raise CommandError("--listen needs prometheus-client: pip install 'windback[metrics]'")
+    from windback.health import answering
+
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or int(port) > 65_535:
+        raise CommandError(f"--listen must be a port, or HOST:PORT, not {listen!r}")
+    with contextlib.ExitStack() as stack:
+        try:
+            url = stack.enter_context(answering(relay, host.strip("[]") or "127.0.0.1", int(port)))
+        except OSError as error:
+            raise CommandError(f"can't listen on {listen}: {error.strerror or error}") from None
+        logger.info("relay: answers /healthz, /readyz and /metrics on %s", url)
+        yield
 
 
 def _places(given: argparse.Namespace) -> Tuple[str, str]:
