@@ -83,6 +83,13 @@ class BrokerAddress(str):
         return self._parts.scheme.endswith("+cluster")
 
     @property
+    def is_verified(self) -> bool:
+        """Whether the certificates of `nodes` have to be theirs; the URL may say otherwise."""
+        parts = self._parts
+        chosen = {"ssl_cert_reqs", "ssl_check_hostname"} & {name for name, _ in parse_qsl(parts.query)}
+        return parts.scheme.startswith("rediss") and not chosen
+
+    @property
     def nodes(self) -> List[Tuple[str, int]]:
         """The hosts and ports that connections are made to."""
         return _nodes(self._parts.netloc, 26379 if self.is_sentinel else 6379)

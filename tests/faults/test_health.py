@@ -179,7 +179,7 @@ def test_not_ready_while_the_api_fails(redis_server, server, eventually):
         assert "500" in ready(url)[1]["problems"][""]
         assert metrics(url)["windback_relay_held_up", ""] == 1
         server.faults([])
-        relay._projects[""]._dispatcher.gate.hurry()
+        relay._projects[""]._core.flush(20)  # which does not wait for the end of a pause
         eventually(lambda: ready(url)[0] == 200, 20)
     assert len(server.events()) == 10
 

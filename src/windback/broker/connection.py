@@ -42,6 +42,7 @@ _REFUSALS = {
     "cluster support disabled": "it is no Redis Cluster",
     "Cluster mode is not enabled": "it is no Redis Cluster",
     "unknown command": "it is too old, 6.2 is needed",
+    "Unknown Redis command": "it is too old, 6.2 is needed",
     "DB index is out of range": "it has no database of that number",
 }
 
@@ -158,6 +159,8 @@ def _open(address: BrokerAddress, timeout_s: float) -> Union[redis.Redis, RedisC
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }
+    if address.is_verified:  # before 6.0 redis-py looks only at who signed a certificate, not at whose it is
+        common["ssl_check_hostname"] = True
     if address.is_cluster:
         make_node = cast("Callable[[str, int], ClusterNode]", ClusterNode)
         make_cluster = cast("Callable[..., RedisCluster]", RedisCluster)  # which connects
