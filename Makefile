@@ -55,8 +55,9 @@ stress: $(DEV)  ## 1,000 exits, 500 forks, the fault tests 20 times; ARGS='--rep
 	$(BIN)/python tests/stress.py $(ARGS)
 
 .PHONY: torture
-torture: $(DEV)  ## kill -9 of applications that track, 200 times, and of senders; ARGS='--kills 20' for fewer
-	$(BIN)/python tests/torture.py --modes writer app sender both $(ARGS)
+torture: $(DEV)  ## kill -9 of applications that track, of senders and relays; ARGS='--kills 20 --events 50000' for less
+	$(redis)
+	$(BIN)/python tests/torture.py --modes writer app sender both broker $(ARGS)
 
 .PHONY: coverage
 coverage: $(DEV)  ## the tests, and which lines and branches they miss
