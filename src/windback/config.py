@@ -53,6 +53,13 @@ def hidden(key: object) -> object:
     return Secret(key) if isinstance(key, str) else key and type(key)
 
 
+def hidden_keys(keys: object) -> object:
+    """Return a mapping to keys as one that does not show them; for what is none, its type."""
+    if isinstance(keys, Mapping):
+        return {name: hidden(key) for name, key in keys.items()}
+    return keys and type(keys)
+
+
 class BrokerAddress(str):
     """The URL of a broker, which may hold a password; its repr does not."""
 
@@ -74,6 +81,13 @@ class BrokerAddress(str):
     def is_cluster(self) -> bool:
         """Whether `nodes` are some of a Redis Cluster."""
         return self._parts.scheme.endswith("+cluster")
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the certificates of `nodes` have to be theirs; the URL may say otherwise."""
+        parts = self._parts
+        chosen = {"ssl_cert_reqs", "ssl_check_hostname"} & {name for name, _ in parse_qsl(parts.query)}
+        return parts.scheme.startswith("rediss") and not chosen
 
     @property
     def nodes(self) -> List[Tuple[str, int]]:
@@ -291,6 +305,83 @@ def _check_sizes(config: Config) -> None:
             f"max_queue_bytes ({config.max_queue_bytes:,})"
         )
         raise ConfigurationError(message)
+
+
+def relay_keys(api_key: object, project_slug: object, api_keys: object) -> Dict[str, Secret]:
+    """Return the keys of a relay by the slugs of their projects; see BrokerRelay. Raises ConfigurationError.
+
+    What is given is `hidden` already. The environment counts only if no key is given.
+    """
+    pairs: List[Tuple[object, object]] = []
+    if api_keys is not None and not isinstance(api_keys, Mapping):
+        kind = api_keys.__name__ if isinstance(api_keys, type) else type(api_keys).__name__
+        message = f"api_keys must map the slugs of projects to keys, and is a {kind}"
+        raise ConfigurationError(message)
+    if api_keys is not None:
+        pairs += api_keys.items()
+    elif api_key is None:
+        pairs += key_pairs(Secret(os.environ.get("WINDBACK_API_KEYS", "")), "WINDBACK_API_KEYS")
+        api_key = hidden(os.environ.get("WINDBACK_API_KEY") or None)
+    if api_key is not None:
+        pairs.append((_given(project_slug, "WINDBACK_PROJECT_SLUG") or "", api_key))
+    found: Dict[str, Secret] = {}
+    for slug, key in pairs:
+        if slug in found:
+            message = f"two keys for {f'the project {slug!r}' if slug else 'events without a project'}"
+            raise ConfigurationError(message)
+        name = f"the key of {slug!r}" if slug else "api_key"
+        found[_slug(slug) if slug else ""] = _key(name, key, "sk_", "pub_")
+    if not found:
+        message = (
+            "no API key: pass api_key='sk_…' or api_keys={…}, or set WINDBACK_API_KEY or WINDBACK_API_KEYS"
+        )
+        raise ConfigurationError(message, code="MISSING_API_KEY")
+    return found
+
+
+def key_pairs(text: str, where: str) -> List[Tuple[str, Secret]]:
+    """Read slug=key,slug=key, or one a line, with # before a comment. Raises ConfigurationError."""
+    pairs, wrong = _pairs_of(text)
+    if wrong:
+        text = ""
+        message = f"{where} must hold slug=sk_…, separated by commas or line ends; number {wrong} is not that"
+        raise ConfigurationError(message)
+    return pairs
+
+
+def _pairs_of(text: str) -> Tuple[List[Tuple[str, Secret]], int]:
+    """Do that, or say which one is wrong; this frame has the keys in the clear."""
+    pairs: List[Tuple[str, Secret]] = []
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    parts = [part.strip() for line in lines for part in line.split(",") if part.strip()]
+    for number, part in enumerate(parts, 1):
+        slug, equals, key = part.partition("=")
+        if not equals or not key.strip():
+            return [], number
+        pairs.append((slug.strip(), Secret(key.strip())))
+    return pairs, 0
+
+
+def read_keys(path: str) -> Mapping[str, str]:
+    """Read a file of keys that nobody but its owner may read. Raises ConfigurationError."""
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib takes long to load
+            status = os.fstat(file.fileno())
+            # systemd lets a service read its credentials by an ACL, which shows as bits of a group: root.
+            closed_to = 0o007 if status.st_gid == 0 else 0o077
+            if os.name != "nt" and status.st_mode & closed_to:
+                message = f"{path!r} holds keys and is open to others than its owner: chmod 600 {path}"
+                raise ConfigurationError(message)
+            text = Secret(file.read())
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"keys can't be read from {path!r}: {getattr(error, 'strerror', None) or 'it is no text'}"
+        raise ConfigurationError(message) from None
+    pairs = key_pairs(text, repr(path))
+    found = dict(pairs)
+    if not found or len(found) < len(pairs):
+        message = f"{path!r} holds {'two keys for one project' if found else 'no key'}"
+        raise ConfigurationError(message)
+    return found
 
 
 def _given(value: object, variable: str) -> object:

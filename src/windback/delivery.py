@@ -295,6 +295,13 @@ class Gate:
         own_s = backoff_s(self._throttles, dice)
         self._close(now_s, max(own_s, delay_s or 0.0), must_wait=True)
 
+    def hold(self, until_s: float) -> None:
+        """The server asked somebody else who sends for the same project to stay away until then."""
+        if until_s > self._closed_until_s:
+            self._closed_until_s = until_s
+            self._must_wait = True
+            self.limit = 1
+
     def is_stuck(self, max_retries: int, problem: str) -> bool:
         """Whether the server has asked that more often in a row than a request is retried."""
         if self._throttles <= max_retries:

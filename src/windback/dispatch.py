@@ -433,6 +433,7 @@ class Dispatcher:
             self._retries += batch.was_tried or tries.made > 0
             if is_throttle(answer):
                 self.gate.throttled(now_s, random.random(), retry_after_s(answer, wall_s))
+                self.queue.hold(self.gate.blocked_s(now_s))
 
     def sleeper(self, waker: Waker) -> None:
         """Have *waker* released by a flush or a close: it is waiting out a backoff."""

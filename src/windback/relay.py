@@ -7,26 +7,58 @@ for what dead ones left. `windback relay --broker URL` delivers what application
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Collection, Optional, Protocol, Union
+from typing import (
+    TYPE_CHECKING,
+    Callable,
+    Collection,
+    Dict,
+    Generator,
+    List,
+    Mapping,
+    Optional,
+    Protocol,
+    Set,
+    TypeVar,
+    Union,
+)
 
-from .config import Config, broker_address, hidden, positive, resolve_for_sender
+from .config import (
+    Config,
+    Secret,
+    broker_address,
+    hidden,
+    hidden_keys,
+    positive,
+    relay_keys,
+    resolve_for_sender,
+)
 from .core import Core
-from .delivery import BACKOFF_CAP_S
+from .delivery import BACKOFF_CAP_S, Failure
 from .errors import ConfigurationError
 from .journal.home import open_root
 from .queue.base import Waiting
 from .queue.memory import MemoryQueue
 from .queue.relay import RelayQueue
-from .stats import DeliveryReport, FlushResult, Stats
+from .stats import DeliveryReport, FlushResult, Stats, sum_of_results, sum_of_stats
 from .workers.threads import ThreadWaker
 
 if TYPE_CHECKING:
+    from .broker.inspect import Numbers
     from .broker.queue import StreamQueue
 
+logger = logging.getLogger("windback")
+T = TypeVar("T")
+
+#: Between two looks at Redis as a whole (seconds).
+WATCH_S = 5.0
 #: Between two looks for new events, while there are some (seconds), and while there are none.
 BUSY_S, POLL_S = 0.002, 0.05
 
@@ -43,6 +75,11 @@ class PolledQueue(Protocol):
     @property
     def is_held_back(self) -> bool:
         """Whether there may be more to read as soon as some of what is queued is sent."""
+        ...
+
+    @property
+    def paused_until_s(self) -> float:
+        """Until when nothing may be sent, as others were told who send from there."""
         ...
 
     @property
@@ -67,7 +104,9 @@ class Forwarder:
         self._poll_s = poll_s
         # No Event: its lock is held for moments of `wait`, and a handler that runs in one of them would wait
         # for this very thread.
-        self._is_stopping = False
+        self.is_stopping = False
+        #: When it last began to look for events.
+        self.looked_s = time.monotonic()
         self._stopper = stopper
         self._core = core
         self._dispatcher = core.dispatcher
@@ -76,9 +115,12 @@ class Forwarder:
     def poll(self) -> bool:
         """Look for events once, and have the workers send them; whether to look again at once."""
         queue = self._polled
+        self.looked_s = time.monotonic()
         take_in = queue.poll()
         with self._dispatcher.lock:
             count = take_in()
+            if queue.paused_until_s > time.monotonic():
+                self._dispatcher.gate.hold(queue.paused_until_s)
             wants_worker = queue.waiting().events > queue.wake_at or queue.has_returned
         if count and wants_worker:
             self._dispatcher.wake()
@@ -89,7 +131,7 @@ class Forwarder:
 
         What is left after that stays where it is. Raises OSError if a journal's directory can't be read.
         """
-        while not self._is_stopping:
+        while not self.is_stopping:
             self._stopper.sleep(BUSY_S if self.poll() else self._poll_s)
         return self.close()
 
@@ -102,7 +144,7 @@ class Forwarder:
         called now and then.
         """
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        while not self._is_stopping:
+        while not self.is_stopping:
             is_busy = self.poll()
             if on_progress is not None:
                 on_progress()
@@ -123,7 +165,7 @@ class Forwarder:
 
     def stop(self) -> None:
         """Have `run` come to its end; from any thread, and from a signal handler."""
-        self._is_stopping = True
+        self.is_stopping = True
         self._stopper.release()
 
     def stats(self) -> Stats:
@@ -208,11 +250,37 @@ class Relay(JournalSender):
         tell()
         return is_busy
 
+    def by_project(self) -> Dict[str, Stats]:
+        """Return what `stats` does: it has one project, whose name it does not know."""
+        return {"": self.stats()}
 
-class BrokerRelay(Forwarder):
+    def claimed(self) -> Dict[str, int]:
+        """Return nothing: what a dead process left is in `Stats.adopted`, with the rest."""
+        return {}
+
+    def standing(self) -> List[Numbers]:
+        """Return nothing: there is no broker."""
+        return []
+
+
+class _ProjectRelay(Forwarder):
+    """A relay of what stands in Redis for one project."""
+
+    def __init__(self, core: Core, queue: StreamQueue, poll_s: float, stopper: ThreadWaker) -> None:
+        super().__init__(core, queue, poll_s, stopper)
+        self.queue = queue
+
+    def stats(self) -> Stats:
+        """Return what became of the events that were read so far; all of them are `adopted`."""
+        stats = super().stats()
+        return stats if stats.problem is not None else replace(stats, problem=self.queue.trouble)
+
+
+class BrokerRelay:
     """A relay of what stands in Redis. Safe to use from several threads; `run`, `drain` are for one of them.
 
-    Any number of them may work on one Redis; what one had read when it died, another takes over.
+    Any number of them may work on one Redis; what one had read when it died, another takes over. Each project
+    has a queue, a gate, workers and connections of its own: none waits for another.
     """
 
     def __init__(
@@ -220,6 +288,8 @@ class BrokerRelay(Forwarder):
         broker: Optional[str] = None,
         api_key: Optional[str] = None,
         *,
+        project_slug: Optional[str] = None,
+        api_keys: Optional[Mapping[str, str]] = None,
         base_url: Optional[str] = None,
         timeout: float = 10.0,
         max_retries: int = 3,
@@ -232,72 +302,211 @@ class BrokerRelay(Forwarder):
     ) -> None:
         """Make a relay for what applications with the option *broker* hand over.
 
-        What is None is read from the environment: WINDBACK_BROKER, and what Windback reads. concurrency:
-        requests at once. claim_after: seconds after which batches of a relay that says nothing any more are
-        taken over; by default longer than a request can take with all its retries. poll_interval: seconds
-        between two looks for new batches while there are none. The others are options of Windback.
+        What is None is read from the environment: WINDBACK_BROKER, and what Windback reads. api_key: of the
+        project project_slug, or, without a slug, of the applications that have none. api_keys: those of
+        several projects, by slug, "" for the applications that have none; without both, WINDBACK_API_KEYS
+        (`shop=sk_…,blog=sk_…`) is read beside WINDBACK_API_KEY. Events of a project without a key here stay
+        where they are, with one log line. concurrency: requests at once, of each project. claim_after:
+        seconds after which batches of a relay that says nothing any more are taken over; by default longer
+        than a request can take with all its retries. poll_interval: seconds between two looks for new batches
+        while there are none. The others are options of Windback.
         Raises ConfigurationError, also if Redis refuses; one that can't be reached is waited for.
         """
-        address, key = hidden(broker), hidden(api_key)
-        broker = api_key = None
-        config = resolve_for_sender(
-            api_key=key,
-            base_url=base_url,
-            journal=None,
-            timeout=timeout,
-            max_retries=max_retries,
-            batch_size=100,
-            max_batch_bytes=500_000,
-            flush_interval=1.0,
-            max_in_flight=concurrency,
-            compress=compress,
-            on_delivery=on_delivery,
-            shutdown_timeout=shutdown_timeout,
-        )
-        # Nor a journal that the environment may name: what is rejected goes to the broker.
-        config = replace(config, journal=None)
+        address, given = hidden(broker), (hidden(api_key), project_slug, hidden_keys(api_keys))
+        broker = api_key = api_keys = None
+        keys = relay_keys(*given)
         if address is None:
             address = hidden(os.environ.get("WINDBACK_BROKER") or None)
         place = broker_address(address)
         # A batch is under way for as long, and the end may take its time too.
         default_s = max(timeout * (max_retries + 1) + BACKOFF_CAP_S * max_retries, 2 * shutdown_timeout, 10.0)
         claim_s = default_s if claim_after is None else positive("claim_after", claim_after)
-        from .broker.connection import BrokerError, Connection
+        poll_s = positive("poll_interval", poll_interval)
+        from .broker.connection import Connection
         from .broker.queue import StreamQueue
-        from .delivery import Failure
-
-        stopper = ThreadWaker()
 
         def connect(timeout_s: float) -> Connection:
             return Connection(place, timeout_s)
 
-        def make_queue(wake: Callable[[], None], on_full: Callable[[str], None]) -> MemoryQueue:
-            return StreamQueue(
-                wake, on_full, place.place, connect, timeout, claim_s, 8 * concurrency, stopper.release
+        def make(project: str, key: Secret) -> _ProjectRelay:
+            config = resolve_for_sender(
+                api_key=key,
+                base_url=base_url,
+                journal=None,
+                timeout=timeout,
+                max_retries=max_retries,
+                batch_size=100,
+                max_batch_bytes=500_000,
+                flush_interval=1.0,
+                max_in_flight=concurrency,
+                compress=compress,
+                on_delivery=on_delivery,
+                shutdown_timeout=shutdown_timeout,
             )
+            # Nor what the environment may name: what is rejected goes to the broker.
+            config = replace(config, journal=None, project_slug=project or None)
+            stopper = ThreadWaker()
 
-        core = Core(config, make_queue=make_queue)
-        queue = core.queue
-        assert isinstance(queue, StreamQueue)
-        self._queue: StreamQueue = queue
-        super().__init__(core, queue, positive("poll_interval", poll_interval), stopper)
+            def make_queue(wake: Callable[[], None], on_full: Callable[[str], None]) -> MemoryQueue:
+                return StreamQueue(
+                    wake,
+                    on_full,
+                    place.place,
+                    config.project_slug,
+                    connect,
+                    timeout,
+                    claim_s,
+                    8 * concurrency,
+                    stopper.release,
+                )
+
+            core = Core(config, make_queue=make_queue)
+            queue = core.queue
+            assert isinstance(queue, StreamQueue)
+            return _ProjectRelay(core, queue, poll_s, stopper)
+
+        self._place = place.place
+        #: For looking at Redis as a whole.
+        self._connection = connect(min(timeout, WATCH_S))
+        self._projects = {project: make(project, key) for project, key in keys.items()}
+        self.is_stopping = False
+        self._stopper = ThreadWaker()
+        self._strangers: Set[str] = set()
+        self._is_policy_known = False
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Raise ConfigurationError if Redis refuses."""
+        from .broker.connection import BrokerError
+
         try:
-            queue.prepare()
+            for each in self._projects.values():
+                each.queue.prepare()
         except BrokerError as error:
             if error.failure is Failure.REFUSED:
-                core.close(0.0)
+                self.close()
                 raise ConfigurationError(f"broker {error.text}", code="BROKER_REFUSED") from None
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """Warn of what may be wrong with Redis, and of events that nobody here has a key for: once each."""
+        self._is_policy_known = self._is_policy_known or self._connection.warn_of_eviction()
+        from .broker.connection import BrokerError
+        from .broker.inspect import projects_of
+        from .broker.layout import keys_of
+
+        with suppress(BrokerError):
+            for project in projects_of(self._connection):
+                is_known = project in self._projects or project in self._strangers
+                if not is_known and self._connection.call("XLEN", keys_of(project).events):
+                    self._strangers.add(project)
+                    logger.warning(
+                        "broker %s: events of %s stay there: this relay has no key for them",
+                        self._place,
+                        f"the project {project!r}" if project else "applications without a project",
+                    )
+
+    def run(self) -> FlushResult:
+        """Send what there is and what comes, until `stop`; then what was read, within shutdown_timeout.
+
+        What is left after that stays where it is.
+        """
+        with self._in_threads(lambda each: each.run()) as results:
+            while not self.is_stopping:
+                self._stopper.sleep(WATCH_S)
+                self._look_around()
+        self._connection.close()
+        return sum_of_results(results)
+
+    def drain(
+        self, timeout: Optional[float] = None, on_progress: Optional[Callable[[], object]] = None
+    ) -> bool:
+        """Send what there is now; whether all of it went.
+
+        Gives up after *timeout* seconds, or, with None, when a batch used up its retries. on_progress is
+        called now and then, by several threads if there are several projects.
+        """
+        with self._in_threads(lambda each: each.drain(timeout, on_progress)) as results:
+            pass
+        return all(results)
+
+    @contextlib.contextmanager
+    def _in_threads(self, call: Callable[[_ProjectRelay], T]) -> Generator[List[T], None, None]:
+        """Have *call* made for each project, while a block of code runs; its end waits for all of them."""
+        results: List[T] = []
+        errors: List[BaseException] = []
+
+        def work(each: _ProjectRelay) -> None:
+            try:
+                results.append(call(each))
+            except BaseException as error:  # noqa: BLE001 - raised below, where somebody hears of it
+                errors.append(error)
+                self.stop()
+
+        threads = [threading.Thread(target=work, args=(each,)) for each in self._projects.values()]
+        for thread in threads:
+            thread.start()
+        try:
+            yield results
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+        if errors:
+            raise errors[0]
+
+    def poll(self) -> bool:
+        """Look for events once, and have the workers send them; whether to look again at once."""
+        return sum(each.poll() for each in self._projects.values()) > 0
+
+    def stop(self) -> None:
+        """Have `run` come to its end; from any thread, and from a signal handler."""
+        self.is_stopping = True
+        self._stopper.release()
+        for each in self._projects.values():
+            each.stop()
+
+    def close(self) -> FlushResult:
+        """Deliver what was read within shutdown_timeout, leave the rest where it is, and stop."""
+        self.stop()
+        with self._in_threads(lambda each: each.close()) as results:
+            self._connection.close()
+        return sum_of_results(results)
 
     def left(self) -> int:
         """Return how many batches stand in Redis, with whomever. Raises ConfigurationError if it can't."""
         from .broker.connection import BrokerError
 
         try:
-            return self._queue.left()
+            return sum(each.queue.left() for each in self._projects.values())
         except BrokerError as error:
             raise ConfigurationError(f"broker {error.text}") from None
 
     def stats(self) -> Stats:
         """Return what became of the events that were read so far; all of them are `adopted`."""
-        stats = super().stats()
-        return stats if stats.problem is not None else replace(stats, problem=self._queue.trouble)
+        return sum_of_stats(self.by_project().values())
+
+    def by_project(self) -> Dict[str, Stats]:
+        """Return the same for each project, by slug; "" is that of applications without one."""
+        return {project: each.stats() for project, each in self._projects.items()}
+
+    @property
+    def looked_s(self) -> float:
+        """When the one of them that did so least recently began to look for batches."""
+        return min(each.looked_s for each in self._projects.values())
+
+    def claimed(self) -> Dict[str, int]:
+        """Return how many batches were taken over from relays that are gone."""
+        return {project: each.queue.claimed for project, each in self._projects.items()}
+
+    def standing(self) -> Optional[List[Numbers]]:
+        """Return what stands in Redis for each project; None if it does not answer."""
+        from .broker.connection import BrokerError
+        from .broker.inspect import numbers_of
+
+        try:
+            return [numbers_of(self._connection, project) for project in self._projects]
+        except BrokerError:
+            return None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Mapping, Optional, Sequence
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence
 
 import orjson
 
@@ -90,6 +91,33 @@ class FlushResult:
 
     def __bool__(self) -> bool:
         return self.pending == 0
+
+
+def sum_of_stats(several: Iterable[Stats]) -> Stats:
+    """Return the counters of several queues as those of one; `problem` is the first there is."""
+    every = list(several)
+    sums: Dict[str, object] = {"problem": next((each.problem for each in every if each.problem), None)}
+    for name in (each.name for each in fields(Stats) if each.name != "problem"):
+        values = [getattr(each, name) for each in every]
+        if name in ("refused", "rejected_by_reason", "dropped_by_reason"):
+            counts: Counter[str] = Counter()
+            for value in values:
+                counts.update(value)
+            sums[name] = dict(counts)
+        else:
+            sums[name] = sum(values)
+    return Stats(**sums)  # type: ignore[arg-type]  # the names are its own
+
+
+def sum_of_results(several: Sequence[FlushResult]) -> FlushResult:
+    """Return what several queues achieved as what one did."""
+    return FlushResult(
+        pending=sum(each.pending for each in several),
+        delivered=sum(each.delivered for each in several),
+        rejected=sum(each.rejected for each in several),
+        dropped=sum(each.dropped for each in several),
+        problem=next((each.problem for each in several if each.problem), None),
+    )
 
 
 @dataclass(frozen=True)

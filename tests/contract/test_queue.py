@@ -9,7 +9,7 @@ import pytest
 
 from windback.batching import Limits
 from windback.broker.connection import Connection
-from windback.broker.layout import EVENTS, GROUP, fields_of
+from windback.broker.layout import GROUP, fields_of, keys_of
 from windback.broker.queue import StreamQueue
 from windback.config import BrokerAddress
 from windback.queue.journal import JournalQueue
@@ -17,6 +17,7 @@ from windback.queue.memory import MemoryQueue
 
 LIMITS = Limits(10, 500_000, 1.0)
 PLENTY = 1 << 40
+EVENTS = keys_of(None).events
 
 
 def nothing(*_):
@@ -75,7 +76,7 @@ class Redis:
         def connect(timeout_s):
             return Connection(BrokerAddress(self.server.url), timeout_s)
 
-        return StreamQueue(nothing, nothing, self.server.url, connect, 5.0, 60.0, 100, nothing)
+        return StreamQueue(nothing, nothing, self.server.url, None, connect, 5.0, 60.0, 100, nothing)
 
     def fill(self, start, stop):
         for first in range(start, stop, 10):

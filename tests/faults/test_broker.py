@@ -11,20 +11,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import trio
+from broker_torture import torture
 
 import windback
 from windback import AsyncWindback, ConfigurationError, Windback
-from windback.broker.layout import DEAD, EVENTS, GROUP
+from windback.broker.layout import GROUP, keys_of
 from windback.relay import BrokerRelay
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server")
 
 JANE = "jane@example.com"
+#: Of applications without a project.
+EVENTS, DEAD, PAUSE = keys_of(None)
+#: Of those with one.
+MINE = keys_of("my-project")
 #: This server takes it for no email address, the client does.
 POISON = "jane@"
 TOOLS = """\
@@ -131,17 +136,17 @@ def test_an_event_goes_through_redis_and_the_application_needs_no_key(
     assert (result.pending, result.delivered) == (0, 1000)
     stats = client.stats()
     assert (stats.accepted, stats.delivered, stats.pending) == (1000, 1000, 0)
-    entries = redis_server.client.xrange(EVENTS)
+    entries = redis_server.client.xrange(MINE.events)
     assert sum(int(fields["count"]) for _, fields in entries) == 1000
     assert {fields["project"] for _, fields in entries} == {"my-project"}
     assert numbers(server) == []
-    with relaying() as relay:
-        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+    with relaying(project_slug="my-project") as relay:
+        eventually(lambda: redis_server.client.xlen(MINE.events) == 0)
         stats = relay.stats()
     assert (stats.accepted, stats.adopted, stats.delivered) == (1000, 1000, 1000)
     assert numbers(server) == list(range(1000))
-    assert redis_server.client.xpending(EVENTS, GROUP)["pending"] == 0
-    assert redis_server.client.xinfo_consumers(EVENTS, GROUP) == []
+    assert redis_server.client.xpending(MINE.events, GROUP)["pending"] == 0
+    assert redis_server.client.xinfo_consumers(MINE.events, GROUP) == []
 
 
 @pytest.mark.parametrize("backend", [asyncio, trio], ids=["asyncio", "trio"])
@@ -170,7 +175,7 @@ def test_what_is_tracked_just_before_the_end_is_in_redis_after_it(run, redis_ser
     """
     ended = run(TOOLS + code, url=dead_url)
     assert (ended.status, ended.out, ended.err) == (0, ["[]"], "")
-    assert sum(int(fields["count"]) for _, fields in redis_server.client.xrange(EVENTS)) == 10
+    assert sum(int(fields["count"]) for _, fields in redis_server.client.xrange(MINE.events)) == 10
 
 
 def test_the_same_bytes_arrive_under_the_key_they_got_in_the_application(
@@ -205,7 +210,7 @@ def test_a_fork_has_connections_of_its_own(run, redis_server, dead_url):
     ended = run(TOOLS + code, "-W", "ignore::DeprecationWarning", url=dead_url)
     assert (ended.status, ended.err) == (0, "")
     found = [
-        line for _, fields in redis_server.client.xrange(EVENTS) for line in fields["events"].split("\n")
+        line for _, fields in redis_server.client.xrange(MINE.events) for line in fields["events"].split("\n")
     ]
     assert len(found) == len(set(found)) == 300
 
@@ -512,15 +517,15 @@ def test_what_the_api_rejects_becomes_a_dead_letter_with_its_reason(make, redis_
     assert client.track_event("login", POISON, {"n": -1})
     track(client, range(20, 40))
     assert client.flush(20)
-    relay = make_relay()
+    relay = make_relay(project_slug="my-project")
     assert relay.drain(20)
     relay.close()
     stats = relay.stats()
     assert (stats.adopted, stats.delivered, stats.rejected) == (41, 40, 1)
     assert is_lawful(stats)
     assert numbers(server) == list(range(40))
-    assert redis_server.client.xlen(EVENTS) == 0
-    ((_, letter),) = redis_server.client.xrange(DEAD)
+    assert redis_server.client.xlen(MINE.events) == 0
+    ((_, letter),) = redis_server.client.xrange(MINE.dead)
     assert (letter["reason"], letter["status"], letter["project"]) == ("invalid", "400", "my-project")
     assert POISON in letter["event"]
     assert letter["message"]
@@ -555,14 +560,14 @@ def test_a_user_who_may_do_no_more_than_needed_is_enough(make_redis, server, eve
     redis_server = make_redis()
     redis_server.start()
     redis_server.client.acl_setuser(
-        "app", True, passwords="+a", keys=["{windback}:*"], commands=["+eval", "+xadd", "+xlen"]
+        "app", True, passwords="+a", keys=["{windback*"], commands=["+eval", "+xadd", "+xlen", "+sadd"]
     )
     relay_commands = (
         *("+eval", "+type", "+xlen", "+xadd", "+xgroup", "+xinfo", "+xreadgroup", "+xautoclaim"),
-        *("+xclaim", "+xpending", "+xack", "+xdel"),
+        *("+xclaim", "+xpending", "+xack", "+xdel", "+pttl", "+set", "+del", "+smembers"),
     )
     redis_server.client.acl_setuser(
-        "relay", True, passwords="+r", keys=["{windback}:*"], commands=list(relay_commands)
+        "relay", True, passwords="+r", keys=["{windback*"], commands=list(relay_commands)
     )
     url = f"redis://{{}}@127.0.0.1:{redis_server.port}/0"
     relay = BrokerRelay(url.format("relay:r"), "sk_test_1", base_url=server.url)
@@ -719,56 +724,96 @@ def test_what_the_command_can_not_do_is_one_line_and_status_2(server, options, s
     assert "secret" not in err
 
 
-def test_two_relays_one_killed_and_redis_restarted_lose_nothing(make, redis_server, server):
-    """Nothing is lost, and what comes twice comes under the same key."""
-    server.faults(
-        [
-            {"path": "/track", "status": 503, "rate": 0.1, "seed": 1},
-            {"path": "/track", "drop": "after", "rate": 0.1, "seed": 2},
-            {"path": "/track", "latency": 0.005},
-        ]
+@pytest.mark.timeout(180)
+def test_relays_that_are_killed_and_a_redis_that_is_restarted_lose_nothing(
+    server, redis_server, tmp_path, capsys
+):
+    """Nothing is lost, and what comes twice comes under the same key. `make torture` does it for a minute."""
+    result = torture(
+        server, redis_server, tmp_path / "journal", events=10_000, seconds=6, kill_every_s=1, relays=3
     )
-    client = make(batch_size=20)
-    wrong = []
-    stop = threading.Event()
+    with capsys.disabled():  # what was lost is said, and not only that the test passed
+        sys.stdout.write(f"\n{result}\n")
+    assert result.is_clean, result
 
-    def watch():
-        while not stop.wait(0.001):
-            stats = client.stats()
-            if not is_lawful(stats):
-                wrong.append(stats)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+# A server that asks to slow down
 
-    def wait_for(count):
-        deadline = time.monotonic() + 40
-        while len(server.events()) < count:
-            assert time.monotonic() < deadline, len(server.events())
-            time.sleep(0.01)
 
-    options = ("--claim-after", "2", "--shutdown-timeout", "2")
-    relays = [relay_process(server, redis_server.url, *options) for _ in range(2)]
-    track(client, range(3000))
-    wait_for(1000)
-    relays[0].kill()
-    relays[0].wait()
-    relays[0] = relay_process(server, redis_server.url, *options)
-    track(client, range(3000, 6000))
-    wait_for(3000)
-    redis_server.restart()
-    track(client, range(6000, 9000))
-    assert client.flush(40), client.stats()
-    deadline = time.monotonic() + 40
-    while redis_server.client.xlen(EVENTS):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    stop.set()
-    watcher.join()
-    for relay in relays:
-        relay.terminate()
-    assert [relay.wait(20) for relay in relays] == [0, 0]
-    stats = client.stats()
-    assert (stats.accepted, stats.delivered, wrong) == (9000, 9000, [])
-    # The server takes a batch once for each key, so an event that is there twice came under two.
-    assert Counter(numbers(server)) == Counter(range(9000))
+def arrivals(server):
+    return [
+        datetime.fromisoformat(request.received_at.replace("Z", "+00:00")) for request in server.requests()
+    ]
+
+
+def test_what_one_relay_is_told_to_wait_all_of_them_wait(make, redis_server, server, relaying, eventually):
+    server.faults([{"path": "/track", "status": 429, "retry_after": 3, "times": 1}])
+    client = make(batch_size=10, max_in_flight=1)
+    track(client, range(10))
+    assert client.flush(20)
+    with relaying(concurrency=1) as first:
+        eventually(lambda: redis_server.client.pttl(PAUSE) > 0)
+        track(client, range(10, 500))
+        assert client.flush(20)
+        with relaying() as second:
+            while True:
+                requests = second.stats().requests
+                if redis_server.client.pttl(PAUSE) <= 0:
+                    break
+                assert requests == 0
+                time.sleep(0.01)
+            eventually(lambda: len(server.events()) == 500, 30)
+            eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+        assert second.stats().requests > 0
+    told, *others = arrivals(server)
+    assert (min(others) - told).total_seconds() > 2.9
+    assert numbers(server) == list(range(500))
+    assert first.stats().rejected == second.stats().rejected == 0
+
+
+def test_a_relay_that_comes_later_waits_as_well(make, redis_server, server, relaying, eventually):
+    """What one was told outlives it, and counts by the clock of Redis."""
+    server.faults([{"path": "/track", "status": 503, "retry_after": 3, "times": 1}])
+    client = make()
+    track(client, range(10))
+    assert client.flush(20)
+    with relaying(shutdown_timeout=0.1):
+        eventually(lambda: redis_server.client.pttl(PAUSE) > 0)
+    process = relay_process(server, redis_server.url)
+    try:
+        eventually(lambda: len(server.events()) == 10, 30)
+    finally:
+        process.terminate()
+        process.wait()
+    told, again = arrivals(server)
+    assert (again - told).total_seconds() > 2.9
+    assert redis_server.client.pttl(PAUSE) == -2
+
+
+def test_a_redis_that_is_out_of_memory_tells_relays_to_wait_as_well(
+    make, redis_server, server, relaying, eventually
+):
+    server.faults([{"path": "/track", "status": 429, "retry_after": 3, "times": 1}])
+    client = make()
+    with relaying():
+        pass  # there was one before
+    track(client, range(10))
+    assert client.flush(20)
+    redis_server.client.config_set("maxmemory", "1")
+    with relaying():
+        eventually(lambda: redis_server.client.pttl(PAUSE) > 0)
+        eventually(lambda: len(server.events()) == 10, 30)
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+    redis_server.client.config_set("maxmemory", "0")
+
+
+def test_relays_that_share_a_rate_limit_lose_nothing(make, redis_server, server, relaying, eventually):
+    server.faults([{"path": "/track", "rate_limit": {"rate": 20, "burst": 10}}])
+    client = make(batch_size=10)
+    track(client, range(500))
+    assert client.flush(20)
+    with relaying() as first, relaying() as second:
+        eventually(lambda: len(server.events()) == 500, 40)
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+    assert numbers(server) == list(range(500))
+    assert first.stats().delivered + second.stats().delivered == 500

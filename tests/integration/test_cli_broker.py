@@ -12,13 +12,16 @@ import pytest
 
 import windback
 from windback import Windback
-from windback.broker.layout import DEAD, EVENTS
+from windback.broker.layout import keys_of
 from windback.devserver import DevServer
 from windback.relay import BrokerRelay
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server")
 
 JANE = "jane@example.com"
+#: Of applications without a project.
+EVENTS, DEAD, _ = keys_of(None)
+SHOP = keys_of("shop")
 #: This server takes it for no email address, the client does.
 POISON = "jane@"
 
@@ -62,7 +65,9 @@ def send(server, redis_server):
     """Have a relay deliver what is there."""
 
     def send():
-        relay = BrokerRelay(redis_server.url, "sk_test_1", base_url=server.url)
+        relay = BrokerRelay(
+            redis_server.url, api_keys={"": "sk_test_1", "shop": "sk_test_2"}, base_url=server.url
+        )
         assert relay.drain(20)
         relay.close()
         return relay.stats()
@@ -85,7 +90,10 @@ def test_stats_count_what_stands_there(run, redis_server, rejected):
     redis_server.client.xadd(EVENTS, {"hello": "world"})
     done = run("stats")
     assert (done.returncode, done.stderr) == (0, "")
-    *_, batches, letters = done.stdout.splitlines()
+    head, nameless, shop, batches, letters = done.stdout.splitlines()
+    assert head.split() == ["project", "batches", "oldest", "dead", "letters"]
+    assert nameless.split()[:2] == ["-", "1"]
+    assert shop.split() == ["shop", "0", "-", "1"]
     assert batches.startswith("batches: 1, 0 of them held by relays, the oldest for ")
     assert letters == "dead letters: 2"
     found = json.loads(run("stats", "--json").stdout)
@@ -122,7 +130,8 @@ def test_replay_puts_events_back_and_keeps_the_rest(run, redis_server, send, rej
     del rejected
     assert run("replay", "--reason", "too_large").stdout == "replayed: 0, kept: 2\n"
     assert run("replay").stdout == "replayed: 1, kept: 1\n"
-    assert (redis_server.client.xlen(EVENTS), redis_server.client.xlen(DEAD)) == (1, 1)
+    assert (redis_server.client.xlen(SHOP.events), redis_server.client.xlen(SHOP.dead)) == (1, 0)
+    assert redis_server.client.xlen(DEAD) == 1
     assert send().rejected == 1  # nobody mended it, so it is a letter again
     assert json.loads(run("replay", "--json").stdout) == {"replayed": 1, "kept": 1}
 

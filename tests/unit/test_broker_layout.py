@@ -22,9 +22,9 @@ def test_a_batch_comes_back_byte_for_byte():
         encode("login", "jane@example.com", {"text": text, "n": n}, None, 65_536)
         for n, text in enumerate(["plain", "two\nlines\r\n", "\u2028 \x85 \x00", '"quoted"', "{}"])
     ]
-    entry = entry_of(b"1-0", stored(fields_of(records, "key", "shop")))
+    entry = entry_of(b"1-0", stored(fields_of(records, "key", "shop")), "shop")
     assert entry == (b"1-0", "key", "shop", records)
-    assert entry_of(b"1-0", stored(fields_of(records[:1], "key", None))).project == ""
+    assert entry_of(b"1-0", stored(fields_of(records[:1], "key", None)), None).project == ""
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,16 @@ def test_a_batch_comes_back_byte_for_byte():
         ({b"key": b"x" * 201}, "its key is none"),
         ({b"key": b"a\r\nX-Header: b"}, "its key is none"),
         ({b"key": b"\xff"}, "no plain text"),
-        ({b"project": b"\xff"}, "no plain text"),
+        ({b"project": b"\xff"}, "another"),
+        ({b"project": b"blog"}, "it is of the project b'blog', whose stream is another"),
+        ({b"project": b""}, "another"),
     ],
 )
 def test_what_is_not_ours_is_told(changes, says):
     fields = {**stored(fields_of([b"{}", b"{}"], "key", "shop")), **changes}
     fields = {name: value for name, value in fields.items() if value is not None}
     with pytest.raises(ForeignError, match=says):
-        entry_of(b"1-0", fields)
+        entry_of(b"1-0", fields, "shop")
 
 
 def test_any_bytes_at_all_are_read_or_told():
@@ -55,13 +57,13 @@ def test_any_bytes_at_all_are_read_or_told():
         fields = {name: os.urandom(8) for name in (b"v", b"key", b"count", b"project", b"events")}
         fields[b"v"], fields[b"count"] = b"1", b"%d" % (fields[b"events"].count(b"\n") + 1)
         try:
-            entry_of(b"1-0", fields)
+            entry_of(b"1-0", fields, "shop")
         except ForeignError:
             continue
 
 
 def test_a_dead_letter_says_all_there_is_to_say():
-    entry = entry_of(b"1-0", stored(fields_of([b"1", b"2"], "key", "shop")))
+    entry = entry_of(b"1-0", stored(fields_of([b"1", b"2"], "key", "shop")), "shop")
     report = DeliveryReport("rejected", 1, "invalid", 422, "no such plan")
     (letter,) = letters_of(entry, [b"2"], "key-1", report)
     assert stored(letter) == {

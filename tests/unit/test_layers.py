@@ -23,7 +23,7 @@ LAYERS = [
     ["aws_lambda", "cli", "testing"],
     ["client"],
     ["sender"],
-    ["relay", "remote"],
+    ["health", "relay", "remote"],
     ["core"],
     ["broker", "lifecycle", "signals", "transport", "workers"],
     ["direct", "dispatch", "retrying"],
@@ -45,17 +45,18 @@ IMPURE = {
     *("selectors", "signal", "socket", "ssl", "subprocess", "tenacity", "threading", "trio"),
 }
 # Imported only by who has it at hand: `http_client=` is an httpx client, a trio worker runs under trio, and
-# a plugin under pytest. Or done without: who has no redis-py has no broker.
+# a plugin under pytest. Or done without: who has no redis-py has no broker, who has no prometheus-client no
+# metrics.
 LOADED_ALREADY = {
     *(("config", ":httpx"), ("workers.loops", ":trio"), ("testing.plugin", ":pytest")),
-    ("broker.connection", ":redis"),
+    *(("broker.connection", ":redis"), ("health", ":prometheus_client")),
 }
 MAKERS = {
     *("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore", "Thread", "Timer"),
     *("LockType", "allocate_lock", "start_new_thread"),
 }
 # Who may make threads and locks, so that fork and exit can reach each of them.
-THREADED = {"dispatch", "journal", "lifecycle", "queue", "relay", "sender", "signals", "workers"}
+THREADED = {"dispatch", "health", "journal", "lifecycle", "queue", "relay", "sender", "signals", "workers"}
 
 
 class Import(NamedTuple):

@@ -70,7 +70,7 @@ def test_this_python_is_one_of_the_classifiers():
     assert "{}.{}".format(*sys.version_info) in PYTHONS
 
 
-@pytest.mark.parametrize("extra", [None, "dev-server", "redis"])
+@pytest.mark.parametrize("extra", [None, "dev-server", "metrics", "redis"])
 def test_each_dependency_has_a_lower_bound(extra):
     project = PYPROJECT["project"]
     dependencies = project["dependencies"] if extra is None else project["optional-dependencies"][extra]

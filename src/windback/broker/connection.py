@@ -19,7 +19,7 @@ from redis.sentinel import Sentinel
 from .. import guard
 from ..config import BrokerAddress
 from ..delivery import Failure
-from .layout import DEAD, EVENTS, Value
+from .layout import Keys, Value
 
 logger = logging.getLogger("windback")
 
@@ -37,11 +37,12 @@ _REFUSALS = {
     "without any password configured": "a password was given, and it has none",
     "NOPERM": "the user may not run the commands or touch the keys that are needed",
     "has no permissions": "the user may not run the commands or touch the keys that are needed",
-    "WRONGTYPE": f"{EVENTS} or {DEAD} holds something else than a stream",
+    "WRONGTYPE": "a key of ours holds something else than a stream",
     "MOVED": "it is a node of a Redis Cluster, whose URL starts with redis+cluster://",
     "cluster support disabled": "it is no Redis Cluster",
     "Cluster mode is not enabled": "it is no Redis Cluster",
     "unknown command": "it is too old, 6.2 is needed",
+    "Unknown Redis command": "it is too old, 6.2 is needed",
     "DB index is out of range": "it has no database of that number",
 }
 
@@ -109,20 +110,23 @@ class Connection:
         no_group = "NOGROUP" in said or "no such key" in said
         return BrokerError(Failure.BROKEN, text, no_group=no_group)
 
-    def warn_of_eviction(self) -> None:
-        """Write a line if Redis may delete what nobody delivered yet. Raises nothing."""
-        with contextlib.suppress(BrokerError):  # not everybody may ask
+    def warn_of_eviction(self) -> bool:
+        """Write a line if Redis may delete what nobody delivered yet; whether it could be asked."""
+        try:
             policy = str(self._info("memory").get("maxmemory_policy", ""))
-            if policy.startswith("allkeys"):
-                logger.warning(
-                    "broker %s: its maxmemory-policy is %s, so it may delete events that are not delivered; "
-                    "set it to noeviction",
-                    self._address.place,
-                    policy,
-                )
+        except BrokerError:  # not everybody may ask
+            return False
+        if policy.startswith("allkeys"):
+            logger.warning(
+                "broker %s: its maxmemory-policy is %s, so it may delete events that are not delivered; "
+                "set it to noeviction",
+                self._address.place,
+                policy,
+            )
+        return True
 
-    def check(self) -> None:
-        """Raise BrokerError if this is no Redis that a relay can work with."""
+    def check(self, keys: Keys) -> None:
+        """Raise BrokerError if this is no Redis that a relay of these keys can work with."""
         version = ""
         with contextlib.suppress(BrokerError):  # not everybody may ask, and what is wrong else shows below
             version = str(self._info("server").get("redis_version", ""))
@@ -130,7 +134,7 @@ class Connection:
         if numbers and numbers < _OLDEST:
             text = f"{self._address.place}: Redis {version} is too old, 6.2 is needed"
             raise BrokerError(Failure.REFUSED, text)
-        for key in (EVENTS, DEAD):
+        for key in (keys.events, keys.dead):
             kind = self.call("TYPE", key)
             if kind not in (b"none", b"stream", "none", "stream"):
                 kind = kind.decode() if isinstance(kind, bytes) else kind
@@ -155,6 +159,8 @@ def _open(address: BrokerAddress, timeout_s: float) -> Union[redis.Redis, RedisC
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }
+    if address.is_verified:  # before 6.0 redis-py looks only at who signed a certificate, not at whose it is
+        common["ssl_check_hostname"] = True
     if address.is_cluster:
         make_node = cast("Callable[[str, int], ClusterNode]", ClusterNode)
         make_cluster = cast("Callable[..., RedisCluster]", RedisCluster)  # which connects
@@ -169,10 +175,12 @@ def _open(address: BrokerAddress, timeout_s: float) -> Union[redis.Redis, RedisC
 
 
 def pairs(found: object) -> List[Tuple[bytes, Dict[bytes, bytes]]]:
-    """Return the entries in an answer: ids with fields, without those that are deleted."""
+    """Return the entries in an answer, of a script too: ids with fields, without those that are deleted."""
     entries: List[Tuple[bytes, Dict[bytes, bytes]]] = []
     for each in found if isinstance(found, (list, tuple)) else ():
         entry_id, fields = each
+        if isinstance(fields, list):
+            fields = dict(zip(fields[::2], fields[1::2]))
         if isinstance(entry_id, bytes) and isinstance(fields, dict):
             entries.append((entry_id, fields))
     return entries

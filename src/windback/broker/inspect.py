@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Dict, Iterator, List, NamedTuple, Optional
 
 from ..config import BrokerAddress
 from .connection import BrokerError, Connection, pairs
-from .layout import DEAD, EVENTS, GROUP, REVIVE, fields_of
+from .layout import COUNT, GROUP, PROJECTS, REVIVE, Keys, fields_of, keys_of
 
 _TIMEOUT_S = 10.0
 #: Letters that are read at once.
@@ -21,18 +20,18 @@ class Consumer(NamedTuple):
     """A relay, as Redis knows it. held: batches that it has read; idle_s: since it said anything."""
 
     name: str
+    project: str
     held: int
     idle_s: float
 
 
 class Numbers(NamedTuple):
-    """What stands in a broker: batches, how many of them relays hold, seconds since the oldest came."""
+    """What stands in a broker of one project: batches, seconds since the oldest came, dead letters."""
 
+    project: str
     batches: int
-    held: int
     oldest_s: Optional[float]
     dead_letters: int
-    relays: List[Consumer]
 
 
 class Letter(NamedTuple):
@@ -49,50 +48,66 @@ class Letter(NamedTuple):
     fields: Dict[str, str]
 
 
+def projects_of(connection: Connection) -> List[str]:
+    """Return the slugs under which applications wrote, "" for those without one. Raises BrokerError."""
+    found = connection.call("SMEMBERS", PROJECTS)
+    names = found if isinstance(found, (list, set)) else ()
+    return sorted(name.decode(errors="replace") for name in names if isinstance(name, bytes))
+
+
+def numbers_of(connection: Connection, project: str) -> Numbers:
+    """Count what there is of a project. Raises BrokerError."""
+    keys = keys_of(project)
+    answer = connection.script(COUNT, (keys.events, keys.dead))
+    assert isinstance(answer, list)
+    batches, first, dead_letters, now = answer
+    oldest_s = None
+    if first:
+        oldest_s = max(0.0, int(now[0]) + int(now[1]) / 1e6 - _seconds(first[0][0]))
+    return Numbers(project, batches, oldest_s, dead_letters)
+
+
 class Broker:
     """See the module. Every method raises BrokerError."""
 
     def __init__(self, address: BrokerAddress) -> None:
         self._connection = Connection(address, _TIMEOUT_S)
-        self._connection.check()
+        self._connection.check(keys_of(None))
+        #: By slug; "" is that of applications that have none.
+        self.projects = sorted({"", *projects_of(self._connection)})
 
-    def numbers(self) -> Numbers:
-        """Count what is there."""
-        first = pairs(self._connection.call("XRANGE", EVENTS, "-", "+", "COUNT", 1))
-        relays = self._relays()
-        return Numbers(
-            self._length(EVENTS),
-            sum(each.held for each in relays),
-            max(0.0, time.time() - _seconds(first[0][0])) if first else None,
-            self._length(DEAD),
-            relays,
-        )
+    def numbers(self) -> List[Numbers]:
+        """Count what is there, for each project."""
+        return [numbers_of(self._connection, project) for project in self.projects]
 
-    def _length(self, key: str) -> int:
-        answer = self._connection.call("XLEN", key)
-        assert isinstance(answer, int)
-        return answer
+    def relays(self) -> List[Consumer]:
+        """Return the relays that Redis knows, for each project that they read."""
+        return [each for project in self.projects for each in self._relays_of(project)]
 
-    def _relays(self) -> List[Consumer]:
+    def _relays_of(self, project: str) -> List[Consumer]:
         try:
-            found = self._connection.call("XINFO CONSUMERS", EVENTS, GROUP)
+            found = self._connection.call("XINFO CONSUMERS", keys_of(project).events, GROUP)
         except BrokerError as error:
             if error.no_group:
                 return []
             raise
         return [
-            Consumer(each["name"].decode(errors="replace"), each["pending"], each["idle"] / 1000)
+            Consumer(each["name"].decode(errors="replace"), project, each["pending"], each["idle"] / 1000)
             for each in (found if isinstance(found, list) else ())
         ]
 
     def letters(self) -> Iterator[Letter]:
-        """Yield the dead letters there are now, the oldest first."""
-        last = pairs(self._connection.call("XREVRANGE", DEAD, "+", "-", "COUNT", 1))
+        """Yield the dead letters there are now, the oldest of each project first."""
+        for project in self.projects:
+            yield from self._letters_of(project, keys_of(project))
+
+    def _letters_of(self, project: str, keys: Keys) -> Iterator[Letter]:
+        last = pairs(self._connection.call("XREVRANGE", keys.dead, "+", "-", "COUNT", 1))
         start, end = "-", last[0][0] if last else "-"
         while True:
-            found = pairs(self._connection.call("XRANGE", DEAD, start, end, "COUNT", _PAGE))
+            found = pairs(self._connection.call("XRANGE", keys.dead, start, end, "COUNT", _PAGE))
             for entry_id, fields in found:
-                yield _letter_of(entry_id, fields)
+                yield _letter_of(entry_id, fields, project)
             if len(found) < _PAGE:
                 return
             milliseconds, _, number = found[-1][0].partition(b"-")
@@ -102,7 +117,7 @@ class Broker:
         """Put an event among the others again, under a new key; False if somebody else did."""
         assert letter.event is not None
         fields = fields_of([letter.event], os.urandom(16).hex(), letter.project)
-        return bool(self._connection.script(REVIVE, (EVENTS, DEAD), letter.id, *fields))
+        return bool(self._connection.script(REVIVE, keys_of(letter.project)[:2], letter.id, *fields))
 
     def close(self) -> None:
         """Close the connection."""
@@ -114,7 +129,7 @@ def _seconds(entry_id: bytes) -> float:
     return int(entry_id.partition(b"-")[0]) / 1000
 
 
-def _letter_of(entry_id: bytes, fields: Dict[bytes, bytes]) -> Letter:
+def _letter_of(entry_id: bytes, fields: Dict[bytes, bytes], project: str) -> Letter:
     texts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
     status = texts.get("status", "")
     at = ""
@@ -127,7 +142,7 @@ def _letter_of(entry_id: bytes, fields: Dict[bytes, bytes]) -> Letter:
         int(status) if status.isascii() and status.isdigit() else None,
         texts.get("message") or None,
         texts.get("key"),
-        texts.get("project", ""),
+        project,
         fields.get(b"event"),
         {name[3:]: text for name, text in texts.items() if name.startswith("of:")},
     )

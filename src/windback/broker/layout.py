@@ -1,18 +1,21 @@
 """What stands in Redis: the keys, the fields of an entry, and the steps that must not be torn apart.
 
-    {windback}:events   a stream, an entry for each batch; the consumer group `relays` reads it
+    {windback:SLUG}:events   a stream, an entry for each batch; the consumer group `relays` reads it
         v        1, the version of this layout
         key      the Idempotency-Key, the same for every try of these events, whoever makes it
         count    how many events
         project  the slug of the project, empty if the application has none
         events   the events as they were tracked, one a line: JSON holds no line end
-    {windback}:dead     a stream, an entry for each event that the API will never take
+    {windback:SLUG}:dead     a stream, an entry for each event that the API will never take
         reason, status, message, key, project, entry, event; of an entry that is not ours its fields,
         each with `of:` before its name
+    {windback:SLUG}:pause    there while the API wants no relay of that project to send; expires by itself
+    {windback}:projects      a set of all slugs that applications have written under
 
-The braces put both keys into one slot of a Redis Cluster, where a script may touch no other. An entry is
-deleted when it is acknowledged, so the length of the stream is what waits, and nothing is ever trimmed. What
-a relay does frees memory, so none of it may fail for want of memory: no MULTI, which Redis refuses then.
+SLUG is the project's, and an application without one has {windback}:events and so on. The braces put the
+keys of a project into one slot of a Redis Cluster, where a script may touch no other. An entry is deleted
+when it is acknowledged, so the length of the stream is what waits, and nothing is ever trimmed. What a relay
+does frees memory, so none of it may fail for want of memory: no MULTI, which Redis refuses then.
 """
 
 from __future__ import annotations
@@ -24,8 +27,7 @@ from ..stats import DeliveryReport
 
 Value = Union[str, bytes, int]
 
-EVENTS = "{windback}:events"
-DEAD = "{windback}:dead"
+PROJECTS = "{windback}:projects"
 GROUP = "relays"
 
 VERSION = b"1"
@@ -36,11 +38,47 @@ _MAX_KEY = 200
 #: Fields of an entry that is not ours that are kept: a script takes only so many arguments.
 _MAX_FOREIGN = 100
 
+
+class Keys(NamedTuple):
+    """The keys of one project."""
+
+    events: str
+    dead: str
+    pause: str
+
+
+def keys_of(project: Optional[str]) -> Keys:
+    """Return the keys of the project with that slug, or of the applications that have none."""
+    tag = f"{{windback:{project}}}" if project else "{windback}"
+    return Keys(f"{tag}:events", f"{tag}:dead", f"{tag}:pause")
+
+
 #: Appends an entry, unless there are too many already. KEYS: events. ARGV: how many there may be, then
 #: what XADD takes.
 APPEND = """\
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return false end
 return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
+"""
+
+#: Reads what is new, unless the project has a pause. KEYS: events, pause. ARGV: the group, the consumer, how
+#: many entries. Returns the milliseconds of the pause, negative if there is none, and what XREADGROUP does.
+READ = """\
+local left = redis.call('PTTL', KEYS[2])
+local found = false
+if left <= 0 and tonumber(ARGV[3]) > 0 then
+  found = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '>')
+end
+return {left, found}
+"""
+
+#: Has all relays of a project wait, unless they do for longer already. KEYS: pause. ARGV: the milliseconds.
+#: DEL goes first: out of memory, Redis refuses SET to a script that has written nothing.
+PAUSE = """\
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then
+  redis.call('DEL', KEYS[1])
+  redis.call('SET', KEYS[1], 1, 'PX', ARGV[1])
+end
+return 0
 """
 
 #: Acknowledges entries and removes them. KEYS: events. ARGV: the group, the entries.
@@ -91,6 +129,12 @@ return 0
 """
 
 
+#: Counts. KEYS: events, dead. Returns how many entries there are, the first, the dead letters, and the time.
+COUNT = """\
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
+return {redis.call('XLEN', KEYS[1]), first, redis.call('XLEN', KEYS[2]), redis.call('TIME')}
+"""
+
 #: Makes an event of a dead letter again, once. KEYS: events, dead. ARGV: the letter, then what XADD takes.
 REVIVE = """\
 if #redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1]) == 0 then return 0 end
@@ -119,8 +163,8 @@ def fields_of(records: Sequence[bytes], key: str, project: Optional[str]) -> Tup
     return "v", VERSION, "key", key, "count", len(records), "project", project or "", "events", events
 
 
-def entry_of(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
-    """Read an entry. Raises ForeignError."""
+def entry_of(entry_id: bytes, fields: Mapping[bytes, bytes], project: Optional[str]) -> Entry:
+    """Read an entry of the stream of *project*. Raises ForeignError."""
     for name in (b"v", b"key", b"count", b"project", b"events"):
         if name not in fields:
             raise ForeignError(f"it has no field {name.decode()!r}")
@@ -130,12 +174,14 @@ def entry_of(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
     if fields[b"count"] != b"%d" % len(records) or not all(records):
         raise ForeignError("its count is not the number of its events")
     try:
-        key, project = fields[b"key"].decode("ascii"), fields[b"project"].decode("ascii")
+        key = fields[b"key"].decode("ascii")
     except UnicodeDecodeError:
-        raise ForeignError("its key or project is no plain text") from None
+        raise ForeignError("its key is no plain text") from None
+    if fields[b"project"].decode("utf-8", "replace") != (project or ""):  # ours would get another's key
+        raise ForeignError(f"it is of the project {fields[b'project'][:100]!r}, whose stream is another")
     if not 0 < len(key) <= _MAX_KEY or not key.isprintable() or " " in key:
         raise ForeignError("its key is none")
-    return Entry(entry_id, key, project, records)
+    return Entry(entry_id, key, project or "", records)
 
 
 def letters_of(

@@ -1,10 +1,13 @@
-"""The queue of a relay: batches that applications left in Redis, each under the key that it came with.
+"""The queue of a relay: batches of one project that applications left in Redis, each under its own key.
 
 An entry of the stream is a batch already, so it is never put together anew: the same bytes go out under the
 same key, whichever relay sends them, and what one relay had begun another begins again in just the same way.
 
 Only the thread that calls `poll` talks to Redis. Workers settle batches under the dispatcher's lock, which
 must not wait for a network: they leave word in `_done`, wake that thread, and it acknowledges.
+
+A server that asks one relay to slow down means all of that project: what one is told stands in Redis for as
+long, by Redis' clock, and the others find it there whenever they look for batches.
 
 In an outage a relay holds entries for long. It says so every now and then (`TOUCH`), and an entry that was
 left alone for `claim_s` belongs to a relay that is dead: it is taken over.
@@ -28,11 +31,11 @@ from ..stats import DeliveryReport
 from .connection import BrokerError, Connection, pairs
 from .layout import (
     BURY,
-    DEAD,
-    EVENTS,
     FORGET,
     GROUP,
     MAX_DEAD,
+    PAUSE,
+    READ,
     SETTLE,
     TOUCH,
     Entry,
@@ -40,6 +43,7 @@ from .layout import (
     Value,
     entry_of,
     foreign_letter,
+    keys_of,
     letters_of,
 )
 
@@ -106,15 +110,20 @@ class StreamQueue(MemoryQueue):
         "_foreign",
         "_held",
         "_is_prepared",
+        "_keys",
         "_on_done",
         "_outage",
         "_pause_s",
+        "_pauses",
         "_place",
         "_retry_s",
         "_settled",
         "_timeout_s",
         "_touched_s",
         "adopted",
+        "claimed",
+        "paused_until_s",
+        "project",
         "trouble",
     )
 
@@ -123,6 +132,7 @@ class StreamQueue(MemoryQueue):
         wake: Callable[[], None],
         on_full: Callable[[str], None],
         place: str,
+        project: Optional[str],
         connect: Callable[[float], Connection],
         timeout_s: float,
         claim_s: float,
@@ -130,6 +140,8 @@ class StreamQueue(MemoryQueue):
         on_done: Callable[[], None],
     ) -> None:
         self._place = place
+        self.project = project
+        self._keys = keys_of(project)
         self._connect = connect
         self._timeout_s = min(timeout_s, _COMMAND_S)
         self._claim_s = claim_s
@@ -156,7 +168,13 @@ class StreamQueue(MemoryQueue):
         self._claimed_s = self._touched_s = float("-inf")
         self._outage = OutageLog()
         self._retry_s, self._pause_s = 0.0, _PAUSE_S
+        #: Until when this relay was told to wait, for the others.
+        self._pauses: Deque[float] = deque()
+        #: Until when all relays of the project wait, as Redis says.
+        self.paused_until_s = float("-inf")
         self.adopted = 0
+        #: Batches taken over from relays that are gone.
+        self.claimed = 0
         #: Why nothing can be read right now.
         self.trouble: Optional[str] = None
 
@@ -199,6 +217,7 @@ class StreamQueue(MemoryQueue):
     def _work(self, found: List[Held], now_s: float) -> None:
         """Raises BrokerError; what was found until then counts."""
         self.prepare()
+        self._share_pauses()
         self._settle()
         if now_s - self._touched_s >= self._claim_s / 3:
             self._touch(0)
@@ -208,21 +227,34 @@ class StreamQueue(MemoryQueue):
             room -= self._claim(found, room)
             if self._cursor == b"0-0":  # it was all looked through
                 self._claimed_s = now_s
-        if room > 0:
-            command = ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", room, "STREAMS", EVENTS, ">")
-            answer = self._connection.call(*command)
-            for _, entries in answer if isinstance(answer, list) else ():
-                self._take(pairs(entries), found)
+        self._read(found, room)
         self._bury_all()
+
+    def _share_pauses(self) -> None:
+        while self._pauses:
+            left_ms = int((self._pauses[0] - time.monotonic()) * 1000)
+            if left_ms > 0:
+                self._connection.script(PAUSE, (self._keys.pause,), left_ms)
+            self._pauses.popleft()
+
+    def _read(self, found: List[Held], room: int) -> None:
+        """Read what is new, up to *room* entries, and whether all have to wait."""
+        keys = (self._keys.events, self._keys.pause)
+        answer = self._connection.script(READ, keys, GROUP, self._consumer, max(0, room))
+        assert isinstance(answer, list)
+        left_ms, streams = answer
+        if left_ms > 0:
+            self.paused_until_s = time.monotonic() + left_ms / 1000
+        for _, entries in streams or ():
+            self._take(pairs(entries), found)
 
     def prepare(self) -> None:
         """Look whether Redis will do, and make the group. Raises BrokerError."""
         if self._is_prepared:
             return
-        self._connection.check()
-        self._connection.warn_of_eviction()
+        self._connection.check(self._keys)
         try:
-            consumers = self._connection.call("XINFO CONSUMERS", EVENTS, GROUP)
+            consumers = self._connection.call("XINFO CONSUMERS", self._keys.events, GROUP)
         except BrokerError as error:
             if not error.no_group:
                 raise
@@ -230,12 +262,12 @@ class StreamQueue(MemoryQueue):
         else:
             for each in consumers if isinstance(consumers, list) else ():
                 if not each["pending"] and each["idle"] > _FORGOTTEN_MS:
-                    self._connection.script(FORGET, (EVENTS,), GROUP, each["name"])
+                    self._connection.script(FORGET, (self._keys.events,), GROUP, each["name"])
         self._is_prepared = True
 
     def _make_group(self) -> None:
         try:
-            self._connection.call("XGROUP", "CREATE", EVENTS, GROUP, "0", "MKSTREAM")
+            self._connection.call("XGROUP", "CREATE", self._keys.events, GROUP, "0", "MKSTREAM")
         except BrokerError as error:
             if "BUSYGROUP" not in error.text:  # another relay was faster
                 raise
@@ -245,7 +277,7 @@ class StreamQueue(MemoryQueue):
             if entry_id in self._held:  # this relay itself was taken for dead, by itself
                 continue
             try:
-                held = Held(entry_of(entry_id, fields), self._leave_word)
+                held = Held(entry_of(entry_id, fields, self.project), self._leave_word)
             except ForeignError as error:
                 self._foreign.append((entry_id, fields, str(error)))
             else:
@@ -255,7 +287,16 @@ class StreamQueue(MemoryQueue):
     def _claim(self, found: List[Held], room: int) -> int:
         """Take over what relays that are gone left; how many entries that were."""
         idle_ms = int(self._claim_s * 1000)
-        command = ("XAUTOCLAIM", EVENTS, GROUP, self._consumer, idle_ms, self._cursor, "COUNT", room)
+        command = (
+            "XAUTOCLAIM",
+            self._keys.events,
+            GROUP,
+            self._consumer,
+            idle_ms,
+            self._cursor,
+            "COUNT",
+            room,
+        )
         answer = self._connection.call(*command)
         assert isinstance(answer, (list, tuple))
         cursor, entries = answer[0], pairs(answer[1])
@@ -264,6 +305,7 @@ class StreamQueue(MemoryQueue):
         before = len(found)
         self._take(entries, found)
         count = len(found) - before
+        self.claimed += count
         if count:
             logger.info("broker %s: took over %d batches of a relay that is gone", self._place, count)
         if len(answer) > 2 and answer[2]:
@@ -283,7 +325,7 @@ class StreamQueue(MemoryQueue):
             else:
                 self._settled.append(held.entry.id)
         if self._settled:
-            self._connection.script(SETTLE, (EVENTS,), GROUP, *self._settled)
+            self._connection.script(SETTLE, (self._keys.events,), GROUP, *self._settled)
             for entry_id in self._settled:
                 del self._held[entry_id]
             self._settled.clear()
@@ -308,12 +350,12 @@ class StreamQueue(MemoryQueue):
 
     def _bury(self, entry_id: bytes, letters: Sequence[Tuple[Value, ...]]) -> None:
         packed = [value for letter in letters for value in (len(letter), *letter)]
-        self._connection.script(BURY, (EVENTS, DEAD), GROUP, entry_id, MAX_DEAD, *packed)
+        self._connection.script(BURY, self._keys[:2], GROUP, entry_id, MAX_DEAD, *packed)
 
     def _touch(self, idle_ms: int) -> None:
         """Say that this relay is there, or, with a long time, that others may have what it holds."""
         if self._held:
-            self._connection.script(TOUCH, (EVENTS,), GROUP, self._consumer, idle_ms, *self._held)
+            self._connection.script(TOUCH, (self._keys.events,), GROUP, self._consumer, idle_ms, *self._held)
 
     def _is_ill(self, error: BrokerError, now_s: float) -> None:
         if error.no_group:  # a Redis that keeps nothing was restarted
@@ -337,7 +379,7 @@ class StreamQueue(MemoryQueue):
 
     def left(self) -> int:
         """Return how many entries stand in the stream, whoever holds them. Raises BrokerError."""
-        answer = self._connection.call("XLEN", EVENTS)
+        answer = self._connection.call("XLEN", self._keys.events)
         assert isinstance(answer, int)
         return answer
 
@@ -345,6 +387,11 @@ class StreamQueue(MemoryQueue):
 
     def _leave_word(self, held: Held) -> None:
         self._done.append(held)
+        self._on_done()
+
+    def hold(self, seconds: float) -> None:
+        """Have all relays of the project wait for so long."""
+        self._pauses.append(time.monotonic() + seconds)
         self._on_done()
 
     def reject(self, batch: Batch, report: DeliveryReport) -> bool:
@@ -367,5 +414,5 @@ class StreamQueue(MemoryQueue):
             self._settle()
             self._bury_all()
             self._touch(_GIVEN_BACK_MS)
-            self._connection.script(FORGET, (EVENTS,), GROUP, self._consumer)
+            self._connection.script(FORGET, (self._keys.events,), GROUP, self._consumer)
         self._connection.close()

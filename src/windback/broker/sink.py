@@ -6,6 +6,7 @@ outage and the counts are those of an HTTP server.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Awaitable, Callable, Optional
 
@@ -13,7 +14,7 @@ from ..config import Config
 from ..delivery import Answer, Failure, Tries
 from ..retrying import OnTry, retry, retry_async
 from .connection import BrokerError, Connection
-from .layout import APPEND, EVENTS, fields_of
+from .layout import APPEND, PROJECTS, fields_of, keys_of
 
 if TYPE_CHECKING:
     from ..queue.base import Batch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 InThread = Callable[[Callable[[], Answer]], Awaitable[Answer]]
 
 _TAKEN = Answer(200)
+#: A Redis that keeps nothing may be restarted (seconds).
+_NAMED_EVERY_S = 60.0
 
 
 class RedisSink:
@@ -32,8 +35,10 @@ class RedisSink:
         self._place = config.broker.place
         self._most = config.max_broker_entries
         self._project = config.project_slug
+        self._events = keys_of(self._project).events
         self._connection = Connection(config.broker, config.timeout)
         self._is_checked = False
+        self._named_s = float("-inf")
 
     def attempt(self, batch: Batch, timeout_s: float) -> Answer:
         """Make one try to append a batch. The same one may come to stand there twice, under one key."""
@@ -41,7 +46,7 @@ class RedisSink:
         try:
             connection = self._connection.within(timeout_s)
             try:
-                entry_id = connection.script(APPEND, (EVENTS,), self._most, *fields)
+                entry_id = connection.script(APPEND, (self._events,), self._most, *fields)
             finally:
                 if connection is not self._connection:
                     connection.close()
@@ -53,7 +58,16 @@ class RedisSink:
         if not self._is_checked:
             self._is_checked = True
             self._connection.warn_of_eviction()
+        self._name_project()
         return _TAKEN
+
+    def _name_project(self) -> None:
+        """Have relays without a key for this project, and people, know that it has events there."""
+        now_s = time.monotonic()
+        if now_s - self._named_s >= _NAMED_EVERY_S:
+            self._named_s = now_s
+            with contextlib.suppress(BrokerError):  # they hear of it later, and nothing else needs it
+                self._connection.call("SADD", PROJECTS, self._project or "")
 
     def deliver(
         self,

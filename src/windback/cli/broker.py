@@ -56,18 +56,38 @@ def _opened(url: Optional[str]) -> Generator[Broker, None, None]:
 def stats(url: Optional[str] = _URL, json: bool = json_option()) -> int:
     """Print what stands there, and who works on it."""
     with _opened(url) as broker:
-        found = broker.numbers()
+        projects, relays = broker.numbers(), broker.relays()
+    found = {
+        "batches": sum(each.batches for each in projects),
+        "held": sum(each.held for each in relays),
+        "oldest_s": max((each.oldest_s for each in projects if each.oldest_s is not None), default=None),
+        "dead_letters": sum(each.dead_letters for each in projects),
+    }
     if json:
-        print_json({**found._asdict(), "relays": [each._asdict() for each in found.relays]})
+        listed = {
+            "projects": [each._asdict() for each in projects],
+            "relays": [each._asdict() for each in relays],
+        }
+        print_json({**found, **listed})
         return 0
-    rows: List[Sequence[object]] = [("relay", "held", "idle")]
-    rows += [(each.name, each.held, f"{each.idle_s:.1f} s") for each in found.relays]
-    if found.relays:
-        print_table(rows, right=(1, 2))
-    age = "" if found.oldest_s is None else f", the oldest for {found.oldest_s:.1f} s"
-    write_line(f"batches: {found.batches}, {found.held} of them held by relays{age}")
-    write_line(f"dead letters: {found.dead_letters}")
+    if len(projects) > 1:
+        rows: List[Sequence[object]] = [("project", "batches", "oldest", "dead letters")]
+        rows += [
+            (each.project or None, each.batches, _age(each.oldest_s), each.dead_letters) for each in projects
+        ]
+        print_table(rows, right=(1, 2, 3))
+    if relays:
+        rows = [("relay", "project", "held", "idle")]
+        rows += [(each.name, each.project or None, each.held, _age(each.idle_s)) for each in relays]
+        print_table(rows, right=(2, 3))
+    age = "" if found["oldest_s"] is None else f", the oldest for {_age(found['oldest_s'])}"
+    write_line(f"batches: {found['batches']}, {found['held']} of them held by relays{age}")
+    write_line(f"dead letters: {found['dead_letters']}")
     return 0
+
+
+def _age(seconds: Optional[float]) -> Optional[str]:
+    return None if seconds is None else f"{seconds:.1f} s"
 
 
 @command(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Generator, NamedTuple, Optional, Tuple, Union
 
 import typer
 
-from windback.config import broker_address
+from windback.config import broker_address, read_keys
 
 from .common import (
     BASE_URL,
@@ -41,6 +43,8 @@ class Given(NamedTuple):
     compress: bool
     shutdown_timeout: float
     poll_interval: float
+    keys: Optional[str]
+    listen: Optional[str]
     once: bool
 
 
@@ -50,9 +54,9 @@ def add_to(app: typer.Typer) -> None:
         app,
         "relay",
         "send what other processes write into journals or a broker, until told to stop",
-        "The key is read from WINDBACK_API_KEY and nowhere else. SIGTERM and SIGINT let it deliver what it "
-        "has read, for up to --shutdown-timeout; what is left stays where it is. Status 0 after that, 2 if "
-        "it can't start. With --once: 0 if all of it went, 1 if not.",
+        "The key is read from WINDBACK_API_KEY, with --broker also from WINDBACK_API_KEYS or --keys. SIGTERM "
+        "and SIGINT let it deliver what it has read, for up to --shutdown-timeout; what is left stays where "
+        "it is. Status 0 after that, 2 if it can't start. With --once: 0 if all of it went, 1 if not.",
     )(relay)
 
 
@@ -111,6 +115,20 @@ def relay(
         callback=above_0,
         help="seconds between two looks for new events while there are none",
     ),
+    keys: Optional[str] = typer.Option(
+        None,
+        "--keys",
+        metavar="FILE",
+        help="of several projects: slug=sk_… a line, readable by its owner alone; in place of "
+        "WINDBACK_API_KEYS and WINDBACK_API_KEY (broker only)",
+    ),
+    listen: Optional[str] = typer.Option(
+        None,
+        "--listen",
+        metavar="[HOST:]PORT",
+        help="answer /healthz, /readyz and /metrics there; without a host on 127.0.0.1, with port 0 on a "
+        "free one (default: nowhere)",
+    ),
     once: bool = typer.Option(False, "--once", help="send what there is now, and end"),
 ) -> int:
     """Run the command; the exit code."""
@@ -126,6 +144,8 @@ def relay(
             compress,
             shutdown_timeout,
             poll_interval,
+            keys,
+            listen,
             once,
         )
     )
@@ -139,7 +159,7 @@ def _run(given: Given) -> int:
         where = broker_address(broker).place if broker else f"under {Path(journal).absolute()}"
         logger.info("relay: sends what is written %s", f"to {where}" if broker else where)
         is_all = True
-        with stopped_by_signals(relay.stop):
+        with stopped_by_signals(relay.stop), _answering(relay, given.listen):
             if given.once:
                 is_all = relay.drain()
                 relay.close()
@@ -161,6 +181,27 @@ def _run(given: Given) -> int:
     return 0 if is_all else 1
 
 
+@contextlib.contextmanager
+def _answering(relay: Union[Relay, BrokerRelay], listen: Optional[str]) -> Generator[None, None, None]:
+    if listen is None:
+        yield
+        return
+    if find_spec("prometheus_client") is None:
+        raise CommandError("--listen needs prometheus-client: pip install 'windback[metrics]'")
+    from windback.health import answering
+
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or int(port) > 65_535:
+        raise CommandError(f"--listen must be a port, or HOST:PORT, not {listen!r}")
+    with contextlib.ExitStack() as stack:
+        try:
+            url = stack.enter_context(answering(relay, host.strip("[]") or "127.0.0.1", int(port)))
+        except OSError as error:
+            raise CommandError(f"can't listen on {listen}: {error.strerror or error}") from None
+        logger.info("relay: answers /healthz, /readyz and /metrics on %s", url)
+        yield
+
+
 def _places(given: Given) -> Tuple[str, str]:
     """Return where the events are: a directory or a broker, the other one empty."""
     journal, broker = given.journal or "", given.broker or ""
@@ -175,8 +216,8 @@ def _places(given: Given) -> Tuple[str, str]:
         )
     journals_only = {"--flush-interval": given.flush_interval, "--batch-size": given.batch_size}
     refused = [name for name, value in journals_only.items() if broker and value is not None]
-    if journal and given.claim_after is not None:
-        refused.append("--claim-after")
+    broker_only = {"--claim-after": given.claim_after, "--keys": given.keys}
+    refused += [name for name, value in broker_only.items() if journal and value is not None]
     if refused:
         raise CommandError(f"{refused[0]} means nothing with {'--broker' if broker else '--journal'}")
     return journal, broker
@@ -214,6 +255,7 @@ def _make_for_broker(given: Given, broker: str) -> BrokerRelay:
 
     return BrokerRelay(
         broker,
+        api_keys=None if given.keys is None else read_keys(given.keys),
         base_url=given.base_url,
         concurrency=given.max_in_flight,
         claim_after=given.claim_after,

@@ -224,6 +224,9 @@ class MemoryQueue:
         if batch.source is not None:
             batch.source.settle(batch)
 
+    def hold(self, seconds: float) -> None:
+        """Tell others that the API wants nobody to send for so long: there are none here."""
+
     def reject(self, batch: Batch, report: DeliveryReport) -> bool:
         """Forget a batch that the API will never take; whether it was kept as dead letters."""
         del report

@@ -197,6 +197,11 @@ class RelayQueue(SourcedQueue):
         return queued, sum(reader.outstanding for reader in others)
 
     @property
+    def paused_until_s(self) -> float:
+        """Never: only one relay sends what stands in a directory."""
+        return float("-inf")
+
+    @property
     def trouble(self) -> None:
         """Nothing: a directory with trouble is left alone."""
         return
