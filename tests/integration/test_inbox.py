@@ -1069,6 +1069,27 @@ def test_a_file_survives_a_kill_and_is_for_its_owner_alone(tmp_path, key):
         assert dev.count("event:e") == 150
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing keeps a second server out there")
+def test_a_file_is_used_by_one_server_at_a_time(tmp_path, key):
+    path = tmp_path / "dev.db"
+    with DevServer(db=path) as first:
+        track(first, key, {"event": "one"})
+        with pytest.raises(DevServerError, match=r"dev\.db as database: another windback dev is using it"):
+            DevServer(db=path).start()
+        assert first.count() == 1
+    with DevServer(db=path) as second:
+        assert second.count() == 1
+
+
+def test_a_file_that_is_not_ours_keeps_its_mode(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("notes")
+    path.chmod(0o644)
+    with pytest.raises(DevServerError, match=r"notes\.txt as database"):
+        DevServer(db=path).start()
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("notes", 0o644)
+
+
 def test_a_file_of_another_version_is_set_aside_and_named(tmp_path, key):
     path = tmp_path / "dev.db"
     with DevServer(db=path) as dev:
