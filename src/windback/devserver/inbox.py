@@ -304,10 +304,10 @@ class Inbox:
     async def _stream(self, request: Request) -> EventStream:
         asked, inbox = query_of(request), inbox_of(request)
         text = request.headers.get("last-event-id") or request.query_params.get("since")
-        cursor = Cursor.read(text, self._watch.run) if text else self._watch.now()
+        cursor = Cursor.read(text) if text else self._watch.now()
         if cursor is None:
             raise invalid("since: must be a cursor that this server gave, such as 17.7.0.ab12")
-        return EventStream(self._watch, cursor, asked, inbox)
+        return EventStream(self._watch, self._watch.resume(cursor), asked, inbox)
 
 
 def _newest_first(request: Request) -> bool:
