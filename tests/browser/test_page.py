@@ -10,6 +10,8 @@ import pytest
 
 import windback.devserver
 
+pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time
+
 PAGE = Path(windback.devserver.__file__).parent / "page"
 SECTIONS = ["inbox", "customers", "board", "charts", "faults", "connect"]
 JANE = "jane@example.com"
@@ -458,15 +460,18 @@ def unharmed(page) -> None:
     assert page.locator("script:not([src])").count() == 0
 
 
+NARROW = ("list", "Overview", "board", "faults")  # where a narrow page is not the wide one with other breaks
+
+
 @pytest.mark.parametrize(
-    ("options", "rules"),
+    ("options", "rules", "views"),
     [
-        pytest.param({"color_scheme": "light", "viewport": {"width": 360, "height": 740}}, {}, id="phone"),
-        pytest.param({"color_scheme": "dark"}, {}, id="dark"),
-        pytest.param({"color_scheme": "light"}, {"runOnly": ["color-contrast"]}, id="light"),
+        pytest.param({"color_scheme": "light"}, {}, None, id="light"),
+        pytest.param({"color_scheme": "dark"}, {"runOnly": ["color-contrast"]}, None, id="dark"),
+        pytest.param({"viewport": {"width": 360, "height": 740}}, {}, NARROW, id="phone"),
     ],
 )
-def test_axe_finds_nothing(open_page, client, server, options, rules):
+def test_axe_finds_nothing(open_page, client, server, options, rules, views):
     from axe_playwright_python.sync_playwright import Axe
 
     axe = Axe()
@@ -478,6 +483,8 @@ def test_axe_finds_nothing(open_page, client, server, options, rules):
     found = []
 
     def look(where: str) -> None:
+        if views is not None and where not in views:
+            return
         result = page.evaluate("rules => axe.run({resultTypes: ['violations'], ...rules})", rules)
         for each in result["violations"]:
             found.extend((where, each["id"], node["html"][:200]) for node in each["nodes"])

@@ -9,6 +9,8 @@ from typing import List
 
 import pytest
 
+pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time
+
 
 class Proxy:
     """A TCP proxy in front of the server, which knows what was asked and can cut all connections."""
