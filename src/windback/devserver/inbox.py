@@ -28,6 +28,9 @@ from .web import answer, body_of, inbox_of, query_of, seconds, whole
 #: Most events in one answer.
 MAX_EVENTS = 10_000
 
+#: Most attempts that are listed with a request, the newest of them.
+MAX_ATTEMPTS = 200
+
 #: Seconds that a wait may take.
 MAX_WAIT_S = 600.0
 
@@ -295,7 +298,7 @@ class Inbox:
         exchange = self._watch.journal.find(int(digits)) if is_number else None
         if exchange is None:
             raise not_found("request")
-        attempts = [each.describe() for each in self._watch.journal.group_of(exchange)]
+        attempts = [each.describe() for each in self._watch.journal.group_of(exchange)[-MAX_ATTEMPTS:]]
         event_ids = self._tracked.of_request(exchange.number)
         return answer({"data": {**exchange.describe_whole(), "attempts": attempts, "event_ids": event_ids}})
 
