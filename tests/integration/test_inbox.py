@@ -665,16 +665,20 @@ def test_a_change_of_a_churn_event_is_told(server, key):
             told += [each["status"] for each in stream.until("churn")["data"]]
 
 
-def test_a_stream_survives_a_restart_of_the_server(tmp_path, key):
-    dev = DevServer(db=tmp_path / "dev.db")
+@pytest.mark.parametrize("kept", [True, False], ids=["file", "memory"])
+def test_a_stream_survives_a_restart_of_the_server(tmp_path, key, kept):
+    dev = DevServer(db=tmp_path / "dev.db" if kept else None)
     with dev:
         with closing(Stream(dev)) as stream:
-            track(dev, key, {"event": "before"})
+            track(dev, key, {"event": "before"}, {"event": "before"})
             stream.until("events")
             last_id = stream.last_id
-        track(dev, key, {"event": "between"})
+        if kept:
+            track(dev, key, {"event": "between"})
         dev.kill()
         dev.start()
+        if not kept:  # its events have the ids of others of the earlier server
+            track(dev, key, {"event": "between"})
         with closing(Stream(dev, "", last_id)) as stream:
             assert names(stream.until("events")["data"]) == ["between"]
 
@@ -1069,6 +1073,27 @@ def test_a_file_survives_a_kill_and_is_for_its_owner_alone(tmp_path, key):
         assert dev.count("event:e") == 150
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing keeps a second server out there")
+def test_a_file_is_used_by_one_server_at_a_time(tmp_path, key):
+    path = tmp_path / "dev.db"
+    with DevServer(db=path) as first:
+        track(first, key, {"event": "one"})
+        with pytest.raises(DevServerError, match=r"dev\.db as database: another windback dev is using it"):
+            DevServer(db=path).start()
+        assert first.count() == 1
+    with DevServer(db=path) as second:
+        assert second.count() == 1
+
+
+def test_a_file_that_is_not_ours_keeps_its_mode(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("notes")
+    path.chmod(0o644)
+    with pytest.raises(DevServerError, match=r"notes\.txt as database"):
+        DevServer(db=path).start()
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("notes", 0o644)
+
+
 def test_a_file_of_another_version_is_set_aside_and_named(tmp_path, key):
     path = tmp_path / "dev.db"
     with DevServer(db=path) as dev:
@@ -1376,7 +1401,8 @@ def test_allow_host_and_allow_origin_let_others_in(key):
     with Command("--port", "0", *arguments) as running:
         dev = running.server
         assert call(dev, "GET", "/_dev/events", None, {"host": "dev.lan:80"}).status == 200
-        assert call(dev, "GET", "/_dev/events", None, {"host": "other.lan"}).status == 421
+        for host in ("other.lan", f"0.0.0.0:{dev.port}"):
+            assert call(dev, "GET", "/_dev/events", None, {"host": host}).status == 421
         app = {"origin": "http://app.lan:3000", "x-api-key": key}
         assert track(dev, key, {"event": "e"}, origin="http://app.lan:3000").status == 200
         assert call(dev, "GET", "/_dev/events", None, app).status == 200

@@ -19,6 +19,7 @@ import sqlite3
 import uuid
 from collections import deque
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Deque, Dict, Generator, List, NamedTuple, Optional, Tuple
 
 import orjson
@@ -125,6 +126,8 @@ class Store:
         if tables and version != SCHEMA_VERSION:
             raise OtherVersionError(version)
         if path:
+            # Now that it is ours: the files that SQLite puts beside it get the same mode.
+            Path(path).chmod(0o600)
             # A killed server loses nothing that it answered for (the kernel has the pages); only a power cut
             # could, and waiting for the disk at each request would be a high price for that here.
             self._db.execute("PRAGMA journal_mode=WAL")
