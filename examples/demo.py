@@ -2,6 +2,7 @@
 
 python examples/demo.py             with a server that works
 python examples/demo.py --faults    with one that fails a fifth of the requests
+python examples/demo.py --keep      and keeps the server, whose page shows all that arrived, until Ctrl-C
 
 The exit code is 0 if server and client agree on every number.
 """
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import List, Sequence, Tuple
 
 from purchases import RULE, Purchase, QuietCustomer, gone_quiet, read_log
@@ -29,7 +32,9 @@ def main() -> int:
     """Run the demo; the exit code."""
     parser = argparse.ArgumentParser(description="Replay a purchase log to an embedded Windback server.")
     parser.add_argument("--faults", action="store_true", help="let the server fail a fifth of the requests")
-    faults: bool = parser.parse_args().faults
+    parser.add_argument("--keep", action="store_true", help="keep the server running until Ctrl-C")
+    arguments = parser.parse_args()
+    faults: bool = arguments.faults
 
     purchases = read_log()
     quiet = gone_quiet(purchases)
@@ -41,6 +46,13 @@ def main() -> int:
         show_speed(client)
         if faults:
             show_faults(client, server)
+        page = f"http://127.0.0.1:{server.port}/"
+        if arguments.keep:
+            print(f"\nLook at it, until Ctrl-C: {page}", flush=True)
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
+        else:
+            print(f"\nKEEP=1 keeps the server running. Its page was at {page}")
     return 0 if all_right else 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Dict, List, Tuple
 
+import httpx
 import pytest
 
 from windback.devserver import DevServer
@@ -113,6 +115,27 @@ def test_demo_draws_a_progress_bar_on_a_terminal(demo):
     finally:
         os.close(ours)
     assert f"{PURCHASES}/{PURCHASES}".encode() in drawn
+
+
+def test_the_demo_ends_with_the_address_of_the_page_and_can_keep_serving_it():
+    command = [sys.executable, str(EXAMPLES / "demo.py"), "--keep"]
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            last = ""
+            while "until Ctrl-C" not in last:
+                last = process.stdout.readline()
+                assert last, "the demo ended without keeping the server"
+            address = last.split()[-1]
+            assert "<title>windback dev</title>" in httpx.get(address).text
+            assert httpx.get(address + "_dev/counts").json()["events"] == PURCHASES
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def load(name: str):

@@ -147,6 +147,23 @@ def test_the_document_is_served_and_counts_as_no_request():
         assert server.counts().requests == 0
 
 
+def run_schemathesis(server, folder, *before, examples, options=()):
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "schemathesis.cli", *before, "run"),
+            f"http://127.0.0.1:{server.port}/openapi.json",
+            *("--checks", "all", "--header", f"X-API-Key: {SECRET}", "--no-color"),
+            *("--seed", "1", "--max-examples", str(examples), "--generation-database", "none", *options),
+        ],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=folder,
+        timeout=240,
+        check=False,
+    )
+
+
 # Its releases for older Pythons have other checks and options. The server is the same code on all of them,
 # so what is found on one counts for each.
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="schemathesis of today needs Python 3.11")
@@ -173,20 +190,7 @@ def test_schemathesis_finds_nothing_over_all_operations(tmp_path):
             ),
             encoding="utf-8",
         )
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run"),
-                f"http://127.0.0.1:{server.port}/openapi.json",
-                *("--checks", "all", "--header", f"X-API-Key: {SECRET}", "--no-color"),
-                *("--seed", "1", "--max-examples", "15", "--generation-database", "none"),
-            ],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            cwd=tmp_path,
-            timeout=240,
-            check=False,
-        )
+        done = run_schemathesis(server, tmp_path, "--config-file", str(config), examples=15)
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"Tested: {len(OPERATIONS)}" in done.stdout
         counts = server.counts()
@@ -194,3 +198,17 @@ def test_schemathesis_finds_nothing_over_all_operations(tmp_path):
     # It got through to where things are made, changed and refused, and never to a failure of the server.
     assert {200, 201, 202, 204, 400, 401, 404, 405, 409, 415} <= set(counts.by_status)
     assert max(counts.by_status) < 500
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="schemathesis of today needs Python 3.11")
+@pytest.mark.timeout(300)
+def test_schemathesis_finds_nothing_where_bad_events_are_taken_and_marked(tmp_path):
+    with DevServer(strict=False) as server:
+        options = ("--include-operation-id", "track", "--phases", "coverage,fuzzing")
+        done = run_schemathesis(server, tmp_path, examples=30, options=options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        counts = server.counts()
+        assert "Traceback" not in server.log()
+    assert {200, 400} <= set(counts.by_status)
+    assert max(counts.by_status) < 500
+    assert counts.ignored > 0

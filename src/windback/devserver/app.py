@@ -21,6 +21,7 @@ from .connections import Connections
 from .control import Control
 from .errors import ApiError, error_body, expired, invalid
 from .exchange import Exchange
+from .export import Export
 from .faults import Faults
 from .gateway import SCOPE_KEY, Gateway
 from .guard import Guard
@@ -240,6 +241,7 @@ def build_app(parts: Parts, on_done: Optional[Callable[[Exchange], None]] = None
             *assets.routes(),
             *control.routes(),
             *inbox.routes(),
+            *Export(store.tracked).routes(),
             *Views(store, journal, waits, hub, options).routes(),
         ],
         exception_handlers={ApiError: _refuse, HTTPException: _no_route},

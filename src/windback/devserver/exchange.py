@@ -21,6 +21,8 @@ _SHOWN = (
 
 Headers = Dict[str, str]
 
+_TRACK = BASE_PATH + "/track"
+
 #: How the user agent of a client of Windback starts.
 _SDK = "windback-"
 
@@ -35,7 +37,18 @@ class Exchange:
     """
 
     __slots__ = (
-        *("number", "method", "path", "query", "headers", "inbox", "body", "body_bytes", "body_state"),
+        *(
+            "number",
+            "method",
+            "path",
+            "query",
+            "is_track",
+            "headers",
+            "inbox",
+            "body",
+            "body_bytes",
+            "body_state",
+        ),
         *("received_at", "clock", "duration_s", "status", "fault", "rule", "reason", "events", "ignored"),
         *("names", "duplicate", "is_lost", "attempt", "group", "answer_headers", "answer_chunks"),
     )
@@ -47,6 +60,8 @@ class Exchange:
         self.method = method
         self.path = path
         self.query = query
+        #: Whether this is a `POST /track`.
+        self.is_track = method == "POST" and path == _TRACK
         self.headers: Headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
         key = api_key(self.headers)
         #: Whose it is; None without a key.
@@ -81,11 +96,6 @@ class Exchange:
         self.group: object = None
         self.answer_headers: Sequence[Tuple[bytes, bytes]] = ()
         self.answer_chunks: List[bytes] = []
-
-    @property
-    def is_track(self) -> bool:
-        """Whether this is a `POST /track`."""
-        return self.method == "POST" and self.path == BASE_PATH + "/track"
 
     @property
     def request_id(self) -> str:

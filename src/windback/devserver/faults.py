@@ -301,9 +301,13 @@ class Faults:
                 return rule
         raise not_found("fault rule")
 
-    def describe(self, now: float, wall: float) -> List[Dict[str, object]]:
-        """All rules as JSON."""
-        return [rule.describe(now, wall) for rule in self.rules]
+    def describe(self, now: float, wall: float, inbox: Optional[str] = None) -> List[Dict[str, object]]:
+        """All rules as JSON; without those that can hit only others than *inbox*, if given."""
+        return [
+            rule.describe(now, wall)
+            for rule in self.rules
+            if inbox is None or rule.spec.get("key") in (None, inbox)
+        ]
 
     def decide(self, probe: Probe, now: float) -> Decision:
         """What happens to a request at *now*."""
@@ -387,7 +391,10 @@ def _refuse_gzip(fields: Mapping[str, object], place: str) -> Reply:
 
 
 def _max_bytes(fields: Mapping[str, object], place: str) -> Reply:
-    return _refusal(too_large(_whole(fields, "max_bytes", place, 0) or 0))
+    limit = _whole(fields, "max_bytes", place, 0)
+    if limit is None:
+        raise _bad(f"{place}.max_bytes", "must be a whole number, at least 0")
+    return _refusal(too_large(limit))
 
 
 def _redirect(fields: Mapping[str, object], place: str) -> Reply:

@@ -1,4 +1,4 @@
-"""The database file: for its owner alone, and one of another version set aside."""
+"""The database file: for its owner and for one server alone, and one of another version set aside."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from typing import NamedTuple, Optional
 from .options import Options
 from .store import OtherVersionError, Store
 
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ModuleNotFoundError:  # Windows
+
+    def _lock(descriptor: int) -> None:
+        """Nothing keeps a second server out there."""
+
+else:
+
+    def _lock(descriptor: int) -> None:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+
 
 class Opened(NamedTuple):
     """The store, and where the file is now that had its place but another version."""
@@ -17,12 +29,20 @@ class Opened(NamedTuple):
     set_aside: Optional[str]
 
 
+class InUseError(OSError):
+    """Another server has the file."""
+
+    def __str__(self) -> str:
+        return "another windback dev is using it; name another file, or stop that one"
+
+
 def open_store(options: Options) -> Opened:
     """Open the database that *options* name; raises `sqlite3.Error` or `OSError` when that cannot be."""
     path = options.db
     if path is None:
         return Opened(Store(None, options.keep_events, options.keep_bytes), None)
-    _make_private(path)
+    _keep_others_out(path)
+    _create(path)
     try:
         return Opened(Store(path, options.keep_events, options.keep_bytes), None)
     except OtherVersionError as other:
@@ -30,18 +50,26 @@ def open_store(options: Options) -> Opened:
     for suffix in ("-wal", "-shm", ""):
         if Path(path + suffix).exists():
             Path(path + suffix).rename(set_aside + suffix)
-    _make_private(path)
+    _create(path)
     return Opened(Store(path, options.keep_events, options.keep_bytes), set_aside)
 
 
-def _make_private(path: str) -> None:
-    """Nobody else reads what customers did; the files that SQLite puts beside it get the same mode."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def _keep_others_out(path: str) -> None:
+    """Two servers would give the same ids to different events. The kernel frees the lock at the end of this one.
+
+    It is on a file of its own: closing the database would free the locks of SQLite on it.
+    """
+    descriptor = os.open(path + "-lock", os.O_RDWR | os.O_CREAT, 0o600)  # open as long as the process is
     try:
-        if hasattr(os, "fchmod"):
-            os.fchmod(descriptor, 0o600)
-    finally:
+        _lock(descriptor)
+    except OSError:
         os.close(descriptor)
+        raise InUseError from None
+
+
+def _create(path: str) -> None:
+    """Nobody else reads what customers did; the files that SQLite puts beside it get the same mode."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _free_name(path: str, version: int) -> str:

@@ -7,6 +7,7 @@ this machine.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Dict, Mapping, Optional
 from urllib.parse import urlsplit
 
@@ -23,7 +24,9 @@ class Guard:
     """Judges `Host`, `Origin` and content type."""
 
     def __init__(self, options: Options) -> None:
-        self._hosts = {name.lower() for name in (*options.allow_hosts, options.host)}
+        self._hosts = {name.lower() for name in options.allow_hosts}
+        if not ipaddress.ip_address(options.host).is_unspecified:
+            self._hosts.add(options.host)
         self._origins = {origin.lower() for origin in options.allow_origins}
         self._good: Dict[str, bool] = {}
 

@@ -80,14 +80,20 @@ class Inbox:
                 after=after, before=before, newest_first=newest_first, limit=limit, offset=offset
             )
         else:
-            total = await self._total(asked, inbox)
-            shown = []
+            tally = tracked.tally(asked, inbox)
+            found: List[Event] = []
+            matched = 0
             for events in tracked.search(asked, inbox, after=after, before=before, newest_first=newest_first):
-                shown += events
-                if len(shown) >= offset + limit:
+                matched += len(events)
+                if len(found) < offset + limit:
+                    found += events
+                elif tally is not None:
                     break
                 await asyncio.sleep(0)
-            shown = shown[offset : offset + limit]
+            shown = found[offset : offset + limit]
+            total = tally.kept if tally is not None else matched
+            if tally is None and (after or before is not None):
+                total = await self._total(asked, inbox)
         return answer(
             {
                 "data": [event.describe() for event in shown],
@@ -112,10 +118,11 @@ class Inbox:
         return total
 
     async def _event(self, request: Request) -> Response:
-        found = self._tracked.get(request.path_params["id"])
-        neighbours = self._tracked.neighbours(request.path_params["id"])
+        number = min(request.path_params["id"], self._tracked.last_id + 1)  # SQLite knows no endless numbers
+        found = self._tracked.get(number)
+        neighbours = self._tracked.neighbours(number)
         if found is None:
-            came = request.path_params["id"] <= self._tracked.last_id
+            came = 0 < number <= self._tracked.last_id
             raise ApiError(
                 404,
                 "NOT_FOUND",
@@ -140,9 +147,9 @@ class Inbox:
             ids += [event.id for event in events]
             await asyncio.sleep(0)
         with self._watch.store.transaction():
-            self._tracked.delete(ids)
-            gone = self._tracked.delete_evicted(asked, inbox)
-        return answer({"deleted": len(ids) + gone})
+            kept = self._tracked.delete(ids)
+            evicted = self._tracked.delete_evicted(asked, inbox)
+        return answer({"deleted": kept, "evicted": evicted})
 
     async def _count(self, request: Request) -> Response:
         asked, inbox = query_of(request), inbox_of(request)

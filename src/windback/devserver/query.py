@@ -104,6 +104,9 @@ class _Token(NamedTuple):
     value_at: int
 
 
+#: Characters of a query.
+MAX_LENGTH = 2_000
+
 #: Columns by how they are compared.
 _TEXTS = ("event", "name", "batch", "request", "idempotency", "method", "path", "fault", "customer_id")
 _FOLDED = ("email", "customer")  # the case of the letters does not count
@@ -136,6 +139,8 @@ def parse(text: str, now: float) -> Query:
 
     Raises `ApiError` 400 that names the column.
     """
+    if len(text) > MAX_LENGTH:
+        raise bad(MAX_LENGTH, f"the query is longer than {MAX_LENGTH} characters")
     return Query(tuple(_term(token, now) for token in _tokens(text) if not _is_everything(token)))
 
 
@@ -292,11 +297,13 @@ def _property(path: str, token: _Token) -> Callable[[Subject], bool]:
 
 def _found(properties: Mapping[str, object], path: str) -> List[object]:
     """What stands at *path*: under that very name, or step by step down into objects."""
-    if path in properties:
-        return [properties[path]]
-    name, _, rest = path.partition(".")
-    inner = properties.get(name)
-    return _found(cast("Mapping[str, object]", inner), rest) if rest and type(inner) is dict else []
+    while path not in properties:
+        name, _, path = path.partition(".")
+        inner = properties.get(name)
+        if not path or type(inner) is not dict:
+            return []
+        properties = cast("Dict[str, object]", inner)
+    return [properties[path]]
 
 
 def _value_matcher(token: _Token) -> Callable[[object], bool]:

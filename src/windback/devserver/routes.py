@@ -64,9 +64,9 @@ def track(call: Call) -> Answer:
     """`POST /track`: store one event or a batch."""
     exchange = call.exchange
     exchange.events = validation.count_events(call.body)
-    rows = validation.track_rows(call.body, strict=call.options.strict)
+    batch = validation.track_rows(call.body, strict=call.options.strict)
     exchange.names = call.store.tracked.add(
-        rows,
+        batch,
         Arrival(
             received_at=call.now,
             idempotency_key=exchange.headers.get("idempotency-key"),
@@ -76,7 +76,7 @@ def track(call: Call) -> Answer:
             answered=None if exchange.is_lost else 200,
         ),
     )
-    exchange.ignored = len(rows) - sum(exchange.names.values())
+    exchange.ignored = len(batch.problems)
     return Answer(200, _OK)
 
 

@@ -184,9 +184,20 @@ def _banner(options: Options, origin: str, notes: List[str]) -> str:
         f"paste     export WINDBACK_BASE_URL={origin}{BASE_PATH}",
         f"          export WINDBACK_API_KEY={about['key'] or '<one of --key>'}",
         f"data      {where}; {kept}",
-        "faults    off (the page or PUT /_dev/faults)",
+        f"faults    off{_odd_ways(options)} (the page or PUT /_dev/faults)",
     ]
     return "".join(f"  {line}\n" for line in lines)
+
+
+def _odd_ways(options: Options) -> str:
+    """What the options make it do that may surprise."""
+    ways = {
+        "rate limits": options.rate_limits,
+        f"gzip answered with {options.gzip}": options.gzip != "accept",
+        "no email": not options.email,
+        "strict": options.strict,
+    }
+    return "".join(f"; {way}" for way, is_on in ways.items() if is_on)
 
 
 def _cannot_listen(options: Options, error: OSError) -> int:

@@ -19,12 +19,14 @@ import sqlite3
 import uuid
 from collections import deque
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Deque, Dict, Generator, List, NamedTuple, Optional, Tuple
 
 import orjson
 
 from . import tracked
 from .clock import iso
+from .people import People
 from .validation import Acceptance, ChurnFields, TemplateFields
 
 #: Marks a file as one of this server (SQLite's `application_id`), and how it is laid out (`user_version`).
@@ -111,6 +113,7 @@ class Store:
             self._db.close()
             raise
         self.tracked = tracked.Tracked(self._db, keep_events, keep_bytes)
+        self.people = People(self._db)
         #: Goes up with each change of a churn event.
         self.churn_changes = 0
         self._changed: Deque[str] = deque(maxlen=KEPT_CHANGES)
@@ -123,6 +126,8 @@ class Store:
         if tables and version != SCHEMA_VERSION:
             raise OtherVersionError(version)
         if path:
+            # Now that it is ours: the files that SQLite puts beside it get the same mode.
+            Path(path).chmod(0o600)
             # A killed server loses nothing that it answered for (the kernel has the pages); only a power cut
             # could, and waiting for the disk at each request would be a high price for that here.
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -273,112 +278,6 @@ class Store:
         """The project of a churn event; None for one of the cancel flow."""
         row = self._db.execute("SELECT slug FROM churn_events WHERE id = ?", (event_id,)).fetchone()
         return None if row is None or row[0] is None else str(row[0])
-
-    # What the page shows of churn events and customers
-
-    def column(self, status: str, inbox: Optional[str]) -> Tuple[int, Dict[str, int]]:
-        """How many churn events have a status, and the cents a month they stand for by currency."""
-        rows = self._db.execute(
-            "SELECT currency, count(*), sum(mrr) FROM churn_events"
-            " WHERE status = ? AND (? IS NULL OR inbox = ?) GROUP BY currency ORDER BY currency",
-            (status, inbox, inbox),
-        ).fetchall()
-        return sum(count for _, count, _ in rows), {currency: mrr for currency, _, mrr in rows}
-
-    def cards(self, status: str, inbox: Optional[str], limit: int) -> List[Doc]:
-        """Those churn events in short, the last arrived first."""
-        rows = self._db.execute(
-            "SELECT doc, currency, status_at FROM churn_events WHERE status = ? AND (? IS NULL OR inbox = ?)"
-            " ORDER BY status_at DESC, seq DESC LIMIT ?",
-            (status, inbox, inbox, limit),
-        )
-        return [
-            {
-                "id": doc["id"],
-                "customer": doc["customer_email"],
-                "customer_name": doc["customer_name"],
-                "mrr": doc["mrr"],
-                "currency": currency,
-                "reason": doc["cancel_reason"],
-                "event_type": doc["event_type"],
-                "since": since,
-            }
-            for doc, currency, since in ((orjson.loads(row[0]), *row[1:]) for row in rows)
-        ]
-
-    def churn_events_of(self, customer: str, inbox: Optional[str]) -> List[Doc]:
-        """All churn events of a customer, oldest first."""
-        rows = self._db.execute(
-            "SELECT doc FROM churn_events WHERE customer = ? AND (? IS NULL OR inbox = ?) ORDER BY seq",
-            (customer.lower(), inbox, inbox),
-        )
-        return [_doc(row) for row in rows]
-
-    def customers(self, part: str, inbox: Optional[str], limit: int, offset: int) -> Tuple[List[Doc], int]:
-        """Who has *part* in email, id or name, last seen first; and how many these are."""
-        like = "%" + part.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-        return self._customers(
-            "WHERE email LIKE :like ESCAPE '\\' OR id LIKE :like ESCAPE '\\' OR name LIKE :like ESCAPE '\\'",
-            {"like": like, "inbox": inbox, "limit": limit, "offset": offset},
-        )
-
-    def customer(self, name: str, inbox: Optional[str]) -> Optional[Doc]:
-        """One customer, by email in any case or by id; None when nothing is known."""
-        found, _ = self._customers(
-            "WHERE who = lower(:who) OR (email IS NULL AND id = :who)",
-            {"who": name, "inbox": inbox, "limit": 1, "offset": 0},
-        )
-        return found[0] if found else None
-
-    def _customers(self, where: str, values: Dict[str, object]) -> Tuple[List[Doc], int]:
-        people = f"""
-            WITH seen AS (
-                SELECT e.customer_email AS email, e.customer_id AS id, e.customer_name AS name,
-                    b.received_at AS at, 1 AS event
-                FROM events e JOIN batches b ON b.id = e.batch_id
-                WHERE e.problems IS NULL AND (:inbox IS NULL OR b.inbox = :inbox)
-                UNION ALL
-                SELECT customer, NULL, NULL, created_at, 0
-                FROM churn_events WHERE :inbox IS NULL OR inbox = :inbox),
-            people AS (
-                SELECT coalesce(lower(email), id) AS who, max(email) AS email, max(id) AS id,
-                    max(name) AS name, sum(event) AS events, min(at) AS first_at, max(at) AS last_at
-                FROM seen GROUP BY who)
-            SELECT * FROM people {where}
-        """  # noqa: S608 - text of ours
-        (total,) = self._db.execute(f"SELECT count(*) FROM ({people})", values).fetchone()  # noqa: S608 - the same
-        rows = self._db.execute(
-            f"{people} ORDER BY last_at DESC LIMIT :limit OFFSET :offset", values
-        ).fetchall()
-        return [self._person(values["inbox"], *row) for row in rows], int(total)
-
-    def _person(
-        self,
-        inbox: object,
-        who: str,
-        email: Optional[str],
-        customer_id: Optional[str],
-        name: Optional[str],
-        events: int,
-        first_at: str,
-        last_at: str,
-    ) -> Doc:
-        """A row of `_customers` as JSON; the amounts are those of the churn events that are still open."""
-        rows = self._db.execute(
-            "SELECT currency, count(*), sum(mrr) FROM churn_events WHERE customer = ?"
-            " AND status NOT IN ('recovered', 'lost') AND (? IS NULL OR inbox = ?) GROUP BY currency",
-            (who, inbox, inbox),
-        ).fetchall()
-        return {
-            "customer_email": email,
-            "customer_id": customer_id,
-            "customer_name": name,
-            "events": events,
-            "first_at": first_at,
-            "last_at": last_at,
-            "mrr": {currency: mrr for currency, _, mrr in rows},
-            "open_churn_events": sum(count for _, count, _ in rows),
-        }
 
     # Variants
 

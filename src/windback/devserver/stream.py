@@ -86,7 +86,7 @@ class Watch:
     def state(self, inbox: Optional[str]) -> Dict[str, object]:
         """Faults and counts."""
         return {
-            "faults": self.faults.describe(time.monotonic(), time.time()),
+            "faults": self.faults.describe(time.monotonic(), time.time(), inbox),
             "counts": self.counts(inbox),
             **self.about,
         }

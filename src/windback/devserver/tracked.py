@@ -6,15 +6,17 @@ name is counted beside the rows, and stays right when the oldest rows are evicte
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections import Counter
+from operator import itemgetter
 from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, cast
 
 import orjson
 
 from .clock import iso, moment_of
-from .query import Query
-from .validation import EventRow
+from .query import Query, Term
+from .validation import Batch
 
 Doc = Dict[str, object]
 
@@ -37,6 +39,14 @@ CHUNK = 1_000
 
 #: What a row takes beside its properties, roughly.
 _ROW_BYTES = 200
+
+_INSERT = (
+    "INSERT INTO events (batch_id, event, customer_email, customer_id, customer_name, timestamp, properties)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_INSERT_FIRST = _INSERT.replace("properties)", "properties, id)").replace("(?", "(?, ?")
+
+_name_of = itemgetter(0)
 
 _SELECT = (
     "SELECT e.id, e.batch_id, e.event, e.customer_email, e.customer_id, e.customer_name, e.timestamp,"
@@ -235,28 +245,33 @@ class Tracked:
         """A transaction has been kept."""
         self._dirty = False
 
-    def add(self, rows: List[EventRow], arrival: Arrival) -> Counter[str]:
+    def add(self, batch: Batch, arrival: Arrival) -> Counter[str]:
         """Store one batch, and evict what is too much; the number of those not ignored by name."""
         self._dirty = True
-        batch = self._db.execute(
+        rows, problems = batch
+        number = self._db.execute(
             "INSERT INTO batches (received_at, idempotency_key, inbox, request, attempt, answered)"
             " VALUES (?, ?, ?, ?, ?, ?)",
             (iso(arrival.received_at), *arrival[1:]),
         ).lastrowid
         first = self.last_id + 1
-        self._db.executemany(
-            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(number, batch, *row) for number, row in enumerate(rows, first)],
-        )
-        self.last_id += len(rows)
-        self.stored += len(rows)
-        taken = Counter([row[0] for row in rows if row[6] is None])
+        # The first row says its id, the others get those after it by themselves, which is faster.
+        self._db.execute(_INSERT_FIRST, (number, *rows[0], first))
+        if len(rows) > 1:
+            self._db.executemany(_INSERT, [(number, *row) for row in rows[1:]])
+        taken = Counter(map(_name_of, rows))
+        for place, problem in problems.items():
+            self._db.execute("UPDATE events SET problems = ? WHERE id = ?", (problem, first + place))
+            name = rows[place].event
+            taken[name] -= 1
+            self._kept[_Name(arrival.inbox, name, ignored=True)] += 1
+        if problems:
+            taken = +taken
+            self.ignored += len(problems)
         for name, count in taken.items():
             self._kept[_Name(arrival.inbox, name, ignored=False)] += count
-        for row in rows if sum(taken.values()) < len(rows) else ():
-            if row.problems is not None:
-                self._kept[_Name(arrival.inbox, row.event, ignored=True)] += 1
-                self.ignored += 1
+        self.last_id += len(rows)
+        self.stored += len(rows)
         if self._keep_bytes is not None:
             self._bytes += sum([len(row[5]) for row in rows]) + _ROW_BYTES * len(rows)
         self._evict()
@@ -279,25 +294,28 @@ class Tracked:
                 last, over = number, over - size - _ROW_BYTES
             self._remove("e.id <= ?", (last,), evict=True)
 
-    def delete(self, ids: Sequence[int]) -> None:
-        """Forget these events as though they had never come."""
+    def delete(self, ids: Sequence[int]) -> int:
+        """Forget these events as though they had never come; how many of them were still there."""
+        before = self.stored
         for start in range(0, len(ids), 500):
             part = ids[start : start + 500]
             self._remove(f"e.id IN ({', '.join('?' * len(part))})", part, evict=False)
         self.deletions += 1
+        return before - self.stored
 
     def delete_evicted(self, query: Query, inbox: Optional[str]) -> int:
         """Forget the count of evicted events that match, where that can be said; how many those were."""
         if not _is_counted(query):
             return 0
-        names = [name for name in self._evicted if _is_one(name, query, inbox)]
-        for name in names:
+        deleted = 0
+        for name in [name for name in self._evicted if _is_one(name, query, inbox)]:
             self._dirty = True
             count = self._evicted.pop(name)
+            deleted += count
             self.evicted -= count
             self.ignored -= count if name.ignored else 0
             self._db.execute("DELETE FROM evicted WHERE inbox = ? AND event = ? AND ignored = ?", name)
-        return len(names)
+        return deleted
 
     def _remove(self, where: str, values: Sequence[object], *, evict: bool) -> None:
         self._dirty = True
@@ -328,7 +346,8 @@ class Tracked:
     def _remove_batches(self) -> None:
         """Forget the batches before the oldest event, and the answers that were kept for their repeats."""
         (oldest,) = self._db.execute(
-            "SELECT batch_id FROM events UNION ALL SELECT max(id) + 1 FROM batches LIMIT 1"
+            "SELECT coalesce((SELECT batch_id FROM events ORDER BY id LIMIT 1),"
+            " (SELECT max(id) + 1 FROM batches))"
         ).fetchone()
         self._db.execute(
             "DELETE FROM answers WHERE key IN (SELECT idempotency_key FROM batches"
@@ -485,14 +504,55 @@ def _is_one(name: _Name, query: Query, inbox: Optional[str]) -> bool:
 
 def _narrowed(query: Query, inbox: Optional[str]) -> Tuple[str, List[str]]:
     """What SQLite can rule out of a search; whether the rest matches is for the query to say."""
-    where, values = "", []
-    for text, value in (
-        (" AND b.inbox = ?", inbox),
-        (" AND e.event = ?", query.exact("event")),
-        (" AND b.received_at > ?", query.time("after")),
-        (" AND b.received_at < ?", query.time("before")),
-    ):
-        if value is not None:
-            where += text
-            values.append(value)
-    return where, values
+    clauses = [("b.inbox = ?", inbox)] if inbox is not None else []
+    for term in query.terms:
+        if not term.negated:
+            clauses += _clauses(term)
+    where = "".join(f" AND {clause}" for clause, _ in clauses)
+    return where, [value for clause, value in clauses for _ in range(clause.count("?"))]
+
+
+def _clauses(term: Term) -> List[Tuple[str, str]]:
+    """Conditions that hold at least where a term does, each with the one value it takes."""
+    if term.field in _TIMES:
+        return [(_TIMES[term.field], term.value)]
+    if term.field.startswith("properties."):
+        return [("instr(e.properties, ?)", text) for text in _in_json(term)]
+    columns = _SEARCHED.get(term.field)
+    # LIKE folds no letters but those of ASCII, and many stars take it long.
+    if columns is None or not term.value.isascii() or term.value.count("*") > 2:
+        return []
+    likes = (f"e.{column} LIKE ? ESCAPE '\\'" for column in columns)
+    return [(f"({' OR '.join(likes)})", _pattern(term))]
+
+
+_TIMES = {"after": "b.received_at > ?", "before": "b.received_at < ?"}
+_SEARCHED = {
+    "": ("event", "customer_email", "customer_id", "customer_name", "properties"),
+    "event": ("event",),
+    "email": ("customer_email",),
+    "customer": ("customer_email", "customer_id"),
+}
+
+
+def _pattern(term: Term) -> str:
+    """What LIKE must find at least: a star, of which there may be more than meant as one, is anything."""
+    escaped = re.sub(r"([\\%_])", r"\\\1", term.value).replace("*", "%")
+    return escaped if term.field else f"%{escaped}%"
+
+
+def _in_json(term: Term) -> List[str]:
+    """Texts that must stand in the JSON of the properties for a term to hold."""
+    texts = [term.field.rpartition(".")[2]]
+    if term.operator == ":" and not _may_be_other_text(term.value):
+        texts.append(term.value)
+    return [orjson.dumps(text).decode()[1:-1] for text in texts]
+
+
+def _may_be_other_text(value: str) -> bool:
+    """Whether a value can match what is written otherwise: a pattern, or a number."""
+    try:
+        float(value)
+    except ValueError:
+        return "*" in value
+    return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, cast
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, cast
 
 import orjson
 
@@ -57,6 +57,7 @@ _EXPECTED = {
     _NO_SUCH_TIME: "a time that exists",
 }
 _NOTHING = object()
+_NO_PROBLEMS: Mapping[int, str] = {}
 
 
 class EventRow(NamedTuple):
@@ -68,8 +69,13 @@ class EventRow(NamedTuple):
     customer_name: Optional[str]
     timestamp: Optional[str]
     properties: str
-    #: Why the API would not keep it, as a JSON list; None when it would.
-    problems: Optional[str] = None
+
+
+class Batch(NamedTuple):
+    """The events of a request, and by their place in it why the API would not keep some: JSON lists."""
+
+    rows: List[EventRow]
+    problems: Mapping[int, str]
 
 
 class ChurnFields(NamedTuple):
@@ -132,10 +138,10 @@ class _BadFieldError(Exception):
         self.problem = problem
 
 
-def track_rows(body: object, *, strict: bool) -> List[EventRow]:
+def track_rows(body: object, *, strict: bool) -> Batch:
     """The events of a `POST /track` body: one event, or ``{"events": [1 to 100 events]}``.
 
-    One that breaks a rule has `problems`. If *strict*, and for a body that is no batch at all, it raises
+    One that breaks a rule has problems. If *strict*, and for a body that is no batch at all, it raises
     `ApiError` 400 whose text starts with the place, such as ``events[3].customer_email``.
     """
     if type(body) is not dict:
@@ -143,11 +149,11 @@ def track_rows(body: object, *, strict: bool) -> List[EventRow]:
     fields = cast("Dict[str, object]", body)
     if "events" not in fields:
         try:
-            return [_event_row(fields)]
+            return Batch([_event_row(fields)], _NO_PROBLEMS)
         except _BadFieldError as bad:
             if strict or "event" not in fields:
                 raise invalid(f"{bad.field}: {bad.problem}") from None
-            return [_ignored_row(fields, "")]
+            return Batch([_ignored_row(fields)], {0: _problems(fields, "")})
     value = fields["events"]
     if type(value) is not list or not value:
         raise invalid("events: must be a list of at least one event")
@@ -155,6 +161,7 @@ def track_rows(body: object, *, strict: bool) -> List[EventRow]:
     if len(events) > MAX_BATCH:
         raise invalid(f"events: at most {MAX_BATCH} in one request, {len(events)} given")
     rows: List[EventRow] = []
+    problems: Dict[int, str] = {}
     for item in events:
         try:
             rows.append(_event_row(item))
@@ -162,12 +169,13 @@ def track_rows(body: object, *, strict: bool) -> List[EventRow]:
             place = f"events[{len(rows)}]"
             if strict:
                 raise invalid(f"{place}{bad.field and '.'}{bad.field}: {bad.problem}") from None
-            rows.append(_ignored_row(item, place))
-    return rows
+            problems[len(rows)] = _problems(item, place)
+            rows.append(_ignored_row(item))
+    return Batch(rows, problems)
 
 
-def _ignored_row(item: object, place: str) -> EventRow:
-    """What can be read of an event that the API takes and does not keep, and all that is wrong with it."""
+def _ignored_row(item: object) -> EventRow:
+    """What can be read of an event that the API takes and does not keep."""
     fields = cast("Dict[str, object]", item) if type(item) is dict else {}
     texts = {name: fields.get(name) for name in EventRow._fields[:5]}
     properties = fields.get("properties")
@@ -177,13 +185,17 @@ def _ignored_row(item: object, place: str) -> EventRow:
             "event": texts["event"] if type(texts["event"]) is str else "",
         },
         properties=orjson.dumps(properties if type(properties) is dict else {}).decode(),
-        problems=orjson.dumps(_problems(item, place)).decode(),
     )
 
 
-def _problems(item: object, place: str) -> List[Dict[str, str]]:
+def _problems(item: object, place: str) -> str:
+    """All that is wrong with an event, as a JSON list."""
+    return orjson.dumps(_found_problems(item, place)).decode()
+
+
+def _found_problems(item: object, place: str) -> List[Dict[str, str]]:
     if type(item) is not dict:
-        return [_problem(place, "must be an object", item)]
+        return [_problem(place, _NO_OBJECT, item)]
     fields = cast("Dict[str, object]", item)
     found: List[Dict[str, str]] = []
     for check in _CHECKS:

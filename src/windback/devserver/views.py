@@ -58,15 +58,15 @@ class Views:
         limit = number(request.query_params, "limit", 1, MAX_CUSTOMERS, 100)
         offset = number(request.query_params, "offset", 0, MAX_OFFSET, 0)
         part = request.query_params.get("q", "")
-        customers, total = self._store.customers(part, inbox_of(request), limit, offset)
+        customers, total = self._store.people.customers(part, inbox_of(request), limit, offset)
         return answer({"data": customers, "total": total})
 
     async def _customer(self, request: Request) -> Response:
         name, inbox = request.path_params["id"], inbox_of(request)
-        found = self._store.customer(name, inbox)
+        found = self._store.people.customer(name, inbox)
         if found is None:
             raise not_found("customer")
-        churn_events = [_with_next(doc) for doc in self._store.churn_events_of(name, inbox)]
+        churn_events = [_with_next(doc) for doc in self._store.people.churn_events(name, inbox)]
         events = self._store.tracked.of_customer(name, inbox, MAX_HISTORY)
         return answer(
             {"data": found, "events": [event.describe() for event in events], "churn_events": churn_events}
@@ -79,8 +79,8 @@ class Views:
         inbox = inbox_of(request)
         columns: List[Doc] = []
         for status in churn.STATUSES:
-            count, mrr = self._store.column(status, inbox)
-            cards = self._store.cards(status, inbox, limit)
+            count, mrr = self._store.people.column(status, inbox)
+            cards = self._store.people.cards(status, inbox, limit)
             for card in cards:
                 card["next"] = churn.NEXT[status]
             columns.append({"status": status, "count": count, "mrr": mrr, "cards": cards})

@@ -74,7 +74,9 @@ class _Found(NamedTuple):
 async def _collect(
     watch: Watch, wanted: Wanted, listener: asyncio.Event, left: asyncio.Future[None]
 ) -> _Found:
-    tracked, found, at = watch.store.tracked, [], wanted.since  # type: Tracked, List[Event], int
+    tracked = watch.store.tracked
+    found: List[Event] = []
+    at = wanted.since
     started = time.monotonic()
     reached: Optional[float] = None
     # One more than wanted is enough to know that there are too many.

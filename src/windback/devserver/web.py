@@ -14,7 +14,11 @@ from .errors import ApiError, invalid
 from .labels import inbox_named
 
 #: Nothing that an event says may be taken for a page, and nothing here is the same for long.
-HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+HEADERS = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",
+}
 
 
 def answer(value: object, status: int = 200) -> Response:

@@ -34,7 +34,7 @@ function show(before) {
   }
   for (const link of $("rail").children) link.toggleAttribute("aria-current", link.dataset.section === state.section);
   for (const link of $("rail").querySelectorAll("[aria-current]")) link.setAttribute("aria-current", "page");
-  if (document.activeElement !== $("q")) $("q").value = state.q;
+  if (typing === null && document.activeElement !== $("q")) $("q").value = state.q;
   $("project").value = state.key;
   document.body.dataset.section = state.section;
   Promise.resolve(section.update(before && before.section === state.section ? before : null)).catch(failed);
@@ -72,7 +72,6 @@ let typing = null;
 
 $("search").addEventListener("submit", (event) => {
   event.preventDefault();
-  clearTimeout(typing);
   search();
 });
 $("q").addEventListener("input", () => {
@@ -81,9 +80,11 @@ $("q").addEventListener("input", () => {
 });
 
 function search() {
+  clearTimeout(typing);
+  typing = null;
   const q = $("q").value.trim();
   // One step back undoes a search, not a letter.
-  go({ q, section: state.section === "customers" ? "customers" : "inbox", id: "" }, { replace: Boolean(state.q && q) });
+  go({ q, ...(["inbox", "customers"].includes(state.section) ? {} : { section: "inbox", id: "" }) }, { replace: Boolean(state.q && q) });
 }
 
 $("project").addEventListener("change", () => go({ key: $("project").value, id: "" }));
@@ -134,7 +135,8 @@ $("live").addEventListener("click", () => inbox.togglePause());
 
 // Stream
 
-let stale = new Set(); // sections that have to be drawn again
+const stale = new Set(); // sections that have to be drawn again
+let started = null;
 
 function onMessage({ type, data }) {
   if (type === "live") {
@@ -146,6 +148,8 @@ function onMessage({ type, data }) {
     }
     showLive();
   } else if (type === "state") {
+    if (started && started !== data.started_at) inbox.reload(); // another life of the server, which may know less
+    started = data.started_at;
     faults.onFaults(data.faults);
     onCounts(data.counts);
   } else if (type === "events") {
@@ -166,12 +170,14 @@ function onMessage({ type, data }) {
   }
 }
 
+let struck = 0;
+
 function onCounts(counts) {
-  if (!counts) return;
+  if (counts.faults > struck) faults.reload().catch(() => {});
+  struck = counts.faults;
   inbox.onCounts(counts);
   const texts = { inbox: counts.stored, board: counts.churn_events };
   for (const [section, count] of Object.entries(texts)) $(`count-${section}`).textContent = count ? number(count) : "";
-  if (counts.inboxes !== undefined) loadInboxes();
 }
 
 setInterval(() => {
@@ -240,5 +246,7 @@ const SINGLE = {
 theme(document.documentElement.dataset.theme);
 buildRail();
 onChange(show);
-show(null);
-start(onMessage);
+get("/health").then((health) => connect.useKey(health.key), () => {}).then(() => {
+  show(null);
+  start(onMessage);
+});

@@ -1,6 +1,7 @@
 // The churn events by status. A card moves by its menu, to what the API's rules allow next and nowhere else.
 
 import { call, get } from "./api.js";
+import { key } from "./connect.js";
 import { age, button, h, money, plural, toast } from "./dom.js";
 import { failed } from "./detail.js";
 import { address, state } from "./url.js";
@@ -86,7 +87,7 @@ async function move(card, to) {
 
 async function example() {
   const body = { customer_email: "jane@example.com", event_type: "cancellation", cancel_reason: "too_expensive", mrr: 4999, currency: "usd", plan_name: "Pro" };
-  const headers = { "content-type": "application/json", "x-api-key": "sk_test_local" };
+  const headers = { "content-type": "application/json", "x-api-key": key };
   await fetch("/api/v1/projects/my-project/churn-events", { method: "POST", headers, body: JSON.stringify(body) });
   await update();
 }

@@ -74,15 +74,15 @@ function figure(id, title, layers, { totals = true, stacked = null } = {}) {
   );
   const table = () =>
     h(".wide.table", { tabindex: "0", role: "region", "aria-label": `${title} as a table` }, h("table.data", h("thead", h("tr", ["Time", ...layers.map((layer) => layer.name)].map((name) => h("th", { scope: "col" }, name)))), h("tbody", sums.map((sum, second) => (sum ? h("tr", h("th", { scope: "row" }, at(second)), layers.map((layer, index) => h("td", number(Math.round((stacked ? stacked[index][second] : layer.values[second]) || 0))))) : null)).reverse())));
-  return h("figure", head(id, title, legend), asTable.has(id) ? table() : [plot, h("p.axis", h("span", at(0)), h("output", {}), h("span", "now"))]);
+  return h("figure", head(id, title), asTable.has(id) ? table() : [plot, h("p.axis", h("span", at(0)), h("output"), h("span", "now"))], h("ul.legend", legend));
 }
 
-function head(id, title, legend) {
+function head(id, title) {
   const toggle = () => {
     if (!asTable.delete(id)) asTable.add(id);
     update();
   };
-  return h("figcaption", h("h2", title), h("ul.legend", legend), button(asTable.has(id) ? "Show as bars" : "Show as table", toggle, { class: "link", "data-focus": id }));
+  return h("figcaption", h("h2", title), button(asTable.has(id) ? "Show as bars" : "Show as table", toggle, { class: "link", "data-focus": id }));
 }
 
 /** Lines of a name, a bar and a number. */

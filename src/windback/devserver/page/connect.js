@@ -2,14 +2,20 @@
 
 import { h, snippet, tabs } from "./dom.js";
 
-const KEY = "sk_test_local";
+/** A key that the server takes. */
+export let key = "sk_test_local";
+
+/** Told by the server; one that was started with keys of its own does not say them. */
+export function useKey(known) {
+  key = known ?? "sk_test_of_yours";
+}
 
 function texts() {
   const url = `${location.origin}/api/v1`;
   return {
-    environment: `export WINDBACK_API_KEY=${KEY}\nexport WINDBACK_PROJECT_SLUG=my-project\nexport WINDBACK_BASE_URL=${url}`,
-    python: `from windback import Windback\n\nclient = Windback("${KEY}", "my-project", base_url="${url}")\nclient.track_event("feature_used", "jane@example.com", {"feature": "exports"})\nclient.flush()`,
-    curl: `curl ${url}/track \\\n  -H 'X-API-Key: ${KEY}' \\\n  -H 'Content-Type: application/json' \\\n  -d '{"event": "feature_used", "customer_email": "jane@example.com"}'`,
+    environment: `export WINDBACK_API_KEY=${key}\nexport WINDBACK_PROJECT_SLUG=my-project\nexport WINDBACK_BASE_URL=${url}`,
+    python: `from windback import Windback\n\nclient = Windback("${key}", "my-project", base_url="${url}")\nclient.track_event("feature_used", "jane@example.com", {"feature": "exports"})\nclient.flush()`,
+    curl: `curl ${url}/track \\\n  -H 'X-API-Key: ${key}' \\\n  -H 'Content-Type: application/json' \\\n  -d '{"event": "feature_used", "customer_email": "jane@example.com"}'`,
   };
 }
 
@@ -31,7 +37,7 @@ from windback.devserver import DevServer
 
 def test_signup_is_tracked():
     with DevServer() as server:
-        with Windback("${KEY}", "my-project", base_url=server.url) as client:
+        with Windback("${key}", "my-project", base_url=server.url) as client:
             client.track_event("signup", "jane@example.com")
         assert [event.event for event in server.events()] == ["signup"]`;
   const part = (title, words, text) => h("section", h("h2", title), h("p.muted", words), snippet(text, title));

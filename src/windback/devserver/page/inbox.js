@@ -15,7 +15,7 @@ const MOST_REQUESTS = 1000;
 const ui = {};
 let counts = {};
 let unannounced = { events: 0, refused: 0 };
-let clearing = null;
+let clearing = null; // does it now
 
 const isRequests = () => state.view === "requests";
 
@@ -30,7 +30,7 @@ export function build() {
   ui.bar = h(".bar", ui.view, ui.total, h("span.grow"), ui.confirm, ui.pause, ui.dense, ui.clear);
   ui.empty = h(".empty-place");
   ui.listPlace = h(".list-place");
-  ui.left = h("section.left", { "aria-label": "List" }, ui.bar, ui.listPlace, ui.empty);
+  ui.left = h("section.left", { "aria-label": "List" }, h("h1.hidden", "Inbox"), ui.bar, ui.listPlace, ui.empty);
   ui.detail = h("section.detail", { "aria-label": "Detail", hidden: true });
   ui.splitter = splitter();
   ui.root = h(".inbox", ui.left, ui.splitter, ui.detail);
@@ -167,19 +167,24 @@ function showTotal() {
   ui.total.textContent = parts.join(" · ");
   const isEmpty = list.ready && !shown;
   ui.listPlace.hidden = isEmpty;
-  if (isEmpty !== !ui.empty.hidden || (isEmpty && ui.emptyFor !== address())) showEmpty(isEmpty);
+  if (isEmpty !== !ui.empty.hidden || (isEmpty && ui.emptyFor !== emptyKey())) showEmpty(isEmpty);
 }
+
+// What the words of an empty list depend on.
+const emptyKey = () => `${address()} ${Boolean(counts.requests)}`;
 
 function showEmpty(isEmpty) {
   ui.empty.hidden = !isEmpty;
-  ui.emptyFor = isEmpty ? address() : null;
+  ui.emptyFor = isEmpty ? emptyKey() : null;
   if (!isEmpty) return ui.empty.replaceChildren();
   if (state.q || state.key) return ui.empty.replaceChildren(noMatch());
   if (isRequests()) return ui.empty.replaceChildren(h(".empty", h("h1", "No request yet"), h("p", `Each HTTP attempt at ${location.host} will be kept here, with its headers, its bytes and its answer.`)));
-  return ui.empty.replaceChildren(
+  return put(
+    ui.empty,
     h(".empty",
       h("h1", "Nothing has arrived yet"),
       h("p", "Listening on ", h("code", location.host), ". Point your application at it, and each event shows here the moment it comes."),
+      counts.requests ? h("p.note.red", h("span", `${plural(counts.requests, "request")} came and brought no event: `, h("a", { href: address({ view: "requests" }) }, "see the answers"), ".")) : null,
       snippets(),
       h("p.or", button("Send a test event", () => send(TEST_EVENT).catch(failed), { class: "primary" })),
     ),
@@ -249,8 +254,8 @@ function gone(body) {
 
 // What can be done
 
-async function send(event) {
-  const { data, request } = await call("POST", "/send", { events: [event] });
+async function send(event, inbox) {
+  const { data, request } = await call("POST", "/send", { events: [event], inbox });
   if (!data.length) throw new Error(`The server answered ${request.status}, and nothing was stored.`);
   toast("Sent");
   ui.list.add(data);
@@ -268,7 +273,7 @@ export const actions = {
     if (!columns.includes(name) && !name.includes(",")) go({ cols: [...columns, name].join(",") });
   },
   replay(event) {
-    editor(event, { title: `Replay ${middle(event.event, 40)}`, send });
+    editor(event, { title: `Replay ${middle(event.event, 40)}`, send: (changed) => send(changed, event.inbox) });
   },
   failLike: failNext,
   async current() {
@@ -304,25 +309,27 @@ function askClear() {
 
 /** Clear at once to the eye, and at the server when nobody has changed their mind for 8 s. */
 function clear(count) {
-  const upTo = ui.list.newest;
-  // What comes in the meantime stays.
+  clearing?.();
+  const upTo = ui.list.newest; // what comes in the meantime stays
   const query = new URLSearchParams({ q: `${state.q} id<=${upTo}`.trim(), key: state.key });
-  const options = { method: "DELETE", keepalive: true };
-  const act = () => {
-    if (!clearing) return;
-    clearTimeout(clearing);
-    clearing = null;
+  const forget = () => {
+    clearTimeout(timer);
     removeEventListener("pagehide", act);
-    return fetch(`/_dev/events?${query}`, options).then(() => ui.list.reset());
+    clearing = null;
   };
+  const act = () => {
+    forget();
+    fetch(`/_dev/events?${query}`, { method: "DELETE", keepalive: true });
+  };
+  const timer = setTimeout(act, 8000);
+  clearing = act;
+  addEventListener("pagehide", act);
   go({ id: "" });
   ui.list.clear();
   ui.list.newest = upTo;
   ui.list.ready = true;
   ui.list.draw();
-  clearing = setTimeout(act, 8000);
-  addEventListener("pagehide", act);
-  toast(`Cleared ${plural(count, "event")}`, { seconds: 8, undo: () => (clearTimeout(clearing), (clearing = null), removeEventListener("pagehide", act), ui.list.reset()) });
+  toast(`Cleared ${plural(count, "event")}`, { seconds: 8, undo: () => (forget(), relist()) });
 }
 
 // What the stream brings

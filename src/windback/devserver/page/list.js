@@ -275,10 +275,11 @@ export class List {
 
   move(step) {
     const now = this.active === null ? -1 : this.rowOf(this.active);
-    this.moveTo(now < 0 ? 0 : now + step);
+    this.moveTo(now < 0 ? 0 : now + step, this.selected !== null);
   }
 
-  async moveTo(row) {
+  /** Give a row the focus; `follow` opens it, too. */
+  async moveTo(row, follow = false) {
     const target = Math.min(Math.max(0, row), this.length - 1);
     if (target < 0) return;
     this.show(target);
@@ -288,7 +289,7 @@ export class List {
     this.active = item.id;
     this.draw();
     this.focus();
-    if (this.selected !== null) this.open(item, { replace: true });
+    if (follow) this.open(item, { replace: true });
   }
 
   /** Scroll just so far that a row is seen. */

@@ -11,6 +11,7 @@ let handler = () => {};
 let last = null; // the id of the last message that was heard, from the leader or as one
 let live = { state: "connecting" };
 let leads = false;
+let lastState = null; // for tabs that come later
 
 /** Start; `onMessage({type, data})` gets what the server sends, and {type: "live", data} when the connection changes. */
 export function start(onMessage) {
@@ -25,9 +26,10 @@ export function start(onMessage) {
 
 function hear(message) {
   if (message.type === "hello") {
-    if (leads) channel.postMessage({ type: "live", data: live });
+    if (leads) for (const each of [{ type: "live", data: live }, lastState]) if (each) channel.postMessage(each);
     return;
   }
+  if (message.type === "state") lastState = message;
   if (message.id) last = message.id;
   handler(message);
 }
