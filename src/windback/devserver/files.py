@@ -55,7 +55,7 @@ def open_store(options: Options) -> Opened:
 
 
 def _keep_others_out(path: str) -> None:
-    """Two servers would give the same ids to different events. The kernel frees the lock at the end of this one.
+    """Two servers would give the same ids to different events. The kernel frees the lock when this one ends.
 
     It is on a file of its own: closing the database would free the locks of SQLite on it.
     """
