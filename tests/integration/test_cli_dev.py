@@ -19,6 +19,8 @@ from windback.devserver import main as devserver
 from windback.devserver import options as declared
 from windback.devserver.options import READY
 
+# Several processes in a row, each of which has to load everything.
+pytestmark = pytest.mark.timeout(180)
 COMMAND = [sys.executable, "-c", "import sys; from windback.cli import main; sys.exit(main())", "dev"]
 TRACKS = """\
 import json, os, sys, time
