@@ -22,6 +22,8 @@ from windback.devserver import DevServer
 ROOT = Path(__file__).resolve().parents[2]
 LOG = ROOT / "examples" / "data" / "CDNOW_sample.txt"
 COMMAND = [sys.executable, "-c", "import sys; from windback.cli import main; sys.exit(main())", "import"]
+# Several processes in a row, each of which has to load everything.
+pytestmark = pytest.mark.timeout(180)
 HEAD = "event,customer_email,timestamp,plan\n"
 ROW = "login,jane@example.com,2025-12-01T10:00:00Z,pro\n"
 
@@ -125,7 +127,6 @@ def sent_in(path: Path) -> int:
 # no row is lost, and none is sent twice
 
 
-@pytest.mark.timeout(180)
 def test_it_survives_kills_and_ends_with_each_row_once(purchases, server, run):
     for at in (7_000, 30_000, 55_000):
         process = start(purchases, *PURCHASES)

@@ -22,6 +22,8 @@ from windback.devserver import DevServer
 
 COMMAND = [sys.executable, "-c", "import sys; from windback.cli import main; sys.exit(main())", "tail"]
 JANE = "jane@example.com"
+# Several processes in a row, each of which has to load everything.
+pytestmark = pytest.mark.timeout(180)
 KEY, OTHER_KEY = "sk_test_one", "sk_test_two"
 
 

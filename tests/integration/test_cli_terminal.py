@@ -24,6 +24,8 @@ from windback.devserver import DevServer
 
 SOURCE = Path(windback.__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-c", "import sys; from windback.cli import main; sys.exit(main())"]
+# Several processes in a row, each of which has to load everything.
+pytestmark = pytest.mark.timeout(180)
 ESCAPE = b"\x1b"
 # Ctrl-C reaches those whose terminal it is.
 TAKE_TERMINAL = """\

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 
+import orjson
 import typer
 
 from windback.devserver import main as devserver
 from windback.devserver import options as declared
 
-from .common import command
+from .common import CommandError, command
 
 
 class _Parameters:
@@ -20,6 +29,7 @@ class _Parameters:
     def __init__(self) -> None:
         self.all: Dict[str, inspect.Parameter] = {}
         self.defaults: Dict[str, object] = {}
+        self.names: Dict[str, str] = {}
         self.negated: Set[str] = set()
 
     def add_argument(
@@ -50,16 +60,41 @@ class _Parameters:
             dest, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind
         )
         self.defaults[dest] = default
+        self.names[dest] = names[0]
         if action == "store_false":
             self.negated.add(dest)
         return option
 
     def chosen(self, given: Mapping[str, object]) -> Dict[str, object]:
         """Return what argparse would make of these parameters."""
-        return {
-            name: not value if name in self.negated else self.defaults[name] if value is None else value
-            for name, value in given.items()
+        chosen = {
+            name: self.defaults[name] if value is None else _value(value) for name, value in given.items()
         }
+        return {name: not value if name in self.negated else value for name, value in chosen.items()}
+
+    def line(self, given: Mapping[str, object]) -> List[str]:
+        """Return the command line that gives these parameters."""
+        line = []
+        for name, value in given.items():
+            if value is True:
+                line.append(self.names[name])
+            else:
+                values = value if isinstance(value, list) else [value]
+                line += [f"{self.names[name]}={each.text}" for each in values if isinstance(each, _Read)]
+        return line
+
+
+class _Read(NamedTuple):
+    """A value, and the text that it was."""
+
+    text: str
+    value: object
+
+
+def _value(given: object) -> object:
+    if isinstance(given, _Read):
+        return given.value
+    return [_value(each) for each in given] if isinstance(given, list) else given
 
 
 def _parser(kind: Callable[[str], object], choices: Sequence[str]) -> Callable[[object], object]:
@@ -69,7 +104,7 @@ def _parser(kind: Callable[[str], object], choices: Sequence[str]) -> Callable[[
         if choices and value not in choices:
             raise typer.BadParameter(f"invalid choice: {value!r} (choose from {', '.join(choices)})")
         try:
-            return kind(value)
+            return _Read(value, kind(value))
         except argparse.ArgumentTypeError as error:
             raise typer.BadParameter(str(error)) from None
 
@@ -81,13 +116,85 @@ def add_to(app: typer.Typer) -> None:
     parameters = _Parameters()
     declared.add_arguments(parameters)
 
-    def dev(**given: object) -> int:
-        chosen = {
-            name: parameters.defaults[name] if value is None else value for name, value in given.items()
-        }
-        return devserver.run(declared.from_arguments(argparse.Namespace(**chosen)))
+    def dev(program: List[str], **given: object) -> int:
+        options = declared.from_arguments(argparse.Namespace(**parameters.chosen(given)))
+        return _run_beside(program, parameters.line(given), options) if program else devserver.run(options)
 
-    signature = inspect.Signature([*parameters.all.values()])
+    argument: object = typer.Argument(
+        None,
+        metavar="[-- PROGRAM …]",
+        show_default=False,
+        help="run this, such as python app.py, with the server in its environment, and end with it",
+    )
+    first = inspect.Parameter(
+        "program", inspect.Parameter.KEYWORD_ONLY, default=argument, annotation=Optional[List[str]]
+    )
+    signature = inspect.Signature([first, *parameters.all.values()])
     dev.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
-    dev.__annotations__ = {name: each.annotation for name, each in parameters.all.items()}
-    command(app, "dev", "run a local server that speaks the Windback API")(dev)
+    dev.__annotations__ = {name: each.annotation for name, each in signature.parameters.items()}
+    command(
+        app,
+        "dev",
+        "run a local server that speaks the Windback API",
+        "With a PROGRAM its status is that of the program.",
+    )(dev)
+
+
+def _run_beside(program: Sequence[str], line: Sequence[str], options: declared.Options) -> int:
+    """Start a server and, once it listens, *program*, whose clients find it; end with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Path(options.ready_file or Path(folder) / "ready")
+        with contextlib.suppress(OSError):
+            ready.unlink()  # of another server
+        server = subprocess.Popen(  # noqa: S603 - our own module
+            [
+                *(sys.executable, "-m", "windback.devserver", *line),
+                *("--until-stdin-closes", f"--ready-file={ready}"),
+            ],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the program: what it sends at its end is to arrive
+        )
+        assert server.stdin is not None
+        try:
+            about = _wait_for(ready, server)
+            if about is None:
+                return server.wait()
+            key = next((key for key in options.keys if key.startswith("sk_")), declared.DEFAULT_KEY)
+            return _run(program, str(about["base_url"]), key)
+        finally:
+            server.stdin.close()
+            server.wait()
+
+
+def _wait_for(ready: Path, server: subprocess.Popen[bytes]) -> Optional[Mapping[str, object]]:
+    """Return what the server says of itself once it listens; None if it ended."""
+    while server.poll() is None:
+        with contextlib.suppress(OSError, ValueError):  # not yet, or not all of it
+            about: Mapping[str, object] = orjson.loads(ready.read_bytes())
+            return about
+        time.sleep(0.01)
+    return None
+
+
+def _run(program: Sequence[str], base_url: str, key: str) -> int:
+    environment = {
+        **os.environ,
+        "WINDBACK_BASE_URL": base_url,
+        "WINDBACK_API_KEY": key,
+        "WINDBACK_PROJECT_SLUG": os.environ.get("WINDBACK_PROJECT_SLUG", "my-project"),
+    }
+    try:
+        child = subprocess.Popen(program, env=environment)  # noqa: S603 - what this command is for
+    except OSError as error:
+        raise CommandError(f"{program[0]}: {error.strerror}", status=127) from None
+    # Ctrl-C reaches the program by itself; who is told to end by name tells it.
+    before = (
+        signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate()),
+    )
+    try:
+        status = child.wait()
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    return 128 - status if status < 0 else status
