@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("windback")
 T = TypeVar("T")
 
-#: Between two looks at Redis as a whole (seconds).
-WATCH_S = 5.0
+#: Between two looks at Redis as a whole, and what a command for that may take (seconds).
+WATCH_S, _LOOK_S = 5.0, 2.0
 #: Between two looks for new events, while there are some (seconds), and while there are none.
 BUSY_S, POLL_S = 0.002, 0.05
 
@@ -367,7 +367,7 @@ class BrokerRelay:
 
         self._place = place.place
         #: For looking at Redis as a whole.
-        self._connection = connect(min(timeout, WATCH_S))
+        self._connection = connect(min(timeout, _LOOK_S))
         self._projects = {project: make(project, key) for project, key in keys.items()}
         self.is_stopping = False
         self._stopper = ThreadWaker()
@@ -386,7 +386,8 @@ class BrokerRelay:
             if error.failure is Failure.REFUSED:
                 self.close()
                 raise ConfigurationError(f"broker {error.text}", code="BROKER_REFUSED") from None
-        self._look_around()
+        else:
+            self._look_around()
 
     def _look_around(self) -> None:
         """Warn of what may be wrong with Redis, and of events that nobody here has a key for: once each."""
@@ -401,7 +402,7 @@ class BrokerRelay:
                 if not is_known and self._connection.call("XLEN", keys_of(project).events):
                     self._strangers.add(project)
                     logger.warning(
-                        "broker %s: events of %s stay there: this relay has no key for them",
+                        "broker %s: events of %s stay there: no key for them (see WINDBACK_API_KEYS)",
                         self._place,
                         f"the project {project!r}" if project else "applications without a project",
                     )
@@ -414,7 +415,8 @@ class BrokerRelay:
         with self._in_threads(lambda each: each.run()) as results:
             while not self.is_stopping:
                 self._stopper.sleep(WATCH_S)
-                self._look_around()
+                if not self.is_stopping:
+                    self._look_around()
         self._connection.close()
         return sum_of_results(results)
 

@@ -565,6 +565,7 @@ def test_a_user_who_may_do_no_more_than_needed_is_enough(make_redis, server, eve
     relay_commands = (
         *("+eval", "+type", "+xlen", "+xadd", "+xgroup", "+xinfo", "+xreadgroup", "+xautoclaim"),
         *("+xclaim", "+xpending", "+xack", "+xdel", "+pttl", "+set", "+del", "+smembers"),
+        *("+xrange", "+time"),
     )
     redis_server.client.acl_setuser(
         "relay", True, passwords="+r", keys=["{windback*"], commands=list(relay_commands)
@@ -576,6 +577,7 @@ def test_a_user_who_may_do_no_more_than_needed_is_enough(make_redis, server, eve
         assert client.track_event("login", POISON)
         assert client.flush(20)
     assert relay.drain(20)
+    assert [each.dead_letters for each in relay.standing()] == [1]
     relay.close()
     assert numbers(server) == list(range(100))
     assert (redis_server.client.xlen(EVENTS), redis_server.client.xlen(DEAD)) == (0, 1)

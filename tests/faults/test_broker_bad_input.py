@@ -9,7 +9,6 @@ import threading
 
 import pytest
 import redis
-import trustme
 
 from windback import ConfigurationError, Windback
 from windback.broker.layout import keys_of
@@ -49,6 +48,7 @@ class Tls:
     """A Redis that speaks TLS alone, and the certificates around it."""
 
     def __init__(self, make_redis, folder, name="127.0.0.1"):
+        trustme = pytest.importorskip("trustme", reason="it is left out on Python 3.8")
         authority = trustme.CA()
         certificate = authority.issue_cert(name)
         self.authority = folder / "ca.pem"

@@ -165,7 +165,7 @@ def test_events_of_a_project_without_a_key_stay_and_are_told_once(
         eventually(lambda: relay.left() == 0)
     told = [record.message for record in caplog.records if "no key" in record.message]
     assert told == [
-        f"broker {redis_server.url}: events of {whose} stay there: this relay has no key for them"
+        f"broker {redis_server.url}: events of {whose} stay there: no key for them (see WINDBACK_API_KEYS)"
         for whose in ("the project 'blog'", "applications without a project")
     ]
     assert {key for key, _, _ in recorder.seen} == {SHOP}

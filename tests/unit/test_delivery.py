@@ -458,3 +458,16 @@ def test_an_outage_writes_a_line_at_its_start_one_a_minute_and_one_at_its_end():
     assert log.recovered(145.0, 2, 150) == "delivery goes on after 135 s: 50 events delivered, 2 wait"
     assert log.recovered(146.0, 0, 152) is None
     assert log.trouble(147.0, "again", 1, 152).startswith("delivery is held up: again")
+
+
+def test_a_gate_waits_as_long_as_others_were_told_to():
+    gate = Gate(4)
+    gate.hold(10.0)
+    assert (gate.blocked_s(4.0), gate.limit) == (6.0, 1)
+    gate.hold(7.0)  # of what somebody was told before
+    gate.hurry()
+    gate.succeeded(5.0)  # of a request that was made before
+    assert gate.blocked_s(5.0) == 5.0
+    assert gate.blocked_s(10.0) == 0.0
+    gate.succeeded(11.0)
+    assert gate.limit == 2
