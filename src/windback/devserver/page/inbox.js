@@ -250,8 +250,8 @@ async function loadRequest() {
 
 function gone(body) {
   const neighbours = body.neighbours || {};
-  const go_ = (id, words) => (id ? h("a", { href: address({ id: String(id) }) }, words) : null);
-  return [h(".empty", h("h1", `${isRequests() ? "Request" : "Event"} ${state.id} is not here any more`), h("p", "The server keeps the newest ones; this one was dropped or cleared."), h("p.terms", go_(neighbours.newer, "The next newer one"), go_(neighbours.older, "The next older one"), button("Close", () => go({ id: "" }))))];
+  const neighbour = (id, words) => (id ? h("a", { href: address({ id: String(id) }) }, words) : null);
+  return [h(".empty", h("h1", `${isRequests() ? "Request" : "Event"} ${state.id} is not here any more`), h("p", "The server keeps the newest ones; this one was dropped or cleared."), h("p.terms", neighbour(neighbours.newer, "The next newer one"), neighbour(neighbours.older, "The next older one"), button("Close", () => go({ id: "" }))))];
 }
 
 // What can be done
