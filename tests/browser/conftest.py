@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional
@@ -73,6 +74,23 @@ def post(server) -> Callable[..., int]:
         return status
 
     return post
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """Wait until a JavaScript function holds.
+
+    Playwright's own `wait_for_function` has the page evaluate text, in older releases always, and the content
+    policy of the page forbids that; `evaluate` does not.
+    """
+
+    def until(page, function: str, arg: object = None) -> None:
+        deadline = time.monotonic() + 60
+        while not page.evaluate(function, arg):
+            assert time.monotonic() < deadline, function
+            page.wait_for_timeout(50)
+
+    return until
 
 
 @pytest.fixture

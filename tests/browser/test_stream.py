@@ -9,6 +9,8 @@ from typing import List
 
 import pytest
 
+pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time
+
 
 class Proxy:
     """A TCP proxy in front of the server, which knows what was asked and can cut all connections."""
@@ -90,15 +92,21 @@ def open_tab(context, port: int):
     return page
 
 
-def shows(page, *names: str) -> None:
-    """The list has these events, newest first, each once."""
-    page.wait_for_function(
-        """names => {
-          const cells = [...document.querySelectorAll("tr[data-id] td.event")];
-          return JSON.stringify(cells.map((each) => each.innerText.trim())) === JSON.stringify(names);
-        }""",
-        arg=list(names),
-    )
+@pytest.fixture
+def shows(until):
+    """Wait until the list has these events, newest first, each once."""
+
+    def shows(page, *names: str) -> None:
+        until(
+            page,
+            """names => {
+              const cells = [...document.querySelectorAll("tr[data-id] td.event")];
+              return JSON.stringify(cells.map((each) => each.innerText.trim())) === JSON.stringify(names);
+            }""",
+            list(names),
+        )
+
+    return shows
 
 
 def track(client, name: str) -> None:
@@ -106,7 +114,7 @@ def track(client, name: str) -> None:
     assert client.flush(timeout=30)
 
 
-def test_ten_tabs_have_one_stream_and_outlive_the_one_that_leads(context, client, proxy):
+def test_ten_tabs_have_one_stream_and_outlive_the_one_that_leads(context, client, proxy, shows):
     tabs = [open_tab(context, proxy.port) for _ in range(10)]
     track(client, "first")
     for tab in tabs:
@@ -121,7 +129,7 @@ def test_ten_tabs_have_one_stream_and_outlive_the_one_that_leads(context, client
     assert len(proxy.streams) == 1
 
 
-def test_nothing_is_lost_or_doubled_when_the_stream_is_cut(context, client, proxy):
+def test_nothing_is_lost_or_doubled_when_the_stream_is_cut(context, client, proxy, shows):
     tab = open_tab(context, proxy.port)
     track(client, "before")
     shows(tab, "before")
@@ -141,7 +149,7 @@ def test_nothing_is_lost_or_doubled_when_the_stream_is_cut(context, client, prox
     shows(tab, "after", "meanwhile", "before")
 
 
-def test_a_server_that_was_restarted_is_found_again(context, client, proxy, server):
+def test_a_server_that_was_restarted_is_found_again(context, client, proxy, shows, server):
     tab = open_tab(context, proxy.port)
     track(client, "before")
     shows(tab, "before")

@@ -665,16 +665,20 @@ def test_a_change_of_a_churn_event_is_told(server, key):
             told += [each["status"] for each in stream.until("churn")["data"]]
 
 
-def test_a_stream_survives_a_restart_of_the_server(tmp_path, key):
-    dev = DevServer(db=tmp_path / "dev.db")
+@pytest.mark.parametrize("kept", [True, False], ids=["file", "memory"])
+def test_a_stream_survives_a_restart_of_the_server(tmp_path, key, kept):
+    dev = DevServer(db=tmp_path / "dev.db" if kept else None)
     with dev:
         with closing(Stream(dev)) as stream:
-            track(dev, key, {"event": "before"})
+            track(dev, key, {"event": "before"}, {"event": "before"})
             stream.until("events")
             last_id = stream.last_id
-        track(dev, key, {"event": "between"})
+        if kept:
+            track(dev, key, {"event": "between"})
         dev.kill()
         dev.start()
+        if not kept:  # its events have the ids of others of the earlier server
+            track(dev, key, {"event": "between"})
         with closing(Stream(dev, "", last_id)) as stream:
             assert names(stream.until("events")["data"]) == ["between"]
 
@@ -850,9 +854,9 @@ def test_faults_say_when(server, key):
     assert statuses(server, key, 6) == [200, 200, 503] * 2
     server.faults([{"status": 503, "times": 2}], key=key)
     assert statuses(server, key, 3) == [503, 503, 200]
-    server.faults([{"status": 503, "until": 0.3}], key=key)
+    server.faults([{"status": 503, "until": 2}], key=key)
     assert statuses(server, key, 1) == [503]
-    eventually(lambda: statuses(server, key, 1) == [200], 5)
+    eventually(lambda: statuses(server, key, 1) == [200])
     server.faults([{"status": 503, "until": 3600}], key=key)
     (rule,) = [rule for rule in get(server, "faults")["data"] if rule.get("key") == label(key)]
     assert rule["ends_at"] > time.strftime("%Y-%m-%dT%H:%M", time.gmtime())
@@ -1100,6 +1104,9 @@ def test_a_file_of_another_version_is_set_aside_and_named(tmp_path, key):
         assert running.server.events() == []
         assert f"the database was of another version and now lies in {path}.schema-99.1" in running.banner
     assert (tmp_path / "dev.db.schema-99.1").read_bytes() == old
+    set_version(path, 98)
+    with DevServer(db=path) as quiet:
+        assert f"now lies in {path}.schema-98\n" in quiet.log()
     assert (tmp_path / "dev.db.schema-99").read_text() == "somebody's"
 
 
@@ -1323,7 +1330,7 @@ def test_ctrl_c_ends_it_at_once_with_streams_and_waits_open(key):
             thread.join(20)
         assert running.process.returncode == 0
         # Within a second, on a machine that has time for it.
-        assert taken < 4, taken
+        assert taken < 8, taken
         assert len(ends) == 2
         with closing(stream), suppress(http.client.HTTPException, ConnectionError):
             assert all(name != "nothing" for name, _ in stream)  # it ends
@@ -1397,7 +1404,8 @@ def test_allow_host_and_allow_origin_let_others_in(key):
     with Command("--port", "0", *arguments) as running:
         dev = running.server
         assert call(dev, "GET", "/_dev/events", None, {"host": "dev.lan:80"}).status == 200
-        assert call(dev, "GET", "/_dev/events", None, {"host": "other.lan"}).status == 421
+        for host in ("other.lan", f"0.0.0.0:{dev.port}"):
+            assert call(dev, "GET", "/_dev/events", None, {"host": host}).status == 421
         app = {"origin": "http://app.lan:3000", "x-api-key": key}
         assert track(dev, key, {"event": "e"}, origin="http://app.lan:3000").status == 200
         assert call(dev, "GET", "/_dev/events", None, app).status == 200

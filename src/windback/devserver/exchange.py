@@ -12,6 +12,7 @@ from .clock import iso
 from .errors import ApiError
 from .labels import MASK, api_key, label, mask_headers, mask_text
 from .options import BASE_PATH
+from .validation import count_events
 
 #: Request headers shown in the list, next to the redacted key.
 _SHOWN = (
@@ -118,16 +119,13 @@ class Exchange:
         self.body_state = "forgotten"
         self.answer_chunks = []
 
-    def carried(self, limit: int) -> List[Mapping[str, object]]:
-        """The events in the body of a `POST /track`, whether they are any good or not."""
-        if not self.is_track or self.body is None:
-            return []
-        try:
-            value = bodies.parse(
-                bodies.decode(self.body, self.headers, limit=limit, gzip="accept"), self.headers
-            )
-        except ApiError:
-            return []  # a body that cannot be read
+    def count_carried(self) -> int:
+        """How many events are in the body of a `POST /track`, whether they are any good or not."""
+        return count_events(self._value())
+
+    def _carried(self) -> List[Mapping[str, object]]:
+        """Those of them that are objects."""
+        value = self._value()
         if type(value) is not dict:
             return []
         fields = cast("Dict[str, object]", value)
@@ -138,6 +136,21 @@ class Exchange:
             if type(item) is dict
         ]
 
+    def _value(self) -> object:
+        """The JSON of the body of a `POST /track`; None when it cannot be read."""
+        if not self.is_track or self.body is None:
+            return None
+        try:
+            plain = bodies.decode(self.body, self.headers, limit=_MOST_BYTES, gzip="accept")
+            return bodies.parse(plain, self.headers)
+        except ApiError:
+            return None
+
+    @property
+    def event_names(self) -> List[str]:
+        """The names of the events that it carries."""
+        return [str(event.get("event")) for event in self._carried()]
+
     # As a subject of the search
 
     def values(self, column: str) -> Sequence[object]:
@@ -146,11 +159,11 @@ class Exchange:
         if own is not None:
             return own(self)
         names = _EVENT_COLUMNS.get(column, ())
-        return [event.get(name) for event in self.carried(_ANY_SIZE) for name in names] if names else ()
+        return [event.get(name) for event in self._carried() for name in names] if names else ()
 
     def properties(self) -> Sequence[Mapping[str, object]]:
         """The properties of all events that it carries."""
-        found = (event.get("properties") for event in self.carried(_ANY_SIZE))
+        found = (event.get("properties") for event in self._carried())
         return [cast("Dict[str, object]", each) for each in found if type(each) is dict]
 
     def text(self) -> str:
@@ -218,7 +231,7 @@ class Exchange:
         if self.body is None:
             return None
         try:
-            plain = bodies.decode(self.body, self.headers, limit=_ANY_SIZE, gzip="accept")
+            plain = bodies.decode(self.body, self.headers, limit=_MOST_BYTES, gzip="accept")
             return self._masked(plain.decode())
         except (ApiError, UnicodeDecodeError):
             return None
@@ -236,8 +249,8 @@ class Exchange:
 
 _NO_NAMES: Mapping[str, int] = Counter()
 
-#: What was taken as a body is within the limits already.
-_ANY_SIZE = 1 << 30
+#: What is unpacked of a body to look into it: far more than a server is usually told to take.
+_MOST_BYTES = 100_000_000
 
 #: The columns of the search language that a request has itself, and those of the events that it carries.
 _COLUMNS: Dict[str, Callable[[Exchange], Sequence[object]]] = {

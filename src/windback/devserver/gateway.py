@@ -126,14 +126,14 @@ class Gateway:
         if isinstance(effect, Hang) and rule is not None:
             outcome = await self._pause(rule, link.gone())
             if outcome == _OVER:
-                exchange.events = len(exchange.carried(self._max_body_bytes))
+                exchange.events = exchange.count_carried()
                 return
             effect = None if outcome == _ENDED else Drop(after=False)
         await self._answer(link, effect)
 
     async def _struck(self, exchange: Exchange) -> Tuple[Optional[Effect], Optional[Rule]]:
         """What the fault rules do to a request, after the delays that they make it wait for."""
-        decision = self._faults.decide(_Probe(exchange, self._max_body_bytes), time.monotonic())
+        decision = self._faults.decide(_Probe(exchange), time.monotonic())
         exchange.fault = decision.label
         exchange.rule = decision.rule.id if decision.rule is not None else None
         for rule, delay_s in decision.delays:
@@ -162,7 +162,7 @@ class Gateway:
         if effect is None:
             await self._app(link.scope, link.receive, link.answer)
         elif isinstance(effect, Reply):
-            exchange.events = len(exchange.carried(self._max_body_bytes))
+            exchange.events = exchange.count_carried()
             await link.respond(effect)
         elif isinstance(effect, Answer):
             whole: List[Message] = []
@@ -173,7 +173,7 @@ class Gateway:
             await self._app(link.scope, link.receive, _swallow)
             await self._drop(link)
         else:
-            exchange.events = len(exchange.carried(self._max_body_bytes))
+            exchange.events = exchange.count_carried()
             await self._drop(link)
 
     async def _spoil(self, link: _Link, how: Answer, whole: Sequence[Message]) -> None:
@@ -210,14 +210,13 @@ class Gateway:
 class _Probe:
     """What the fault rules see of a request; its events are read only if they ask for them."""
 
-    def __init__(self, exchange: Exchange, limit: int) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         self.method = exchange.method
         self.path = _below_base(exchange.path)
         self.inbox = exchange.inbox
         self.body_bytes = exchange.body_bytes
         self.request_id = exchange.request_id
         self._exchange = exchange
-        self._limit = limit
 
     @property
     def is_gzip(self) -> bool:
@@ -227,7 +226,7 @@ class _Probe:
     @property
     def names(self) -> Sequence[str]:
         """The events in the body."""
-        return [str(event.get("event")) for event in self._exchange.carried(self._limit)]
+        return self._exchange.event_names
 
 
 class _Link(NamedTuple):

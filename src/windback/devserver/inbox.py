@@ -28,6 +28,9 @@ from .web import answer, body_of, inbox_of, query_of, seconds, whole
 #: Most events in one answer.
 MAX_EVENTS = 10_000
 
+#: Most attempts that are listed with a request, the newest of them.
+MAX_ATTEMPTS = 200
+
 #: Seconds that a wait may take.
 MAX_WAIT_S = 600.0
 
@@ -295,7 +298,7 @@ class Inbox:
         exchange = self._watch.journal.find(int(digits)) if is_number else None
         if exchange is None:
             raise not_found("request")
-        attempts = [each.describe() for each in self._watch.journal.group_of(exchange)]
+        attempts = [each.describe() for each in self._watch.journal.group_of(exchange)[-MAX_ATTEMPTS:]]
         event_ids = self._tracked.of_request(exchange.number)
         return answer({"data": {**exchange.describe_whole(), "attempts": attempts, "event_ids": event_ids}})
 
@@ -304,10 +307,10 @@ class Inbox:
     async def _stream(self, request: Request) -> EventStream:
         asked, inbox = query_of(request), inbox_of(request)
         text = request.headers.get("last-event-id") or request.query_params.get("since")
-        cursor = Cursor.read(text, self._watch.run) if text else self._watch.now()
+        cursor = Cursor.read(text) if text else self._watch.now()
         if cursor is None:
             raise invalid("since: must be a cursor that this server gave, such as 17.7.0.ab12")
-        return EventStream(self._watch, cursor, asked, inbox)
+        return EventStream(self._watch, self._watch.resume(cursor), asked, inbox)
 
 
 def _newest_first(request: Request) -> bool:

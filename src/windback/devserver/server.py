@@ -79,7 +79,9 @@ def serve(options: Options) -> int:
         if options.ready_file is not None:
             _write_ready(options.ready_file, about)
         sys.stdout.write(READY + origin + BASE_PATH + "\n")
-        if not options.quiet:
+        if options.quiet:  # but not silent about what nobody expects
+            sys.stderr.write("".join(f"windback dev: {note}\n" for note in notes))
+        else:
             sys.stdout.write(_banner(options, origin, notes))
         sys.stdout.flush()
 

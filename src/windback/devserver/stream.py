@@ -43,15 +43,15 @@ class Cursor(NamedTuple):
         return f"{self.event}.{self.request}.{self.churn}.{self.run}"
 
     @classmethod
-    def read(cls, text: str, run: str) -> Optional[Cursor]:
-        """The cursor that *text* says, or None; only its events mean anything to another run."""
-        parts = text.split(".")
-        if len(parts) != 4 or not all(
-            part.isascii() and part.isdigit() and len(part) < 16 for part in parts[:3]
+    def read(cls, text: str) -> Optional[Cursor]:
+        """The cursor that *text* says, or None."""
+        *numbers, run = text.split(".")
+        if len(numbers) != 3 or not all(
+            each.isascii() and each.isdigit() and len(each) < 16 for each in numbers
         ):
             return None
-        event, request, churn = map(int, parts[:3])
-        return cls(event, request, churn, run) if parts[3] == run else cls(event, 0, 0, run)
+        event, request, churn = map(int, numbers)
+        return cls(event, request, churn, run)
 
 
 class Watch:
@@ -82,6 +82,13 @@ class Watch:
     def now(self) -> Cursor:
         """How far all has come."""
         return Cursor(self.store.tracked.last_id, self.journal.finished, self.store.churn_changes, self.run)
+
+    def resume(self, cursor: Cursor) -> Cursor:
+        """Where to go on from a cursor, maybe of an earlier run: only a file has the same events again."""
+        if cursor.run == self.run:
+            return cursor
+        known = self.about["db"] is not None and cursor.event <= self.store.tracked.last_id
+        return Cursor(cursor.event if known else 0, 0, 0, self.run)
 
     def state(self, inbox: Optional[str]) -> Dict[str, object]:
         """Faults and counts."""

@@ -153,8 +153,7 @@ function onMessage({ type, data }) {
     faults.onFaults(data.faults);
     onCounts(data.counts);
   } else if (type === "events") {
-    if (data.skipped) inbox.reload();
-    else inbox.onEvents(data.data);
+    inbox.onEvents(data.data, data.skipped);
     onCounts(data.counts);
     stale.add("customers");
   } else if (type === "requests") {

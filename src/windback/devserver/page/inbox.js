@@ -159,10 +159,11 @@ const idOf = (text) => Number(text.replace("req_", "")); // a link may name a re
 
 function showTotal() {
   const list = ui.list;
-  const shown = list.length + list.heldCount;
   const noun = isRequests() ? "request" : "event";
-  const stored = counts.stored ?? shown;
-  const parts = [state.q || state.key ? `${number(shown)} of ${number(isRequests() ? counts.requests ?? shown : Math.max(stored, shown))}` : plural(shown, noun)];
+  const stored = counts.stored ?? Infinity;
+  const all = list.length + list.heldCount;
+  const shown = isRequests() ? all : Math.min(all, stored);
+  const parts = [state.q || state.key ? `${number(shown)} of ${number(isRequests() ? counts.requests : stored)}` : plural(shown, noun)];
   if (!isRequests() && counts.evicted) parts.push(`${number(counts.evicted)} older dropped`);
   ui.total.textContent = parts.join(" · ");
   const isEmpty = list.ready && !shown;
@@ -336,18 +337,17 @@ function clear(count) {
 
 let catching = null;
 
-/** New events. A search is the server's business: with one, what matches is asked for. */
-export function onEvents(events) {
-  unannounced.events += events.length;
-  if (!ui.list?.ready) return ui.list?.held.push(...(state.q || state.key || isRequests() ? [] : events));
-  if (isRequests()) return;
+/** New events, and how many before them are left out. What matches a search is the server's business. */
+export function onEvents(events, skipped) {
+  unannounced.events += events.length + skipped;
+  if (!ui.list || isRequests()) return;
   if (state.q || state.key) catchUp();
-  else ui.list.add(events);
+  else ui.list.add(events, skipped);
 }
 
 export function onRequests(requests) {
   unannounced.refused += requests.filter((request) => request.status >= 400).length;
-  if (!ui.list?.ready || !isRequests()) return;
+  if (!ui.list || !isRequests()) return;
   if (state.q || state.key) return catchUp();
   // They come when they are over, so not always in the order of their ids.
   ui.list.add(requests.sort((one, other) => one.id - other.id));
@@ -363,8 +363,8 @@ export function onCounts(news) {
   showTotal();
 }
 
-/** Load again: events were deleted, or there are too many to have followed them. */
-export const reload = () => ui.list && !clearing && relist();
+/** Load again: events were deleted, or it is another server. */
+export const reload = () => ui.list && !clearing && ui.list.reset().then(showTotal, failed);
 
 /** Ask for what is newer than all that is known, at most five times a second. */
 export function catchUp() {

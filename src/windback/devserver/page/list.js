@@ -28,6 +28,7 @@ export class List {
     this.element = h(".listing", this.pill, this.scroller);
     this.spacers = [0, 1].map(() => h("tr.spacer", { "aria-hidden": "true" }, h("td")));
     this.drawn = new Map(); // id -> {row, item}
+    this.most = Infinity;
     this.hovered = this.paused = false;
     this.selected = this.active = null;
     this.onCount = () => {};
@@ -49,7 +50,6 @@ export class List {
   clear() {
     this.generation += 1;
     this.items = [];
-    this.ids = new Set();
     this.held = [];
     this.heldCount = 0;
     this.newest = 0; // the highest id that is in the list or held
@@ -61,20 +61,22 @@ export class List {
     this.ready = false;
   }
 
-  /** Fetch the first page anew. */
-  async reset() {
-    this.clear();
-    const generation = this.generation;
+  /** Fetch the first page anew. Two at a time are one; what was there stays until the new page is. */
+  reset() {
+    this.resetting ??= this.fetchFirst().finally(() => (this.resetting = null));
+    return this.resetting;
+  }
+
+  async fetchFirst() {
+    this.early = [];
     const page = await this.load({ offset: 0, limit: PAGE });
-    if (generation !== this.generation) return;
-    const early = this.held;
-    this.held = [];
-    this.heldCount = 0;
+    const early = this.early;
+    this.clear();
+    this.early = null;
     this.items = new Array(page.total);
     this.top = page.total;
     page.data.forEach((item, index) => (this.items[page.total - 1 - index] = item));
     this.topId = this.newest = page.data.length ? page.data[0].id : 0;
-    this.ids = new Set(page.data.map((item) => item.id));
     this.ready = true;
     this.scroller.scrollTop = 0;
     this.add(early); // what the stream brought while the page was on its way
@@ -95,13 +97,14 @@ export class List {
     return -1;
   }
 
-  /** Take new items, oldest first; those that are known already are left out. */
-  add(items) {
+  /** Take new items, oldest first; those that are known already are left out. `skipped` more came before them. */
+  add(items, skipped = 0) {
+    this.early?.push(...items);
     const fresh = items.filter((item) => item.id > this.newest);
-    if (!fresh.length) return;
+    if (!fresh.length || !this.ready) return;
     this.newest = fresh[fresh.length - 1].id;
-    this.heldCount += fresh.length;
-    if (this.heldCount <= MOST_HELD) this.held.push(...fresh);
+    this.heldCount += fresh.length + skipped;
+    if (!skipped && this.heldCount <= MOST_HELD) this.held.push(...fresh);
     else this.held = [];
     this.schedule(FLUSH_MS);
   }
@@ -126,14 +129,17 @@ export class List {
     this.heldCount = 0;
   }
 
-  /** The server forgot its oldest items: only `count` are left, those that are held included. */
+  /** The server has forgotten its oldest items and has `count` left; what somebody looks at stays for now. */
   trim(count) {
-    const surplus = this.items.length + this.heldCount - count;
-    if (surplus <= 0 || !this.ready) return;
-    const gone = Math.min(surplus, this.items.length);
-    this.items.splice(0, gone);
-    this.top = Math.max(0, this.top - gone);
-    this.schedule();
+    this.most = count;
+    this.schedule(FLUSH_MS);
+  }
+
+  dropForgotten() {
+    const surplus = this.items.length - this.most;
+    if (surplus <= 0) return;
+    this.items.splice(0, surplus);
+    this.top = Math.max(0, this.top - surplus);
   }
 
   schedule(delay = 0) {
@@ -150,6 +156,7 @@ export class List {
       }
       this.take(true);
     }
+    if (!this.holds) this.dropForgotten();
     this.pill.hidden = !this.heldCount || this.paused;
     this.pill.textContent = `${plural(this.heldCount, "new", "new")} ↑`;
     const seen = this.scroller.clientHeight || 600;
