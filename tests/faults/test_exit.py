@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from tracking import numbers
 
 #: What the exit may take beyond shutdown_timeout.
 GRACE_S = 0.5
@@ -24,10 +25,6 @@ MANY = """\
     for n in range(200):
         assert client.track_event("login", "jane@example.com", {"n": n})
 """
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
 
 
 @pytest.mark.parametrize("options", [(), DEV], ids=["plain", "dev"])
@@ -277,6 +274,8 @@ def test_several_clients_share_one_deadline(silent_url, run):
     assert only_line_about_the_rest(ended.err) == 4
 
 
+# Debug mode says what held the loop for 0.1 s, and a busy machine does.
+PATIENT = "asyncio.get_running_loop().slow_callback_duration = 10"
 ASYNC = """\
     import asyncio
     from windback import AsyncWindback
@@ -284,14 +283,14 @@ ASYNC = """\
     client = AsyncWindback(shutdown_timeout={timeout}, worker={worker!r}, batch_size=20)
 
     async def main():
-        if {how!r} != "trio":  # debug mode says what held the loop for 0.1 s, and a busy machine does
-            asyncio.get_running_loop().slow_callback_duration = 10
+        if {how!r} != "trio":
+            PATIENT
         for n in range(200):
             await client.track_event("login", "jane@example.com", {{"n": n}})
         {wait}
 
     {run}
-"""
+""".replace("PATIENT", PATIENT)
 ASYNC_RUNS = {
     "asyncio": "asyncio.run(main())",
     # As much old code does: the loop is closed over tasks that nobody cancelled.
@@ -332,7 +331,7 @@ def test_what_is_tracked_while_a_loop_goes_down_is_sent(server, run, how):
         {how}.run({{main}})
         """
     if how == "asyncio":
-        code = code.format(start="task = asyncio.create_task(session())", main="main()")
+        code = code.format(start=f"{PATIENT}; task = asyncio.create_task(session())", main="main()")
     else:
         code = code.format(start="trio.lowlevel.spawn_system_task(session)", main="main")
     ended = run(code, *DEV, url=server.url)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tracking import numbers
 
 import windback
 
@@ -38,10 +39,6 @@ TOOLS = """\
             assert client.track_event("login", "jane@example.com", {"n": n})
 
 """
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
 
 
 def test_os_exit_ends_at_once_and_loses_what_waits(server, run):

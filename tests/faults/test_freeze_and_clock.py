@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from tracking import numbers
 
 import windback
 from windback.devserver import DevServer
@@ -96,10 +97,6 @@ def steps():
     yield start
     for each in started:
         each.close()
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
 
 
 def free_port():

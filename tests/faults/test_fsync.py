@@ -14,20 +14,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tracking import track
 
 from windback import ConfigurationError, Windback
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
 KEY = "sk_test_1"
-JANE = "jane@example.com"
 each_mode = pytest.mark.parametrize("fsync", ["interval", "batch"])
 each_worker = pytest.mark.parametrize("worker", ["thread", "process", None])
-
-
-def track(client, numbers):
-    for n in numbers:
-        assert client.track_event("login", JANE, {"n": n})
 
 
 def segments(client):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from tracking import numbers
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="eventlet does not run there")
 
@@ -39,10 +40,6 @@ def track(start):
 
 {rest}
 """
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
 
 
 each_library = pytest.mark.parametrize("library", PATCH)

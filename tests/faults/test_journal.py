@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from tracking import JANE, is_lawful, left_in, numbers, track
 
 from windback import AsyncWindback, Windback
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
 OPTIONS = {"api_key": "sk_test_1"}
-JANE = "jane@example.com"
 #: So often is a writer killed here; `make torture` does it 200 times.
 KILLS = int(os.environ.get("WINDBACK_TEST_KILLS", "8"))
 TOOLS = """\
@@ -59,23 +59,6 @@ def torture():
 @pytest.fixture
 def root(tmp_path):
     return tmp_path / "journal"
-
-
-def track(client, numbers):
-    for n in numbers:
-        assert client.track_event("login", JANE, {"n": n})
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
-
-
-def left_in(root):
-    return sorted(path.name for path in root.iterdir() if path.name not in ("bad", "dead"))
-
-
-def is_lawful(stats):
-    return stats.accepted == stats.delivered + stats.rejected + stats.dropped + stats.pending
 
 
 def deliver_all(server, root, eventually, **options):

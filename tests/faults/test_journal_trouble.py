@@ -17,6 +17,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from tracking import is_lawful, left_in, numbers, track
 
 from windback import ConfigurationError, Windback
 from windback.batching import Limits
@@ -27,7 +28,6 @@ from windback.journal.home import filesystem
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
 OPTIONS = {"api_key": "sk_test_1"}
-JANE = "jane@example.com"
 #: This server takes it for no email address, the client does.
 POISON = "jane@"
 NOT_PERMITTED = 77
@@ -89,23 +89,6 @@ def attempt(run, server):
         return ended
 
     return attempt
-
-
-def track(client, numbers):
-    for n in numbers:
-        assert client.track_event("login", JANE, {"n": n})
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
-
-
-def left_in(root):
-    return sorted(path.name for path in root.iterdir() if path.name not in ("bad", "dead"))
-
-
-def is_lawful(stats):
-    return stats.accepted == stats.delivered + stats.rejected + stats.dropped + stats.pending
 
 
 def make_dead(root, numbers, *, leased=0):

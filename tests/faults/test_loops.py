@@ -11,11 +11,11 @@ import time
 import anyio
 import pytest
 import trio
+from tracking import JANE, is_lawful, numbers
 
 from windback import AsyncWindback
 
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
-JANE = "jane@example.com"
 
 each_backend = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 each_worker = pytest.mark.parametrize("worker", ["task", "thread"])
@@ -52,14 +52,6 @@ def _nothing_left_to_complain_about(caplog):
 async def track(client, numbers):
     for n in numbers:
         assert await client.track_event("login", JANE, {"n": n})
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
-
-
-def is_lawful(stats):
-    return stats.accepted == stats.delivered + stats.rejected + stats.dropped + stats.pending
 
 
 # -- one loop ------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from tracking import JANE, is_lawful, numbers
 
 import windback
 from windback import AsyncWindback
 
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
-JANE = "jane@example.com"
 
 each_worker = pytest.mark.parametrize("worker", ["task", "thread"])
 posix = pytest.mark.skipif(sys.platform == "win32", reason="uvloop does not run there")
@@ -27,14 +27,6 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="uvloop does not run 
 async def track(client, numbers):
     for n in numbers:
         assert await client.track_event("login", JANE, {"n": n})
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
-
-
-def is_lawful(stats):
-    return stats.accepted == stats.delivered + stats.rejected + stats.dropped + stats.pending
 
 
 # -- uvloop --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from tracking import JANE, is_lawful, numbers, track
 
 import windback
 from windback import AsyncWindback, ConfigurationError, Windback
@@ -23,7 +24,6 @@ from windback.relay import Relay
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
 OPTIONS = {"api_key": "sk_test_1", "worker": None}
-JANE = "jane@example.com"
 #: This server takes it for no email address, the client does.
 POISON = "jane@"
 TOOLS = """\
@@ -35,19 +35,6 @@ TOOLS = """\
             assert client.track_event("login", "jane@example.com", {"n": n})
 
 """
-
-
-def track(client, numbers):
-    for n in numbers:
-        assert client.track_event("login", JANE, {"n": n})
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
-
-
-def is_lawful(stats):
-    return stats.accepted == stats.delivered + stats.rejected + stats.dropped + stats.pending
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import trio
+from tracking import JANE, is_lawful, numbers, track
 
 from windback import AsyncWindback, ConfigurationError, QueueFullError, Windback
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
 OPTIONS = {"api_key": "sk_test_1", "worker": "process"}
-JANE = "jane@example.com"
 #: This server takes it for no email address, the client does.
 POISON = "jane@"
 TOOLS = """\
@@ -39,19 +39,6 @@ TOOLS = """\
         return client._core._link._running.process.pid
 
 """
-
-
-def track(client, numbers):
-    for n in numbers:
-        assert client.track_event("login", JANE, {"n": n})
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
-
-
-def is_lawful(stats):
-    return stats.accepted == stats.delivered + stats.rejected + stats.dropped + stats.pending
 
 
 def children(pid):

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from tracking import numbers
 
 from windback import ConfigurationError, Windback
 
@@ -32,10 +33,6 @@ TOOLS = """\
             sum(range(1000))
 
 """
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
 
 
 @pytest.mark.parametrize(

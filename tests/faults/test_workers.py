@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tracking import JANE, numbers
 
 from windback import AsyncWindback, Windback
 from windback.transport import AsyncTransport, SyncTransport
 
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
-JANE = "jane@example.com"
 
 
 def track(client, count):
@@ -25,10 +25,6 @@ def track(client, count):
 async def track_async(client, count):
     for n in range(count):
         assert await client.track_event("login", JANE, {"n": n})
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
 
 
 # -- they come and go ----------------------------------------------------------------------------

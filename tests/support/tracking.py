@@ -1,0 +1,26 @@
+"""What most tests with a server do: track numbered events, and look which ones arrived."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+JANE = "jane@example.com"
+
+
+def track(client, numbers):
+    for n in numbers:
+        assert client.track_event("login", JANE, {"n": n})
+
+
+def numbers(server):
+    """Which events the server has, with each as often as it came."""
+    return sorted(stored.properties["n"] for stored in server.events())
+
+
+def is_lawful(stats):
+    return stats.accepted == stats.delivered + stats.rejected + stats.dropped + stats.pending
+
+
+def left_in(root: Path):
+    """Journals that somebody still has to send from."""
+    return sorted(path.name for path in root.iterdir() if path.name not in ("bad", "dead"))
