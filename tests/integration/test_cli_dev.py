@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from commands import COMMAND as WINDBACK
+from commands import set_environment
 
-import windback
 from windback.cli import main
 from windback.devserver import main as devserver
 from windback.devserver import options as declared
@@ -21,7 +21,7 @@ from windback.devserver.options import READY
 
 # Several processes in a row, each of which has to load everything.
 pytestmark = pytest.mark.timeout(180)
-COMMAND = [sys.executable, "-c", "import sys; from windback.cli import main; sys.exit(main())", "dev"]
+COMMAND = [*WINDBACK, "dev"]
 TRACKS = """\
 import json, os, sys, time
 from urllib.request import urlopen
@@ -35,9 +35,7 @@ print(json.dumps([json.load(urlopen(address + "/_dev/counts"))["events"], os.env
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("WINDBACK_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PYTHONPATH", str(Path(windback.__file__).resolve().parents[1]))
+    set_environment(monkeypatch)
 
 
 @pytest.mark.parametrize(

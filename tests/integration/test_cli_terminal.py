@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 import pytest
+from commands import COMMAND, SOURCE, set_environment
 
-import windback
 from windback.devserver import DevServer
 
-SOURCE = Path(windback.__file__).resolve().parents[1]
-COMMAND = [sys.executable, "-c", "import sys; from windback.cli import main; sys.exit(main())"]
 # Several processes in a row, each of which has to load everything.
 pytestmark = pytest.mark.timeout(180)
 ESCAPE = b"\x1b"
@@ -51,11 +49,9 @@ def server(running, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("WINDBACK_")]:
-        monkeypatch.delenv(name)
+    set_environment(monkeypatch)
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(SOURCE))
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
