@@ -74,7 +74,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def read_until(self, pattern: bytes, within_s: float = 40.0) -> None:
+    def read_until(self, pattern: bytes, within_s: float = 80.0) -> None:
         """Read until this is shown; it counts from where the last one ended."""
         start, deadline = len(self.shown), time.monotonic() + within_s
         while not re.search(pattern, self.shown[start:]):
@@ -84,7 +84,7 @@ class Terminal:
             except OSError:
                 raise AssertionError(self.shown) from None
 
-    def end(self, within_s: float = 40.0) -> int:
+    def end(self, within_s: float = 80.0) -> int:
         """Read until the program ends; its status."""
         with contextlib.suppress(OSError):  # the other side is closed, and all is read
             while select.select([self._ours], [], [], within_s)[0]:
@@ -116,7 +116,7 @@ def piped(*arguments: str, **others: str) -> subprocess.CompletedProcess:
         env={**os.environ, **others},
         capture_output=True,
         check=False,
-        timeout=50,
+        timeout=80,
     )
 
 
