@@ -79,7 +79,7 @@ def test_a_program_finds_the_server_and_both_end_with_it():
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=100,
     )
     ready, told = done.stdout.splitlines()
     assert (done.returncode, ready[: len(READY)]) == (0, READY)
@@ -93,12 +93,12 @@ def test_a_program_finds_the_server_and_both_end_with_it():
 )
 def test_its_status_is_that_of_the_program(code, status):
     arguments = ["--port", "0", "--quiet", "--", sys.executable, "-c", code]
-    assert subprocess.run([*COMMAND, *arguments], check=False, timeout=50).returncode == status
+    assert subprocess.run([*COMMAND, *arguments], check=False, timeout=100).returncode == status
 
 
 def test_a_program_that_is_none_and_a_server_that_does_not_start_are_said_so(tmp_path):
     def run(*arguments):
-        return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=50)
+        return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=100)
 
     done = run("--port", "0", "--", "no-such-program")
     assert (done.returncode, done.stderr) == (
@@ -134,7 +134,7 @@ time.sleep(60)
         start_new_session=True,
         stdout=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 100
     while not (tmp_path / "started").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -143,5 +143,5 @@ time.sleep(60)
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    assert process.wait(40) == 3
+    assert process.wait(100) == 3
     assert (tmp_path / "events").read_text() == "1"
