@@ -110,7 +110,7 @@ def open_page(browser, server) -> Iterator[Callable[..., object]]:
 
     def open_page(path: str = "/", *, wait: bool = True, **options: object):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(f"{error}\n{getattr(error, 'stack', '')}"))

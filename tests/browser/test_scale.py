@@ -8,7 +8,7 @@ from http.client import HTTPConnection
 
 import pytest
 
-pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time
+pytestmark = pytest.mark.timeout(240)  # a browser on a busy machine takes its time
 
 EVENTS, BATCH = 100_000, 100
 

@@ -9,7 +9,7 @@ from typing import List
 
 import pytest
 
-pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time
+pytestmark = pytest.mark.timeout(240)  # a browser on a busy machine takes its time
 
 
 class Proxy:
@@ -80,7 +80,7 @@ def proxy(server):
 @pytest.fixture
 def context(browser):
     context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(60_000)
     yield context
     context.close()
 

@@ -8,8 +8,8 @@ export class Refused extends Error {
   }
 }
 
-export async function call(method, path, body, signal) {
-  const options = { method, signal, cache: "no-store" };
+export async function call(method, path, body) {
+  const options = { method, cache: "no-store" };
   if (body !== undefined) {
     options.body = JSON.stringify(body);
     options.headers = { "content-type": "application/json" };
@@ -26,8 +26,8 @@ export async function call(method, path, body, signal) {
   return value;
 }
 
-export const get = (path, params = {}, signal = undefined) => {
+export const get = (path, params = {}) => {
   const query = new URLSearchParams(Object.entries(params).filter(([, value]) => value !== "" && value !== undefined && value !== null));
   const text = query.toString();
-  return call("GET", text ? `${path}?${text}` : path, undefined, signal);
+  return call("GET", text ? `${path}?${text}` : path);
 };

@@ -7,7 +7,7 @@ import * as customers from "./customers.js";
 import * as faults from "./faults.js";
 import * as inbox from "./inbox.js";
 import { get } from "./api.js";
-import { $, button, clock, copy, h, icon, kept, number, plural } from "./dom.js";
+import { $, button, clock, copy, h, icon, kept, number } from "./dom.js";
 import { failed } from "./detail.js";
 import { start } from "./stream.js";
 import { address, go, onChange, state } from "./url.js";

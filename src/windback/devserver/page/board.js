@@ -46,7 +46,7 @@ function draw(column, before) {
   const sums = Object.entries(column.mrr).map(([currency, sum]) => money(sum, currency)).join(" + ");
   const cards = column.cards.map((card) => {
     known.set(card.id, status);
-    return draw_card(card, before.size > 0 && before.get(card.id) !== status);
+    return drawCard(card, before.size > 0 && before.get(card.id) !== status);
   });
   const toggle = () => {
     if (!unfolded.delete(status)) unfolded.add(status);
@@ -61,7 +61,7 @@ function draw(column, before) {
   );
 }
 
-function draw_card(card, isNew) {
+function drawCard(card, isNew) {
   const menu = card.next.length
     ? h("details.menu", h("summary", { "aria-label": `Move ${card.customer}` }, "Move"), h("div", card.next.map((to) => button(NAMES[to] || to, () => move(card, to)))))
     : null;

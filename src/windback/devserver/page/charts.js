@@ -41,7 +41,7 @@ export async function update() {
     figure("answers", "Answers", classes),
     figure("latency", "Time to answer, in ms", latency.reverse(), { stacked: [data.p50_ms, data.p95_ms], totals: false }),
     reasons(data.reasons),
-    money_(board.columns),
+    revenue(board.columns),
   ];
   const choice = h(".segments", { role: "group", "aria-label": "How much of the past" }, SPANS.map(([span, name]) => h("button", { "aria-pressed": String(span === seconds), onclick: () => ((seconds = span), update()) }, name)));
   const focused = document.activeElement?.dataset?.focus;
@@ -99,7 +99,7 @@ function reasons(list) {
   return lines("reasons", "Rejected, and why", list.map(({ reason, count }) => ({ name: reason, value: count, text: number(count), colour: "red" })), "Nothing was rejected.");
 }
 
-function money_(columns) {
+function revenue(columns) {
   const sums = {};
   for (const { status, mrr } of columns) {
     const [name, colour] = status === "recovered" ? ["Saved", "ok"] : status === "lost" ? ["Lost", "red"] : ["At risk", "amber"];
@@ -146,6 +146,6 @@ function select(event) {
   const [from, to] = [Math.min(drag, second), Math.max(drag, second) + 1];
   drag = null;
   if (to - from < 2) return point(null);
-  const iso = (at_) => new Date((start + at_) * 1000).toISOString().replace(".000", "");
+  const iso = (place) => new Date((start + place) * 1000).toISOString().replace(".000", "");
   return go({ section: "inbox", view: "events", id: "", q: `after:${iso(from)} before:${iso(to)}` });
 }

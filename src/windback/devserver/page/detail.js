@@ -169,8 +169,8 @@ function headers(map) {
   return rows.length ? h("table.properties", h("tbody", rows.map(([name, value]) => h("tr", h("th", { scope: "row" }, name), h("td", h("code", value)))))) : null;
 }
 
-function bodyOf(body, label, kept_, decoded) {
-  if (!body) return h("p.muted", `${label}: ${{ too_large: "too large to be kept", forgotten: "not kept any more" }[kept_] || "nothing"}.`);
+function bodyOf(body, label, fate, decoded) {
+  if (!body) return h("p.muted", `${label}: ${{ too_large: "too large to be kept", forgotten: "not kept any more" }[fate] || "nothing"}.`);
   const text = body.text ?? body.base64;
   let pretty = null;
   try {

@@ -130,6 +130,7 @@ export async function update(before) {
   const changed = (...names) => !before || names.some((name) => before[name] !== state[name]);
   const verb = state.paused ? "Resume" : "Pause";
   put(ui.pause, { "aria-label": verb }, icon(state.paused ? "play" : "pause"), h("span", verb));
+  ui.clear.hidden = isRequests();
   for (const each of ui.view.children) each.setAttribute("aria-pressed", String(each.dataset.view === state.view));
   if (changed("view", "q", "key", "cols") || !ui.list) await relist();
   if (before && before.paused && !state.paused) ui.list.release();
@@ -249,8 +250,8 @@ async function loadRequest() {
 
 function gone(body) {
   const neighbours = body.neighbours || {};
-  const go_ = (id, words) => (id ? h("a", { href: address({ id: String(id) }) }, words) : null);
-  return [h(".empty", h("h1", `${isRequests() ? "Request" : "Event"} ${state.id} is not here any more`), h("p", "The server keeps the newest ones; this one was dropped or cleared."), h("p.terms", go_(neighbours.newer, "The next newer one"), go_(neighbours.older, "The next older one"), button("Close", () => go({ id: "" }))))];
+  const neighbour = (id, words) => (id ? h("a", { href: address({ id: String(id) }) }, words) : null);
+  return [h(".empty", h("h1", `${isRequests() ? "Request" : "Event"} ${state.id} is not here any more`), h("p", "The server keeps the newest ones; this one was dropped or cleared."), h("p.terms", neighbour(neighbours.newer, "The next newer one"), neighbour(neighbours.older, "The next older one"), button("Close", () => go({ id: "" }))))];
 }
 
 // What can be done
@@ -298,7 +299,7 @@ export const waiting = () => ui.list?.heldCount ?? 0;
 
 function askClear() {
   const count = ui.list.length + ui.list.heldCount;
-  if (isRequests() || !count) return;
+  if (!count) return;
   const done = () => {
     ui.confirm.hidden = true;
     ui.clear.focus();

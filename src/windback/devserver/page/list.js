@@ -61,10 +61,18 @@ export class List {
     this.ready = false;
   }
 
-  /** Fetch the first page anew. Two at a time are one; what was there stays until the new page is. */
+  /** Fetch the first page anew, and once more if that was asked for meanwhile; what was there stays until then. */
   reset() {
-    this.resetting ??= this.fetchFirst().finally(() => (this.resetting = null));
+    this.again = true;
+    this.resetting ??= this.fetchAgain().finally(() => (this.resetting = this.early = null));
     return this.resetting;
+  }
+
+  async fetchAgain() {
+    while (this.again) {
+      this.again = false;
+      await this.fetchFirst();
+    }
   }
 
   async fetchFirst() {
@@ -72,13 +80,13 @@ export class List {
     const page = await this.load({ offset: 0, limit: PAGE });
     const early = this.early;
     this.clear();
-    this.early = null;
     this.items = new Array(page.total);
     this.top = page.total;
     page.data.forEach((item, index) => (this.items[page.total - 1 - index] = item));
     this.topId = this.newest = page.data.length ? page.data[0].id : 0;
     this.ready = true;
     this.scroller.scrollTop = 0;
+    this.early = null;
     this.add(early); // what the stream brought while the page was on its way
     this.draw();
   }
