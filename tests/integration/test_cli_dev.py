@@ -98,7 +98,9 @@ def test_its_status_is_that_of_the_program(code, status):
 
 def test_a_program_that_is_none_and_a_server_that_does_not_start_are_said_so(tmp_path):
     def run(*arguments):
-        return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=100)
+        return subprocess.run(
+            [*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=100
+        )
 
     done = run("--port", "0", "--", "no-such-program")
     assert (done.returncode, done.stderr) == (
