@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import pytest
+from commands import COMMAND, Ended, set_environment
 
-import windback
 from windback.cli import main
 from windback.devserver import DevServer
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = ROOT / "examples" / "data" / "CDNOW_sample.txt"
-COMMAND = [sys.executable, "-c", "import sys; from windback.cli import main; sys.exit(main())", "import"]
 # Several processes in a row, each of which has to load everything.
 pytestmark = pytest.mark.timeout(180)
 HEAD = "event,customer_email,timestamp,plan\n"
@@ -40,23 +38,9 @@ def server(running):
     return running
 
 
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self):
-        return json.loads(self.out)
-
-
 @pytest.fixture(autouse=True)
 def _environment(server, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("WINDBACK_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WINDBACK_API_KEY", "sk_test_1")
-    monkeypatch.setenv("WINDBACK_BASE_URL", server.url)
-    monkeypatch.setenv("PYTHONPATH", str(Path(windback.__file__).resolve().parents[1]))
+    set_environment(monkeypatch, API_KEY="sk_test_1", BASE_URL=server.url)
 
 
 @pytest.fixture
@@ -105,7 +89,7 @@ PURCHASES = ["--event", "purchase", "--timestamp-column", "day", "--utc", "--map
 
 def start(*arguments: object) -> subprocess.Popen:
     return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
+        [*COMMAND, "import", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",

@@ -23,12 +23,13 @@ import termios
 import time
 import zlib
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, NamedTuple
+from typing import Callable, Dict, Iterator, List
 
+import commands
 import pytest
+from commands import COMMAND, set_environment
 from typer.main import get_command
 
-import windback
 from windback.cli import main
 from windback.cli.app import app
 from windback.devserver import DevServer
@@ -38,8 +39,6 @@ from windback.journal.home import Home
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk_test_1"
-#: What the console script does.
-COMMAND = [sys.executable, "-c", "import sys; from windback.cli import main; sys.exit(main())"]
 # It says that it is ready, tracks what it is told to on each line, and ends when it is killed.
 WRITER = """\
 import sys
@@ -63,11 +62,7 @@ def _process() -> Iterator[DevServer]:
 @pytest.fixture
 def server(_process, monkeypatch) -> DevServer:
     _process.reset()
-    for name in [name for name in os.environ if name.startswith("WINDBACK_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WINDBACK_API_KEY", KEY)
-    monkeypatch.setenv("WINDBACK_BASE_URL", _process.url)
-    monkeypatch.setenv("PYTHONPATH", str(Path(windback.__file__).resolve().parents[1]))
+    set_environment(monkeypatch, API_KEY=KEY, BASE_URL=_process.url)
     return _process
 
 
@@ -76,14 +71,8 @@ def root(tmp_path) -> Path:
     return tmp_path / "journal"
 
 
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self):
-        return json.loads(self.out)
+class Ended(commands.Ended):
+    """What is written as JSON lines, too."""
 
     @property
     def lines(self) -> List[Dict[str, object]]:
@@ -854,14 +843,14 @@ def test_the_commands_leave_logging_and_signals_as_they_were(run, root):
 # what is written about it
 
 
-def commands(command, name: str = "windback") -> Iterator:
+def all_commands(command, name: str = "windback") -> Iterator:
     within = getattr(command, "commands", {})
     yield name, command, within
     for each, child in within.items():
-        yield from commands(child, f"{name} {each}")
+        yield from all_commands(child, f"{name} {each}")
 
 
-LEAVES = {name: command for name, command, within in commands(get_command(app)) if not within}
+LEAVES = {name: command for name, command, within in all_commands(get_command(app)) if not within}
 
 
 def test_these_are_all_commands():
@@ -872,7 +861,7 @@ def test_these_are_all_commands():
 
 
 def test_each_command_and_option_has_help():
-    for name, command, within in commands(get_command(app)):
+    for name, command, within in all_commands(get_command(app)):
         assert command.help, name
         assert {each.help for each in within.values()}.isdisjoint({None, ""}), name
         assert [each.name for each in command.params if not each.help] == []

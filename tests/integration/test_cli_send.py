@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import ssl
@@ -12,9 +11,10 @@ import threading
 import time
 from email.utils import formatdate
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, Iterator
 
 import pytest
+from commands import Ended, set_environment
 
 from windback.cli import main
 from windback.devserver import DevServer
@@ -69,14 +69,8 @@ def server(running):
     return running
 
 
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self):
-        return json.loads(self.out)
+class Checked(Ended):
+    """What `windback doctor --json` found."""
 
     @property
     def states(self):
@@ -88,16 +82,13 @@ class Ended(NamedTuple):
 
 
 @pytest.fixture
-def run(server, capsys, monkeypatch) -> Callable[..., Ended]:
-    for name in [name for name in os.environ if name.startswith("WINDBACK_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WINDBACK_API_KEY", KEY)
-    monkeypatch.setenv("WINDBACK_BASE_URL", server.url)
+def run(server, capsys, monkeypatch) -> Callable[..., Checked]:
+    set_environment(monkeypatch, API_KEY=KEY, BASE_URL=server.url)
 
-    def run(*arguments: str) -> Ended:
+    def run(*arguments: str) -> Checked:
         capsys.readouterr()
         status = main(arguments)
-        ended = Ended(status, *capsys.readouterr())
+        ended = Checked(status, *capsys.readouterr())
         assert KEY not in ended.out + ended.err
         return ended
 

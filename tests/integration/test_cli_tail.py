@@ -8,19 +8,16 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Iterator
 
 import pytest
+from commands import COMMAND, set_environment
 
-import windback
 from windback import Windback
 from windback.cli import main
 from windback.devserver import DevServer
 
-COMMAND = [sys.executable, "-c", "import sys; from windback.cli import main; sys.exit(main())", "tail"]
 JANE = "jane@example.com"
 # Several processes in a row, each of which has to load everything.
 pytestmark = pytest.mark.timeout(180)
@@ -36,10 +33,7 @@ def running():
 @pytest.fixture
 def server(running, monkeypatch):
     running.reset()
-    for name in [name for name in os.environ if name.startswith("WINDBACK_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WINDBACK_BASE_URL", running.url)
-    monkeypatch.setenv("PYTHONPATH", str(Path(windback.__file__).resolve().parents[1]))
+    set_environment(monkeypatch, BASE_URL=running.url)
     return running
 
 
@@ -54,7 +48,7 @@ class Tail:
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+            [*COMMAND, "tail", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
         )
         self._texts = {self.process.stdout: b"", self.process.stderr: b""}
 

@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 import pytest
+from commands import COMMAND, SOURCE, set_environment
 
-import windback
 from windback.devserver import DevServer
 
-SOURCE = Path(windback.__file__).resolve().parents[1]
-COMMAND = [sys.executable, "-c", "import sys; from windback.cli import main; sys.exit(main())"]
 # Several processes in a row, each of which has to load everything.
 pytestmark = pytest.mark.timeout(180)
 ESCAPE = b"\x1b"
@@ -51,11 +49,9 @@ def server(running, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("WINDBACK_")]:
-        monkeypatch.delenv(name)
+    set_environment(monkeypatch)
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(SOURCE))
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
@@ -78,7 +74,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def read_until(self, pattern: bytes, within_s: float = 40.0) -> None:
+    def read_until(self, pattern: bytes, within_s: float = 80.0) -> None:
         """Read until this is shown; it counts from where the last one ended."""
         start, deadline = len(self.shown), time.monotonic() + within_s
         while not re.search(pattern, self.shown[start:]):
@@ -88,7 +84,7 @@ class Terminal:
             except OSError:
                 raise AssertionError(self.shown) from None
 
-    def end(self, within_s: float = 40.0) -> int:
+    def end(self, within_s: float = 80.0) -> int:
         """Read until the program ends; its status."""
         with contextlib.suppress(OSError):  # the other side is closed, and all is read
             while select.select([self._ours], [], [], within_s)[0]:
@@ -120,7 +116,7 @@ def piped(*arguments: str, **others: str) -> subprocess.CompletedProcess:
         env={**os.environ, **others},
         capture_output=True,
         check=False,
-        timeout=50,
+        timeout=80,
     )
 
 
