@@ -203,7 +203,7 @@ def test_only_the_project_that_is_told_to_waits(redis_server, track, recorder, e
         eventually(lambda: len(recorder.seen) == 10)
         eventually(lambda: redis_server.client.xlen(keys_of("shop").events) == 0)
     assert {key for key, _, _ in recorder.seen} == {SHOP}
-    assert redis_server.client.xlen(keys_of("blog").events) == 1
+    assert redis_server.client.xlen(keys_of("blog").events) >= 1
 
 
 def test_an_entry_of_another_project_is_never_sent_with_this_ones_key(
