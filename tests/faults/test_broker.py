@@ -786,7 +786,7 @@ def arrivals(server):
 
 def test_what_one_relay_is_told_to_wait_all_of_them_wait(make, redis_server, server, relaying, eventually):
     server.faults([{"path": "/track", "status": 429, "retry_after": 3, "times": 1}])
-    client = make(batch_size=10, max_in_flight=1)
+    client = make(batch_size=10, max_in_flight=1, flush_interval=60)
     track(client, range(10))
     assert client.flush(20)
     with relaying(concurrency=1) as first:
@@ -812,7 +812,7 @@ def test_what_one_relay_is_told_to_wait_all_of_them_wait(make, redis_server, ser
 def test_a_relay_that_comes_later_waits_as_well(make, redis_server, server, relaying, eventually):
     """What one was told outlives it, and counts by the clock of Redis."""
     server.faults([{"path": "/track", "status": 503, "retry_after": 3, "times": 1}])
-    client = make()
+    client = make(flush_interval=60)
     track(client, range(10))
     assert client.flush(20)
     with relaying(shutdown_timeout=0.1):
