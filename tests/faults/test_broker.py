@@ -20,7 +20,9 @@ from broker_torture import torture
 
 import windback
 from windback import AsyncWindback, ConfigurationError, Windback
+from windback.broker.inspect import Broker
 from windback.broker.layout import GROUP, keys_of
+from windback.config import broker_address
 from windback.relay import BrokerRelay
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server")
@@ -495,6 +497,41 @@ def test_in_a_cluster_a_slot_that_moves_holds_up_nothing_for_long(cluster, serve
     assert numbers(server) == list(range(1000))
 
 
+def test_in_a_cluster_each_project_has_a_slot_of_its_own(cluster, server, eventually):
+    """What one node carries is no bound for all projects together."""
+    url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in cluster)
+    projects = ("shop", "blog", "")
+    slots = {
+        cluster[0].client.execute_command("CLUSTER KEYSLOT", key)
+        for project in projects
+        for key in keys_of(project)
+    }
+    assert len(slots) == 3
+    for number, project in enumerate(projects):
+        with Windback(broker=url, project_slug=project or None) as client:
+            track(client, range(100 * number, 100 * number + 100))
+            assert client.track_event("login", POISON)
+    relay = BrokerRelay(
+        url, api_keys=dict.fromkeys(projects, "sk_test_1"), base_url=server.url, shutdown_timeout=2
+    )
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    try:
+        eventually(lambda: len(server.events()) == 300, 30)
+        eventually(lambda: relay.left() == 0)
+        standing = relay.standing()
+    finally:
+        relay.stop()
+        thread.join()
+    assert numbers(server) == list(range(300))
+    assert {each.project: each.dead_letters for each in standing} == dict.fromkeys(projects, 1)
+    broker = Broker(broker_address(url))
+    assert sorted(letter.project for letter in broker.letters()) == sorted(projects)
+    assert all(broker.revive(letter) for letter in broker.letters())
+    assert [each.batches for each in broker.numbers()] == [1, 1, 1]
+    broker.close()
+
+
 def test_a_url_of_the_wrong_kind_is_told(cluster, redis_server, server):
     slot = cluster[0].client.execute_command("CLUSTER KEYSLOT", EVENTS)
     one = f"redis://127.0.0.1:{cluster[slot * 3 // SLOTS - 1].port}/0"
@@ -750,7 +787,7 @@ def arrivals(server):
 
 def test_what_one_relay_is_told_to_wait_all_of_them_wait(make, redis_server, server, relaying, eventually):
     server.faults([{"path": "/track", "status": 429, "retry_after": 3, "times": 1}])
-    client = make(batch_size=10, max_in_flight=1)
+    client = make(batch_size=10, max_in_flight=1, flush_interval=60)
     track(client, range(10))
     assert client.flush(20)
     with relaying(concurrency=1) as first:
@@ -776,7 +813,7 @@ def test_what_one_relay_is_told_to_wait_all_of_them_wait(make, redis_server, ser
 def test_a_relay_that_comes_later_waits_as_well(make, redis_server, server, relaying, eventually):
     """What one was told outlives it, and counts by the clock of Redis."""
     server.faults([{"path": "/track", "status": 503, "retry_after": 3, "times": 1}])
-    client = make()
+    client = make(flush_interval=60)
     track(client, range(10))
     assert client.flush(20)
     with relaying(shutdown_timeout=0.1):

@@ -95,7 +95,7 @@ def test_over_tls_events_arrive(make_tls, server):
     with Windback(broker=tls.url) as client:
         track(client, range(100))
         assert client.flush(20)
-    assert tls.redis.client.xlen(EVENTS) == 1
+    assert tls.redis.client.xlen(EVENTS) >= 1
     deliver(tls.url, server)
     assert numbers(server) == list(range(100))
 

@@ -134,7 +134,7 @@ def test_the_command_tells_what_became_of_the_events_of_each_project(redis_serve
 
 
 def test_lag_age_and_what_is_in_flight(redis_server, held, eventually):
-    with Windback(broker=redis_server.url, batch_size=10) as client:
+    with Windback(broker=redis_server.url, batch_size=10, flush_interval=60) as client:
         track(client, range(100))
     (first, _), *_ = redis_server.client.xrange(keys_of(None).events)
     relay = BrokerRelay(
@@ -214,7 +214,7 @@ def test_not_healthy_when_it_does_not_look_any_more(redis_server, server, eventu
 
 
 def test_what_was_taken_over_is_counted(redis_server, server, held, eventually):
-    with Windback(broker=redis_server.url, batch_size=10) as client:
+    with Windback(broker=redis_server.url, batch_size=10, flush_interval=60) as client:
         track(client, range(100))
     options = ("--broker", redis_server.url, "--base-url", held.url)
     with command(*options, WINDBACK_API_KEY="sk_test_1") as (process, url):

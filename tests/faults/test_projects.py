@@ -6,9 +6,11 @@ import contextlib
 import http.server
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -183,12 +185,14 @@ def test_a_project_that_is_held_up_holds_up_no_other(redis_server, track, eventu
         track("shop", range(2000))
         relay = BrokerRelay(redis_server.url, api_keys={"shop": SHOP, "blog": BLOG}, base_url=server.url)
         with running(relay):
-            eventually(lambda: len(server.events()) == 2000, 30)
+            eventually(lambda: relay.by_project()["shop"].delivered == 2000, 30)
             eventually(lambda: relay.by_project()["blog"].problem is not None)
         stats = relay.by_project()
         assert (stats["shop"].delivered, stats["shop"].pending, stats["shop"].problem) == (2000, 0, None)
         assert (stats["blog"].delivered, stats["blog"].rejected) == (0, 0)
-        assert redis_server.client.xlen(keys_of("blog").events) == 20
+        assert len(server.events()) == 2000
+        left = redis_server.client.xrange(keys_of("blog").events)
+        assert sum(int(fields["count"]) for _, fields in left) == 2000
 
 
 def test_only_the_project_that_is_told_to_waits(redis_server, track, recorder, eventually):
@@ -199,7 +203,7 @@ def test_only_the_project_that_is_told_to_waits(redis_server, track, recorder, e
         eventually(lambda: len(recorder.seen) == 10)
         eventually(lambda: redis_server.client.xlen(keys_of("shop").events) == 0)
     assert {key for key, _, _ in recorder.seen} == {SHOP}
-    assert redis_server.client.xlen(keys_of("blog").events) == 1
+    assert redis_server.client.xlen(keys_of("blog").events) >= 1
 
 
 def test_an_entry_of_another_project_is_never_sent_with_this_ones_key(
@@ -264,21 +268,21 @@ def test_keys_that_can_not_be_right_are_told_without_them(redis_server, options,
         (None, 0o600, "can't be read from"),
     ],
 )
-def test_a_file_of_keys_that_will_not_do_is_one_line_and_status_2(redis_server, tmp_path, text, mode, says):
+def test_a_file_of_keys_that_will_not_do_is_one_line_and_status_2(tmp_path, text, mode, says):
     path = tmp_path / "keys"
     if text is not None:
         path.write_text(text, encoding="utf-8")
         path.chmod(mode)
         if not os.getuid():
             os.chown(path, -1, 12345)  # the group of root may be anybody's who reads it for a service
-    done = relay_command(redis_server.url, "--keys", str(path))
+    done = relay_command("redis://127.0.0.1:1/0", "--keys", str(path))
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert says in done.stderr
     assert "5ecret" not in done.stderr
 
 
-def test_a_variable_of_keys_that_will_not_do_is_one_line_and_status_2(redis_server):
-    done = relay_command(redis_server.url, WINDBACK_API_KEYS=f"shop={SHOP},{BLOG}")
+def test_a_variable_of_keys_that_will_not_do_is_one_line_and_status_2():
+    done = relay_command("redis://127.0.0.1:1/0", WINDBACK_API_KEYS=f"shop={SHOP},{BLOG}")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "WINDBACK_API_KEYS must hold slug=sk_…, separated by commas or line ends; number 2" in done.stderr
     assert "5ecret" not in done.stderr
@@ -286,9 +290,6 @@ def test_a_variable_of_keys_that_will_not_do_is_one_line_and_status_2(redis_serv
 
 def test_many_projects_end_in_time_while_redis_hangs(redis_server, recorder):
     """Their ends run side by side."""
-    import signal
-    import time
-
     keys = {f"project-{n}": f"sk_{n}" for n in range(8)}
     relay = BrokerRelay(
         redis_server.url, api_keys=keys, base_url=recorder.url, timeout=1, shutdown_timeout=0.5
