@@ -295,12 +295,13 @@ class OwnJournal:
         new = [each for each in files if each.count > each.synced]
         failed: Optional[OSError] = None
         for segment in new:
-            segment.synced = segment.count  # what is written from here on, the next round takes
+            count = segment.count  # what is written from here on, the next round takes
             try:
                 self._sync_file(segment)
             except OSError as error:
-                segment.synced = MAX_COUNT
+                count = MAX_COUNT
                 failed = failed or error
+            segment.synced = count
         if failed is not None:
             raise failed
         return bool(new)
