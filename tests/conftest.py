@@ -1,7 +1,8 @@
-"""A real Redis for whoever needs one."""
+"""A real Redis for whoever needs one, and an environment that says nothing."""
 
 from __future__ import annotations
 
+import os
 from typing import Callable, Iterator
 
 import pytest
@@ -32,3 +33,11 @@ def redis_server(make_redis) -> RedisServer:
     server = make_redis()
     server.start()
     return server
+
+
+@pytest.fixture
+def no_environment(monkeypatch) -> None:
+    """Nothing that the machine of whoever runs the tests has set counts."""
+    for name in list(os.environ):
+        if name.startswith("WINDBACK_"):
+            monkeypatch.delenv(name)

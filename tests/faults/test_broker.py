@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 from broker_torture import torture
+from tracking import JANE, is_lawful, numbers, track
 
 import windback
 from windback import AsyncWindback, ConfigurationError, Windback
@@ -25,9 +26,11 @@ from windback.broker.layout import GROUP, keys_of
 from windback.config import broker_address
 from windback.relay import BrokerRelay
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server"),
+    pytest.mark.usefixtures("no_environment"),
+]
 
-JANE = "jane@example.com"
 #: Of applications without a project.
 EVENTS, DEAD, PAUSE = keys_of(None)
 #: Of those with one.
@@ -43,25 +46,6 @@ TOOLS = """\
             assert client.track_event("login", "jane@example.com", {"n": n})
 
 """
-
-
-def track(client, numbers):
-    for n in numbers:
-        assert client.track_event("login", JANE, {"n": n})
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
-
-
-def is_lawful(stats):
-    return stats.accepted == stats.delivered + stats.rejected + stats.dropped + stats.pending
-
-
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    for name in ("API_KEY", "BROKER", "JOURNAL", "BASE_URL"):
-        monkeypatch.delenv(f"WINDBACK_{name}", raising=False)
 
 
 @pytest.fixture

@@ -9,30 +9,18 @@ import threading
 
 import pytest
 import redis
+from tracking import numbers, track
 
 from windback import ConfigurationError, Windback
 from windback.broker.layout import keys_of
 from windback.relay import BrokerRelay
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server"),
+    pytest.mark.usefixtures("no_environment"),
+]
 
-JANE = "jane@example.com"
 EVENTS, DEAD, _ = keys_of(None)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_set(monkeypatch):
-    for name in ("API_KEY", "API_KEYS", "PROJECT_SLUG", "BROKER", "JOURNAL", "BASE_URL"):
-        monkeypatch.delenv(f"WINDBACK_{name}", raising=False)
-
-
-def track(client, numbers):
-    for n in numbers:
-        assert client.track_event("login", JANE, {"n": n})
-
-
-def numbers(server):
-    return sorted(stored.properties["n"] for stored in server.events())
 
 
 def deliver(url, server):

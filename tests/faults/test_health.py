@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tracking import track
 
 import windback
 from windback import Windback
@@ -23,17 +24,13 @@ from windback.broker.layout import keys_of
 from windback.health import answering
 from windback.relay import BrokerRelay, Relay
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server, and has no flock")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server, and has no flock"),
+    pytest.mark.usefixtures("no_environment"),
+]
 
-JANE = "jane@example.com"
 #: This server takes it for no email address, the client does.
 POISON = "jane@"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_set(monkeypatch):
-    for name in ("API_KEY", "API_KEYS", "PROJECT_SLUG", "BROKER", "JOURNAL", "BASE_URL"):
-        monkeypatch.delenv(f"WINDBACK_{name}", raising=False)
 
 
 def get(url, path):
@@ -89,11 +86,6 @@ def command(*options, **environment):
                     break
         finally:
             process.kill()
-
-
-def track(client, numbers):
-    for n in numbers:
-        assert client.track_event("login", JANE, {"n": n})
 
 
 def test_the_command_tells_what_became_of_the_events_of_each_project(redis_server, server, eventually):

@@ -22,17 +22,14 @@ from windback.broker.layout import PROJECTS, fields_of, keys_of
 from windback.devserver import DevServer
 from windback.relay import BrokerRelay
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server"),
+    pytest.mark.usefixtures("no_environment"),
+]
 
 JANE = "jane@example.com"
 SHOP, BLOG, NONE = "sk_shop_5ecret", "sk_blog_5ecret", "sk_none_5ecret"
 KEYS = {"shop": SHOP, "blog": BLOG, "": NONE}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_set(monkeypatch):
-    for name in ("API_KEY", "API_KEYS", "PROJECT_SLUG", "BROKER", "JOURNAL", "BASE_URL"):
-        monkeypatch.delenv(f"WINDBACK_{name}", raising=False)
 
 
 @pytest.fixture
