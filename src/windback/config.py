@@ -253,8 +253,8 @@ def resolve(*, is_async: bool, **options: object) -> Config:
     return config
 
 
-#: Options that mean nothing to who only sends what others wrote.
-_NOT_OF_SENDERS: Mapping[str, object] = {
+#: What options are for who only sends what others wrote: most mean nothing there, the rest is as usual.
+_OF_SENDERS: Mapping[str, object] = {
     "project_slug": None,
     "public_key": None,
     "max_journal_bytes": 1 << 62,
@@ -271,12 +271,23 @@ _NOT_OF_SENDERS: Mapping[str, object] = {
     "handle_signals": False,
     "http_client": None,
     "enabled": True,
+    "api_key": None,
+    "journal": None,
+    "timeout": 10.0,
+    "max_retries": 3,
+    "batch_size": 100,
+    "max_batch_bytes": 500_000,
+    "flush_interval": 1.0,
+    "max_in_flight": 4,
+    "compress": False,
+    "on_delivery": None,
+    "shutdown_timeout": 5.0,
 }
 
 
 def resolve_for_sender(**options: object) -> Config:
     """Do the same for a relay, or the sender of an application."""
-    return resolve(is_async=False, **{**_NOT_OF_SENDERS, **options})
+    return resolve(is_async=False, **{**_OF_SENDERS, **options})
 
 
 def _check_sizes(config: Config) -> None:

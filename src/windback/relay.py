@@ -332,12 +332,8 @@ class BrokerRelay:
             config = resolve_for_sender(
                 api_key=key,
                 base_url=base_url,
-                journal=None,
                 timeout=timeout,
                 max_retries=max_retries,
-                batch_size=100,
-                max_batch_bytes=500_000,
-                flush_interval=1.0,
                 max_in_flight=concurrency,
                 compress=compress,
                 on_delivery=on_delivery,

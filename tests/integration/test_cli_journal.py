@@ -329,7 +329,7 @@ def test_drain_ends_in_time_and_says_what_is_left(run, root, server):
     server.faults([{"path": "/track", "hang": True}])
     started_s = time.monotonic()
     done = run_process("journal", "drain", "--json", "--timeout", "0.5", root)
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 15  # it would take 40
     assert (done.status, done.json) == (1, {"delivered": 0, "rejected": 0, "left": 250})
     server.clear_faults()
     assert run("journal", "drain", "--json", root).json == {"delivered": 250, "rejected": 0, "left": 0}
@@ -345,7 +345,7 @@ def test_a_signal_ends_what_sends_early_and_all_is_kept(run, root, server, comma
     process = subprocess.Popen([*COMMAND, "journal", command, "--json", str(root)], stdout=subprocess.PIPE)
     eventually(lambda: server.counts().requests > 0)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=10)
+    out, _ = process.communicate(timeout=20)
     assert process.returncode == 1
     assert json.loads(out)["left"] == (3 if command == "drain" else 2)
     server.clear_faults()

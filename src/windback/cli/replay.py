@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import Callable, Collection, Deque, Dict, List, NamedTuple, Optional
 
-from windback.config import Config, resolve_for_sender
+from windback.config import resolve_for_sender
 from windback.core import Core
 from windback.journal import dead
 from windback.queue.journal import JournalQueue
@@ -66,7 +66,10 @@ class Replay:
         self._root = root
         self._outcome = Outcome()
         self._is_stopping = False
-        self._core = Core(_config(root, base_url, compress=compress), make_queue=self._make_queue)
+        config = resolve_for_sender(
+            base_url=base_url, journal=root, compress=compress, shutdown_timeout=_CLOSE_S
+        )
+        self._core = Core(config, make_queue=self._make_queue)
 
     def _make_queue(self, wake: Callable[[], None], on_full: Callable[[str], None]) -> JournalQueue:
         self._queue = _ReplayQueue(0, 0, "drop_newest", wake, on_full, self._root, 1 << 62, fsync=True)
@@ -134,20 +137,3 @@ class Replay:
                 progress.show(stats.delivered + stats.rejected)
                 if is_done or (deadline_s is None and stats.problem):
                     return
-
-
-def _config(root: Path, base_url: Optional[str], *, compress: bool) -> Config:
-    return resolve_for_sender(
-        api_key=None,
-        base_url=base_url,
-        journal=root,
-        timeout=10.0,
-        max_retries=3,
-        batch_size=100,
-        max_batch_bytes=500_000,
-        flush_interval=1.0,
-        max_in_flight=4,
-        compress=compress,
-        on_delivery=None,
-        shutdown_timeout=_CLOSE_S,
-    )

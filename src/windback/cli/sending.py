@@ -26,15 +26,9 @@ def configuration(
     return resolve_for_sender(
         api_key=api_key,
         base_url=base_url,
-        journal=None,
         timeout=timeout_s,
         max_retries=0,
-        batch_size=100,
-        max_batch_bytes=500_000,
-        flush_interval=1.0,
-        max_in_flight=4,
         compress=compress,
-        on_delivery=None,
         shutdown_timeout=1.0,
     )
 
