@@ -449,8 +449,9 @@ def move_slot(slot, source, target, nodes):
     ids = {node: node.client.execute_command("CLUSTER MYID") for node in nodes}
     target.client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[source])
     source.client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[target])
-    for key in (EVENTS, DEAD):
+    for key in source.client.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
         source.client.execute_command("MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
+    assert source.client.execute_command("CLUSTER COUNTKEYSINSLOT", slot) == 0
     for node in (target, source, *nodes):
         node.client.execute_command("CLUSTER SETSLOT", slot, "NODE", ids[target])
 
