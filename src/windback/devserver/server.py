@@ -78,10 +78,11 @@ def serve(options: Options) -> int:
         about["ready_in_s"] = _since_start()
         if options.ready_file is not None:
             _write_ready(options.ready_file, about)
-        sys.stdout.write(READY + origin + BASE_PATH + "\n")
-        if options.quiet:  # but not silent about what nobody expects
+        if options.quiet:  # but not silent about what nobody expects, and before anybody is told to go on
             sys.stderr.write("".join(f"windback dev: {note}\n" for note in notes))
-        else:
+            sys.stderr.flush()  # by itself only since Python 3.9
+        sys.stdout.write(READY + origin + BASE_PATH + "\n")
+        if not options.quiet:
             sys.stdout.write(_banner(options, origin, notes))
         sys.stdout.flush()
 
@@ -231,6 +232,7 @@ def _print_request(exchange: Exchange) -> None:
     if exchange.fault:
         parts.append(f"[fault: {exchange.fault}]")
     sys.stderr.write(" ".join(parts) + "\n")
+    sys.stderr.flush()
 
 
 def _fail(message: str) -> int:
