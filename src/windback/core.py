@@ -210,9 +210,10 @@ class Core:
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:
         """Wait until all that was accepted is off our hands; see Windback.flush."""
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        waker = await self.tasks.waker()
-        flush = self.dispatcher.begin_flush(waker, patient=deadline_s is not None)
+        # It begins before there is what this task can sleep on: what is delivered meanwhile counts.
+        flush = self.dispatcher.begin_flush(ThreadWaker(), patient=deadline_s is not None)
         try:
+            flush.waker = waker = await self.tasks.waker()
             while not flush.done and not _is_past(deadline_s):
                 if self._ensure_worker():
                     await waker.sleep(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))

@@ -253,6 +253,24 @@ def test_close_is_idempotent(server):
     assert client.stats().delivered == server.counts().events == 1
 
 
+def test_what_is_delivered_before_an_async_flush_can_sleep_counts(server, eventually, monkeypatch):
+    client = AsyncWindback(**OPTIONS, base_url=server.url, worker="thread")
+    waker = client._core.tasks.waker
+
+    async def late():
+        eventually(lambda: client.stats().delivered == 1)
+        return await waker()
+
+    async def main():
+        await client.track_event("login", JANE)
+        monkeypatch.setattr(client._core.tasks, "waker", late)
+        flushed = await client.flush(20)
+        assert (flushed.delivered, flushed.pending) == (1, 0)
+        await client.close()
+
+    asyncio.run(main())
+
+
 def test_async_close_is_idempotent(server):
     client = AsyncWindback(**OPTIONS, base_url=server.url)
 
