@@ -90,8 +90,7 @@ def test_it_delivers_and_the_application_loads_no_http_client(server, run):
     code = """\
     client = Windback(worker="process", batch_size=10, flush_interval=0.01)
     track(client, range(995))
-    result = client.flush(20)
-    assert result and result.delivered == 995, result
+    assert client.flush(20)  # some may have been delivered before it
     assert "httpx" not in sys.modules and "tenacity" not in sys.modules
     stats = client.stats()
     assert (stats.accepted, stats.delivered, stats.pending, stats.worker_deaths) == (995, 995, 0, 0), stats
