@@ -20,12 +20,17 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Set
+from typing import TYPE_CHECKING, Dict, List, NamedTuple, Set
 
 import windback
 from windback.devserver import DevServer
+
+if TYPE_CHECKING:
+    from broker_torture import Result
 
 #: Without any progress.
 HANGS_AFTER_S = 60
@@ -123,6 +128,27 @@ class Run(NamedTuple):
     @property
     def is_clean(self) -> bool:
         return self.lost == self.doubled == self.failed == 0
+
+
+class Summary(NamedTuple):
+    """What became of all applications that a mode killed."""
+
+    mode: str
+    runs: List[Run]
+
+    @property
+    def is_clean(self) -> bool:
+        return all(run.is_clean for run in self.runs)
+
+    def __str__(self) -> str:
+        def total(name: str) -> str:
+            return f"{sum(getattr(run, name) for run in self.runs):,}"
+
+        return (
+            f"{self.mode}: {len(self.runs):,} kills, {total('accepted')} events accepted, "
+            f"{total('repeated')} batches repeated under their keys; {total('lost')} events lost, "
+            f"{total('doubled')} doubled under another key, {total('failed')} runs failed"
+        )
 
 
 class Torturer:
@@ -287,27 +313,47 @@ def main() -> None:
     )
     parser.add_argument("--events", type=int, default=500_000, help="of mode broker (500,000)")
     parser.add_argument("--seconds", type=float, default=60, help="of mode broker, a kill every 2 s (60)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=4 * (os.cpu_count() or 1),
+        help="side by side: a run mostly waits (4 a core)",
+    )
     options = parser.parse_args()
     seed = random.randrange(1 << 30) if options.seed is None else options.seed
-    print(f"seed {seed}")
+    print(f"seed {seed}, {options.jobs} side by side")
     is_clean = True
-    with DevServer() as server, tempfile.TemporaryDirectory() as folder:
-        torturer = Torturer(server, Path(folder), seed)
-        for mode in options.modes:
-            if mode == "broker":
-                is_clean = torture_broker(server, Path(folder), options) and is_clean
-                continue
-            runs = []
-            for _ in range(options.kills):
-                runs.append(torturer.run(mode))
-                if not runs[-1].is_clean:
-                    sys.stderr.write(f"{runs[-1]}\n")
-            is_clean = all(run.is_clean for run in runs) and is_clean
-            print(summary(mode, runs), flush=True)
+    for mode in options.modes:
+        result = torture_broker(options) if mode == "broker" else torture_processes(mode, options, seed)
+        print(result, flush=True)
+        is_clean = is_clean and result.is_clean
     sys.exit(0 if is_clean else 1)
 
 
-def torture_broker(server: DevServer, folder: Path, options: argparse.Namespace) -> bool:
+def torture_processes(mode: str, options: argparse.Namespace, seed: int) -> Summary:
+    """Kill applications, several side by side."""
+    shares = [len(range(job, options.kills, options.jobs)) for job in range(options.jobs)]
+    seeds = range(seed, seed + options.jobs)
+    # Processes, since what reads the pipes of eight applications in one slows these down.
+    with ProcessPoolExecutor(options.jobs) as pool:
+        return Summary(
+            mode, [run for part in pool.map(kill_often, repeat(mode), shares, seeds) for run in part]
+        )
+
+
+def kill_often(mode: str, kills: int, seed: int) -> List[Run]:
+    """Kill so many applications one after the other, with a server of their own."""
+    runs = []
+    with DevServer() as server, tempfile.TemporaryDirectory() as folder:
+        torturer = Torturer(server, Path(folder), seed)
+        for _ in range(kills):
+            runs.append(torturer.run(mode))
+            if not runs[-1].is_clean:
+                sys.stderr.write(f"{runs[-1]}\n")
+    return runs
+
+
+def torture_broker(options: argparse.Namespace) -> Result:
     sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
     from broker_torture import torture
     from redis_server import MISSING, RedisServer, find_redis_server
@@ -315,33 +361,21 @@ def torture_broker(server: DevServer, folder: Path, options: argparse.Namespace)
     binary = find_redis_server()
     if binary is None:
         sys.exit(MISSING)
-    (folder / "redis").mkdir()
-    redis_server = RedisServer(binary, folder / "redis")
-    redis_server.start()
-    try:
-        result = torture(
-            server,
-            redis_server,
-            folder / "journal",
-            events=options.events,
-            seconds=options.seconds,
-            kill_every_s=2,
-        )
-    finally:
-        redis_server.close()
-    print(result, flush=True)
-    return result.is_clean
-
-
-def summary(mode: str, runs: List[Run]) -> str:
-    def total(name: str) -> str:
-        return f"{sum(getattr(run, name) for run in runs):,}"
-
-    return (
-        f"{mode}: {len(runs):,} kills, {total('accepted')} events accepted, {total('repeated')} batches "
-        f"repeated under their keys; {total('lost')} events lost, "
-        f"{total('doubled')} doubled under another key, {total('failed')} runs failed"
-    )
+    with DevServer() as server, tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "redis").mkdir()
+        redis_server = RedisServer(binary, Path(folder) / "redis")
+        redis_server.start()
+        try:
+            return torture(
+                server,
+                redis_server,
+                Path(folder) / "journal",
+                events=options.events,
+                seconds=options.seconds,
+                kill_every_s=2,
+            )
+        finally:
+            redis_server.close()
 
 
 if __name__ == "__main__":
