@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple
 
+import calls
 import pytest
 
 import windback
@@ -187,13 +188,7 @@ def held() -> Iterator[Held]:
 
 @pytest.fixture
 def eventually() -> Callable[..., None]:
-    def wait(check: Callable[[], bool], within_s: float = 15.0) -> None:
-        deadline = time.monotonic() + within_s
-        while not check():
-            assert time.monotonic() < deadline, "it did not happen in time"
-            time.sleep(0.005)
-
-    return wait
+    return calls.eventually
 
 
 class Ended(NamedTuple):

@@ -13,7 +13,6 @@ import pytest
 import windback
 from windback import Windback
 from windback.broker.layout import keys_of
-from windback.devserver import DevServer
 from windback.relay import BrokerRelay
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server")
@@ -24,18 +23,6 @@ EVENTS, DEAD, _ = keys_of(None)
 SHOP = keys_of("shop")
 #: This server takes it for no email address, the client does.
 POISON = "jane@"
-
-
-@pytest.fixture(scope="module")
-def running():
-    with DevServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running):
-    running.reset()
-    return running
 
 
 @pytest.fixture

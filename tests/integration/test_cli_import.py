@@ -26,18 +26,6 @@ HEAD = "event,customer_email,timestamp,plan\n"
 ROW = "login,jane@example.com,2025-12-01T10:00:00Z,pro\n"
 
 
-@pytest.fixture(scope="module")
-def running():
-    with DevServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running):
-    running.reset()
-    return running
-
-
 @pytest.fixture(autouse=True)
 def _environment(server, monkeypatch):
     set_environment(monkeypatch, API_KEY="sk_test_1", BASE_URL=server.url)

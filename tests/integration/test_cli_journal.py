@@ -27,6 +27,7 @@ from typing import Callable, Dict, Iterator, List
 
 import commands
 import pytest
+from calls import eventually
 from commands import COMMAND, set_environment
 from typer.main import get_command
 
@@ -53,17 +54,10 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(scope="module")
-def _process() -> Iterator[DevServer]:
-    with DevServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(_process, monkeypatch) -> DevServer:
-    _process.reset()
-    set_environment(monkeypatch, API_KEY=KEY, BASE_URL=_process.url)
-    return _process
+def server(server, monkeypatch) -> DevServer:
+    set_environment(monkeypatch, API_KEY=KEY, BASE_URL=server.url)
+    return server
 
 
 @pytest.fixture
@@ -170,13 +164,6 @@ def event(n: int) -> Dict[str, object]:
 
 def arrived(server: DevServer) -> List[int]:
     return sorted(event.properties["n"] for event in server.events())
-
-
-def eventually(check: Callable[[], bool], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def letters_of(root: Path) -> List[dead.Letter]:

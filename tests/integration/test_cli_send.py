@@ -17,7 +17,6 @@ import pytest
 from commands import Ended, set_environment
 
 from windback.cli import main
-from windback.devserver import DevServer
 
 KEY = "sk_test_0123456789"
 JANE = "jane@example.com"
@@ -55,18 +54,6 @@ YZXaLPXUz5EnLT6pbaFetZwM871iXClcRwIgSQqSKIc6czvmuaAcfR2XHt4OgAps
 SPXKMqwPYHuCs3w=
 -----END CERTIFICATE-----
 """
-
-
-@pytest.fixture(scope="module")
-def running():
-    with DevServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running):
-    running.reset()
-    return running
 
 
 class Checked(Ended):

@@ -31,10 +31,9 @@ def running():
 
 
 @pytest.fixture
-def server(running, monkeypatch):
-    running.reset()
-    set_environment(monkeypatch, BASE_URL=running.url)
-    return running
+def server(server, monkeypatch):
+    set_environment(monkeypatch, BASE_URL=server.url)
+    return server
 
 
 def send(server, *names, key=KEY, **properties):

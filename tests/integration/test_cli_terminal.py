@@ -20,8 +20,6 @@ from typing import Iterator, Sequence
 import pytest
 from commands import COMMAND, SOURCE, set_environment
 
-from windback.devserver import DevServer
-
 # Several processes in a row, each of which has to load everything.
 pytestmark = pytest.mark.timeout(180)
 ESCAPE = b"\x1b"
@@ -33,18 +31,11 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
-@pytest.fixture(scope="module")
-def running():
-    with DevServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(running, monkeypatch):
-    running.reset()
+def server(server, monkeypatch):
     monkeypatch.setenv("WINDBACK_API_KEY", "sk_test_1")
-    monkeypatch.setenv("WINDBACK_BASE_URL", running.url)
-    return running
+    monkeypatch.setenv("WINDBACK_BASE_URL", server.url)
+    return server
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,11 @@ import tracemalloc
 import urllib.parse
 from contextlib import closing
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 
+import calls
 import pytest
+from calls import Reply, eventually
 
 from windback.devserver import DevServer, DevServerError, WebhookDelivery
 from windback.devserver.body import decode
@@ -41,34 +43,18 @@ EVENT: Dict[str, object] = {"event": "login", "customer_email": "jane@example.co
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
-class Reply(NamedTuple):
-    status: int
-    headers: Dict[str, str]
-    raw: bytes
-
-    @property
-    def json(self):
-        return json.loads(self.raw)
-
-
 def call(
     server: DevServer,
     method: str,
     path: str,
-    body: Union[bytes, object, None] = None,
+    body: object = None,
     *,
     key: Optional[str] = SECRET,
-    headers: Optional[Mapping[str, str]] = None,
+    headers: Optional[Mapping[str, Optional[str]]] = None,
 ) -> Reply:
-    """One request to the API on a connection of its own; a path under /_dev goes to the control plane."""
-    sent = {"content-type": "application/json", **({"x-api-key": key} if key else {}), **(headers or {})}
-    sent = {name: value for name, value in sent.items() if value}
-    raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as connection:
-        connection.request(method, path if path.startswith("/_dev") else "/api/v1" + path, raw, sent)
-        response = connection.getresponse()
-        answered = {name.lower(): value for name, value in response.getheaders()}
-        return Reply(response.status, answered, response.read())
+    """One request to the API with a key; a path under /_dev goes to the control plane."""
+    where = path if path.startswith("/_dev") else "/api/v1" + path
+    return calls.call(server, method, where, body, {"x-api-key": key, **(headers or {})})
 
 
 def track(server: DevServer, body: object = EVENT, **options) -> Reply:
@@ -79,25 +65,11 @@ def batch(count: int) -> Dict[str, object]:
     return {"events": [{**EVENT, "properties": {"n": n}} for n in range(count)]}
 
 
-def eventually(check: Callable[[], bool], within_s: float = 15.0) -> None:
-    """Wait until *check* holds; fails when it does not in time."""
-    deadline = time.monotonic() + within_s
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
-def _running() -> Iterator[DevServer]:
+def running() -> Iterator[DevServer]:
     with DevServer(max_body_bytes=100_000, generate_s=0.1) as server:
         yield server
-    assert server.log() == "", "the server printed warnings or tracebacks"
-
-
-@pytest.fixture
-def server(_running: DevServer) -> DevServer:
-    _running.reset()
-    return _running
+        assert server.log() == "", "the server printed warnings or tracebacks"
 
 
 # Tracking
@@ -330,7 +302,7 @@ def test_a_wrong_method_is_405_and_names_the_right_ones(server):
     assert call(server, "HEAD", "/projects/p/churn-events").status == 200
 
 
-@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize("content_type", [None, "", "text/plain", "application/x-www-form-urlencoded"])
 def test_another_content_type_is_415(server, content_type):
     assert track(server, headers={"content-type": content_type}).status == 415
     assert track(server, headers={"content-type": "application/json; charset=utf-8"}).status == 200

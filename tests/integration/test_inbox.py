@@ -21,17 +21,17 @@ import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional
+from typing import Dict, Iterator, List, Mapping, Optional
 from urllib.parse import quote, urlencode
 
 import pytest
+from calls import Reply, call, eventually
 
 from windback.devserver import DevServer, DevServerError
 from windback.devserver.labels import label
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 COMMAND = [sys.executable, "-m", "windback.devserver"]
-JSON = {"content-type": "application/json"}
 
 _number = itertools.count()
 
@@ -40,33 +40,6 @@ _number = itertools.count()
 def key() -> str:
     """A key of this test alone: an inbox of its own."""
     return f"sk_test_inbox_{os.getpid()}_{next(_number)}"
-
-
-class Reply(NamedTuple):
-    status: int
-    headers: Dict[str, str]
-    raw: bytes
-
-    @property
-    def json(self):
-        return json.loads(self.raw)
-
-
-def call(
-    server: DevServer,
-    method: str,
-    path: str,
-    body: object = None,
-    headers: Optional[Mapping[str, str]] = None,
-    timeout: float = 30.0,
-) -> Reply:
-    """One request on a connection of its own; *body* as it is when it is bytes, else as JSON."""
-    raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)) as connection:
-        connection.request(method, path, raw, {**JSON, **(headers or {})})
-        response = connection.getresponse()
-        answered = {name.lower(): value for name, value in response.getheaders()}
-        return Reply(response.status, answered, response.read())
 
 
 def get(server: DevServer, path: str, **query: object):
@@ -94,13 +67,6 @@ def names(events: List[Mapping[str, object]]) -> List[object]:
 
 def found(server: DevServer, key: str, query: str) -> List[object]:
     return names(get(server, "events", q=query, key=key)["data"])
-
-
-def eventually(check, within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not check():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")

@@ -187,18 +187,10 @@ def as_async(snippet: str) -> str:
     return re.sub(r"\bclient\.", "await client.", re.sub(r"\bWindback\b", "AsyncWindback", snippet))
 
 
-@pytest.fixture(scope="module")
-def _running():
-    with DevServer() as server:
-        yield server
-    assert server.log() == "", "the server printed warnings or tracebacks"
-
-
 @pytest.fixture
-def server(_running, monkeypatch):
-    _running.reset()
-    monkeypatch.setenv("WINDBACK_BASE_URL", _running.url)
-    return _running
+def server(server, monkeypatch):
+    monkeypatch.setenv("WINDBACK_BASE_URL", server.url)
+    return server
 
 
 async def _run_async(*snippets: str) -> Dict[str, object]:

@@ -62,12 +62,6 @@ def running():
     assert server.log() == "", "the server printed warnings or tracebacks"
 
 
-@pytest.fixture
-def server(running):
-    running.reset()
-    return running
-
-
 @pytest.fixture(params=KINDS)
 def kind(request):
     return request.param

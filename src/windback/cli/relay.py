@@ -132,23 +132,7 @@ def relay(
     once: bool = typer.Option(False, "--once", help="send what there is now, and end"),
 ) -> int:
     """Run the command; the exit code."""
-    return _run(
-        Given(
-            journal,
-            broker,
-            base_url,
-            flush_interval,
-            max_in_flight,
-            batch_size,
-            claim_after,
-            compress,
-            shutdown_timeout,
-            poll_interval,
-            keys,
-            listen,
-            once,
-        )
-    )
+    return _run(Given(**locals()))  # of the same names
 
 
 def _run(given: Given) -> int:

@@ -1,0 +1,53 @@
+"""Plain HTTP to a local server, without the SDK, and waiting for what it does."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from contextlib import closing
+from typing import Callable, Dict, Mapping, NamedTuple, Optional
+
+from windback.devserver import DevServer
+
+
+class Reply(NamedTuple):
+    status: int
+    #: Their names in small letters.
+    headers: Dict[str, str]
+    raw: bytes
+
+    @property
+    def json(self):
+        return json.loads(self.raw)
+
+
+def call(
+    server: DevServer,
+    method: str,
+    path: str,
+    body: object = None,
+    headers: Optional[Mapping[str, Optional[str]]] = None,
+    timeout: float = 30.0,
+) -> Reply:
+    """One request on a connection of its own; *body* as it is when it is bytes, else as JSON.
+
+    A header that is None is left out.
+    """
+    raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    sent = {"content-type": "application/json", **(headers or {})}
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)) as connection:
+        connection.request(
+            method, path, raw, {name: value for name, value in sent.items() if value is not None}
+        )
+        response = connection.getresponse()
+        answered = {name.lower(): value for name, value in response.getheaders()}
+        return Reply(response.status, answered, response.read())
+
+
+def eventually(check: Callable[[], object], within_s: float = 20.0) -> None:
+    """Wait until *check* holds; fails when it does not in time."""
+    deadline = time.monotonic() + within_s
+    while not check():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
