@@ -46,11 +46,11 @@ types: $(DEV)  ## mypy and pyright, both strict
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 .PHONY: pytest
-pytest: $(DEV)  ## the tests alone
+pytest: $(DEV)  ## the tests alone, one beside the other; ARGS='-n 0' has them one after the other
 	$(redis)
 	$(chromium)
 	$(nginx)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto $(ARGS)
 
 .PHONY: stress
 stress: $(DEV)  ## 1,000 exits, 500 forks, the fault tests 20 times; ARGS='--repeats 0' leaves those out

@@ -38,7 +38,7 @@ def tests(session: nox.Session, dependencies: str) -> None:
         )
         arguments.append(f"--constraint={pins}")
     session.install(*arguments)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", *session.posargs)
 
 
 def build_wheel(session: nox.Session, directory: Path) -> Path:

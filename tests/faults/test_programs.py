@@ -309,7 +309,7 @@ folder = os.path.join(os.getcwd(), "broker")
 os.makedirs(folder, exist_ok=True)
 app = Celery("app", broker="filesystem://")
 app.conf.update(
-    broker_transport_options={"data_folder_in": folder, "data_folder_out": folder},
+    broker_transport_options={"data_folder_in": folder, "data_folder_out": folder, "polling_interval": 0.02},
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
