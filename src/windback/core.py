@@ -74,15 +74,19 @@ class Core:
         )
 
     def _sync(self) -> bool:
-        from .queue.journal import JournalQueue
+        from .queue.sourced import SourcedQueue
 
-        assert isinstance(self.queue, JournalQueue)
+        assert isinstance(self.queue, SourcedQueue)
         return self.queue.sync()
 
+    def sync_soon(self) -> None:
+        """Have what was written into journals on the disk itself, if that was asked for; never waits."""
+        if self._syncer is not None:
+            self._syncer.wake()
+
     def _put_and_sync(self, record: bytes) -> bool:
-        assert self._syncer is not None
         is_accepted = self.queue.put(record)
-        self._syncer.wake()
+        self.sync_soon()
         return is_accepted
 
     def _start_worker(self) -> bool:

@@ -189,13 +189,20 @@ class JournalSender(Forwarder):
         open_root(root)
 
         def make_queue(wake: Callable[[], None], on_full: Callable[[str], None]) -> MemoryQueue:
-            return RelayQueue(root, wake, on_full, only)
+            return RelayQueue(root, wake, on_full, only, fsync=config.fsync is not None)
 
         core = Core(config, make_queue=make_queue, is_watched=is_watched)
         queue = core.queue
         assert isinstance(queue, RelayQueue)
         self._queue = queue
         super().__init__(core, queue, poll_s, ThreadWaker())
+
+    def poll(self) -> bool:
+        """Look for events once, and have the workers send them; whether to look again at once."""
+        is_busy = super().poll()
+        if self._queue.wants_sync:
+            self._core.sync_soon()
+        return is_busy
 
 
 class Relay(JournalSender):
@@ -217,11 +224,14 @@ class Relay(JournalSender):
         on_delivery: Optional[Callable[[DeliveryReport], object]] = None,
         shutdown_timeout: float = 5.0,
         poll_interval: float = POLL_S,
+        fsync: Optional[str] = None,
     ) -> None:
         """Make a relay for all journals under the directory *journal*, which is made if it isn't there.
 
         What is None is read from the environment, as by Windback, whose options these are. poll_interval:
-        seconds between two looks for new events while there are none. Raises ConfigurationError.
+        seconds between two looks for new events while there are none. fsync: how soon what it notes of its
+        deliveries is on the disk, in case of a power cut; events are the applications' to sync.
+        Raises ConfigurationError.
         """
         key = hidden(api_key)
         api_key = None
@@ -238,6 +248,7 @@ class Relay(JournalSender):
             compress=compress,
             on_delivery=on_delivery,
             shutdown_timeout=shutdown_timeout,
+            fsync=fsync,
         )
         super().__init__(config, None, poll_interval)
 

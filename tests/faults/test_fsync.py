@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 from tracking import track
 
+import windback
 from windback import ConfigurationError, Windback
+from windback.relay import Relay
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
@@ -175,6 +177,94 @@ def test_an_exit_with_events_left_and_a_fork(run, dead_url, tmp_path):
         assert names
         at = next(n for n, line in enumerate(ended.out) if line.startswith(f"written {pid}"))
         assert {f"{pid} {name}" for name in names} <= set(ended.out[at:])
+
+
+#: Has each interpreter that starts write down which files it syncs.
+SITECUSTOMIZE = """\
+import os
+of_system = os.fsync
+def fsync(descriptor):
+    of_system(descriptor)
+    with open(os.environ["SYNCED"], "a") as log:
+        log.write(os.readlink(f"/proc/self/fd/{descriptor}") + "\\n")
+os.fsync = fsync
+"""
+
+
+@each_mode
+def test_a_sender_brings_what_it_notes_to_the_disk_too(make, tmp_path, monkeypatch, eventually, fsync):
+    log = tmp_path / "synced"
+    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
+    source = str(Path(windback.__file__).resolve().parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), source)))
+    monkeypatch.setenv("SYNCED", str(log))
+    client = make(worker="process", fsync=fsync, flush_interval=3600)
+    track(client, range(10))
+    eventually(lambda: client._core._link._running is not None)
+    assert client.flush(20)
+    eventually(lambda: list((tmp_path / "journal").glob("*/*.ledger")))
+    (ledger,) = (tmp_path / "journal").glob("*/*.ledger")
+    eventually(lambda: log.exists() and f"{ledger}\n" in log.read_text())
+
+
+@each_mode
+def test_a_relay_brings_what_it_notes_to_the_disk_too(server, tmp_path, monkeypatch, eventually, fsync):
+    root = tmp_path / "journal"
+    ledgers = []
+    of_system = os.fsync
+
+    def watched(descriptor):
+        of_system(descriptor)
+        ledgers.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    relay = Relay(root, KEY, base_url=server.url, flush_interval=0.01, fsync=fsync)
+    thread = threading.Thread(target=relay.run)
+    with Windback(KEY, base_url=server.url, journal=root, worker=None) as client:
+        track(client, range(10))
+        monkeypatch.setattr(os, "fsync", watched)
+        thread.start()
+        eventually(lambda: relay.stats().delivered == 10)
+        (reader,) = relay._queue.readers.values()
+        eventually(lambda: not relay._queue.wants_sync)
+        assert str(reader.written_to.path) in ledgers
+        eventually(lambda: not relay._core._syncer._is_running)
+        ledgers.clear()
+        time.sleep(0.1)
+        assert ledgers == []
+        track(client, range(10, 20))
+        eventually(lambda: relay.stats().delivered == 20)
+        eventually(lambda: str(reader.written_to.path) in ledgers)
+    relay.stop()
+    thread.join()
+
+
+def test_without_the_option_a_relay_syncs_nothing(server, tmp_path, synced, eventually):
+    root = tmp_path / "journal"
+    with Windback(KEY, base_url=server.url, journal=root, worker=None) as client:
+        track(client, range(10))
+        relay = Relay(root, KEY, base_url=server.url)
+        assert relay.drain(20)
+        relay.close()
+    assert synced.calls == []
+
+
+def test_a_ledger_that_can_not_be_synced_holds_up_nothing_and_is_told_once(
+    server, tmp_path, synced, eventually, caplog
+):
+    root = tmp_path / "journal"
+    with Windback(KEY, base_url=server.url, journal=root, worker=None) as client:
+        track(client, range(10))
+        relay = Relay(root, KEY, base_url=server.url, fsync="batch", flush_interval=0.01)
+        relay.poll()
+        (reader,) = relay._queue.readers.values()
+        synced.failing = (reader.written_to.path.stat().st_ino,)
+        assert relay.drain(20)
+        eventually(lambda: "can't be brought to the disk" in caplog.text)
+        track(client, range(10, 20))
+        assert relay.drain(20)
+        relay.close()
+    assert caplog.text.count("can't be brought to the disk, a power cut may take it: Input/output error") == 1
+    assert sorted(stored.properties["n"] for stored in server.events()) == list(range(20))
 
 
 def test_options_that_can_not_work_are_errors(tmp_path):

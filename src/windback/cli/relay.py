@@ -43,6 +43,7 @@ class Given(NamedTuple):
     compress: bool
     shutdown_timeout: float
     poll_interval: float
+    fsync: Optional[str]
     keys: Optional[str]
     listen: Optional[str]
     once: bool
@@ -114,6 +115,14 @@ def relay(
         metavar="S",
         callback=above_0,
         help="seconds between two looks for new events while there are none",
+    ),
+    fsync: Optional[str] = typer.Option(
+        None,
+        "--fsync",
+        metavar="interval|batch",
+        autocompletion=lambda: ["interval", "batch"],
+        help="how soon what is noted of deliveries is on the disk, in case of a power cut: within a second, "
+        "or at once (default: when the kernel likes; journals only)",
     ),
     keys: Optional[str] = typer.Option(
         None,
@@ -198,7 +207,11 @@ def _places(given: Given) -> Tuple[str, str]:
             "where are the events? Give --journal DIR or --broker URL, "
             "or set WINDBACK_JOURNAL or WINDBACK_BROKER"
         )
-    journals_only = {"--flush-interval": given.flush_interval, "--batch-size": given.batch_size}
+    journals_only = {
+        "--flush-interval": given.flush_interval,
+        "--batch-size": given.batch_size,
+        "--fsync": given.fsync,
+    }
     refused = [name for name, value in journals_only.items() if broker and value is not None]
     broker_only = {"--claim-after": given.claim_after, "--keys": given.keys}
     refused += [name for name, value in broker_only.items() if journal and value is not None]
@@ -231,6 +244,7 @@ def _make(given: Given, journal: str) -> Relay:
         compress=given.compress,
         shutdown_timeout=given.shutdown_timeout,
         poll_interval=given.poll_interval,
+        fsync=given.fsync,
     )
 
 

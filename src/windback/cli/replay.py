@@ -15,6 +15,7 @@ from typing import Callable, Collection, Deque, Dict, List, NamedTuple, Optional
 from windback.config import resolve_for_sender
 from windback.core import Core
 from windback.journal import dead
+from windback.journal.segment import sync_new
 from windback.queue.journal import JournalQueue
 
 from .common import stopped_by_signals
@@ -56,7 +57,7 @@ class _ReplayQueue(JournalQueue):
 
     def sync(self) -> bool:
         """Have all that was put on the disk itself; whether there was anything. Raises OSError."""
-        return self._own.sync()
+        return sync_new(self._written_to())
 
 
 class Replay:

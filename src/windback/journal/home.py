@@ -183,12 +183,13 @@ class Home:
             return None
 
     @classmethod
-    def attend(cls, root: Path, name: str) -> Optional[Home]:
+    def attend(cls, root: Path, name: str, *, synced: bool = False) -> Optional[Home]:
         """Drain the directory of a process, dead or alive; None if another does, or it is gone."""
         home = None
         with contextlib.suppress(OSError):
             home = cls._lock(root, name, (DRAIN,))
         if home is not None:
+            home.synced = synced
             home.own()
         return home
 

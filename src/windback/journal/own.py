@@ -23,14 +23,12 @@ from ..queue.base import Batch
 from . import format as fmt
 from .home import Home, open_root, used_bytes
 from .ledger import OFFSET_BITS, Ledger, Spot, extents_of
-from .segment import Segment, sync_file
+from .segment import Segment, sync_new
 
 logger = logging.getLogger("windback")
 
 #: Full segments come one after the other in a burst; each takes a worker 2 ms to replace.
 SPARES = 3
-#: More records than a segment can have.
-MAX_COUNT = 1 << 32
 #: What is left free on the disk for others, the smaller of the two.
 _FREE_BYTES, _FREE_PART = 64 * 1024 * 1024, 0.05
 _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 30.0
@@ -46,14 +44,12 @@ class OwnJournal:
     """See the module. max_bytes: of all segments under *root*, those of dead processes included.
 
     drains: this process also sends what it writes; else that is another's, and so is the ledger.
-    fsync: `sync` is called, so files and their names have to be on the disk before they are written to.
+    fsync: what is `written_to` is synced, so files and their names have to be on the disk before that.
     """
 
     def __init__(self, root: Path, max_bytes: int, *, drains: bool = True, fsync: bool = False) -> None:
         self._drains = drains
         self._fsync = fsync
-        #: Held while a descriptor is closed, or copied for one that syncs it.
-        self._closing = threading.Lock()
         self._root = root
         self._max_bytes = max_bytes
         self.open: Deque[Segment] = deque()
@@ -283,34 +279,10 @@ class OwnJournal:
             with self._tolerated():
                 self._ledger.make_room()
 
-    def sync(self) -> bool:
-        """Have all records on the disk itself; whether there were new ones. For one thread.
-
-        Raises OSError after all were tried. A file that failed is never tried again: the kernel says success
-        the next time, and is wrong.
-        """
-        files = list(self.segments.values())
-        if self._ledger is not None:
-            files.append(self._ledger.current)
-        new = [each for each in files if each.count > each.synced]
-        failed: Optional[OSError] = None
-        for segment in new:
-            count = segment.count  # what is written from here on, the next round takes
-            try:
-                self._sync_file(segment)
-            except OSError as error:
-                count = MAX_COUNT
-                failed = failed or error
-            segment.synced = count
-        if failed is not None:
-            raise failed
-        return bool(new)
-
-    def _sync_file(self, segment: Segment) -> None:
-        with self._closing:
-            descriptor = segment.copy_descriptor()
-        if descriptor is not None:
-            sync_file(descriptor)
+    def written_to(self) -> List[Segment]:
+        """Return what there is to sync."""
+        segments = list(self.segments.values())
+        return segments if self._ledger is None else [*segments, self._ledger.current]
 
     def _strays(self) -> List[Segment]:
         """Return open segments that nobody holds, as their reference counts tell.
@@ -325,8 +297,7 @@ class OwnJournal:
     def _drop(self, segment: Segment) -> None:
         self._retired += segment.count
         del self.segments[segment.segment_id]
-        with self._closing:
-            segment.unlink()
+        segment.unlink()
         if self._ledger is not None:
             self._ledger.state.forget(segment.segment_id)
 
@@ -338,11 +309,10 @@ class OwnJournal:
             self._is_released = True
         if self._fsync and any(each.settled < each.count for each in list(self.segments.values())):
             with contextlib.suppress(OSError):
-                self.sync()
+                sync_new(self.written_to())
         if self._is_in_use():  # somebody writes, for longer than that takes: the end of the process closes it
             return
-        with self._closing:
-            self._let_go()
+        self._let_go()
 
     def _let_go(self) -> None:
         home, ledger = self._home, self._ledger

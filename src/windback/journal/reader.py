@@ -20,6 +20,7 @@ from . import format as fmt
 from . import segment
 from .home import Home
 from .ledger import OFFSET_BITS, Extent, Ledger, Ranges, Spot, extents_of
+from .segment import Segment
 
 logger = logging.getLogger("windback")
 
@@ -112,6 +113,11 @@ class Reader:
     def seen(self) -> int:
         """The highest id of a segment that was found."""
         return self._seen
+
+    @property
+    def written_to(self) -> Segment:
+        """Return what a sync is about: the segment of the ledger that is written to."""
+        return self._ledger.current
 
     def _look(self) -> None:
         """Take in new segments. Raises OSError, NewerError."""

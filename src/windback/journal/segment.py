@@ -19,7 +19,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import List, Optional
+from typing import Iterable, List, Optional
 
 from . import format as fmt
 from .format import Header
@@ -28,6 +28,8 @@ _SUFFIXES = {fmt.EVENTS: ".seg", fmt.LEDGER: ".ledger"}
 _UNFINISHED = ".tmp"
 _FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _PAGE_BYTES = 4096
+#: More records than a segment has room for.
+_MORE_THAN_ALL = 1 << 32
 
 
 class Segment:
@@ -130,16 +132,21 @@ class Segment:
         """
         if self.memory is not None and sys.platform == "darwin":
             self.memory.flush()  # on Linux, fsync of the file has what was stored through a mapping written
-        return None if self.descriptor < 0 else os.dup(self.descriptor)
+        return None if self.is_closed else os.dup(self.descriptor)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the file was let go of."""
+        return self.descriptor < 0
 
     def close(self) -> None:
         """Let go of the file."""
         if self.memory is not None:
             self.memory.close()
             self.memory = None
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        if not self.is_closed:
+            descriptor, self.descriptor = self.descriptor, -1
+            os.close(descriptor)
 
     def unlink(self) -> None:
         """Let go of the file, and remove it. Raises OSError."""
@@ -223,6 +230,32 @@ def remove(path: Path) -> None:
     """Unlink a file that may be gone already."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
+
+
+def sync_new(segments: Iterable[Segment]) -> bool:
+    """Have all records of these segments on the disk itself; whether there were new ones. For one thread.
+
+    One that is closed meanwhile is passed over. Raises OSError after all were tried. A file that failed is
+    never tried again: the kernel says success the next time, and is wrong.
+    """
+    is_new = False
+    failed: Optional[OSError] = None
+    for segment in segments:
+        count = segment.count  # what is written from here on, the next round takes
+        if count > segment.synced:
+            is_new = True
+            try:
+                descriptor = segment.copy_descriptor()
+                if descriptor is not None:
+                    sync_file(descriptor)
+            except OSError as error:
+                if not segment.is_closed:
+                    count = _MORE_THAN_ALL
+                    failed = failed or error
+            segment.synced = count
+    if failed is not None:
+        raise failed
+    return is_new
 
 
 def sync_folder(folder: Path) -> None:

@@ -215,20 +215,8 @@ class JournalQueue(SourcedQueue):
             return bool(self._to_adopt)
         return reader.is_done or (reader.has_more and reader.outstanding < READ_AHEAD // 2)
 
-    def sync(self) -> bool:
-        """Have what was accepted on the disk itself; whether there was anything new.
-
-        For one thread, which takes no lock that a caller wants. Raises nothing.
-        """
-        try:
-            return self._own.sync()
-        except OSError as error:
-            logger.warning(
-                "journal %s: what was written can't be brought to the disk, a power cut may take it: %s",
-                self._root,
-                error.strerror or error,
-            )
-            return True
+    def _written_to(self) -> List[Segment]:
+        return self._own.written_to()
 
     def upkeep(self) -> Callable[[], object]:
         """Make segments ahead, remove those that are done with, read what the dead left. Raises nothing."""

@@ -15,6 +15,7 @@ from ..journal.counters import Block, Counters
 from ..journal.format import ForeignError
 from ..journal.home import COUNTERS, Home, names
 from ..journal.reader import Found, Reader
+from ..journal.segment import Segment
 from ..queue.base import Batch
 from ..stats import DeliveryReport
 from .sourced import READ_AHEAD, SourcedQueue
@@ -58,9 +59,12 @@ class _Told:
 
 
 class RelayQueue(SourcedQueue):
-    """See the module. only: names of directories to care for; None for all under *root*."""
+    """See the module. only: names of directories to care for; None for all under *root*.
 
-    __slots__ = ("_left_alone", "_only", "_queued_before", "_told", "is_held_back", "readers")
+    fsync: `sync` is called now and then.
+    """
+
+    __slots__ = ("_fsync", "_left_alone", "_only", "_queued_before", "_told", "is_held_back", "readers")
 
     def __init__(
         self,
@@ -68,8 +72,11 @@ class RelayQueue(SourcedQueue):
         wake: Callable[[], None],
         on_full: Callable[[str], None],
         only: Optional[Collection[str]] = None,
+        *,
+        fsync: bool = False,
     ) -> None:
         self._only = only
+        self._fsync = fsync
         self.readers: Dict[str, Reader] = {}
         self._told: Dict[str, _Told] = {}
         super().__init__(root, "drop_newest", wake, on_full)
@@ -176,7 +183,7 @@ class RelayQueue(SourcedQueue):
         return []
 
     def _open(self, name: str) -> Optional[Reader]:
-        home = Home.attend(self._root, name)
+        home = Home.attend(self._root, name, synced=self._fsync)
         if home is None:
             return None
         try:
@@ -189,6 +196,14 @@ class RelayQueue(SourcedQueue):
     def _leave(self, name: str, error: Exception) -> None:
         self._left_alone.append(name)
         logger.warning("journal %s/%s: left alone: %s", self._root, name, error)
+
+    def _written_to(self) -> List[Segment]:
+        return [reader.written_to for reader in list(self.readers.values())]
+
+    @property
+    def wants_sync(self) -> bool:
+        """Whether something was written since `sync` last looked."""
+        return self._fsync and any(each.count > each.synced for each in self._written_to())
 
     def of_others(self, name: str) -> Tuple[int, int]:
         """Return how many events were read from others than *name*, and how many of them are still here."""
@@ -213,6 +228,8 @@ class RelayQueue(SourcedQueue):
 
     def release(self) -> None:
         """Leave what is there to who comes next."""
+        if self._fsync:
+            self.sync()
         self.progress(None)()
         for told in self._told.values():
             told.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from contextlib import suppress
 from pathlib import Path
 from typing import Callable, Deque, List, Optional, Tuple, Union, cast
@@ -10,6 +11,7 @@ from typing import Callable, Deque, List, Optional, Tuple, Union, cast
 from ..config import BATCH_FRAME_BYTES
 from ..journal import dead
 from ..journal.reader import Found, Reader
+from ..journal.segment import Segment, sync_new
 from ..stats import AtomicCounter, DeliveryReport
 from .base import Batch, Source
 from .memory import MemoryQueue
@@ -43,6 +45,25 @@ class SourcedQueue(MemoryQueue):
         self._in_memory = AtomicCounter()
         #: Events of other processes, and records of theirs that were damaged.
         self.adopted = self.lost = 0
+
+    def sync(self) -> bool:
+        """Have what was written here on the disk itself; whether there was anything new.
+
+        For one thread, which takes no lock that a caller wants. Raises nothing.
+        """
+        try:
+            return sync_new(self._written_to())
+        except OSError as error:
+            logger.warning(
+                "journal %s: what was written can't be brought to the disk, a power cut may take it: %s",
+                self._root,
+                error.strerror or error,
+            )
+            return True
+
+    @abstractmethod
+    def _written_to(self) -> List[Segment]:
+        """Return the segments that this process writes to."""
 
     # -- the drain side, under its lock --------------------------------------------------------
 

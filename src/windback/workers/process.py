@@ -34,7 +34,7 @@ logger = logging.getLogger("windback")
 #: What the sender is told of the options; the key and the broker go over the pipe as well, and nowhere else.
 _TOLD = (
     *("base_url", "timeout", "max_retries", "batch_size", "max_batch_bytes", "flush_interval"),
-    *("max_in_flight", "compress", "shutdown_timeout", "project_slug", "max_broker_entries"),
+    *("max_in_flight", "compress", "shutdown_timeout", "project_slug", "max_broker_entries", "fsync"),
 )
 _BOOT = """\
 import json, os, sys
