@@ -226,6 +226,13 @@ def test_without_the_extra_it_says_in_one_line_what_to_install(tmp_path, name):
     assert done.stderr.decode() == (f"windback: {name} is not installed; run: pip install 'windback[cli]'\n")
 
 
+def test_it_is_a_module_too():
+    command = [sys.executable, "-m", "windback", "relay", "--journal", "x", "--broker", "redis://localhost"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = "windback relay: a relay sends from journals or from a broker: give --journal or --broker\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+
+
 def test_the_local_server_as_a_module_does_without_it():
     code = "import sys, windback.devserver.server; print({'typer', 'rich'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,6 +20,7 @@ PACKAGE = Path(windback.__file__).parent
 # From the top down. A module imports from the layers below its own, and from its own where that makes
 # no circle. A name stands for the module or for the whole package of that name.
 LAYERS = [
+    ["__main__"],
     ["aws_lambda", "cli", "testing"],
     ["client"],
     ["sender"],
