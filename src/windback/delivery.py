@@ -47,6 +47,11 @@ class Failure(enum.Enum):
     BROKEN = "the connection broke"
     FULL = "the broker takes no more"
     REFUSED = "the broker refuses"
+    FORBIDDEN = "not allowed"
+
+
+#: Those that another try does not change.
+_LASTING = (Failure.REFUSED, Failure.FORBIDDEN)
 
 
 class Answer(NamedTuple):
@@ -89,7 +94,7 @@ def judge(answer: Answer, *, events: int, gzipped: bool) -> Verdict:  # noqa: PL
     if answer.ok:
         return Verdict(Action.ACK, "ok")
     if status is None:
-        action = Action.PAUSE if answer.failure is Failure.REFUSED else Action.KEEP
+        action = Action.PAUSE if answer.failure in _LASTING else Action.KEEP
         return Verdict(action, answer.failure.name.lower() if answer.failure else "broken")
     if gzipped and status in (400, 415):
         return Verdict(Action.PLAIN, "gzip_refused")
@@ -110,7 +115,7 @@ def is_retryable(answer: Answer, *, once_only: bool = False) -> bool:
     once_only: a repeat must not happen if the first may have been processed; then only a failed
     connect and 429 and 503 leave no doubt.
     """
-    if answer.failure is Failure.REFUSED:
+    if answer.failure in _LASTING:
         return False
     if once_only:
         return answer.failure in (Failure.CONNECT, Failure.CONNECT_TIMEOUT) or answer.status in (429, 503)

@@ -103,6 +103,8 @@ class _Wire:
 
     def read_failure(self, error: Exception, otherwise: Failure = Failure.BROKEN) -> Answer:
         """Say why there is no answer, without the key."""
+        if isinstance(error, guard.RefusedError):
+            return Answer(None, failure=Failure.FORBIDDEN, detail=str(error))
         if isinstance(error, (httpx.ConnectTimeout, httpx.PoolTimeout)):
             failure = Failure.CONNECT_TIMEOUT
         elif isinstance(error, httpx.TimeoutException):

@@ -328,7 +328,8 @@ def test_a_fixture_of_pytest_asyncio(server, tmp_path, scope, worker):
     (tmp_path / "test_app.py").write_text(
         textwrap.dedent(SUITE.format(scope=scope, worker=worker)), encoding="utf-8"
     )
-    options = "-q -p no:cacheprovider -p no:windback -W error -o asyncio_default_fixture_loop_scope=function"
+    options = "-q -p no:cacheprovider -p pytest_asyncio.plugin -W error"
+    options += " -o asyncio_default_fixture_loop_scope=function"
     if sys.version_info < (
         3,
         10,
@@ -342,6 +343,7 @@ def test_a_fixture_of_pytest_asyncio(server, tmp_path, scope, worker):
             "PYTHONPATH": str(Path(windback.__file__).resolve().parents[1]),
             "WINDBACK_API_KEY": "sk_test_1",
             "WINDBACK_BASE_URL": server.url,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # other plugins take seconds to load
         },
         capture_output=True,
         text=True,

@@ -27,6 +27,7 @@ from windback.delivery import (
 )
 from windback.models import parse_time
 
+LASTING = (Failure.REFUSED, Failure.FORBIDDEN)
 WALL = parse_time("2025-12-01T10:00:00Z").timestamp()
 
 
@@ -46,8 +47,8 @@ def plain(text):
 
 MEANINGS = [
     *((answer(status), Action.ACK, "ok") for status in (200, 201, 202, 204, 299)),
-    *((failed(each), Action.KEEP, each.name.lower()) for each in Failure if each is not Failure.REFUSED),
-    (failed(Failure.REFUSED), Action.PAUSE, "refused"),
+    *((failed(each), Action.KEEP, each.name.lower()) for each in Failure if each not in LASTING),
+    *((failed(each), Action.PAUSE, each.name.lower()) for each in LASTING),
     *((answer(status), Action.KEEP, f"status_{status}") for status in (408, 425, 500, 502, 503, 504, 599)),
     (answer(429), Action.WAIT, "status_429"),
     (answer(429, retry_after="5"), Action.WAIT, "status_429"),
@@ -85,7 +86,7 @@ def test_400_and_415_on_gzip_ask_for_plain_first(events):
 
 @pytest.mark.parametrize("failure", Failure, ids=lambda each: each.name)
 def test_no_answer_may_be_tried_again_but_once_only_requests_only_if_nothing_was_sent(failure):
-    assert is_retryable(failed(failure)) is (failure is not Failure.REFUSED)
+    assert is_retryable(failed(failure)) is (failure not in LASTING)
     unsent = failure in (Failure.CONNECT, Failure.CONNECT_TIMEOUT)
     assert is_retryable(failed(failure), once_only=True) is unsent
 

@@ -94,6 +94,8 @@ class Connection:
         if isinstance(error, MovedError):  # redis-py takes that word out
             said = f"MOVED {said}"
         place = self._address.place
+        if isinstance(error, guard.RefusedError):
+            return BrokerError(Failure.FORBIDDEN, f"{place}: {said}")
         if "OOM command not allowed" in said or "used memory > 'maxmemory'" in said:
             text = f"{place}: Redis is out of memory (maxmemory), and takes nothing more"
             return BrokerError(Failure.FULL, text)

@@ -10,8 +10,9 @@ from .. import guard, lifecycle
 from ..config import is_loopback
 from ..core import Core
 
-#: What still waits when a test ends gets this long (seconds) to show where it wants to go.
-_GRACE_S = 2.0
+#: What still waits when a test ends gets this long (seconds) to show where it wants to go. A refused try ends
+#: it, so that long is waited only for a mocked server that has trouble, or on a machine that has.
+_GRACE_S = 10.0
 
 
 class Blocking:
