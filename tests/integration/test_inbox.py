@@ -1284,6 +1284,9 @@ def test_ctrl_c_ends_it_at_once_with_streams_and_waits_open(key):
         # One that never reads, with more to hear than the buffers between the two hold.
         deaf = socket.create_connection(("127.0.0.1", running.server.port))
         deaf.sendall(b"GET /_dev/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        idle = http.client.HTTPConnection("127.0.0.1", running.server.port)
+        idle.request("GET", "/_dev/health")
+        assert idle.getresponse().read()  # and is kept open
         for thread in held:
             thread.start()
         eventually(lambda: running.server.counts().requests == 1)
@@ -1300,6 +1303,7 @@ def test_ctrl_c_ends_it_at_once_with_streams_and_waits_open(key):
         with closing(stream), suppress(http.client.HTTPException, ConnectionError):
             assert all(name != "nothing" for name, _ in stream)  # it ends
         deaf.close()
+        idle.close()
     assert "Traceback" not in running.errors
     assert "ASGI" not in running.errors
 

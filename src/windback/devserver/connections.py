@@ -35,6 +35,11 @@ class Connections:
         if transport is not None:
             transport.abort()
 
+    def abort_all(self) -> None:
+        """Close all of them so."""
+        for transport in list(self._open.values()):
+            transport.abort()
+
 
 def _address(transport: asyncio.BaseTransport) -> Address:
     peer = transport.get_extra_info("peername")  # two items for IPv4, four for IPv6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -31,6 +32,8 @@ from .webhooks import Webhooks
 
 #: Idle connections are kept this long, as nginx does by default; uvicorn's 5 s would be a fault of its own.
 KEEP_ALIVE_S = 75
+#: What is under way at the end may take as long.
+GRACE_S = 1
 
 
 def serve(options: Options) -> int:
@@ -69,7 +72,7 @@ def serve(options: Options) -> int:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=GRACE_S,
     )
     notes = _notes(taken, opened)
 
@@ -86,7 +89,7 @@ def serve(options: Options) -> int:
             sys.stdout.write(_banner(options, origin, notes))
         sys.stdout.flush()
 
-    server = _Server(config, waits, started)
+    server = _Server(config, waits, connections, started)
 
     def stop(_signum: int, _frame: Optional[FrameType]) -> None:
         server.should_exit = True
@@ -105,9 +108,12 @@ def serve(options: Options) -> int:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, waits: Waits, started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, waits: Waits, connections: Connections, started: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._waits = waits
+        self._connections = connections
         self._tell_started = started
 
     async def startup(self, sockets: Optional[List[socket.socket]] = None) -> None:
@@ -116,6 +122,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: Optional[List[socket.socket]] = None) -> None:
         self._waits.close()  # or what waits on purpose, streams among it, would keep the server
+        # Who never reads would, too; and with uvicorn's older versions, since Python 3.12, who is only idle.
+        asyncio.get_running_loop().call_later(GRACE_S, self._connections.abort_all)
         await super().shutdown(sockets)
 
 
