@@ -1,12 +1,21 @@
-"""A real Redis for whoever needs one, and an environment that says nothing."""
+"""A real Redis for whoever needs one, and surroundings that play no part."""
 
 from __future__ import annotations
 
 import os
+import signal
 from typing import Callable, Iterator
 
 import pytest
 from redis_server import MISSING, RedisServer, find_redis_server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Processes can be interrupted, also where the tests run in a background that can't: it is inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -23,14 +23,6 @@ import windback
 from windback.devserver import DevServer
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _interruptible() -> Iterator[None]:
-    """Scripts can be interrupted, also where these tests run in a background that can't: it is inherited."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(autouse=True)
 def _no_sender_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A sender tries for minutes to deliver what is left; its port may be a later test's server by then."""
