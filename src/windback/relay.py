@@ -145,13 +145,15 @@ class Forwarder:
         """
         deadline_s = None if timeout is None else time.monotonic() + timeout
         while not self.is_stopping:
+            # Before the look, which writes down what became of the last batches.
+            was_settled = not self._dispatcher.stats().in_flight
             is_busy = self.poll()
             if on_progress is not None:
                 on_progress()
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
             trouble = self._polled.trouble
             is_idle = not is_busy and not self._polled.waiting().events
-            if is_idle and not trouble and not self._dispatcher.stats().in_flight:
+            if was_settled and is_idle and not trouble:
                 return True
             if (left_s is not None and left_s <= 0) or (
                 left_s is None and (trouble or self._dispatcher.stats().problem)

@@ -585,6 +585,30 @@ def test_a_dead_letter_that_can_not_be_written_keeps_its_entry(
     assert relay.stats().rejected == 2
 
 
+def test_a_drain_ends_only_when_what_became_of_the_last_batch_is_written(
+    redis_server, server, eventually, monkeypatch
+):
+    with Windback(broker=redis_server.url) as client:
+        assert client.track_event("login", POISON)
+    server.faults([{"path": "/track", "latency": 0.3}])
+    relay = BrokerRelay(redis_server.url, "sk_test_1", base_url=server.url)
+    (project,) = relay._projects.values()
+    look = project.poll
+    looks = []
+
+    def look_while_it_is_settled():
+        is_busy = look()
+        looks.append(is_busy)
+        if len(looks) > 1:
+            eventually(lambda: not project._dispatcher.stats().in_flight)
+        return is_busy
+
+    monkeypatch.setattr(project, "poll", look_while_it_is_settled)
+    assert relay.drain(20)
+    assert [each.dead_letters for each in relay.standing()] == [1]
+    relay.close()
+
+
 def test_a_user_who_may_do_no_more_than_needed_is_enough(make_redis, server, eventually):
     """The commands and keys that the docs name."""
     redis_server = make_redis()
