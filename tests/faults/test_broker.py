@@ -721,10 +721,11 @@ def test_what_a_living_relay_holds_in_an_outage_stays_its_own(
     client = make(batch_size=10)
     track(client, range(100))
     assert client.flush(20)
-    with relaying(base_url=held.url, claim_after=0.5, shutdown_timeout=0.1):
+    # It tells that it lives three times as often; a starved machine may hold it up for more than a second.
+    with relaying(base_url=held.url, claim_after=2, shutdown_timeout=0.1):
         held.wait_until_holding(1)
-        with relaying(claim_after=0.5) as other:
-            time.sleep(1.5)
+        with relaying(claim_after=2) as other:
+            time.sleep(3)
             assert other.stats().adopted == 0
     with relaying(claim_after=3600):  # what was given back is there for the next one at once
         eventually(lambda: len(server.events()) == 100)
