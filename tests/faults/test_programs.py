@@ -350,7 +350,7 @@ def test_celery(server, start, tmp_path, pool, made):
     code, task = (MADE_IN_THE_CHILD, "track_late") if made == "in the child" else (CELERY, "track")
     options = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=warning")
     command = ("-m", "celery", "-A", "app", "worker", f"--pool={pool}", "--concurrency=2", *options)
-    program = start(code, *command, C_FORCE_ROOT="1")
+    (tmp_path / "app.py").write_text(textwrap.dedent(code), encoding="utf-8")
     send = f"import app\nfor n in range(30): app.{task}.delay(n)"
     environment = {
         **os.environ,
@@ -360,6 +360,8 @@ def test_celery(server, start, tmp_path, pool, made):
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", send], cwd=tmp_path, env=environment, check=True, timeout=60
     )
+    # Only now: this transport of Celery's also reads what is not written to its end.
+    program = start(code, *command, C_FORCE_ROOT="1")
     program.wait_for(lambda: len(list(tmp_path.glob("done-*"))) == 30, 60)
     program.end()
     assert requests(server) == list(range(30)), program.said()
