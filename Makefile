@@ -58,7 +58,7 @@ stress: $(DEV)  ## 1,000 exits, 500 forks, the fault tests 20 times; ARGS='--rep
 	$(BIN)/python tests/stress.py $(ARGS)
 
 .PHONY: torture
-torture: $(DEV)  ## kill -9 of applications that track, of senders and relays (half an hour); ARGS='--kills 20 --events 50000' for less
+torture: $(DEV)  ## kill -9 of applications that track, of senders and relays; ARGS='--kills 20 --events 50000' for less
 	$(redis)
 	$(BIN)/python tests/torture.py --modes writer app sender both broker $(ARGS)
 
