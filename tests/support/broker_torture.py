@@ -104,37 +104,48 @@ class Relays:
             "WINDBACK_BASE_URL": server.url,
             "WINDBACK_BROKER": broker,
         }
-        self._running: List[subprocess.Popen[bytes]] = [self._start() for _ in range(count)]
+        self._running: List[subprocess.Popen[str]] = [self._start() for _ in range(count)]
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[str]:
         command = "from windback.cli import main; raise SystemExit(main())"
         return subprocess.Popen(
             [sys.executable, "-c", command, "relay", "--claim-after", "3", "--shutdown-timeout", "5"],
             env=self._environment,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,  # a few lines, far less than a pipe holds
+            text=True,
         )
 
     def kill_one(self) -> None:
         """Kill the one that runs for longest, which had the time to read something."""
         oldest = self._running.pop(0)
         oldest.kill()
-        oldest.wait()
+        oldest.communicate()
         self._running.append(self._start())
 
     def end(self) -> str:
         """Let them come to their end in good order; what was wrong with it."""
         for process in self._running:
+            _wait_until_up(process)
             process.terminate()
         try:
-            statuses = [process.wait(30) for process in self._running]
+            said = [process.communicate(timeout=30)[1] for process in self._running]
         except subprocess.TimeoutExpired:
             return "a relay did not end"
-        return "" if not any(statuses) else f"relays ended with {statuses}"
+        statuses = [process.returncode for process in self._running]
+        return "" if not any(statuses) else f"relays ended with {statuses}: {said}"
 
     def close(self) -> None:
         for process in self._running:
             process.kill()
-            process.wait()
+            process.communicate()
+
+
+def _wait_until_up(relay: subprocess.Popen[str]) -> None:
+    """Wait until it would end in good order: before, a signal ends it like any process."""
+    assert relay.stderr is not None
+    for line in relay.stderr:
+        if "relay: sends" in line:
+            return
 
 
 def torture(

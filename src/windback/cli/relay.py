@@ -150,9 +150,10 @@ def _run(given: Given) -> int:
         with said(journal or ""):
             relay = _make_for_broker(given, broker) if broker else _make(given, journal)
         where = broker_address(broker).place if broker else f"under {Path(journal).absolute()}"
-        logger.info("relay: sends what is written %s", f"to {where}" if broker else where)
         is_all = True
         with stopped_by_signals(relay.stop), _answering(relay, given.listen):
+            # Who reads this may rely on it that SIGTERM ends the relay in good order from now on.
+            logger.info("relay: sends what is written %s", f"to {where}" if broker else where)
             if given.once:
                 is_all = relay.drain()
                 relay.close()
