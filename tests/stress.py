@@ -183,7 +183,7 @@ def repeat(times: int, tests: List[str]) -> Outcome:
     """
     failed = 0
     side_by_side = str(2 * (os.cpu_count() or 1))
-    for _ in range(times):
+    for number in range(1, times + 1):
         ended = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-n", side_by_side, *tests],
             capture_output=True,
@@ -193,6 +193,8 @@ def repeat(times: int, tests: List[str]) -> Outcome:
         if ended.returncode:
             failed += 1
             sys.stderr.write(ended.stdout)
+        summary = ended.stdout.splitlines()[-1:]
+        print(f"tests: {number} of {times}, {failed} failed; {''.join(summary)}", flush=True)
     return Outcome("tests/faults", times, hangs=0, lost=0, doubled=0, failed=failed, stderr_lines=0)
 
 
