@@ -7,6 +7,7 @@ Pure: no clock, no socket, no sleep, no dice; times and random numbers are argum
     no answer, 408, 425, 5xx    the same bytes again after a backoff; a worker keeps the batch for ever
     a broker that is full       the same
     a broker that won't have us a long pause, as after 401
+    what a test may not send    rejected
     429, 503 + Retry-After      the same, no sooner than the server says; for a worker, the whole queue waits
     400, 422 on a batch         bisect until the poison event stands alone; that one is rejected
     413                         halve; a single event is rejected
@@ -50,10 +51,6 @@ class Failure(enum.Enum):
     FORBIDDEN = "not allowed"
 
 
-#: Those that another try does not change.
-_LASTING = (Failure.REFUSED, Failure.FORBIDDEN)
-
-
 class Answer(NamedTuple):
     """What one try of a request came to: a status with headers (lower case) and body, or a failure."""
 
@@ -81,6 +78,10 @@ class Action(enum.Enum):
     PAUSE = "pause"  # again, after somebody has mended it
 
 
+#: What follows from failures that another try does not change.
+_AFTER_FAILURE = {Failure.REFUSED: Action.PAUSE, Failure.FORBIDDEN: Action.REJECT}
+
+
 class Verdict(NamedTuple):
     """What a batch's answer means; reason is a short token for counters."""
 
@@ -94,8 +95,8 @@ def judge(answer: Answer, *, events: int, gzipped: bool) -> Verdict:  # noqa: PL
     if answer.ok:
         return Verdict(Action.ACK, "ok")
     if status is None:
-        action = Action.PAUSE if answer.failure in _LASTING else Action.KEEP
-        return Verdict(action, answer.failure.name.lower() if answer.failure else "broken")
+        failure = answer.failure or Failure.BROKEN
+        return Verdict(_AFTER_FAILURE.get(failure, Action.KEEP), failure.name.lower())
     if gzipped and status in (400, 415):
         return Verdict(Action.PLAIN, "gzip_refused")
     if status == 413:
@@ -115,7 +116,7 @@ def is_retryable(answer: Answer, *, once_only: bool = False) -> bool:
     once_only: a repeat must not happen if the first may have been processed; then only a failed
     connect and 429 and 503 leave no doubt.
     """
-    if answer.failure in _LASTING:
+    if answer.failure in _AFTER_FAILURE:
         return False
     if once_only:
         return answer.failure in (Failure.CONNECT, Failure.CONNECT_TIMEOUT) or answer.status in (429, 503)

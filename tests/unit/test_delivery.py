@@ -48,7 +48,8 @@ def plain(text):
 MEANINGS = [
     *((answer(status), Action.ACK, "ok") for status in (200, 201, 202, 204, 299)),
     *((failed(each), Action.KEEP, each.name.lower()) for each in Failure if each not in LASTING),
-    *((failed(each), Action.PAUSE, each.name.lower()) for each in LASTING),
+    (failed(Failure.REFUSED), Action.PAUSE, "refused"),
+    (failed(Failure.FORBIDDEN), Action.REJECT, "forbidden"),
     *((answer(status), Action.KEEP, f"status_{status}") for status in (408, 425, 500, 502, 503, 504, 599)),
     (answer(429), Action.WAIT, "status_429"),
     (answer(429, retry_after="5"), Action.WAIT, "status_429"),

@@ -37,9 +37,7 @@ class Blocking:
             for core in lifecycle.cores():
                 if isinstance(core, Core) and self._holds_events_for_others(core):
                     waits = core.flush_from_outside(time.monotonic() + _GRACE_S)
-                    waits()
-                    if self.tried:
-                        core.reset()  # the next test has nothing to do with them
+                    waits()  # what is refused is rejected: none of it is left to the next test
         finally:
             guard.refuse = None
         hosts, self.tried = sorted(set(self.tried)), []
