@@ -362,6 +362,8 @@ class Dispatcher:
         report = None
         if self._nack_or_drop(batch):
             report = _report("dropped", batch, "closed", answer, problem)
+        if self.given_up:
+            return _Outcome(report)  # whoever closed the client was told, and nothing is sent any more
         if action is Action.PAUSE:
             self.gate.refused(now_s, problem)
         elif action is Action.KEEP:
@@ -425,6 +427,17 @@ class Dispatcher:
             self.queue.reclaim()
             self._in_flight = 0
             self.workers = 0
+
+    def tries(self, deadline_s: Optional[float] = None) -> Tries:
+        """Return what decides on the tries of one batch; once the client has given up, there is none more."""
+        config = self._config
+        return Tries(
+            config.max_retries,
+            config.timeout,
+            deadline_s=deadline_s,
+            gated=True,
+            is_over=lambda: self.given_up,
+        )
 
     def tried(self, batch: Batch, tries: Tries, answer: Answer, now_s: float, wall_s: float) -> None:
         """Take in the answer to any try of a batch, before the next one."""

@@ -24,7 +24,7 @@ def retry(
     def make() -> Answer:
         left_s = tries.left_s(time.monotonic())
         if left_s <= 0.0:
-            return Answer(None, failure=Failure.TIMEOUT)
+            return tries.last or Answer(None, failure=Failure.TIMEOUT)
         answer = attempt(left_s)
         if on_try is not None:
             on_try(answer)
@@ -53,7 +53,7 @@ async def retry_async(
     async def make() -> Answer:
         left_s = tries.left_s(time.monotonic())
         if left_s <= 0.0:
-            return Answer(None, failure=Failure.TIMEOUT)
+            return tries.last or Answer(None, failure=Failure.TIMEOUT)
         answer = await attempt(left_s)
         if on_try is not None:
             on_try(answer)

@@ -343,6 +343,32 @@ def test_what_was_under_way_at_the_deadline_is_settled_by_its_answer(held, event
     eventually(lambda: client.stats().workers == 0)
 
 
+@pytest.mark.parametrize("kind", ["memory", "journal"])
+def test_after_a_close_that_gave_up_nothing_is_tried_again_or_logged(
+    dead_url, tmp_path, eventually, caplog, kind
+):
+    """What waits out a backoff at the deadline: with ten retries that would go on for half a minute."""
+    client = Windback(
+        **OPTIONS,
+        base_url=dead_url,
+        batch_size=10,
+        max_retries=10,
+        journal=tmp_path / "journal" if kind == "journal" else None,
+    )
+    for _ in range(20):
+        client.track_event("login", JANE)
+    eventually(lambda: client.stats().requests >= 2)
+    under_way = client.stats().in_flight // 10
+    assert not client.close(0)
+    at_close = client.stats().requests
+    eventually(lambda: client.stats().workers == 0, 5)
+    stats = client.stats()
+    assert stats.requests <= at_close + under_way
+    left = 20 if kind == "journal" else 0
+    assert (stats.pending, stats.dropped, stats.in_flight) == (left, 20 - left, 0)
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_use_after_close_raises(dead_url, call):
     client = Windback(**OPTIONS, base_url=dead_url)

@@ -355,6 +355,22 @@ def test_a_batch_that_was_given_up_after_the_deadline_is_dropped(world):
     assert worker.step() == Step(leave=True)
 
 
+def test_who_gave_up_tries_nothing_again_and_logs_nothing(world, caplog):
+    world.put(10)
+    batch = world.worker().step().batch
+    tries = world.dispatcher.tries()
+    refused = Answer(None, failure=Failure.CONNECT)
+    assert tries.again(refused, now_s=world.now, wall_s=world.now, dice=0.5)
+    assert tries.left_s(world.now) > 0
+    world.dispatcher.begin_close()
+    world.dispatcher.discard()
+    assert tries.left_s(world.now) == 0
+    assert not tries.again(refused, now_s=world.now, wall_s=world.now, dice=0.5)
+    world.settle(batch, refused)
+    assert world.stats.dropped == 10
+    assert caplog.messages == []
+
+
 def test_an_abandoned_batch_is_sent_again_under_its_key(world):
     world.put(10)
     worker = world.worker()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Generator, Optional, Set, Type
 
 from .. import lifecycle
 from ..config import Config
-from ..delivery import Answer, Tries
+from ..delivery import Answer
 from ..dispatch import Dispatcher
 from .loops import Loop, NoThreadError, current_loop
 
@@ -315,7 +315,7 @@ class TaskWorkers:
     async def _send(self, home: _Home, batch: Batch) -> None:
         dispatcher = self._dispatcher
         gzipped = dispatcher.compress
-        tries = Tries(self._config.max_retries, self._config.timeout, gated=True)
+        tries = dispatcher.tries()
 
         def on_try(answer: Answer) -> None:
             dispatcher.tried(batch, tries, answer, time.monotonic(), time.time())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Callable, Optional, Set
 
 from .. import lifecycle
 from ..config import Config
-from ..delivery import Answer, Tries
+from ..delivery import Answer
 from ..dispatch import Dispatcher
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class ThreadWorkers:
     def _send(self, batch: Batch, deadline_s: Optional[float]) -> None:
         dispatcher = self._dispatcher
         gzipped = dispatcher.compress
-        tries = Tries(self._config.max_retries, self._config.timeout, deadline_s=deadline_s, gated=True)
+        tries = dispatcher.tries(deadline_s)
 
         def on_try(answer: Answer) -> None:
             dispatcher.tried(batch, tries, answer, time.monotonic(), time.time())
