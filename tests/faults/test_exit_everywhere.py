@@ -316,5 +316,6 @@ def test_an_exit_takes_no_longer_because_of_a_clock_that_started_late(silent_url
     """
     started_s = time.monotonic()
     ended = run(code, url=silent_url, timed=True)
-    assert 0.4 <= ended.took_s <= 1.0
+    assert ended.took_s <= 1.0
+    assert "1 events were not delivered" in ended.err
     assert time.monotonic() - started_s < 10
