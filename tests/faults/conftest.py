@@ -23,10 +23,15 @@ import windback
 from windback.devserver import DevServer
 
 
+@pytest.fixture
+def mark() -> str:
+    """What only this test has."""
+    return uuid.uuid4().hex
+
+
 @pytest.fixture(autouse=True)
-def _no_sender_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_sender_outlives_its_test(monkeypatch: pytest.MonkeyPatch, mark: str) -> Iterator[None]:
     """A sender tries for minutes to deliver what is left; its port may be a later test's server by then."""
-    mark = uuid.uuid4().hex
     monkeypatch.setenv("TEST_MARK", mark)  # no name of ours: `run` takes those out
     yield
     for process in Path("/proc").glob("[0-9]*"):

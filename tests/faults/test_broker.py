@@ -50,12 +50,16 @@ TOOLS = """\
 
 
 @pytest.fixture
-def make(redis_server):
-    """Make clients that have no key."""
+def make(redis_server, mark):
+    """Make clients that have no key.
+
+    The address means nothing beside a broker, but that tests on the same port share no place in memory.
+    """
     with contextlib.ExitStack() as stack:
 
         def make(**options):
-            options = {"broker": redis_server.url, "flush_interval": 0.01, **options}
+            shared = {"broker": redis_server.url, "base_url": f"http://127.0.0.1:9/{mark}"}
+            options = {**shared, "flush_interval": 0.01, **options}
             client = Windback(**options)
             stack.callback(client.close)
             return client

@@ -85,11 +85,14 @@ class Program:
             time.sleep(0.02)
 
     def wait_until_uwsgi_sleeps(self, after) -> None:
-        """Without a master uWSGI skips the exit handlers while it is still at the end of a request."""
+        """A process of uWSGI skips the exit handlers while it is still at the end of a request."""
+        pid = self.process.pid
 
         def is_asleep():
-            state = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2]
-            return self.said().count(" => generated ") == after and state.split()[0] == "S"
+            if self.said().count(" => generated ") != after:
+                return False
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+            return {state_of(each) for each in (pid, *children)} == {"S"}
 
         self.wait_for(is_asleep)
 
@@ -105,6 +108,11 @@ class Program:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self._err.close()
+
+
+def state_of(pid):
+    """Return the letter of what a process does, as proc(5) has it."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
 
 
 @pytest.fixture
@@ -255,6 +263,7 @@ def test_uwsgi_with_threads(server, start, hooks, lazy):
     program = start(code, *uwsgi(port, "--master", "--processes=3", "--enable-threads", *hooks, *lazy))
     program.wait_for(lambda: answers(port))
     ask(port, 60)
+    program.wait_until_uwsgi_sleeps(after=60)
     program.end()
     assert requests(server) == list(range(60)), program.said()
     assert len(boots(server)) == (3 if lazy else 1)
@@ -269,6 +278,7 @@ def test_uwsgis_master_starts_no_thread_and_says_so(server, start):
     program = start(code, *uwsgi(port, "--master", "--processes=2", "--enable-threads"))
     program.wait_for(lambda: answers(port))
     ask(port, 10)
+    program.wait_until_uwsgi_sleeps(after=10)
     program.end()
     assert requests(server) == list(range(10)), program.said()
     assert program.said().count("this is uWSGI's master, where no thread may run") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ import trio
 from tracking import JANE, is_lawful, numbers, track
 
 from windback import AsyncWindback, ConfigurationError, QueueFullError, Windback
+from windback.config import _shared_memory
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
@@ -62,6 +64,24 @@ def is_gone(pid):
         return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except OSError:
         return True
+
+
+@pytest.fixture
+def run(run, mark):
+    """Run it with a key that no other test has.
+
+    What a test leaves in shared memory is delivered by who has the same key and, by chance, the same port.
+    """
+    places = set()
+
+    def run_alone(code, *options, url, **others):
+        key = f"sk_test_{mark}"
+        places.add(_shared_memory({"api_key": key, "base_url": url, "broker": False}))
+        return run(code, *options, url=url, WINDBACK_API_KEY=key, **others)
+
+    yield run_alone
+    for place in places:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture
