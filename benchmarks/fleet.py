@@ -33,7 +33,7 @@ from redis_server import MISSING, RedisServer, find_redis_server  # noqa: E402
 
 from windback.broker.layout import fields_of, keys_of  # noqa: E402
 from windback.devserver import DevServer  # noqa: E402
-from windback.event import encode  # noqa: E402
+from windback.event.encode import encode  # noqa: E402
 
 EVENTS = keys_of(None).events
 PROPERTIES = {"plan": "pro", "feature": "exports", "duration_ms": 1, "ok": True}

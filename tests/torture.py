@@ -74,7 +74,7 @@ def work(thread):
 
 def tell_of_the_sender():
     while not stop.is_set():
-        running = client._core._link._running
+        running = client._engine._link._running
         if running is not None and running.process is not None:
             say(f"sender {running.process.pid}")
             return
@@ -102,7 +102,7 @@ client = Windback(journal=root, flush_interval=0.01, shutdown_timeout=50)
 client.track_event("drain", "jane@example.com")
 
 def left():
-    name = client._core.queue._own.name
+    name = client._engine.queue._own.name
     return [path for path in root.iterdir() if path.name not in (name, "bad", "dead")]
 
 deadline = time.monotonic() + 50

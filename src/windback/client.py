@@ -22,15 +22,16 @@ from typing import (
     Union,
 )
 
-from . import api, lifecycle
-from .batching import Limits
+from .api import endpoints as api
+from .api.answer import Answer, error_of
 from .config import Config, hidden, resolve
-from .core import Core
-from .delivery import Answer, Tries, error_of
-from .direct import DirectSend, Encode, encode_all
+from .delivery.engine import LocalEngine
+from .delivery.retry import Tries
+from .delivery.track_events import DirectSend, Encode, encode_all
 from .errors import ClosedError, DisabledError
-from .event import BeforeSend, Event, Properties, Timestamp, encode
-from .hooks import HookedEncoder
+from .event.batch import Limits
+from .event.encode import BeforeSend, Event, Properties, Timestamp, encode
+from .event.hooks import HookedEncoder
 from .models import (
     CancelFlowResult,
     ChurnEvent,
@@ -41,6 +42,7 @@ from .models import (
     TrackResult,
     Variant,
 )
+from .process import lifecycle
 from .queue.memory import NoRoomError
 from .stats import DeliveryReport, FlushResult, Stats
 
@@ -49,9 +51,9 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from .journal.counters import Block
-    from .queue.shared import SharedQueue
-    from .workers.link import Link
+    from .remote.counters import Block
+    from .remote.link import Link
+    from .remote.queue import SharedQueue
 
 Client = TypeVar("Client", bound="_Client")
 
@@ -177,16 +179,16 @@ class _Client:
             http_client=http_client,
             enabled=enabled,
         )
-        self._core = core = _make_core(self._config, is_async=self._is_async)
+        self._engine = engine = _make_engine(self._config, is_async=self._is_async)
         # Bound once: these three are the request path.
-        self._put = core.put
+        self._put = engine.put
         self._max_event_bytes = max_event_bytes
         self._encode: Encode = encode
         if before_send is not None:
-            hooked = HookedEncoder(before_send, core.queue.refuse, core.dispatcher.count_hook_error)
+            hooked = HookedEncoder(before_send, engine.queue.refuse, engine.scheduler.count_hook_error)
             self._encode = hooked.encode
         if self._config.handle_signals:
-            from . import signals
+            from .process import signals
 
             signals.install()
 
@@ -194,7 +196,7 @@ class _Client:
         config: Optional[Config] = self.__dict__.get("_config")
         if config is None:  # in the traceback of an option that was wrong
             return f"<{type(self).__name__}, not made>"
-        state = " closed" if self._core.queue.closed == "closed" else ""
+        state = " closed" if self._engine.queue.closed == "closed" else ""
         where = f"project_slug={config.project_slug!r} base_url={config.base_url!r}"
         return f"<{type(self).__name__}{state} {where}>"
 
@@ -214,11 +216,11 @@ class _Client:
     def stats(self) -> Stats:
         """Return what became of all events so far. Takes no lock that track_event ever waits for."""
         lifecycle.notice_fork()
-        return self._core.stats()
+        return self._engine.stats()
 
     def _check_open(self) -> None:
         lifecycle.notice_fork()
-        if self._core.queue.closed == "closed":
+        if self._engine.queue.closed == "closed":
             message = "this client is closed; make a new one, or close it later"
             raise ClosedError(message)
 
@@ -249,11 +251,11 @@ class _Client:
         self._config.check_key()
         records = encode_all(events, self._encode, self._max_event_bytes)
         if not self._config.enabled:
-            self._core.queue.refused["disabled"].add(sum(record is not None for record in records))
+            self._engine.queue.refused["disabled"].add(sum(record is not None for record in records))
             records = [None] * len(records)
         config = self._config
         limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
-        return DirectSend(records, limits, gzip=self._core.dispatcher.compress)
+        return DirectSend(records, limits, gzip=self._engine.scheduler.compress)
 
 
 class Windback(_Client):
@@ -279,7 +281,7 @@ class Windback(_Client):
         try:
             return self._put(record)
         except NoRoomError:
-            return self._core.put_or_wait(record)
+            return self._engine.put_or_wait(record)
 
     def track_events(self, events: Iterable[Event]) -> TrackResult:
         """Send a list of events now, in as many requests as the limits ask (docs page "Python SDK").
@@ -294,7 +296,7 @@ class Windback(_Client):
             if batch is None:
                 return direct.result()
             request = api.track(batch.records, batch.key, gzip=direct.gzip)
-            answer = self._core.threads.transport().send(request, self._tries(request))
+            answer = self._engine.threads.transport().send(request, self._tries(request))
             direct.settle(batch, answer, time.time(), self._config.redact)
 
     def create_churn_event(
@@ -556,7 +558,7 @@ class Windback(_Client):
         when a batch used up its retries. True only if all of it is off our hands. Raises ClosedError.
         """
         self._check_open()
-        return self._core.flush(timeout)
+        return self._engine.flush(timeout)
 
     def close(self, timeout: Optional[float] = None) -> FlushResult:
         """Deliver what is left within *timeout* seconds (shutdown_timeout, if None), then stop.
@@ -564,7 +566,7 @@ class Windback(_Client):
         What is left after that is dropped, and counted. May be called again; anything else then raises
         ClosedError.
         """
-        return self._core.close(timeout)
+        return self._engine.close(timeout)
 
     def __enter__(self) -> Windback:
         return self
@@ -579,7 +581,7 @@ class Windback(_Client):
 
     def _call(self, request: api.Request) -> Answer:
         self._check_usable()
-        return self._checked(self._core.threads.transport().send(request, self._tries(request)))
+        return self._checked(self._engine.threads.transport().send(request, self._tries(request)))
 
 
 class AsyncWindback(_Client):
@@ -605,7 +607,7 @@ class AsyncWindback(_Client):
         try:
             return self._put(record)
         except NoRoomError:
-            return await self._core.put_or_wait_async(record)
+            return await self._engine.put_or_wait_async(record)
 
     async def track_events(self, events: Iterable[Event]) -> TrackResult:
         """Send a list of events now; see Windback.track_events."""
@@ -615,7 +617,7 @@ class AsyncWindback(_Client):
             if batch is None:
                 return direct.result()
             request = api.track(batch.records, batch.key, gzip=direct.gzip)
-            answer = await (await self._core.tasks.transport()).send(request, self._tries(request))
+            answer = await (await self._engine.tasks.transport()).send(request, self._tries(request))
             direct.settle(batch, answer, time.time(), self._config.redact)
 
     async def create_churn_event(
@@ -797,11 +799,11 @@ class AsyncWindback(_Client):
     async def flush(self, timeout: Optional[float] = None) -> FlushResult:
         """Send everything that track_event accepted so far; see Windback.flush."""
         self._check_open()
-        return await self._core.flush_async(timeout)
+        return await self._engine.flush_async(timeout)
 
     async def close(self, timeout: Optional[float] = None) -> FlushResult:
         """Deliver what is left, then stop; see Windback.close."""
-        return await self._core.close_async(timeout)
+        return await self._engine.close_async(timeout)
 
     async def __aenter__(self) -> AsyncWindback:
         return self
@@ -816,7 +818,7 @@ class AsyncWindback(_Client):
 
     async def _call(self, request: api.Request) -> Answer:
         self._check_usable()
-        return self._checked(await (await self._core.tasks.transport()).send(request, self._tries(request)))
+        return self._checked(await (await self._engine.tasks.transport()).send(request, self._tries(request)))
 
 
 class _Events(Iterator[ChurnEvent]):
@@ -851,25 +853,25 @@ class _AsyncEvents(AsyncIterator[ChurnEvent]):
         return self._ready.popleft()
 
 
-def _make_core(config: Config, *, is_async: bool) -> Core:
+def _make_engine(config: Config, *, is_async: bool) -> LocalEngine:
     if config.worker not in ("process", None) or not config.enabled:
-        return Core(config, is_async=is_async)
-    from .remote import RemoteCore
+        return LocalEngine(config, is_async=is_async)
+    from .remote.engine import RemoteEngine
 
-    return RemoteCore(config, _to_relay if config.worker is None else _to_sender, is_async=is_async)
+    return RemoteEngine(config, _to_relay if config.worker is None else _to_sender, is_async=is_async)
 
 
 def _to_relay(config: Config, queue: SharedQueue) -> Link:
-    from .workers.elsewhere import RelayLink
+    from .relay.link import RelayLink
 
     return RelayLink(config, queue)
 
 
 def _to_sender(config: Config, queue: SharedQueue) -> Link:
-    from .workers.process import HereSender, SenderLink
+    from .sender.supervisor import HereSender, SenderLink
 
     def make_sender(config: Config, name: str, commands: int, answers: int, block: Block) -> HereSender:
-        from .sender import Sender  # loads httpx
+        from .sender.main import Sender  # loads httpx
 
         return Sender(config, name, commands, answers, block)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from .event import BeforeSend
+    from .event.encode import BeforeSend
     from .stats import DeliveryReport
 
 DEFAULT_BASE_URL = "https://api.windbackai.com/api/v1"  # docs page "API Overview"

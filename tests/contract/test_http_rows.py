@@ -23,8 +23,9 @@ import respx
 from anyio.from_thread import start_blocking_portal
 
 import windback
-from windback import delivery, transport
+from windback import delivery
 from windback.devserver import DevServer
+from windback.http import transport
 from windback.models import parse_time
 
 KEY = "sk_test_contract"
@@ -506,7 +507,7 @@ def test_a_refused_key_pauses_for_long_with_one_line_and_flush_says_so(server, d
     assert answer.pending == 100
     assert answer.problem == f"{status} NOT_YOU: no"
     assert len(tracks(server)) == 2, "one of the worker's own accord, one because of the flush"
-    assert driver.client._core.dispatcher.gate.blocked_s(time.monotonic()) > 60
+    assert driver.client._engine.scheduler.gate.blocked_s(time.monotonic()) > 60
     until(lambda: lines(caplog, logging.WARNING))
     assert lines(caplog, logging.WARNING) == [
         f"delivery is held up: {status} NOT_YOU: no; 10 events wait, and stay until the queue is full"

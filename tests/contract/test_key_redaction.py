@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 import windback
-from windback import transport
 from windback.devserver import DevServer
+from windback.http import transport
 
 # Global, and so in no frame's local variables.
 SECRET = "sk_live_5ecret0f7hep1ace"
@@ -91,7 +91,7 @@ def test_nothing_that_can_be_printed_shows_a_key():
             config.api_key,
             [config.public_key],
             vars(client),
-            client._core,
+            client._engine,
         ):
             assert hides(repr(each))
         assert hides(f"{client} {config} {config.api_key!r:>5}")

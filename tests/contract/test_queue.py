@@ -7,11 +7,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from windback.batching import Limits
 from windback.broker.connection import Connection
 from windback.broker.layout import GROUP, fields_of, keys_of
-from windback.broker.queue import StreamQueue
+from windback.broker.stream import StreamQueue
 from windback.config import BrokerAddress
+from windback.event.batch import Limits
 from windback.queue.journal import JournalQueue
 from windback.queue.memory import MemoryQueue
 

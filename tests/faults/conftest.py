@@ -36,7 +36,7 @@ def _no_sender_outlives_its_test(monkeypatch: pytest.MonkeyPatch, mark: str) -> 
     yield
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            is_sender = b"windback.sender" in (process / "cmdline").read_bytes()
+            is_sender = b"windback.sender.main" in (process / "cmdline").read_bytes()
             if is_sender and mark.encode() in (process / "environ").read_bytes():
                 os.kill(int(process.name), signal.SIGKILL)
 

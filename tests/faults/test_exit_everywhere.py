@@ -70,7 +70,7 @@ def test_an_exit_while_a_batch_is_in_flight_waits_for_its_answer(server, run):
 def test_an_exit_with_a_hundred_thousand_pending_delivers_them(server, run):
     code = """\
     client = make(flush_interval=3600)
-    client._core.dispatcher.exiting = True  # no worker starts, so all of it is there at the end
+    client._engine.scheduler.exiting = True  # no worker starts, so all of it is there at the end
     for n in range(100_000):
         assert client.track_event("login", "jane@example.com")
     assert client.stats().pending == 100_000
@@ -217,7 +217,7 @@ def test_ctrl_c_delivers_and_keeps_its_exit_status(server, run, warm):
     code = f"""\
     client = make(flush_interval=3600)
     if {warm}:
-        assert client._core.threads.transport()
+        assert client._engine.threads.transport()
     track(client)
     signal.raise_signal(signal.SIGINT)
     """
@@ -235,7 +235,7 @@ def test_a_second_ctrl_c_ends_the_wait_of_the_exit(silent_url, run):
     from windback import Windback
 
     client = Windback(shutdown_timeout=20)
-    client._core.threads.transport()
+    client._engine.threads.transport()
     client.track_event("login", "jane@example.com")
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.daemon = True
@@ -310,7 +310,7 @@ def test_an_exit_takes_no_longer_because_of_a_clock_that_started_late(silent_url
     from windback import Windback
     import time
     client = Windback(shutdown_timeout=0.5)
-    client._core.threads.transport()
+    client._engine.threads.transport()
     client.track_event("login", "jane@example.com")
     time.sleep(1)
     """

@@ -32,7 +32,7 @@ CALLS = {
 @pytest.fixture
 def quick(monkeypatch):
     """Backoffs of no length; how long they are is not the matter here."""
-    monkeypatch.setattr("windback.delivery.backoff_s", lambda *_, **__: 0.0)
+    monkeypatch.setattr("windback.delivery.retry.backoff_s", lambda *_, **__: 0.0)
 
 
 class Clock:
@@ -81,7 +81,7 @@ def test_flush_does_not_wait_for_what_is_tracked_after_it_began(held):
     results = []
     thread = threading.Thread(target=lambda: results.append(client.flush(10)))
     thread.start()
-    while not client._core.dispatcher._flushes:
+    while not client._engine.scheduler._flushes:
         time.sleep(0.001)
     for _ in range(10):
         client.track_event("login", JANE)
@@ -98,7 +98,7 @@ def test_flush_does_not_wait_for_what_is_tracked_after_it_began(held):
 @pytest.mark.parametrize("endpoint", ["silent_url", "dripping_url", "dead_url"])
 def test_flush_obeys_its_timeout_and_counts_what_is_left(request, endpoint, timeout):
     client = Windback(**OPTIONS, base_url=request.getfixturevalue(endpoint), batch_size=10)
-    client._core.threads.transport()  # loads its modules, which takes longer on a cold start
+    client._engine.threads.transport()  # loads its modules, which takes longer on a cold start
     for _ in range(95):
         client.track_event("login", JANE)
     with Clock() as clock:
@@ -119,8 +119,8 @@ def test_async_flush_obeys_its_timeout_and_counts_what_is_left(request, endpoint
         client = AsyncWindback(
             **OPTIONS, base_url=request.getfixturevalue(endpoint), batch_size=10, worker=worker
         )
-        await client._core.tasks.transport()
-        client._core.threads.transport()
+        await client._engine.tasks.transport()
+        client._engine.threads.transport()
         for _ in range(95):
             await client.track_event("login", JANE)
         with Clock() as clock:
@@ -228,7 +228,7 @@ def test_flushes_of_many_threads_all_end(server):
 
 
 def test_a_flush_hurries_a_worker_that_waits_out_a_backoff(server, monkeypatch, eventually):
-    monkeypatch.setattr("windback.delivery.backoff_s", lambda *_, **__: 3600.0)
+    monkeypatch.setattr("windback.delivery.retry.backoff_s", lambda *_, **__: 3600.0)
     server.faults([{"path": "/track", "status": 500, "times": 1}])
     with Windback(**OPTIONS, base_url=server.url, flush_interval=0.001) as client:
         client.track_event("login", JANE)
@@ -255,7 +255,7 @@ def test_close_is_idempotent(server):
 
 def test_what_is_delivered_before_an_async_flush_can_sleep_counts(server, eventually, monkeypatch):
     client = AsyncWindback(**OPTIONS, base_url=server.url, worker="thread")
-    waker = client._core.tasks.waker
+    waker = client._engine.tasks.waker
 
     async def late():
         eventually(lambda: client.stats().delivered == 1)
@@ -263,7 +263,7 @@ def test_what_is_delivered_before_an_async_flush_can_sleep_counts(server, eventu
 
     async def main():
         await client.track_event("login", JANE)
-        monkeypatch.setattr(client._core.tasks, "waker", late)
+        monkeypatch.setattr(client._engine.tasks, "waker", late)
         flushed = await client.flush(20)
         assert (flushed.delivered, flushed.pending) == (1, 0)
         await client.close()
@@ -418,7 +418,7 @@ def test_a_caller_who_waits_for_room_learns_of_the_close(held):
 
     thread = threading.Thread(target=wait)
     thread.start()
-    while not client._core.dispatcher._room_waiters:
+    while not client._engine.scheduler._room_waiters:
         time.sleep(0.001)
     client.close(0.1)
     thread.join(10)

@@ -28,7 +28,7 @@ each_worker = pytest.mark.parametrize("worker", ["thread", "process", None])
 
 
 def segments(client):
-    return list(client._core.queue._own.segments.values())
+    return list(client._engine.queue._own.segments.values())
 
 
 def is_synced(client):
@@ -95,7 +95,7 @@ def test_with_nothing_new_nothing_is_synced_and_the_next_event_is(make, synced, 
     for turn in range(3):
         track(client, range(10))
         eventually(lambda: is_synced(client))
-        eventually(lambda: not client._core._syncer._is_running)
+        eventually(lambda: not client._engine._syncer._is_running)
         synced.calls.clear()
         assert client.stats().accepted == 10 * (turn + 1)
         time.sleep(0.1)
@@ -126,7 +126,7 @@ def test_a_disk_that_fails_is_told_once_and_never_asked_again(
     eventually(lambda: "can't be brought to the disk" in caplog.text)
     synced.failing = ()
     track(client, range(20, 30))
-    eventually(lambda: not client._core._syncer._is_running)
+    eventually(lambda: not client._engine._syncer._is_running)
     assert synced.by_name()[name] == 1
     assert caplog.text.count("can't be brought to the disk, a power cut may take it: Input/output error") == 1
     if worker is not None:
@@ -166,7 +166,7 @@ def test_an_exit_with_events_left_and_a_fork(run, dead_url, tmp_path):
     assert client.stats().accepted == (2 if pid else 1)
     if pid:
         os.waitpid(pid, 0)
-    segments = client._core.queue._own.segments.values()
+    segments = client._engine.queue._own.segments.values()
     say("written", os.getpid(), *(each.path.stat().st_ino for each in segments if each.count))
     if not pid:
         client.close()
@@ -203,7 +203,7 @@ def test_a_sender_brings_what_it_notes_to_the_disk_too(make, tmp_path, monkeypat
     monkeypatch.setenv("SYNCED", str(log))
     client = make(worker="process", fsync=fsync, flush_interval=3600)
     track(client, range(10))
-    eventually(lambda: client._core._link._running is not None)
+    eventually(lambda: client._engine._link._running is not None)
     assert client.flush(20)
     eventually(lambda: list((tmp_path / "journal").glob("*/*.ledger")))
     (ledger,) = (tmp_path / "journal").glob("*/*.ledger")
@@ -230,7 +230,7 @@ def test_a_relay_brings_what_it_notes_to_the_disk_too(server, tmp_path, monkeypa
         (reader,) = relay._queue.readers.values()
         eventually(lambda: not relay._queue.wants_sync)
         assert str(reader.written_to.path) in ledgers
-        eventually(lambda: not relay._core._syncer._is_running)
+        eventually(lambda: not relay._engine._syncer._is_running)
         ledgers.clear()
         time.sleep(0.1)
         assert ledgers == []

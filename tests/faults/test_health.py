@@ -21,8 +21,8 @@ from tracking import track
 import windback
 from windback import Windback
 from windback.broker.layout import keys_of
-from windback.health import answering
 from windback.relay import BrokerRelay, Relay
+from windback.relay.health import answering
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server, and has no flock"),
@@ -171,7 +171,7 @@ def test_not_ready_while_the_api_fails(redis_server, server, eventually):
         assert "500" in ready(url)[1]["problems"][""]
         assert metrics(url)["windback_relay_held_up", ""] == 1
         server.faults([])
-        relay._projects[""]._core.flush(20)  # which does not wait for the end of a pause
+        relay._projects[""]._engine.flush(20)  # which does not wait for the end of a pause
         eventually(lambda: ready(url)[0] == 200, 20)
     assert len(server.events()) == 10
 
@@ -197,7 +197,7 @@ def test_not_healthy_when_it_does_not_look_any_more(redis_server, server, eventu
         eventually(lambda: get(url, "/healthz")[0] == 200)
         redis_server.signal(signal.SIGSTOP)
         try:
-            monkeypatch.setattr("windback.health.STALE_S", 0.5)
+            monkeypatch.setattr("windback.relay.health.STALE_S", 0.5)
             eventually(lambda: get(url, "/healthz")[0] == 503)
             assert json.loads(get(url, "/healthz")[1])["looked_s"] >= 0.5
         finally:

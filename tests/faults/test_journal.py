@@ -66,7 +66,7 @@ def deliver_all(server, root, eventually, **options):
     options = {"flush_interval": 0.01, **options}
     with Windback(**OPTIONS, **options, base_url=server.url, journal=root) as client:
         track(client, [-1])
-        eventually(lambda: left_in(root) == [client._core.queue._own.name] and not client.stats().pending)
+        eventually(lambda: left_in(root) == [client._engine.queue._own.name] and not client.stats().pending)
         stats = client.stats()
     assert is_lawful(stats)
     assert left_in(root) == []
@@ -240,7 +240,7 @@ def test_a_forked_child_has_a_directory_of_its_own_and_leaves_its_parents(server
     code = f"""\
     client = Windback(journal={str(root)!r}, flush_interval=3600, shutdown_timeout=20)
     track(client, range(50))
-    own = client._core.queue._own
+    own = client._engine.queue._own
     parents = own.name
     before = {{path: path.read_bytes() for path in own._home.folder.glob("*.seg")}}
     pids = []
@@ -249,8 +249,8 @@ def test_a_forked_child_has_a_directory_of_its_own_and_leaves_its_parents(server
         if pid == 0:
             assert client.stats().pending == 0
             track(client, range(100 * child + 100, 100 * child + 150))
-            assert client._core.queue._own.name != parents
-            assert client._core.queue._own.name in os.listdir({str(root)!r})
+            assert client._engine.queue._own.name != parents
+            assert client._engine.queue._own.name in os.listdir({str(root)!r})
             assert {{path: path.read_bytes() for path in before}} == before
             sys.exit(0)
         pids.append(pid)
@@ -322,7 +322,7 @@ if os.fork():
     signal.pause()
 if {uses_it}:
     track(range(30, 60))
-    while client._core.queue._to_adopt is None:  # it looked for dead processes, and found none
+    while client._engine.queue._to_adopt is None:  # it looked for dead processes, and found none
         time.sleep(0.001)
 print(os.getpid(), flush=True)
 sys.stdin.read()
@@ -432,7 +432,7 @@ def test_an_async_client_has_a_journal_too(server, run, root, eventually, backen
     code = f"""\
     client = Windback(journal={str(root)!r}, flush_interval=3600)
     track(client, range(100))
-    client._core.queue.take(client._core.dispatcher._limits)
+    client._engine.queue.take(client._engine.scheduler._limits)
     track(client, range(100, 150))
     kill()
     """
@@ -484,23 +484,23 @@ def test_flush_waits_for_what_was_accepted_before_it_whatever_is_adopted_meanwhi
     code = f"""\
     client = Windback(journal={str(root)!r}, flush_interval=3600)
     track(client, range(100))
-    client._core.queue.take(client._core.dispatcher._limits)
+    client._engine.queue.take(client._engine.scheduler._limits)
     kill()
     """
     assert run(TOOLS + code, url=server.url).status == -signal.SIGKILL
     client = Windback(
         **OPTIONS, base_url=held.url, journal=root, flush_interval=3600, batch_size=100, max_in_flight=1
     )
-    client._core.queue._to_adopt = deque()  # nothing, until the flush is on its way
+    client._engine.queue._to_adopt = deque()  # nothing, until the flush is on its way
     track(client, range(100, 150))
-    flush = client._core.dispatcher.begin_flush(Waker(), patient=True)
-    client._core.queue._to_adopt = None
-    client._core.dispatcher.wake()
+    flush = client._engine.scheduler.begin_flush(Waker(), patient=True)
+    client._engine.queue._to_adopt = None
+    client._engine.scheduler.wake()
     held.wait_until_holding(1)
     held.answer(1)  # whichever batch it was
     held.wait_until_seen(2)
     assert not flush.done
-    assert client._core.dispatcher.end_flush(flush).pending > 0
+    assert client._engine.scheduler.end_flush(flush).pending > 0
     held.answer()
     assert client.flush(20)
     stats = client.stats()
@@ -517,12 +517,14 @@ class Waker:
 def test_the_law_holds_at_every_instant_while_a_journal_is_adopted_and_much_fails(
     server, run, root, monkeypatch, seed
 ):
-    monkeypatch.setattr("windback.delivery.backoff_s", lambda attempt, dice, **_: dice * 0.004 * attempt)
-    monkeypatch.setattr("windback.delivery.OUTAGE_CAP_S", 0.02)
+    monkeypatch.setattr(
+        "windback.delivery.retry.backoff_s", lambda attempt, dice, **_: dice * 0.004 * attempt
+    )
+    monkeypatch.setattr("windback.delivery.gate.OUTAGE_CAP_S", 0.02)
     code = f"""\
     client = Windback(journal={str(root)!r}, flush_interval=3600)
     track(client, range(10_000, 12_000))
-    client._core.queue.take(client._core.dispatcher._limits)
+    client._engine.queue.take(client._engine.scheduler._limits)
     kill()
     """
     assert run(TOOLS + code, url=server.url).status == -signal.SIGKILL

@@ -20,10 +20,10 @@ import pytest
 from tracking import is_lawful, left_in, numbers, track
 
 from windback import ConfigurationError, Windback
-from windback.batching import Limits
+from windback.event.batch import Limits
 from windback.journal import dead
 from windback.journal import format as fmt
-from windback.journal.home import filesystem
+from windback.journal.directory import filesystem
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
@@ -47,7 +47,7 @@ TOOLS = """\
             time.sleep(0.002)
 
     def on_disk(client):
-        return sum(segment.count - segment.settled for segment in client._core.queue._own.segments.values())
+        return sum(segment.count - segment.settled for segment in client._engine.queue._own.segments.values())
 
     def mount(source, target, kind, flags, options=None):
         encoded = [each if each is None else os.fsencode(each) for each in (source, target, kind, options)]
@@ -94,12 +94,12 @@ def attempt(run, server):
 def make_dead(root, numbers, *, leased=0):
     """Leave what a killed process would; return its directory. Nobody sends from it meanwhile."""
     client = Windback(**OPTIONS, base_url="http://127.0.0.1:9/api/v1", journal=root)
-    client._core.dispatcher._start_worker = lambda: False
+    client._engine.scheduler._start_worker = lambda: False
     track(client, numbers)
     if leased:
-        client._core.queue.take(Limits(leased, 500_000, 1.0))
-    folder = root / client._core.queue._own.name
-    client._core.queue.reset()
+        client._engine.queue.take(Limits(leased, 500_000, 1.0))
+    folder = root / client._engine.queue._own.name
+    client._engine.queue.reset()
     client.close(0)
     return folder
 
@@ -111,7 +111,7 @@ def deliver(server, root, eventually):
     def deliver(*, left=0, adopted=None, **options):
         options = {"journal": root, "base_url": server.url, "flush_interval": 0.01, **options}
         with Windback(**OPTIONS, **options) as client:
-            queue = client._core.queue
+            queue = client._engine.queue
             track(client, [-1])
             eventually(
                 lambda: (
@@ -156,7 +156,7 @@ def test_a_directory_of_another_user_is_refused(root, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "9p", "fuse.sshfs", "virtiofs"])
 def test_a_network_file_system_is_refused(root, monkeypatch, kind):
-    monkeypatch.setattr("windback.journal.home.filesystem", lambda _: kind)
+    monkeypatch.setattr("windback.journal.directory.filesystem", lambda _: kind)
     with pytest.raises(ConfigurationError, match=f"journal '{root}' is on {kind}, .*; choose a local disk"):
         Windback(**OPTIONS, journal=root)
 
@@ -220,7 +220,7 @@ def test_files_of_others_are_left_alone(root, deliver, server, caplog):
         root / "0123456789abcde": b"too short for a name of ours",
         root / "0123456789abcdef": b"a name of ours, but a file",
         root / "00112233445566ff" / "cache.bin": b"a name of ours, but not our directory",
-        folder / "core.1234": b"in a directory of ours",
+        folder / "engine.1234": b"in a directory of ours",
         folder / "00000001.seg.bak": b"a copy that somebody made",
     }
     for path, data in strangers.items():
@@ -438,7 +438,7 @@ def test_a_full_disk_and_space_again(attempt, server, root):
     before = on_disk(client)
     assert before < 100
     (root / "ballast").unlink()
-    client._core.queue._own._retry_at_s = 0
+    client._engine.queue._own._retry_at_s = 0
     track(client, range(120, 130), 60_000)
     assert on_disk(client) == before + 10
     assert client.flush(20)
@@ -484,7 +484,7 @@ def test_a_limit_on_file_sizes_is_a_full_disk(attempt, server, root):
     track(client, range(50))
     assert on_disk(client) == 0
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    client._core.queue._own._retry_at_s = 0
+    client._engine.queue._own._retry_at_s = 0
     track(client, range(50, 100))
     assert on_disk(client) == 50
     assert client.flush(20)
@@ -506,7 +506,7 @@ def test_a_limit_in_the_middle_of_a_record_accepts_no_half_of_it(attempt, server
     windback.journal.home._MAPPED = frozenset()
     client = Windback(journal={str(root)!r}, flush_interval=3600, max_event_bytes=70_000)
     track(client, [0], 60_000)
-    until(lambda: not client._core.queue.wants_upkeep)
+    until(lambda: not client._engine.queue.wants_upkeep)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     track(client, [1], 60_000)  # in memory
     assert on_disk(client) == 1
@@ -539,7 +539,7 @@ def test_a_read_only_directory_and_a_writable_one_again(attempt, server, root):
     track(client, range(50))
     assert on_disk(client) == 0
     make_writable()
-    client._core.queue._own._retry_at_s = 0
+    client._engine.queue._own._retry_at_s = 0
     track(client, range(50, 100))
     assert on_disk(client) == 50
     assert client.flush(20)
@@ -567,7 +567,7 @@ def test_a_directory_that_becomes_read_only_holds_up_no_delivery(attempt, server
         mount(root, root, None, BIND)
         mount(None, root, None, BIND | REMOUNT | READ_ONLY)
     else:
-        client._core.queue._own._home.folder.chmod(0o500)
+        client._engine.queue._own._home.folder.chmod(0o500)
     track(client, range(10, 100), 60_000)
     assert client.flush(20)
     stats = client.stats()
@@ -585,7 +585,7 @@ def test_a_directory_that_is_removed_is_made_again(attempt, server, root, delive
     root = Path({str(root)!r})
     client = Windback(journal=root, flush_interval=3600, max_event_bytes=70_000)
     track(client, range(10))
-    until(lambda: not (client._core.queue.wants_upkeep or client._core.dispatcher._in_upkeep))
+    until(lambda: not (client._engine.queue.wants_upkeep or client._engine.scheduler._in_upkeep))
     shutil.rmtree(root)
     for n in range(10, 120):  # until the segments that nobody can find any more are full
         track(client, [n], 60_000)
@@ -613,7 +613,7 @@ def test_without_file_descriptors_events_wait_in_memory(attempt, server, root):
     track(client, range(50))
     assert on_disk(client) == 0
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    client._core.queue._own._retry_at_s = 0
+    client._engine.queue._own._retry_at_s = 0
     track(client, range(50, 100))
     assert on_disk(client) == 50
     assert client.flush(20)

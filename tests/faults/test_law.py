@@ -17,8 +17,10 @@ THREADS = 8
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     """The pauses of an outage, made so short that many of them fit into a test."""
-    monkeypatch.setattr("windback.delivery.backoff_s", lambda attempt, dice, **_: dice * 0.004 * attempt)
-    monkeypatch.setattr("windback.delivery.OUTAGE_CAP_S", 0.02)
+    monkeypatch.setattr(
+        "windback.delivery.retry.backoff_s", lambda attempt, dice, **_: dice * 0.004 * attempt
+    )
+    monkeypatch.setattr("windback.delivery.gate.OUTAGE_CAP_S", 0.02)
 
 
 PASSING = [

@@ -153,7 +153,7 @@ def relay_command(broker, *options, **environment):
 def test_events_of_a_project_without_a_key_stay_and_are_told_once(
     redis_server, track, recorder, caplog, monkeypatch, eventually
 ):
-    monkeypatch.setattr("windback.relay.WATCH_S", 0.05)
+    monkeypatch.setattr("windback.relay.forwarder.WATCH_S", 0.05)
     track("shop", range(10))
     track("blog", range(10))
     with running(BrokerRelay(redis_server.url, api_keys={"shop": SHOP}, base_url=recorder.url)) as relay:

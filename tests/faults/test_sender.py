@@ -35,10 +35,10 @@ TOOLS = """\
 
     def sender_of(client):
         deadline = time.monotonic() + 20
-        while client._core._link._running is None or client._core._link._running.process is None:
+        while client._engine._link._running is None or client._engine._link._running.process is None:
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        return client._core._link._running.process.pid
+        return client._engine._link._running.process.pid
 
 """
 
@@ -52,7 +52,7 @@ def children(pid):
 def sender_of(client):
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        running = client._core._link._running
+        running = client._engine._link._running
         if running is not None:
             return running.process.pid
         time.sleep(0.005)
@@ -95,7 +95,7 @@ def make(server, tmp_path):
 
     yield make
     for client in made:
-        running = client._core._link._running
+        running = client._engine._link._running
         client.close(0)
         if running is not None and running.process is not None:
             with suppress(ProcessLookupError):  # it would try for minutes to deliver what a test left
@@ -137,7 +137,7 @@ def test_it_loads_nothing_that_is_for_the_command_line(make, tmp_path, monkeypat
     track(client, range(3))
     assert client.flush(20)
     loaded = {*(tmp_path / "loaded").read_text(encoding="utf-8").split()}
-    assert {"windback.sender", "httpx"} <= loaded
+    assert {"windback.sender.main", "httpx"} <= loaded
     assert loaded.isdisjoint({"rich", "typer", "click", "windback.cli"})
 
 
@@ -177,7 +177,7 @@ def test_an_application_killed_before_its_sender_runs_leaves_its_events_to_the_n
     root = str(tmp_path / "journal")
     code = f"""\
     client = Windback(worker="process", journal={root!r})
-    client._core._link.wake = lambda: None
+    client._engine._link.wake = lambda: None
     track(client, range(50))
     os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -210,7 +210,7 @@ def test_a_killed_sender_is_replaced_and_counted(make, server, eventually):
 def test_a_sender_that_dies_at_once_each_time_is_replaced_by_a_thread(
     make, server, monkeypatch, caplog, eventually
 ):
-    monkeypatch.setattr("windback.workers.process._BOOT", "raise SystemExit(1)")
+    monkeypatch.setattr("windback.sender.supervisor._BOOT", "raise SystemExit(1)")
     with caplog.at_level(logging.WARNING, "windback"):
         client = make(flush_interval=0.01)
         track(client, range(250))
@@ -454,7 +454,7 @@ def test_who_waits_for_room_gets_it_as_soon_as_there_is_some(make, held):
     big = "x" * 60_000
     client = make(base_url=held.url, overflow="block", block_timeout=30, max_journal_bytes=8 << 20)
     accepted = 0
-    while client._core.queue.has_room_for(70_000):
+    while client._engine.queue.has_room_for(70_000):
         assert client.track_event("big", JANE, {"n": accepted, "big": big})
         accepted += 1
         assert accepted < 200
@@ -485,7 +485,7 @@ def test_idle_neither_of_the_two_wakes_up(make, eventually):
     client = make(flush_interval=0.01)
     track(client, range(10))
     assert client.flush(20)
-    eventually(lambda: client._core.queue.wake_at == 0)
+    eventually(lambda: client._engine.queue.wake_at == 0)
     pid = sender_of(client)
 
     def switches():

@@ -96,7 +96,7 @@ def test_a_signal_that_comes_while_our_lock_is_held_delivers(server, run):
     code = """\
     client = Windback(handle_signals=True, flush_interval=3600)
     track(client)
-    with client._core.dispatcher.lock:
+    with client._engine.scheduler.lock:
         send()
         time.sleep(0.3)
     time.sleep(20)
@@ -128,7 +128,7 @@ def test_an_endpoint_that_never_answers_holds_the_end_no_longer_than_asked(silen
     code = f"""\
     clients = [Windback(handle_signals=True, shutdown_timeout=1) for _ in range({clients})]
     for client in clients:
-        client._core.threads.transport()
+        client._engine.threads.transport()
         track(client, 10)
     print(time.time(), flush=True)
     send()

@@ -12,7 +12,7 @@ import pytest
 from tracking import JANE, numbers
 
 from windback import AsyncWindback, Windback
-from windback.transport import AsyncTransport, SyncTransport
+from windback.http.transport import AsyncTransport, SyncTransport
 
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
 
@@ -57,7 +57,7 @@ def tasks():
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts context switches, in Linux's /proc")
 @pytest.mark.parametrize("used", ["interval", "full", "several"])
 def test_an_idle_worker_is_never_woken(server, monkeypatch, eventually, used):
-    monkeypatch.setattr("windback.dispatch.SPARE_WORKER_S", 0.05)
+    monkeypatch.setattr("windback.delivery.scheduler.SPARE_WORKER_S", 0.05)
     before = set(tasks())
     with Windback(**OPTIONS, base_url=server.url, batch_size=10, flush_interval=0.05) as client:
         if used == "several":
@@ -66,10 +66,10 @@ def test_an_idle_worker_is_never_woken(server, monkeypatch, eventually, used):
         eventually(lambda: client.stats().delivered == client.stats().accepted)
         eventually(lambda: client.stats().workers == 1)
         steps = []
-        dispatcher = client._core.dispatcher
-        next_step = dispatcher.next_step
+        scheduler = client._engine.scheduler
+        next_step = scheduler.next_step
         # The worker looks it up at each step, so this sees the very next one.
-        dispatcher.next_step = lambda *args, **kwargs: steps.append(args) or next_step(*args, **kwargs)
+        scheduler.next_step = lambda *args, **kwargs: steps.append(args) or next_step(*args, **kwargs)
         eventually(lambda: len(set(tasks()) - before) == 1)
         (worker,) = set(tasks()) - before
         eventually(lambda: is_at_rest(worker))
@@ -78,7 +78,7 @@ def test_an_idle_worker_is_never_woken(server, monkeypatch, eventually, used):
         time.sleep(2)  # being idle is the subject
         assert tasks()[worker] == switches
         assert steps == []
-        del dispatcher.next_step
+        del scheduler.next_step
 
 
 def is_at_rest(task):
@@ -159,7 +159,7 @@ def test_what_does_not_fill_a_batch_waits_for_the_worker_that_is_there(held):
 
 
 def test_spare_workers_go_and_come_back(held, monkeypatch, eventually):
-    monkeypatch.setattr("windback.dispatch.SPARE_WORKER_S", 0.1)
+    monkeypatch.setattr("windback.delivery.scheduler.SPARE_WORKER_S", 0.1)
     with Windback(**OPTIONS, base_url=held.url, batch_size=10, max_in_flight=4) as client:
         for _ in range(2):
             track(client, 40)
@@ -350,21 +350,21 @@ def test_a_certificate_file_that_is_missing_is_named(run):
 def test_a_worker_that_dies_wakes_a_flush_only_once(dead_url):
     """Another may end the same flush before the flusher got to run."""
     client = Windback(**OPTIONS, base_url=dead_url)
-    dispatcher = client._core.dispatcher
-    dispatcher._start_worker = lambda: True  # this test is the workers
+    scheduler = client._engine.scheduler
+    scheduler._start_worker = lambda: True  # this test is the workers
     client.track_event("login", JANE)
-    from windback.delivery import Answer
-    from windback.workers.threads import ThreadWaker
+    from windback.api.answer import Answer
+    from windback.delivery.workers.threads import ThreadWaker
 
-    flush = dispatcher.begin_flush(ThreadWaker(), patient=True)
-    first = dispatcher.next_step(0.0, ThreadWaker(), None)
-    dispatcher.abandon(first.batch)
-    dispatcher.retire(None, 0.0, died=True)
-    assert dispatcher.add_worker()
-    second = dispatcher.next_step(0.0, ThreadWaker(), None)
-    dispatcher.settle(second.batch, Answer(200), 0.0, 0.0, gzipped=False)
+    flush = scheduler.begin_flush(ThreadWaker(), patient=True)
+    first = scheduler.next_step(0.0, ThreadWaker(), None)
+    scheduler.abandon(first.batch)
+    scheduler.retire(None, 0.0, died=True)
+    assert scheduler.add_worker()
+    second = scheduler.next_step(0.0, ThreadWaker(), None)
+    scheduler.settle(second.batch, Answer(200), 0.0, 0.0, gzipped=False)
     assert flush.done
-    assert dispatcher.end_flush(flush)
+    assert scheduler.end_flush(flush)
     client.close(0)
 
 
@@ -413,7 +413,7 @@ def test_workers_come_as_soon_as_threads_can_be_started_again(server, no_threads
 
 def test_a_flush_of_the_caller_obeys_its_timeout(silent_url, no_threads):
     client = Windback(**OPTIONS, base_url=silent_url)
-    client._core.threads.transport()
+    client._engine.threads.transport()
     track(client, 5)
     started_s = time.monotonic()
     result = client.flush(0.3)
@@ -500,7 +500,7 @@ def test_callers_who_gave_up_waiting_for_room_are_forgotten(held):
     track(client, 5)
     for _ in range(50):
         assert client.track_event("login", JANE) is False
-    assert len(client._core.dispatcher._room_waiters) == 0
+    assert len(client._engine.scheduler._room_waiters) == 0
     assert client.stats().refused == {"queue_full": 50}
     held.answer()
     assert client.close(10)

@@ -36,7 +36,7 @@ from windback.cli.app import app
 from windback.devserver import DevServer
 from windback.journal import dead, inspect
 from windback.journal import format as fmt
-from windback.journal.home import Home
+from windback.journal.directory import JournalDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk_test_1"
@@ -45,7 +45,7 @@ WRITER = """\
 import sys
 from windback import Windback
 client = Windback(journal=sys.argv[1], flush_interval=3600)
-client._core.threads.start = lambda: True  # else a full batch would go at once
+client._engine.threads.start = lambda: True  # else a full batch would go at once
 for line in sys.stdin:
     first, count, name = line.split()
     for n in range(int(first), int(first) + int(count)):
@@ -247,7 +247,7 @@ def test_a_writer_is_not_disturbed_by_a_thousand_looks(root, server):
 def test_a_directory_can_be_adopted_after_a_look(root, server):
     name = leave_behind(root, 1)
     assert not inspect.is_held(root / name / "owner.lock")
-    home = Home.adopt(root, name)
+    home = JournalDirectory.adopt(root, name)
     assert home is not None
     assert inspect.is_held(root / name / "owner.lock")
     home.close()

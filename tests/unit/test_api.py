@@ -8,8 +8,8 @@ import json
 import pytest
 
 import windback
-from windback import api
-from windback.delivery import Answer
+from windback.api import endpoints as api
+from windback.api.answer import Answer
 
 CHURN = {
     "customer_email": "jane@example.com",

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from windback.broker.layout import ForeignError, entry_of, fields_of, foreign_letter, letters_of
-from windback.event import encode
+from windback.event.encode import encode
 from windback.stats import DeliveryReport
 
 

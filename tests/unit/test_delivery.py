@@ -10,21 +10,10 @@ import pytest
 
 import windback
 from windback import delivery
-from windback.delivery import (
-    Action,
-    Answer,
-    Failure,
-    Gate,
-    OutageLog,
-    Tries,
-    Verdict,
-    backoff_s,
-    error_of,
-    is_retryable,
-    judge,
-    retry_after_s,
-    retry_delay_s,
-)
+from windback.api.answer import Answer, Failure, error_of, retry_after_s
+from windback.delivery.gate import Gate, OutageLog
+from windback.delivery.retry import Tries, backoff_s, retry_delay_s
+from windback.delivery.verdict import Action, Verdict, is_retryable, judge
 from windback.models import parse_time
 
 LASTING = (Failure.REFUSED, Failure.FORBIDDEN)

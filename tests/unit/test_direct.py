@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 import windback
-from windback.batching import Limits
-from windback.delivery import Answer, Failure
-from windback.direct import DirectSend, encode_all
-from windback.event import encode
+from windback.api.answer import Answer, Failure
+from windback.delivery.track_events import DirectSend, encode_all
+from windback.event.batch import Limits
+from windback.event.encode import encode
 
 GOOD = {"event": "login", "customer_email": "jane@example.com"}
 LIMITS = Limits(100, 500_000, 1.0)

@@ -18,9 +18,9 @@ import numpy as np
 import pydantic
 import pytest
 
-from windback import event as module
 from windback.errors import InvalidEventError
-from windback.event import check_fields, encode
+from windback.event import encode as module
+from windback.event.encode import check_fields, encode
 
 EMAIL = "jane@example.com"
 LIMIT = 65_536

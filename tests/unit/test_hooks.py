@@ -7,7 +7,7 @@ import json
 import pytest
 
 from windback.errors import InvalidEventError
-from windback.hooks import HookedEncoder
+from windback.event.hooks import HookedEncoder
 
 EMAIL = "jane@example.com"
 LIMIT = 65_536

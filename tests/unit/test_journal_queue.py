@@ -15,12 +15,12 @@ from collections import Counter
 import pytest
 
 from windback import ClosedError, QueueFullError
-from windback.batching import Limits
+from windback.event.batch import Limits
 from windback.journal import format as fmt
 from windback.journal import segment
-from windback.journal.home import Home, names
+from windback.journal.directory import JournalDirectory, names
 from windback.journal.ledger import Ledger
-from windback.journal.own import SPARES, OwnJournal
+from windback.journal.writer import SPARES, OwnJournal
 from windback.queue.journal import JournalQueue
 from windback.queue.memory import NEVER, MemoryQueue, NoRoomError
 
@@ -889,7 +889,7 @@ def test_the_end_waits_for_who_tends_the_files(make, root, monkeypatch):
 @pytest.fixture
 def unmapped(monkeypatch):
     """A file system where a store into a mapping is not safe: records are written by pwrite."""
-    monkeypatch.setattr("windback.journal.home._MAPPED", frozenset())
+    monkeypatch.setattr("windback.journal.directory._MAPPED", frozenset())
 
 
 def test_without_a_mapping_everything_holds_too(make, root, unmapped):
@@ -924,7 +924,7 @@ def test_a_write_that_ends_early_accepts_nothing(make, root, unmapped, monkeypat
 
 def test_while_the_disk_has_trouble_events_wait_in_memory_up_to_its_bounds(make, root, monkeypatch, caplog):
     caplog.set_level("INFO", "windback")
-    monkeypatch.setattr("windback.journal.own._RETRY_FIRST_S", 0.0)
+    monkeypatch.setattr("windback.journal.writer._RETRY_FIRST_S", 0.0)
     made = make(max_events=20)
     fill(made, 5)
     made.drain()
@@ -995,18 +995,18 @@ def test_the_ids_of_a_directory_are_used_once(make, root, eager_switches):
 
 def test_a_ledger_of_a_dead_process_goes_on_in_the_same_file(root):
     root.mkdir()
-    home = Home.create(root, mapped=True, synced=False, drains=True)
+    home = JournalDirectory.create(root, mapped=True, synced=False, drains=True)
     ledger = Ledger.start(home)
     ledger.lease("one", [(1, 64, 88, 1)])
     ledger.lease("two", [(1, 88, 112, 1)])
     ledger.close()
     home.close()
-    again = Home.adopt(root, home.name)
+    again = JournalDirectory.adopt(root, home.name)
     resumed = Ledger.resume(again)
     resumed.done("one")
     resumed.close()
     again.close()
-    last = Home.adopt(root, home.name)
+    last = JournalDirectory.adopt(root, home.name)
     state = Ledger.resume(last).state
     assert state.leases == {"two": [(1, 88, 112, 1)]}
     assert 64 in state.done[1]
@@ -1039,7 +1039,7 @@ def test_a_segment_that_cannot_be_removed_is_no_error_and_does_not_come_again(
 def test_a_ledger_that_would_be_too_long_is_an_error_of_the_disk(root):
     """Nothing makes one; but if something did, delivery would go on."""
     root.mkdir()
-    home = Home.create(root, mapped=True, synced=False, drains=True)
+    home = JournalDirectory.create(root, mapped=True, synced=False, drains=True)
     ledger = Ledger.start(home)
     for n in range(80_000):
         ledger.state.leases[f"{n:032x}"] = [(1, 64, 88, 1)]
@@ -1052,6 +1052,6 @@ def test_a_ledger_that_would_be_too_long_is_an_error_of_the_disk(root):
         lease_on()
     ledger.close()
     home.close()
-    again = Home.adopt(root, home.name)
+    again = JournalDirectory.adopt(root, home.name)
     assert list(Ledger.resume(again).state.leases) == ["one"]
     again.close()

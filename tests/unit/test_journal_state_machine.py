@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from windback.batching import Limits
+from windback.event.batch import Limits
 from windback.journal import format as fmt
 from windback.journal import segment
-from windback.journal.home import names
+from windback.journal.directory import names
 from windback.journal.ledger import OFFSET_BITS
 from windback.queue.journal import JournalQueue
 
@@ -100,7 +100,7 @@ class JournalMachine(RuleBasedStateMachine):
     # -- the world -----------------------------------------------------------------------------
 
     def open(self):
-        with mock.patch("windback.journal.own.SPARES", 1):
+        with mock.patch("windback.journal.writer.SPARES", 1):
             self.queue = JournalQueue(
                 100, MIB, "drop_newest", lambda: None, lambda _: None, self.root, 256 * MIB
             )
@@ -112,7 +112,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.open()
 
     def upkeep(self):
-        with mock.patch("windback.journal.own.SPARES", 1):
+        with mock.patch("windback.journal.writer.SPARES", 1):
             while self.queue.wants_upkeep:
                 self.queue.upkeep()()
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from windback import ClosedError, QueueFullError
-from windback.batching import Limits
+from windback.event.batch import Limits
 from windback.queue.memory import NEVER, MemoryQueue, NoRoomError
 
 LIMITS = Limits(100, 500_000, 1.0)

@@ -1,1 +1,4 @@
-"""Redis between applications and relays: what stands in its streams, who writes there and who reads."""
+"""Redis between applications and relays: what is stored there, and who writes and reads it.
+
+Imports: `delivery`, `queue`, `event`.
+"""

@@ -16,9 +16,9 @@ from redis.exceptions import MovedError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from .. import guard
+from ..api.answer import Failure
 from ..config import BrokerAddress
-from ..delivery import Failure
+from ..http import egress as guard
 from .layout import Keys, Value
 
 logger = logging.getLogger("windback")

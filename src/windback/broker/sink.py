@@ -10,14 +10,15 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Awaitable, Callable, Optional
 
+from ..api.answer import Answer, Failure
 from ..config import Config
-from ..delivery import Answer, Failure, Tries
-from ..retrying import OnTry, retry, retry_async
+from ..delivery.retry import Tries
+from ..delivery.retry_loop import OnTry, retry, retry_async
 from .connection import BrokerError, Connection
 from .layout import APPEND, PROJECTS, fields_of, keys_of
 
 if TYPE_CHECKING:
-    from ..queue.base import Batch
+    from ..event.batch import Batch
 
 #: Calls something that takes long in a thread, for a task.
 InThread = Callable[[Callable[[], Answer]], Awaitable[Answer]]

@@ -234,10 +234,10 @@ def _distrust(error: ssl.SSLCertVerificationError, host: str) -> str:
 
 def _exchange(config: Config, timeout_s: float, why_not: str) -> Iterator[Check]:
     """Send the test event. why_not: why to ask for nothing but an answer, of any kind."""
-    from windback.api import Request, track
-    from windback.delivery import error_of
-    from windback.event import encode
-    from windback.transport import SyncTransport
+    from windback.api.answer import error_of
+    from windback.api.endpoints import Request, track
+    from windback.event.encode import encode
+    from windback.http.transport import SyncTransport
 
     request = Request("GET", "")
     if not why_not:

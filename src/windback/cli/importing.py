@@ -35,7 +35,7 @@ import orjson
 import typer
 
 from windback.errors import InvalidEventError
-from windback.event import encode, now_text
+from windback.event.encode import encode, now_text
 
 from .common import (
     BASE_URL,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Callable, Collection, Deque, Dict, List, NamedTuple, Optional
 
 from windback.config import resolve_for_sender
-from windback.core import Core
+from windback.delivery.engine import LocalEngine
 from windback.journal import dead
 from windback.journal.segment import sync_new
 from windback.queue.journal import JournalQueue
@@ -70,7 +70,7 @@ class Replay:
         config = resolve_for_sender(
             base_url=base_url, journal=root, compress=compress, shutdown_timeout=_CLOSE_S
         )
-        self._core = Core(config, make_queue=self._make_queue)
+        self._engine = LocalEngine(config, make_queue=self._make_queue)
 
     def _make_queue(self, wake: Callable[[], None], on_full: Callable[[str], None]) -> JournalQueue:
         self._queue = _ReplayQueue(0, 0, "drop_newest", wake, on_full, self._root, 1 << 62, fsync=True)
@@ -85,8 +85,8 @@ class Replay:
                         self._take(path, reasons)
                 self._deliver(timeout)
             finally:
-                self._core.close(None)
-        stats = self._core.stats()
+                self._engine.close(None)
+        stats = self._engine.stats()
         return self._outcome._replace(delivered=stats.delivered, rejected=stats.rejected, left=stats.pending)
 
     def _stop(self) -> None:
@@ -133,8 +133,8 @@ class Replay:
         with Progress("replayed", self._outcome.replayed, "letters") as progress:
             while not self._is_stopping:
                 left_s = _LOOK_S if deadline_s is None else min(_LOOK_S, deadline_s - time.monotonic())
-                is_done = left_s <= 0 or bool(self._core.flush(left_s))
-                stats = self._core.stats()
+                is_done = left_s <= 0 or bool(self._engine.flush(left_s))
+                stats = self._engine.stats()
                 progress.show(stats.delivered + stats.rejected)
                 if is_done or (deadline_s is None and stats.problem):
                     return

@@ -10,7 +10,7 @@ import orjson
 import typer
 
 from windback.errors import InvalidEventError
-from windback.event import encode
+from windback.event.encode import encode
 
 from .common import BASE_URL, CommandError, command, event_as_it_is, json_option, print_json, said
 from .terminal import write_line

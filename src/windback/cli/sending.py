@@ -6,10 +6,12 @@ import time
 from collections import deque
 from typing import Callable, Deque, List, NamedTuple, Optional, Sequence
 
+from windback.api.answer import Answer, error_of
 from windback.config import Config, resolve_for_sender
-from windback.delivery import Action, Answer, Tries, error_of, judge
-from windback.queue.base import Batch
-from windback.transport import SyncTransport
+from windback.delivery.retry import Tries
+from windback.delivery.verdict import Action, judge
+from windback.event.batch import Batch
+from windback.http.transport import SyncTransport
 
 #: How often a request is repeated before a command gives up: half a minute of backoff, and all Retry-After.
 RETRIES = 8

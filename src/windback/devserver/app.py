@@ -24,14 +24,14 @@ from .exchange import Exchange
 from .export import Export
 from .faults import Faults
 from .gateway import SCOPE_KEY, Gateway
-from .guard import Guard
 from .hub import Hub
 from .inbox import Inbox
-from .journal import KEPT_BODIES, Journal
 from .labels import api_key
 from .limits import Limits
 from .options import BASE_PATH, Options
+from .origin import Guard
 from .plain import Plain
+from .request_log import KEPT_BODIES, Journal
 from .routes import Answer, Call, Handler, Later
 from .store import Store, StoredAnswer
 from .stream import Watch

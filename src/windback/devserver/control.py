@@ -12,9 +12,9 @@ from starlette.routing import Route
 from . import churn
 from .errors import not_found
 from .faults import Faults
-from .journal import Journal
 from .limits import Limits
 from .options import CONTROL_PATH
+from .request_log import Journal
 from .store import Store
 from .validation import alert_fields, configured_offers
 from .web import answer, body_of, inbox_of

@@ -19,11 +19,11 @@ from .connections import Connections
 from .errors import ApiError, error_body
 from .exchange import Exchange
 from .faults import Answer, Drop, Effect, Faults, Hang, Reply, Rule
-from .guard import Guard, is_json
 from .hub import Hub
-from .journal import Journal
 from .openapi import PATH as SCHEMA_PATH
 from .options import BASE_PATH, CONTROL_PATH, PLAIN_PATH
+from .origin import Guard, is_json
+from .request_log import Journal
 from .waits import Waits
 
 #: The key of the scope under which the application finds the exchange.

@@ -15,10 +15,10 @@ from . import query
 from .errors import ApiError, invalid, not_found
 from .exchange import Exchange
 from .gateway import SCOPE_KEY
-from .journal import KEPT_REQUESTS
 from .labels import api_key
 from .options import BASE_PATH, CONTROL_PATH, DEFAULT_KEY, Options
 from .query import Query
+from .request_log import KEPT_REQUESTS
 from .routes import MAX_OFFSET, number
 from .stream import Cursor, EventStream, Watch
 from .tracked import Event

@@ -12,8 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 from .connections import Connections
 from .faults import Faults
 from .hub import Hub
-from .journal import Journal
 from .query import Query
+from .request_log import Journal
 from .store import Store
 from .tracked import Event
 from .waits import Waits

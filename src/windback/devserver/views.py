@@ -14,8 +14,8 @@ from starlette.routing import Route
 from . import churn
 from .errors import bad_state, invalid, not_found
 from .hub import Hub
-from .journal import KEPT_SECONDS, SHOWN_NAMES, Journal, Second
 from .options import CONTROL_PATH, Options
+from .request_log import KEPT_SECONDS, SHOWN_NAMES, Journal, Second
 from .routes import MAX_OFFSET, number
 from .store import Doc, Store
 from .waits import Waits

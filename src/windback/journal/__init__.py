@@ -1,1 +1,4 @@
-"""Events on disk: segments that are written through a mapping, and what is known of those in them."""
+"""Files that keep events over the end of a process: segments, ledgers of leases, directories and their locks.
+
+Imports: `event`, `config`.
+"""

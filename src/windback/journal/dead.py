@@ -15,7 +15,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 import orjson
 
-from .home import DEAD, is_same
+from .directory import DEAD, is_same
 from .segment import listed
 
 _SUFFIX = ".jsonl"

@@ -19,7 +19,7 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import dead, segment
 from . import format as fmt
-from .home import BAD, COUNTERS, DEAD, DRAIN, OWNER, is_held, names
+from .directory import BAD, COUNTERS, DEAD, DRAIN, OWNER, is_held, names
 from .ledger import State, state_of
 
 #: How often a ledger is looked for again that was replaced while it was read.
@@ -58,7 +58,7 @@ class Record(NamedTuple):
     payload: bytes
 
 
-class Home(NamedTuple):
+class JournalReport(NamedTuple):
     """A directory of a process. newer: what it says of itself, if it is of a version unknown here.
 
     is_alive: whether its process lives; is_attended: whether somebody sends what is in it.
@@ -119,7 +119,7 @@ def problem_of(root: Path) -> Optional[str]:
     return None
 
 
-def homes(root: Path) -> Iterator[Home]:
+def homes(root: Path) -> Iterator[JournalReport]:
     """Yield what is known of each directory before its segments are read."""
     for name in names(root):
         folder = root / name
@@ -128,7 +128,7 @@ def homes(root: Path) -> Iterator[Home]:
         is_alive, is_attended = is_held(folder / OWNER), is_held(folder / DRAIN)
         newer = _newer(folder)
         ledger = State({}, {}) if newer is not None else _read_ledger(folder, int(name, 16))
-        yield Home(name, folder, is_alive, is_attended, ledger, newer)
+        yield JournalReport(name, folder, is_alive, is_attended, ledger, newer)
 
 
 def count_segments(root: Path) -> int:
@@ -136,7 +136,7 @@ def count_segments(root: Path) -> int:
     return sum(len(segment.ids(root / name, fmt.EVENTS)) for name in names(root))
 
 
-def directory(home: Home) -> Directory:
+def directory(home: JournalReport) -> Directory:
     """Count what is in a directory. Raises OSError."""
     total = Directory(home.name, home.is_alive, home.is_attended)
     if home.newer is not None:
@@ -160,7 +160,7 @@ def unattended(root: Path) -> Iterator[Directory]:
     return (directory(home) for home in homes(root) if not home.is_attended)
 
 
-def segments(home: Home) -> Iterator[Scanned]:
+def segments(home: JournalReport) -> Iterator[Scanned]:
     """Scan the segments of events of a directory, oldest first; one at a time is in memory."""
     for segment_id in segment.ids(home.folder, fmt.EVENTS):
         path = segment.path_of(home.folder, fmt.EVENTS, segment_id)
@@ -271,7 +271,7 @@ def _read(path: Path, *, is_alive: bool) -> Optional[_Read]:
         return None
 
 
-def _scan(home: Home, path: Path, segment_id: int, read: _Read) -> Scanned:
+def _scan(home: JournalReport, path: Path, segment_id: int, read: _Read) -> Scanned:
     nonce = int(home.name, 16)
     counts = {WAITING: 0, LEASED: 0, DONE: 0}
     marks = _Marks(home.ledger, segment_id)
@@ -361,7 +361,7 @@ def _read_ledger(folder: Path, nonce: int) -> State:
     return State({}, {})
 
 
-def _check_ledgers(home: Home) -> Iterator[Optional[Problem]]:
+def _check_ledgers(home: JournalReport) -> Iterator[Optional[Problem]]:
     """Yield for each ledger of a directory what is wrong with it."""
     nonce = int(home.name, 16)
     for segment_id in segment.ids(home.folder, fmt.LEDGER):

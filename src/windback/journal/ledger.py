@@ -21,7 +21,7 @@ import orjson
 
 from . import format as fmt
 from . import segment
-from .home import Home
+from .directory import JournalDirectory
 from .segment import Segment
 
 logger = logging.getLogger("windback")
@@ -113,7 +113,7 @@ class State(NamedTuple):
 class Ledger:
     """See the module. Not for several threads at once: the drain side calls it under its lock."""
 
-    def __init__(self, home: Home, state: State, current: Segment) -> None:
+    def __init__(self, home: JournalDirectory, state: State, current: Segment) -> None:
         self.state = state
         self._home = home
         self._current = current
@@ -121,14 +121,14 @@ class Ledger:
         self._is_gone = False
 
     @classmethod
-    def start(cls, home: Home) -> Ledger:
+    def start(cls, home: JournalDirectory) -> Ledger:
         """Begin one in a directory that has none. Raises OSError."""
         ledger = cls(home, State({}, {}), home.new_segment(fmt.LEDGER))
         ledger._write_snapshot()
         return ledger
 
     @classmethod
-    def resume(cls, home: Home) -> Ledger:
+    def resume(cls, home: JournalDirectory) -> Ledger:
         """Read the newest of a dead process's, go on behind it, and remove the others.
 
         Raises OSError, and NewerError for one that this version can't read.

@@ -15,10 +15,10 @@ import os
 from contextlib import suppress
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
-from ..queue.base import Batch
+from ..event.batch import Batch
 from . import format as fmt
 from . import segment
-from .home import Home
+from .directory import JournalDirectory
 from .ledger import OFFSET_BITS, Extent, Ledger, Ranges, Spot, extents_of
 from .segment import Segment
 
@@ -64,7 +64,7 @@ class _Progress:
 class Reader:
     """See the module. `home` is a directory whose drain lock is held. Raises OSError, NewerError."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: JournalDirectory) -> None:
         self._home = home
         self._is_stopped = False
         self._ledger = Ledger.resume(home)

@@ -1,1 +1,4 @@
-"""Where accepted events wait. `base` is the seam; each backend is a module beside it."""
+"""Where accepted events wait: in memory, or in a journal on disk. `put` takes no lock.
+
+Imports: `journal`, `event`, `stats`.
+"""

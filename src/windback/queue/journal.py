@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Callable, Deque, List, Optional, Tuple
 from zlib import crc32
 
+from ..event.batch import Batch, Source
+from ..journal.directory import JournalDirectory, names, open_root, sweep
 from ..journal.format import (
     K_LENGTH,
     K_OFFSET,
@@ -29,12 +31,10 @@ from ..journal.format import (
     SEGMENT_BYTES,
     ForeignError,
 )
-from ..journal.home import Home, names, open_root, sweep
 from ..journal.ledger import OFFSET_BITS
-from ..journal.own import OwnJournal
 from ..journal.reader import Reader
 from ..journal.segment import Segment
-from .base import Batch, Source
+from ..journal.writer import OwnJournal
 from .memory import nothing
 from .sourced import READ_AHEAD, Item, SourcedQueue
 
@@ -276,7 +276,7 @@ class JournalQueue(SourcedQueue):
 
 def _adopt(root: Path, name: str) -> Optional[Reader]:
     """Take over the directory of a dead process; None if it is not dead, or another adopts it."""
-    home = Home.adopt(root, name)
+    home = JournalDirectory.adopt(root, name)
     if home is None:
         return None
     try:

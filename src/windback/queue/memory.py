@@ -14,11 +14,10 @@ from collections import deque
 from contextlib import suppress
 from typing import Callable, Deque, Dict, List, Optional, Set, Tuple
 
-from ..batching import Limits
 from ..config import BATCH_FRAME_BYTES, MAX_BATCH_SIZE
 from ..errors import ClosedError, QueueFullError
+from ..event.batch import Batch, Limits, Waiting
 from ..stats import AtomicCounter, DeliveryReport
-from .base import Batch, Waiting
 
 #: A wake_at that no queue reaches: everybody who could be woken is awake.
 NEVER = 1 << 62

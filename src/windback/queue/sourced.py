@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Callable, Deque, List, Optional, Tuple, Union, cast
 
 from ..config import BATCH_FRAME_BYTES
+from ..event.batch import Batch, Source
 from ..journal import dead
 from ..journal.reader import Found, Reader
 from ..journal.segment import Segment, sync_new
 from ..stats import AtomicCounter, DeliveryReport
-from .base import Batch, Source
 from .memory import MemoryQueue
 
 logger = logging.getLogger("windback")

@@ -6,9 +6,10 @@ import time
 from typing import List, Optional
 from urllib.parse import urlsplit
 
-from .. import guard, lifecycle
 from ..config import is_loopback
-from ..core import Core
+from ..delivery.engine import LocalEngine
+from ..http import egress as guard
+from ..process import lifecycle
 
 #: What still waits when a test ends gets this long (seconds) to show where it wants to go. A refused try ends
 #: it, so that long is waited only for a mocked server that has trouble, or on a machine that has.
@@ -34,9 +35,9 @@ class Blocking:
     def end(self) -> Optional[str]:
         """Make clients that aim at another machine try now; say which were tried, and refuse no more."""
         try:
-            for core in lifecycle.cores():
-                if isinstance(core, Core) and self._holds_events_for_others(core):
-                    waits = core.flush_from_outside(time.monotonic() + _GRACE_S)
+            for engine in lifecycle.engines():
+                if isinstance(engine, LocalEngine) and self._holds_events_for_others(engine):
+                    waits = engine.flush_from_outside(time.monotonic() + _GRACE_S)
                     waits()  # what is refused is rejected: none of it is left to the next test
         finally:
             guard.refuse = None
@@ -44,9 +45,9 @@ class Blocking:
         return ", ".join(hosts) or None
 
     @staticmethod
-    def _holds_events_for_others(core: Core) -> bool:
-        broker = core.config.broker
-        hosts = [urlsplit(core.config.base_url).hostname or ""]
+    def _holds_events_for_others(engine: LocalEngine) -> bool:
+        broker = engine.config.broker
+        hosts = [urlsplit(engine.config.base_url).hostname or ""]
         if broker is not None:
             hosts = [host for host, _ in broker.nodes]
-        return core.dispatcher.stats().pending > 0 and not all(map(is_loopback, hosts))
+        return engine.scheduler.stats().pending > 0 and not all(map(is_loopback, hosts))

@@ -11,8 +11,8 @@ import orjson
 
 from ..client import AsyncWindback, Windback
 from ..config import MAX_BATCH_SIZE
-from ..direct import Encode, encode_all
-from ..event import Event, Properties, Timestamp
+from ..delivery.track_events import Encode, encode_all
+from ..event.encode import Event, Properties, Timestamp
 from ..models import TrackResult
 from .matching import Wanted, complaint
 

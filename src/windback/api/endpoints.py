@@ -1,0 +1,533 @@
+"""Every endpoint: arguments to a request, answer to a model.
+
+Pure: nothing here sends. Paths, fields and answers are those of the docs pages named at each
+function; "assumed" marks what no page states. Plain arguments are checked here, before a request is
+made, and a bad one raises ValidationError naming it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
+from urllib.parse import quote
+
+import orjson
+
+from ..errors import NotFoundError, ValidationError, WindbackError
+from ..event import batch as batching
+from ..models import (
+    CancelFlowResult,
+    ChurnEvent,
+    Offer,
+    OfferAcceptance,
+    RecoveryStats,
+    RecoveryTemplate,
+    Variant,
+)
+from .answer import Answer
+
+#: report_cancel_reason without an id looks through no more pages than this, and a listing through no more in
+#: a row that have nothing new.
+MAX_PAGES = 50
+#: How an amount is named in a message.
+CENTS = "cents, such as 4999 for 49.99"
+PAGE_SIZE = 100  # the documented maximum (docs-tree page "API Reference")
+
+
+class Request(NamedTuple):
+    """One HTTP request before it has a host, a key or a connection.
+
+    query: already encoded; public: prefers the public key where the client has one; once_only: must
+    not be repeated if the first try may have been processed.
+    """
+
+    method: str
+    path: str
+    body: bytes = b""
+    query: str = ""
+    idempotency_key: Optional[str] = None
+    gzip: bool = False
+    public: bool = False
+    once_only: bool = False
+
+
+def track(records: Sequence[bytes], idempotency_key: str, *, gzip: bool = False) -> Request:
+    """POST /track with a batch (docs page "Event Tracking"; the Idempotency-Key is assumed)."""
+    body = batching.join(records)
+    if gzip:
+        from gzip import compress
+
+        # Without a time in the header the same batch is the same bytes at every retry.
+        body = compress(body, 5, mtime=0)
+    return Request("POST", "/track", body, idempotency_key=idempotency_key, gzip=gzip)
+
+
+def create_churn_event(
+    slug: str,
+    idempotency_key: str,
+    *,
+    customer_email: str,
+    customer_name: Optional[str],
+    event_type: str,
+    cancel_reason: Optional[str],
+    mrr: Optional[int],
+    currency: Optional[str],
+    plan_name: Optional[str],
+    tenure_days: Optional[int],
+) -> Request:
+    """POST /projects/{slug}/churn-events (docs page "Churn Events")."""
+    body = {
+        "customer_email": _email(customer_email),
+        "customer_name": _optional_text("customer_name", customer_name),
+        "event_type": _text("event_type", event_type),
+        "cancel_reason": _optional_text("cancel_reason", cancel_reason),
+        "mrr": _count("mrr", mrr, CENTS),
+        "currency": _optional_text("currency", currency),
+        "plan_name": _optional_text("plan_name", plan_name),
+        "tenure_days": _count("tenure_days", tenure_days, "days"),
+    }
+    return Request("POST", f"/projects/{slug}/churn-events", _encode(body), idempotency_key=idempotency_key)
+
+
+def submit_cancel_flow(
+    idempotency_key: str,
+    *,
+    customer_email: str,
+    cancel_reason: str,
+    feedback_text: Optional[str],
+    selected_offer: Optional[str],
+    cancel_reason_text: Optional[str] = None,
+    customer_name: Optional[str] = None,
+    provider: Optional[str] = None,
+    plan_name: Optional[str] = None,
+    mrr: Optional[int] = None,
+    currency: Optional[str] = None,
+    tenure_days: Optional[int] = None,
+) -> Request:
+    """POST /cancel-flow/submit (docs page "Cancel Flow").
+
+    feedback_text and selected_offer are those of the SDK page (their names on the wire are assumed), the
+    others those of the docs-tree page.
+    """
+    body = {
+        "customer_email": _email(customer_email),
+        "cancel_reason": _text("cancel_reason", cancel_reason),
+        "feedback_text": _optional_text("feedback_text", feedback_text),
+        "selected_offer": _optional_text("selected_offer", selected_offer),
+        "cancel_reason_text": _optional_text("cancel_reason_text", cancel_reason_text),
+        "customer_name": _optional_text("customer_name", customer_name),
+        "provider": _optional_text("provider", provider),
+        "plan_name": _optional_text("plan_name", plan_name),
+        "mrr": _count("mrr", mrr, CENTS),
+        "currency": _optional_text("currency", currency),
+        "tenure_days": _count("tenure_days", tenure_days, "days"),
+    }
+    return Request("POST", "/cancel-flow/submit", _encode(body), idempotency_key=idempotency_key, public=True)
+
+
+def get_offer(reason: str) -> Request:
+    """GET /cancel-flow/offers (docs-tree page "Cancel Flow")."""
+    query = f"reason={quote(_text('reason', reason), safe='')}"
+    return Request("GET", "/cancel-flow/offers", query=query, public=True)
+
+
+def accept_offer(idempotency_key: str, customer_email: str, cancel_reason: str, offer_type: str) -> Request:
+    """POST /cancel-flow/accept-offer (docs-tree page "Cancel Flow")."""
+    body = {
+        "customer_email": _email(customer_email),
+        "cancel_reason": _text("cancel_reason", cancel_reason),
+        "offer_type": _text("offer_type", offer_type),
+    }
+    path = "/cancel-flow/accept-offer"
+    return Request("POST", path, _encode(body), idempotency_key=idempotency_key, public=True)
+
+
+def report_cancel_reason(slug: str, event_id: str, reason: str) -> Request:
+    """PATCH as `update_cancel_reason` does, with the name that the SDK page gives the argument."""
+    return update_cancel_reason(slug, event_id, _text("reason", reason), None)
+
+
+def check_reason(reason: object) -> None:
+    """Raise ValidationError for a reason that can't be sent, before anything is looked up."""
+    _text("reason", reason)
+
+
+def get_churn_event(slug: str, event_id: str) -> Request:
+    """GET /projects/{slug}/churn-events/{id} (docs page "API Overview")."""
+    return Request("GET", _event_path(slug, event_id))
+
+
+def mark_recovered(slug: str, idempotency_key: str, event_id: str) -> Request:
+    """POST /projects/{slug}/churn-events/{id}/recovered (docs page "API Overview")."""
+    return Request("POST", _event_path(slug, event_id, "/recovered"), idempotency_key=idempotency_key)
+
+
+def update_cancel_reason(
+    slug: str, event_id: str, cancel_reason: str, cancel_reason_text: Optional[str]
+) -> Request:
+    """PATCH /projects/{slug}/churn-events/{id}/cancel-reason (docs page "API Overview"; body assumed).
+
+    The call may start an email to the customer, so it is not repeated in doubt.
+    """
+    body = {
+        "cancel_reason": _text("cancel_reason", cancel_reason),
+        "cancel_reason_text": _optional_text("cancel_reason_text", cancel_reason_text),
+    }
+    return Request("PATCH", _event_path(slug, event_id, "/cancel-reason"), _encode(body), once_only=True)
+
+
+def create_recovery_template(
+    slug: str,
+    idempotency_key: str,
+    *,
+    cancel_reason: str,
+    name: str,
+    subject: str,
+    body: str,
+    is_active: bool,
+) -> Request:
+    """POST /projects/{slug}/recovery-templates (docs-tree page "API Reference")."""
+    fields = {
+        "cancel_reason": _text("cancel_reason", cancel_reason),
+        "name": _text("name", name),
+        "subject": _text("subject", subject),
+        "body": _text("body", body),
+        "is_active": _flag("is_active", is_active),
+    }
+    return Request(
+        "POST", f"/projects/{slug}/recovery-templates", _encode(fields), idempotency_key=idempotency_key
+    )
+
+
+def generate_variants(slug: str, idempotency_key: str, event_id: str) -> Request:
+    """POST /projects/{slug}/churn-events/{id}/generate (docs page "Recovery")."""
+    return Request("POST", _event_path(slug, event_id, "/generate"), idempotency_key=idempotency_key)
+
+
+def list_variants(slug: str, event_id: str) -> Request:
+    """GET /projects/{slug}/churn-events/{id}/variants (docs page "API Overview")."""
+    return Request("GET", _event_path(slug, event_id, "/variants"))
+
+
+def update_variant(
+    slug: str, event_id: str, variant_id: str, *, subject: Optional[str], body: Optional[str]
+) -> Request:
+    """PATCH /projects/{slug}/churn-events/{id}/variants/{vid} (docs page "Recovery")."""
+    path = _event_path(slug, event_id, f"/variants/{_part('variant_id', variant_id)}")
+    return Request("PATCH", path, _encode_changes(_texts(subject=subject, body=body)))
+
+
+def send_variant(slug: str, event_id: str, variant_id: str) -> Request:
+    """POST /projects/{slug}/churn-events/{id}/variants/{vid}/send (docs page "Recovery").
+
+    It is an email to a customer, so it is not repeated in doubt.
+    """
+    path = _event_path(slug, event_id, f"/variants/{_part('variant_id', variant_id)}/send")
+    return Request("POST", path, once_only=True)
+
+
+def get_recovery_stats(slug: str) -> Request:
+    """GET /projects/{slug}/stats (docs page "API Overview"; fields from the docs-tree page "Stats")."""
+    return Request("GET", f"/projects/{slug}/stats")
+
+
+def list_recovery_templates(slug: str) -> Request:
+    """GET /projects/{slug}/recovery-templates (docs-tree page "API Reference")."""
+    return Request("GET", f"/projects/{slug}/recovery-templates")
+
+
+def get_recovery_template(slug: str, template_id: str) -> Request:
+    """GET /projects/{slug}/recovery-templates/{id} (docs-tree page "API Reference")."""
+    return Request("GET", _template_path(slug, template_id))
+
+
+def update_recovery_template(
+    slug: str,
+    template_id: str,
+    *,
+    name: Optional[str],
+    subject: Optional[str],
+    body: Optional[str],
+    is_active: Optional[bool],
+) -> Request:
+    """PUT /projects/{slug}/recovery-templates/{id} (docs-tree page "API Reference")."""
+    if is_active is not None:
+        _flag("is_active", is_active)
+    changes = {**_texts(name=name, subject=subject, body=body), "is_active": is_active}
+    return Request("PUT", _template_path(slug, template_id), _encode_changes(changes))
+
+
+def delete_recovery_template(slug: str, template_id: str) -> Request:
+    """DELETE /projects/{slug}/recovery-templates/{id} (docs-tree page "API Reference")."""
+    return Request("DELETE", _template_path(slug, template_id))
+
+
+def read_churn_event(answer: Answer, *, event_id: str = "", status: str = "") -> ChurnEvent:
+    """Read a success; raises WindbackError if it is not the JSON object the docs promise.
+
+    event_id, status: what is known of the event should the answer have no body (202 and 204 are assumed).
+    """
+    if not answer.body:
+        return ChurnEvent(event_id, status)
+    return ChurnEvent.from_json(_object(answer))
+
+
+def read_variant(answer: Answer, variant_id: str) -> Variant:
+    """Read a success; *variant_id* is what is known of it anyway. Raises as `read_churn_event`."""
+    variant = Variant.from_json(_object(answer))
+    return variant if variant.id else replace(variant, id=variant_id)
+
+
+def read_variants(answer: Answer) -> List[Variant]:
+    """Read a list; raises as `read_churn_event`."""
+    return [Variant.from_json(row) for row in _rows(answer)]
+
+
+def read_generated(answer: Answer) -> List[Variant]:
+    """Read what was generated; a 202 may have none yet (assumed). Raises as `read_churn_event`."""
+    rows = _object(answer).get("variants")
+    return [Variant.from_json(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def read_cancel_flow(answer: Answer) -> CancelFlowResult:
+    """Read a success; 202 means that nothing was created. Raises as `read_churn_event`."""
+    return CancelFlowResult.from_json(_object(answer), created=answer.status != 202)
+
+
+def read_offer(answer: Answer) -> Optional[Offer]:
+    """Read an offer, None where none is configured; raises as `read_churn_event`."""
+    offer = _object(answer).get("offer")
+    return Offer.from_json(offer) if isinstance(offer, dict) else None
+
+
+def read_acceptance(answer: Answer) -> OfferAcceptance:
+    """Read a success; raises as `read_churn_event`."""
+    return OfferAcceptance.from_json(_object(answer))
+
+
+def read_recovery_stats(answer: Answer) -> RecoveryStats:
+    """Read a success, with the envelope or without; raises as `read_churn_event`."""
+    return RecoveryStats.from_json(_object(answer))
+
+
+def read_recovery_template(answer: Answer) -> RecoveryTemplate:
+    """Read a success; raises as `read_churn_event`."""
+    return RecoveryTemplate.from_json(_object(answer))
+
+
+def read_recovery_templates(answer: Answer) -> List[RecoveryTemplate]:
+    """Read a list, with the envelope or without: the sources differ. Raises as `read_churn_event`."""
+    return [RecoveryTemplate.from_json(row) for row in _rows(answer)]
+
+
+class ChurnEventPages:
+    """The churn events of a project, page by page (docs pages "Churn Events", "API Reference").
+
+    Pages are counted off by position, and no order is documented. An event that is created while they are
+    read moves others on to the next page: those are given once.
+    """
+
+    def __init__(self, slug: str, status: Optional[str] = None, page_size: object = PAGE_SIZE) -> None:
+        if isinstance(page_size, bool) or not isinstance(page_size, int) or not 1 <= page_size <= PAGE_SIZE:
+            message = f"page_size must be a whole number from 1 to {PAGE_SIZE}, not {page_size!r}"
+            raise ValidationError(message)
+        self._path = f"/projects/{slug}/churn-events"
+        self._filter = "" if status is None else f"&status={quote(_text('status', status), safe='')}"
+        self._page_size = page_size
+        self._last_ids: Set[str] = set()
+        self._stale = 0
+        #: Rows of the pages so far.
+        self.seen = 0
+        #: Whether the last page has been read.
+        self.done = False
+
+    def next_request(self) -> Request:
+        """Return the request for the next page."""
+        query = f"limit={self._page_size}&offset={self.seen}{self._filter}"
+        return Request("GET", self._path, query=query)
+
+    def feed(self, answer: Answer) -> List[ChurnEvent]:
+        """Take in a page; return its events without those of the page before.
+
+        Raises WindbackError when the API gives the same page for ever.
+        """
+        page = _mapping(answer)
+        data = page.get("data")
+        rows: List[object] = data if isinstance(data, list) else []
+        self.seen += len(rows)
+        total = page.get("total")
+        # A server may give smaller pages than it was asked for, so where there is a total it decides.
+        is_last = self.seen >= total if isinstance(total, int) else len(rows) < self._page_size
+        self.done = not rows or is_last
+        events = [ChurnEvent.from_json(row) for row in rows if isinstance(row, dict)]
+        new = [event for event in events if not event.id or event.id not in self._last_ids]
+        self._last_ids = {event.id for event in events}
+        self._stale = 0 if new else self._stale + 1
+        if self._stale > MAX_PAGES:
+            message = (
+                f"the API gave {self._stale} pages of churn events without a new one; it ignores the offset"
+            )
+            raise WindbackError(message, status=answer.status, code="ENDLESS_LIST")
+        return new
+
+
+class OpenEventSearch:
+    """Find the newest open churn event of a customer in pages of events.
+
+    No endpoint looks one up by email (assumed: paging through the list is what is left), and no
+    order of the list is documented, so the newest is found by `created_at`.
+    """
+
+    def __init__(self, slug: str, customer_email: str) -> None:
+        self._email = _email(customer_email).lower()
+        self._found: List[ChurnEvent] = []
+        self._pages = ChurnEventPages(slug)
+        self._count = 0
+        self.done = False
+
+    def next_request(self) -> Request:
+        """Return the request for the next page."""
+        return self._pages.next_request()
+
+    def feed(self, answer: Answer) -> None:
+        """Take in a page; `done` turns true after the last one."""
+        self._found += [event for event in self._pages.feed(answer) if self._is_candidate(event)]
+        self._count += 1
+        self.done = self._pages.done or self._count >= MAX_PAGES
+
+    def result(self) -> str:
+        """Return the id, or raise NotFoundError: nothing is created in its place."""
+        if not self._found:
+            message = (
+                f"no open churn event for this customer among the {self._pages.seen} events looked at; "
+                "create one with create_churn_event, or pass event_id"
+            )
+            raise NotFoundError(message, code="NO_OPEN_CHURN_EVENT")
+        newest = max(self._found, key=lambda event: event.created_at.timestamp() if event.created_at else 0.0)
+        return newest.id
+
+    def _is_candidate(self, event: ChurnEvent) -> bool:
+        is_theirs = (event.customer_email or "").lower() == self._email
+        return is_theirs and event.status not in ("recovered", "lost") and event.id != ""
+
+
+def _event_path(slug: str, event_id: str, rest: str = "") -> str:
+    return f"/projects/{slug}/churn-events/{_part('event_id', event_id)}{rest}"
+
+
+def _part(name: str, value: object) -> str:
+    """An id as one part of a path, whatever is in it."""
+    if value in (".", ".."):  # as a part of a path they name another place
+        message = f"{name} must be an id that the API gave, not {value!r}"
+        raise ValidationError(message)
+    return quote(_text(name, value), safe="")
+
+
+def _template_path(slug: str, template_id: str) -> str:
+    return f"/projects/{slug}/recovery-templates/{_part('template_id', template_id)}"
+
+
+def _mapping(answer: Answer) -> Mapping[str, object]:
+    """The JSON object of a success; an empty body is an empty one (202 and 204 have none)."""
+    data = _json(answer) if answer.body else {}
+    if not isinstance(data, dict):
+        raise _unreadable(answer)
+    return data
+
+
+def _rows(answer: Answer) -> List[Mapping[str, object]]:
+    """The objects of a list, which is bare or stands under "data"; what is no object is left out."""
+    data = _json(answer) if answer.body else []
+    listed = data.get("data") if isinstance(data, dict) else data
+    if not isinstance(listed, list):
+        raise _unreadable(answer)
+    return [row for row in listed if isinstance(row, dict)]
+
+
+def _json(answer: Answer) -> object:
+    try:
+        value: object = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        raise _unreadable(answer) from None
+    return value
+
+
+def _unreadable(answer: Answer) -> WindbackError:
+    message = "a success, but not the JSON object that the API is documented to send; is base_url right?"
+    return WindbackError(message, status=answer.status, code="UNREADABLE_ANSWER")
+
+
+def _object(answer: Answer) -> Mapping[str, object]:
+    """The same, out of its `data` envelope: the editions of the docs differ in whether there is one."""
+    data = _mapping(answer)
+    inner = data.get("data")
+    return inner if isinstance(inner, dict) else data
+
+
+def _encode(fields: Mapping[str, object]) -> bytes:
+    given: Dict[str, object] = {name: value for name, value in fields.items() if value is not None}
+    return orjson.dumps(given)
+
+
+def _encode_changes(changes: Mapping[str, object]) -> bytes:
+    if all(value is None for value in changes.values()):
+        message = "nothing to change: give at least one of " + ", ".join(changes)
+        raise ValidationError(message)
+    return _encode(changes)
+
+
+def _texts(**values: Optional[str]) -> Dict[str, Optional[str]]:
+    """Texts that may be left out, and may not be empty."""
+    return {name: None if value is None else _text(name, value) for name, value in values.items()}
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        message = f"{name} must be True or False, not {value!r}"
+        raise ValidationError(message)
+    return value
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        message = f"{name} must be a text that is not empty, not {value!r}"
+        raise ValidationError(message)
+    _check_unicode(name, value)
+    return value
+
+
+def _optional_text(name: str, value: object) -> Optional[str]:
+    if value is not None and not isinstance(value, str):
+        message = f"{name} must be a text, not {value!r}"
+        raise ValidationError(message)
+    if value is not None:
+        _check_unicode(name, value)
+    return value
+
+
+def _check_unicode(name: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        message = f"{name} has a lone surrogate at position {error.start}, which is not valid text"
+        raise ValidationError(message) from None
+
+
+def _email(value: object) -> str:
+    if not isinstance(value, str) or "@" not in value:
+        message = "customer_email must be an email address, a text with an '@'"
+        raise ValidationError(message)
+    _check_unicode("customer_email", value)
+    return value
+
+
+def _count(name: str, value: object, unit: str) -> Optional[int]:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        message = f"{name} must be a whole number of {unit}, at least 0, not {value!r}"
+        raise ValidationError(message)
+    if value >= 2**63:
+        message = f"{name} is a number of more than 63 bits: {value!r}"
+        raise ValidationError(message)
+    return value

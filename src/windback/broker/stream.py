@@ -1,0 +1,418 @@
+"""The queue of a relay: batches of one project that applications left in Redis, each under its own key.
+
+An entry of the stream is a batch already, so it is never put together anew: the same bytes go out under the
+same key, whichever relay sends them, and what one relay had begun another begins again in just the same way.
+
+Only the thread that calls `poll` talks to Redis. Workers settle batches under the scheduler's lock, which
+must not wait for a network: they leave word in `_done`, wake that thread, and it acknowledges.
+
+A server that asks one relay to slow down means all of that project: what one is told stands in Redis for as
+long, by Redis' clock, and the others find it there whenever they look for batches.
+
+In an outage a relay holds entries for long. It says so every now and then (`TOUCH`), and an entry that was
+left alone for `claim_s` belongs to a relay that is dead: it is taken over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
+
+from ..delivery.gate import OutageLog
+from ..errors import ClosedError
+from ..event.batch import Batch
+from ..queue.memory import MemoryQueue
+from ..stats import DeliveryReport
+from .connection import BrokerError, Connection, pairs
+from .layout import (
+    BURY,
+    FORGET,
+    GROUP,
+    MAX_DEAD,
+    PAUSE,
+    READ,
+    SETTLE,
+    TOUCH,
+    Entry,
+    ForeignError,
+    Value,
+    entry_of,
+    foreign_letter,
+    keys_of,
+    letters_of,
+)
+
+logger = logging.getLogger("windback")
+
+_UNBOUNDED = 1 << 62
+#: Pauses while Redis can't be reached (seconds): the first, which doubles, and the longest.
+_PAUSE_S, _PAUSE_CAP_S = 0.1, 5.0
+#: What one command may take: whoever stops a relay waits for it.
+_COMMAND_S = 5.0
+#: A consumer that holds nothing and was not seen for this long is forgotten (milliseconds).
+_FORGOTTEN_MS = 3_600_000
+#: Entries given back are as old as this (milliseconds), so that any other relay takes them over at once.
+_GIVEN_BACK_MS = 1 << 40
+#: What the end may wait for Redis.
+_END_S = 2.0
+
+
+class Held:
+    """An entry that this relay holds, as the source of its batches."""
+
+    __slots__ = ("_on_done", "_parts", "entry", "letters")
+
+    def __init__(self, entry: Entry, on_done: Callable[[Held], None]) -> None:
+        self.entry = entry
+        self.letters: List[Tuple[Value, ...]] = []
+        self._parts = 1
+        self._on_done = on_done
+
+    @property
+    def name(self) -> str:
+        """Where it stands."""
+        return self.entry.id.decode()
+
+    def lease(self, batch: Batch) -> None:
+        """Nothing: Redis has noted whose it is."""
+
+    def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
+        """Wait for one more part."""
+        del batch
+        self._parts += len(halves) - 1
+
+    def settle(self, batch: Batch) -> None:
+        """Have the entry acknowledged once all parts are off our hands."""
+        del batch
+        self._parts -= 1
+        if not self._parts:
+            self._on_done(self)
+
+
+class StreamQueue(MemoryQueue):
+    """See the module. ahead: entries that are read before those before them are done."""
+
+    __slots__ = (
+        "_ahead",
+        "_buried",
+        "_claim_s",
+        "_claimed_s",
+        "_connect",
+        "_connection",
+        "_consumer",
+        "_cursor",
+        "_done",
+        "_foreign",
+        "_held",
+        "_is_prepared",
+        "_keys",
+        "_on_done",
+        "_outage",
+        "_pause_s",
+        "_pauses",
+        "_place",
+        "_retry_s",
+        "_settled",
+        "_timeout_s",
+        "_touched_s",
+        "adopted",
+        "claimed",
+        "paused_until_s",
+        "project",
+        "trouble",
+    )
+
+    def __init__(
+        self,
+        wake: Callable[[], None],
+        on_full: Callable[[str], None],
+        place: str,
+        project: Optional[str],
+        connect: Callable[[float], Connection],
+        timeout_s: float,
+        claim_s: float,
+        ahead: int,
+        on_done: Callable[[], None],
+    ) -> None:
+        self._place = place
+        self.project = project
+        self._keys = keys_of(project)
+        self._connect = connect
+        self._timeout_s = min(timeout_s, _COMMAND_S)
+        self._claim_s = claim_s
+        self._ahead = ahead
+        self._on_done = on_done
+        super().__init__(_UNBOUNDED, _UNBOUNDED, "drop_newest", wake, on_full)
+
+    def reset(self) -> None:
+        """Become an empty queue, as in a forked child, which holds nothing there."""
+        super().reset()
+        self._connection = self._connect(self._timeout_s)
+        self._consumer = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
+        self._is_prepared = False
+        #: What Redis takes for this relay's, by id, until it is acknowledged.
+        self._held: Dict[bytes, Held] = {}
+        self._done: Deque[Held] = deque()
+        #: Entries to acknowledge.
+        self._settled: List[bytes] = []
+        #: Entries that are not ours, and what is wrong with each.
+        self._foreign: List[Tuple[bytes, Dict[bytes, bytes], str]] = []
+        #: Entries with dead letters.
+        self._buried: List[Held] = []
+        self._cursor = b"0-0"
+        self._claimed_s = self._touched_s = float("-inf")
+        self._outage = OutageLog()
+        self._retry_s, self._pause_s = 0.0, _PAUSE_S
+        #: Until when this relay was told to wait, for the others.
+        self._pauses: Deque[float] = deque()
+        #: Until when all relays of the project wait, as Redis says.
+        self.paused_until_s = float("-inf")
+        self.adopted = 0
+        #: Batches taken over from relays that are gone.
+        self.claimed = 0
+        #: Why nothing can be read right now.
+        self.trouble: Optional[str] = None
+
+    def put(self, record: bytes) -> bool:
+        """Refuse: a relay makes no events of its own."""
+        del record
+        message = "a relay sends what others track; make a Windback client to track events"
+        raise ClosedError(message)
+
+    @property
+    def is_held_back(self) -> bool:
+        """Never: whoever makes room wakes the thread that reads."""
+        return False
+
+    # -- the thread that polls -----------------------------------------------------------------
+
+    def poll(self) -> Callable[[], int]:
+        """Acknowledge what is done, read what is new; see RelayQueue. Raises nothing."""
+        found: List[Held] = []
+        now_s = time.monotonic()
+        if now_s >= self._retry_s:
+            try:
+                self._work(found, now_s)
+            except BrokerError as error:
+                self._is_ill(error, now_s)
+            else:
+                self._is_well(now_s)
+
+        def take_in() -> int:
+            for held in found:
+                batch = Batch(held.entry.records, self._taken, held.entry.key, source=held)
+                self._taken += len(batch)
+                self.adopted += len(batch)
+                self._move_bytes(batch.size_bytes, 1)
+                self._returned.append(batch)
+            return len(found)
+
+        return take_in
+
+    def _work(self, found: List[Held], now_s: float) -> None:
+        """Raises BrokerError; what was found until then counts."""
+        self.prepare()
+        self._share_pauses()
+        self._settle()
+        if now_s - self._touched_s >= self._claim_s / 3:
+            self._touch(0)
+            self._touched_s = now_s
+        room = self._ahead - len(self._held)
+        if room > 0 and now_s - self._claimed_s >= self._claim_s / 3:
+            room -= self._claim(found, room)
+            if self._cursor == b"0-0":  # it was all looked through
+                self._claimed_s = now_s
+        self._read(found, room)
+        self._bury_all()
+
+    def _share_pauses(self) -> None:
+        while self._pauses:
+            left_ms = int((self._pauses[0] - time.monotonic()) * 1000)
+            if left_ms > 0:
+                self._connection.script(PAUSE, (self._keys.pause,), left_ms)
+            self._pauses.popleft()
+
+    def _read(self, found: List[Held], room: int) -> None:
+        """Read what is new, up to *room* entries, and whether all have to wait."""
+        keys = (self._keys.events, self._keys.pause)
+        answer = self._connection.script(READ, keys, GROUP, self._consumer, max(0, room))
+        assert isinstance(answer, list)
+        left_ms, streams = answer
+        if left_ms > 0:
+            self.paused_until_s = time.monotonic() + left_ms / 1000
+        for _, entries in streams or ():
+            self._take(pairs(entries), found)
+
+    def prepare(self) -> None:
+        """Look whether Redis will do, and make the group. Raises BrokerError."""
+        if self._is_prepared:
+            return
+        self._connection.check(self._keys)
+        try:
+            consumers = self._connection.call("XINFO CONSUMERS", self._keys.events, GROUP)
+        except BrokerError as error:
+            if not error.no_group:
+                raise
+            self._make_group()  # which takes memory, so it is not tried if there is one
+        else:
+            for each in consumers if isinstance(consumers, list) else ():
+                if not each["pending"] and each["idle"] > _FORGOTTEN_MS:
+                    self._connection.script(FORGET, (self._keys.events,), GROUP, each["name"])
+        self._is_prepared = True
+
+    def _make_group(self) -> None:
+        try:
+            self._connection.call("XGROUP", "CREATE", self._keys.events, GROUP, "0", "MKSTREAM")
+        except BrokerError as error:
+            if "BUSYGROUP" not in error.text:  # another relay was faster
+                raise
+
+    def _take(self, entries: List[Tuple[bytes, Dict[bytes, bytes]]], found: List[Held]) -> None:
+        for entry_id, fields in entries:
+            if entry_id in self._held:  # this relay itself was taken for dead, by itself
+                continue
+            try:
+                held = Held(entry_of(entry_id, fields, self.project), self._leave_word)
+            except ForeignError as error:
+                self._foreign.append((entry_id, fields, str(error)))
+            else:
+                self._held[entry_id] = held
+                found.append(held)
+
+    def _claim(self, found: List[Held], room: int) -> int:
+        """Take over what relays that are gone left; how many entries that were."""
+        idle_ms = int(self._claim_s * 1000)
+        command = (
+            "XAUTOCLAIM",
+            self._keys.events,
+            GROUP,
+            self._consumer,
+            idle_ms,
+            self._cursor,
+            "COUNT",
+            room,
+        )
+        answer = self._connection.call(*command)
+        assert isinstance(answer, (list, tuple))
+        cursor, entries = answer[0], pairs(answer[1])
+        assert isinstance(cursor, bytes)
+        self._cursor = cursor
+        before = len(found)
+        self._take(entries, found)
+        count = len(found) - before
+        self.claimed += count
+        if count:
+            logger.info("broker %s: took over %d batches of a relay that is gone", self._place, count)
+        if len(answer) > 2 and answer[2]:
+            logger.warning(
+                "broker %s: %d batches were deleted there by somebody else before they were delivered",
+                self._place,
+                len(answer[2]),
+            )
+        return count
+
+    def _settle(self) -> None:
+        """Remove from Redis what is off our hands, but for what has dead letters."""
+        while self._done:
+            held = self._done.popleft()
+            if held.letters:
+                self._buried.append(held)
+            else:
+                self._settled.append(held.entry.id)
+        if self._settled:
+            self._connection.script(SETTLE, (self._keys.events,), GROUP, *self._settled)
+            for entry_id in self._settled:
+                del self._held[entry_id]
+            self._settled.clear()
+
+    def _bury_all(self) -> None:
+        """Remove the entries that have dead letters, and those that are not ours."""
+        while self._buried:
+            held = self._buried[-1]
+            self._bury(held.entry.id, held.letters)
+            del self._held[held.entry.id]
+            self._buried.pop()
+        while self._foreign:
+            entry_id, fields, why = self._foreign[-1]
+            self._bury(entry_id, [foreign_letter(entry_id, fields, why)])
+            self._foreign.pop()
+            logger.warning(
+                "broker %s: entry %s is not ours: %s; it is a dead letter now",
+                self._place,
+                entry_id.decode(),
+                why,
+            )
+
+    def _bury(self, entry_id: bytes, letters: Sequence[Tuple[Value, ...]]) -> None:
+        packed = [value for letter in letters for value in (len(letter), *letter)]
+        self._connection.script(BURY, self._keys[:2], GROUP, entry_id, MAX_DEAD, *packed)
+
+    def _touch(self, idle_ms: int) -> None:
+        """Say that this relay is there, or, with a long time, that others may have what it holds."""
+        if self._held:
+            self._connection.script(TOUCH, (self._keys.events,), GROUP, self._consumer, idle_ms, *self._held)
+
+    def _is_ill(self, error: BrokerError, now_s: float) -> None:
+        if error.no_group:  # a Redis that keeps nothing was restarted
+            self._is_prepared = False
+        self._retry_s = now_s + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _PAUSE_CAP_S)
+        if self.trouble is None:
+            self._touched_s = float("-inf")
+        self.trouble = error.text
+        line = self._outage.trouble(now_s, "", 0, 0)
+        if line is not None:
+            logger.warning("broker %s; it is tried again until it answers", error.text)
+
+    def _is_well(self, now_s: float) -> None:
+        self._pause_s = _PAUSE_S
+        if self.trouble is not None:
+            self.trouble = None
+            self._claimed_s = now_s  # others, too, could not say that they live
+            self._outage.recovered(now_s, 0, 0)
+            logger.info("broker %s: it answers again", self._place)
+
+    def left(self) -> int:
+        """Return how many entries stand in the stream, whoever holds them. Raises BrokerError."""
+        answer = self._connection.call("XLEN", self._keys.events)
+        assert isinstance(answer, int)
+        return answer
+
+    # -- the drain side, under its lock --------------------------------------------------------
+
+    def _leave_word(self, held: Held) -> None:
+        self._done.append(held)
+        self._on_done()
+
+    def hold(self, seconds: float) -> None:
+        """Have all relays of the project wait for so long."""
+        self._pauses.append(time.monotonic() + seconds)
+        self._on_done()
+
+    def reject(self, batch: Batch, report: DeliveryReport) -> bool:
+        """Forget a batch that the API will never take; its events become dead letters when the entry ends."""
+        held = batch.source
+        assert isinstance(held, Held)
+        held.letters += letters_of(held.entry, batch.records, batch.key, report)
+        self.ack(batch)
+        return True
+
+    def discard(self) -> List[Batch]:
+        """Take out nothing: all of it stays where it is, for others."""
+        return []
+
+    def release(self) -> None:
+        """Acknowledge what is done, and leave the rest to other relays, which need not wait for it."""
+        self._connection.close()
+        self._connection = self._connect(min(_END_S, self._timeout_s))
+        with suppress(BrokerError):  # they take it over after a while
+            self._settle()
+            self._bury_all()
+            self._touch(_GIVEN_BACK_MS)
+            self._connection.script(FORGET, (self._keys.events,), GROUP, self._consumer)
+        self._connection.close()

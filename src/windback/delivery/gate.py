@@ -1,0 +1,130 @@
+"""Whether anything may be sent now, and the log lines of an outage.
+
+Pure: times and random numbers are arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from . import retry
+from .retry import BACKOFF_CAP_S
+
+#: The longest pause between rounds of retries in an outage.
+OUTAGE_CAP_S = 60.0
+#: After 401, 402, 403: somebody has to do something first.
+REFUSED_PAUSE_S = 300.0
+
+
+class Gate:
+    """Whether a batch may be sent now, and how many at once.
+
+    One gate stands before a queue. A success opens it a little further, up to *max_in_flight*; a
+    Retry-After, a failed round of retries or a refusal closes it for a while and lets a single
+    request through first.
+    """
+
+    def __init__(self, max_in_flight: int) -> None:
+        self.max_in_flight = max_in_flight
+        self.limit = max_in_flight
+        self.problem: Optional[str] = None
+        self._closed_until_s = 0.0
+        self._must_wait = False
+        self._rounds = 0
+        self._throttles = 0
+
+    def blocked_s(self, now_s: float) -> float:
+        """Return for how long nothing may be sent."""
+        return max(0.0, self._closed_until_s - now_s)
+
+    def hurry(self) -> None:
+        """Let the next request through at once, unless the server asked us to wait."""
+        if not self._must_wait:
+            self._closed_until_s = 0.0
+
+    def succeeded(self, now_s: float) -> None:
+        """The server took a request; one more at a time may go out.
+
+        A request that was sent before the server asked us to wait does not end that.
+        """
+        self.problem = None
+        self._rounds = 0
+        if self._must_wait and now_s < self._closed_until_s:
+            return
+        self._throttles = 0
+        self._must_wait = False
+        self._closed_until_s = 0.0
+        self.limit = min(self.max_in_flight, self.limit + 1)
+
+    def throttled(self, now_s: float, dice: float, delay_s: Optional[float]) -> None:
+        """The server asked the client to stay away: for *delay_s* seconds, or it did not say for how long."""
+        self._throttles += 1
+        own_s = retry.backoff_s(self._throttles, dice)
+        self._close(now_s, max(own_s, delay_s or 0.0), must_wait=True)
+
+    def hold(self, until_s: float) -> None:
+        """The server asked somebody else who sends for the same project to stay away until then."""
+        if until_s > self._closed_until_s:
+            self._closed_until_s = until_s
+            self._must_wait = True
+            self.limit = 1
+
+    def is_stuck(self, max_retries: int, problem: str) -> bool:
+        """Whether the server has asked that more often in a row than a request is retried."""
+        if self._throttles <= max_retries:
+            return False
+        self.problem = problem
+        return True
+
+    def failed(self, now_s: float, dice: float, problem: str) -> None:
+        """A batch used up its retries: an outage, which lasts until something succeeds."""
+        self._rounds += 1
+        # Never less than half: the pause between rounds is what keeps an outage quiet.
+        full_s = min(OUTAGE_CAP_S, BACKOFF_CAP_S * 2.0 ** min(self._rounds - 1, 16))
+        self.problem = problem
+        if not self._must_wait or self.blocked_s(now_s) == 0.0:
+            self._close(now_s, full_s * (1 + dice) / 2, must_wait=False)
+
+    def refused(self, now_s: float, problem: str) -> None:
+        """The server won't take anything from us until somebody mends the key, the plan or the URL."""
+        self.problem = problem
+        self._close(now_s, REFUSED_PAUSE_S, must_wait=False)
+
+    def _close(self, now_s: float, seconds: float, *, must_wait: bool) -> None:
+        self._closed_until_s = now_s + seconds
+        self._must_wait = must_wait
+        self.limit = 1
+
+
+class OutageLog:
+    """The lines an outage may write: one at its start, one a minute, one at its end with counts."""
+
+    EVERY_S = 60.0
+
+    def __init__(self) -> None:
+        self._since_s: Optional[float] = None
+        self._last_s = 0.0
+        self._delivered_before = 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is an outage."""
+        return self._since_s is not None
+
+    def trouble(self, now_s: float, problem: str, pending: int, delivered: int) -> Optional[str]:
+        """Return the warning to write, if one is due."""
+        if self._since_s is None:
+            self._since_s, self._last_s, self._delivered_before = now_s, now_s, delivered
+            return f"delivery is held up: {problem}; {pending} events wait, and stay until the queue is full"
+        if now_s - self._last_s < self.EVERY_S:
+            return None
+        self._last_s = now_s
+        return f"delivery still held up after {now_s - self._since_s:.0f} s: {problem}; {pending} events wait"
+
+    def recovered(self, now_s: float, pending: int, delivered: int) -> Optional[str]:
+        """Return the line for the end of an outage; None if there was none."""
+        if self._since_s is None:
+            return None
+        lasted_s, self._since_s = now_s - self._since_s, None
+        done = delivered - self._delivered_before
+        return f"delivery goes on after {lasted_s:.0f} s: {done} events delivered, {pending} wait"

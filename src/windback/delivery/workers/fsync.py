@@ -1,0 +1,45 @@
+"""fsync=: has what callers wrote into the journal on the disk itself, and no caller waits for that."""
+
+from __future__ import annotations
+
+import threading
+from typing import Callable
+
+from .maintenance import Keeper
+
+#: The pause between two rounds (seconds). Without one, a round begins as soon as there is something new.
+PAUSES_S = {"interval": 1.0, "batch": 0.0}
+
+
+class Syncer:
+    """See the module. sync: one round; whether there was anything new. Between bursts it sleeps."""
+
+    def __init__(self, sync: Callable[[], bool], fsync: str) -> None:
+        self._sync = sync
+        self._pause_s = PAUSES_S[fsync]
+        self.reset()
+
+    def reset(self) -> None:
+        """Become as new, as in a forked child."""
+        self._is_over = threading.Event()
+        self._is_running = False
+        self._keeper = Keeper(self._go_on, "windback-sync")
+
+    def wake(self) -> None:
+        """Have it begin; called by track_event, never waits."""
+        if not self._is_running:
+            self._keeper.wake()
+
+    def _go_on(self) -> None:
+        self._is_running = True
+        while not self._is_over.wait(self._pause_s):
+            if not self._sync():
+                self._is_running = False
+                if not self._sync():  # looked at after that: from now on a caller wakes it
+                    return
+                self._is_running = True
+
+    def close(self) -> None:
+        """End it. What is written last, `release` of the queue syncs."""
+        self._is_over.set()
+        self._keeper.close()

@@ -1,0 +1,61 @@
+"""A thread that sleeps nearly always, and does for callers what takes longer than a request may."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import logging
+import threading
+from typing import Callable, Optional
+
+from ...process import lifecycle
+from .threads import ThreadWaker
+
+logger = logging.getLogger("windback")
+
+
+class Keeper:
+    """See the module. The first `wake` starts it; attend: what it does each time; name: of the thread."""
+
+    def __init__(self, attend: Callable[[], object], name: str = "windback-keeper") -> None:
+        self._attend = attend
+        self._name = name
+        #: Held while the thread is started.
+        self._lock = threading.Lock()
+        self._waker: Optional[ThreadWaker] = None
+        self._is_closed = False
+
+    def wake(self) -> None:
+        """Have it done soon; never waits for it."""
+        waker = self._waker
+        if waker is not None:
+            waker.release()
+        elif not self._is_closed and lifecycle.why_no_threads() is None:
+            with self._lock:
+                if self._waker is None:
+                    self._waker = ThreadWaker()
+                    try:
+                        _thread.start_new_thread(self._run, ())
+                    except (
+                        RuntimeError
+                    ):  # no thread may be started: a flush does it all, and so does the exit
+                        self._waker = None
+
+    def _run(self) -> None:
+        with contextlib.suppress(Exception):
+            threading.current_thread().name = self._name
+        while True:
+            self._waker = waker = ThreadWaker()
+            if self._is_closed:  # looked at after that: `close` may have released the one before
+                return
+            try:
+                self._attend()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next event tries again
+                logger.warning("the journal can't be looked after: %s: %s", type(error).__name__, error)
+            waker.sleep(None)
+
+    def close(self) -> None:
+        """Have the thread end."""
+        self._is_closed = True
+        if self._waker is not None:
+            self._waker.release()

@@ -1,0 +1,359 @@
+"""One event: arguments, checked and stamped, to the JSON bytes that are sent.
+
+An event is encoded once, in the call that made it. What cannot be encoded therefore fails in the
+line that wrote it, later changes to the caller's objects do not leak in, and byte limits are exact.
+The first function here is the hot path; all that follows runs only when something is unusual.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, time, timezone
+from decimal import Decimal
+from math import isfinite
+from time import time as wall_clock
+from typing import Callable, Dict, List, Mapping, NoReturn, Optional, Tuple, Union
+
+import orjson
+from orjson import dumps
+
+from ..errors import InvalidEventError
+
+Properties = Mapping[str, object]
+Timestamp = Union[datetime, str]
+Event = Mapping[str, object]
+#: Gets a new event as a dict and returns what to send in its place, or None to refuse it.
+BeforeSend = Callable[[Dict[str, object]], Optional[Event]]
+
+FIELDS = ("event", "customer_email", "properties", "timestamp")
+# A naive datetime has to be an error, so orjson must hand every datetime to `to_jsonable`.
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME
+_MAX_DEPTH = 200  # orjson gives up at 254 levels; a cycle must end somewhere
+
+# A millisecond that begins, the next one, and the text of the first: formatting a time costs more than
+# encoding an event. Each of these is read and replaced as one tuple, so no thread sees halves of two.
+_stamp: Tuple[float, float, str] = (0.0, 0.0, "")
+# A second, and the text of it up to the fraction.
+_second: Tuple[int, str] = (0, "")
+_FRACTIONS = [f".{millisecond:03d}Z" for millisecond in range(1000)]
+# No event is shorter than this before its properties begin, which is where a null may come from.
+_NULL_FROM = len('{"event":"x","customer_email":"@","timestamp":"2025-12-01T10:00:00.000Z","properties":')
+
+
+def encode(
+    event: str,
+    customer_email: str,
+    properties: Optional[Properties],
+    timestamp: Optional[Timestamp],
+    max_event_bytes: int,
+) -> bytes:
+    """Return the event as exactly the JSON bytes that go into a batch.
+
+    timestamp: an aware datetime or an ISO 8601 string with a zone; None stamps the call, in UTC and
+    milliseconds. Raises InvalidEventError, naming the path, for anything that can't be sent.
+    """
+    if (
+        type(event) is not str
+        or not event
+        or type(customer_email) is not str
+        or "@" not in customer_email
+        or type(properties) is not dict
+        or timestamp is not None
+    ):
+        return encode_built(build(event, customer_email, properties, timestamp), max_event_bytes)
+    now = wall_clock()
+    since, until, text = _stamp
+    if not since <= now < until:
+        text = _stamp_of(now)
+    payload: Dict[str, object] = {
+        "event": event,
+        "customer_email": customer_email,
+        "timestamp": text,
+        "properties": properties,
+    }
+    try:
+        data = dumps(payload, to_jsonable, _OPTIONS)
+    except TypeError:
+        data = _encode_unusual(payload)
+    # orjson writes NaN and infinity as null; a null is the only trace of them.
+    if data.find(b"null", _NULL_FROM) >= 0:
+        _refuse_nonfinite(payload)
+    if len(data) > max_event_bytes:
+        _refuse_size(len(data), max_event_bytes)
+    # orjson's result keeps its whole working buffer alive; an exact copy costs a tenth of the memory.
+    return b"%b" % data
+
+
+def check_fields(event: object) -> Event:
+    """Return *event* if it is a mapping with no unknown field; raise InvalidEventError otherwise."""
+    if not isinstance(event, Mapping):
+        message = f"an event is a mapping with {', '.join(FIELDS)}, not {_kind(event)}"
+        raise InvalidEventError(message, path="")
+    for name in event:
+        if name not in FIELDS:
+            message = f"unknown field; an event has {', '.join(FIELDS)}"
+            raise InvalidEventError(message, path=str(name))
+    return event
+
+
+def now_text() -> str:
+    """Return this moment as the timestamp an event would get."""
+    return _stamp_of(wall_clock())
+
+
+def to_jsonable(value: object) -> object:  # noqa: PLR0911 - one line a type
+    """Turn a value that orjson does not know into one it does; TypeError for an unknown type.
+
+    Sets become lists, Decimals exact numbers, paths and dates text, bytes base64; attrs classes and
+    pydantic models become objects, numpy scalars and arrays what `.tolist()` gives.
+    """
+    if isinstance(value, datetime):
+        if value.utcoffset() is None:
+            message = "a naive datetime: which zone is it in? Give it a tzinfo, such as timezone.utc"
+            raise _UnfitError(message)
+        return value.isoformat()
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            message = f"{value} is not a JSON number"
+            raise _UnfitError(message)
+        return orjson.Fragment(str(value).encode())
+    if isinstance(value, (set, frozenset)):
+        return _in_order(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        from base64 import b64encode
+
+        return b64encode(value).decode()
+    return _to_jsonable_by_protocol(value)
+
+
+def _to_jsonable_by_protocol(value: object) -> object:
+    """The types that are recognised by what they offer, so that none of their packages is imported."""
+    if hasattr(value, "__fspath__"):
+        return str(value)
+    dump = getattr(value, "model_dump", None)  # pydantic 2
+    if callable(dump) and not isinstance(value, type):
+        return dump()
+    attributes = getattr(type(value), "__attrs_attrs__", None)
+    if attributes is not None:
+        return {attribute.name: getattr(value, attribute.name) for attribute in attributes}
+    to_list = getattr(value, "tolist", None) if type(value).__module__ == "numpy" else None
+    if to_list is not None and type(value).__name__ not in ("datetime64", "timedelta64"):
+        return to_list()
+    dump = getattr(value, "dict", None) if hasattr(value, "__fields_set__") else None  # pydantic 1
+    if callable(dump) and not isinstance(value, type):
+        return dump()
+    if isinstance(value, float):  # subclasses, which orjson does not take
+        return float(value)
+    message = f"{_kind(value)} can't be encoded as JSON; convert it first, or drop it in before_send"
+    raise _UnfitError(message)
+
+
+class _UnfitError(TypeError):
+    """Why one value can't be encoded; orjson hides the text, `_locate` finds it again."""
+
+
+def _in_order(values: Union[set[object], frozenset[object]]) -> List[object]:
+    try:
+        return sorted(values)  # type: ignore[type-var]  # the TypeError is caught
+    except TypeError:
+        return list(values)
+
+
+def _stamp_of(now: float) -> str:
+    """Format a time, seconds since the epoch, in UTC and milliseconds, and keep it for the next calls."""
+    global _stamp, _second  # noqa: PLW0603 - caches; see above
+    millisecond = int(now * 1000)
+    whole = millisecond // 1000
+    second, prefix = _second
+    if second != whole:
+        # Not strftime, which imports a module: too late in a finalizer when the interpreter goes down.
+        prefix = datetime.fromtimestamp(whole, timezone.utc).isoformat()[:19]
+        _second = (whole, prefix)
+    text = prefix + _FRACTIONS[millisecond % 1000]
+    _stamp = (millisecond / 1000, (millisecond + 1) / 1000, text)
+    return text
+
+
+def build(event: object, customer_email: object, properties: object, timestamp: object) -> Dict[str, object]:
+    """Return the event as a dict, with each argument looked at and the stamp in place.
+
+    Raises InvalidEventError for what can't be right, whatever it would encode to.
+    """
+    payload: Dict[str, object] = {
+        "event": _check_name(event),
+        "customer_email": _check_email(customer_email),
+        "timestamp": now_text() if timestamp is None else _check_timestamp(timestamp),
+    }
+    if properties is not None:
+        if not isinstance(properties, Mapping):
+            message = f"must be a mapping such as {{'plan': 'pro'}}, not {_kind(properties)}"
+            raise InvalidEventError(message, path="properties")
+        payload["properties"] = properties
+    return payload
+
+
+def encode_built(payload: Dict[str, object], max_event_bytes: int) -> bytes:
+    """Encode what `build` made; `encode` does the same in line."""
+    try:
+        data = dumps(payload, to_jsonable, _OPTIONS)
+    except TypeError:
+        data = _encode_unusual(payload)
+    if data.find(b"null") >= 0:
+        _refuse_nonfinite(payload)
+    if len(data) > max_event_bytes:
+        _refuse_size(len(data), max_event_bytes)
+    return b"%b" % data
+
+
+def _check_name(event: object) -> str:
+    if not isinstance(event, str):
+        message = f"must be a string such as 'feature_used', not {_kind(event)}"
+        raise InvalidEventError(message, path="event")
+    if not event:
+        message = "is empty; name what happened, such as 'feature_used'"
+        raise InvalidEventError(message, path="event")
+    return str(event)
+
+
+def _check_email(customer_email: object) -> str:
+    if not isinstance(customer_email, str):
+        message = f"must be a string such as 'jane@example.com', not {_kind(customer_email)}"
+        raise InvalidEventError(message, path="customer_email")
+    if "@" not in customer_email:
+        # The value itself stays out of the message: it may be a person's name, and messages get logged.
+        message = "has no '@', so it is no email address"
+        raise InvalidEventError(message, path="customer_email")
+    return str(customer_email)
+
+
+_TIMESTAMP = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(:\d\d)?(?:\.\d+)?([Zz]|[+-](?:[01]\d|2[0-3]):?[0-5]\d)?", re.ASCII
+)
+
+
+def _check_timestamp(timestamp: object) -> str:
+    if isinstance(timestamp, datetime):
+        if timestamp.utcoffset() is None:
+            message = (
+                f"{timestamp.isoformat()} has no time zone; pass an aware datetime, "
+                "such as datetime.now(timezone.utc)"
+            )
+            raise InvalidEventError(message, path="timestamp")
+        return timestamp.isoformat()
+    if not isinstance(timestamp, str):
+        message = f"must be an aware datetime or an ISO 8601 string with a zone, not {_kind(timestamp)}"
+        raise InvalidEventError(message, path="timestamp")
+    match = _TIMESTAMP.fullmatch(timestamp)
+    if match is None:
+        message = f"{timestamp[:40]!r} is not an ISO 8601 time such as '2025-12-01T10:00:00Z'"
+        raise InvalidEventError(message, path="timestamp")
+    day, minute, second, zone = match.groups()
+    if zone is None:
+        message = f"{timestamp!r} has no time zone; end it with 'Z' or an offset such as '+01:00'"
+        raise InvalidEventError(message, path="timestamp")
+    try:
+        datetime.fromisoformat(f"{day}T{minute}{second or ':00'}")
+    except ValueError as error:
+        message = f"{timestamp!r} is not a time that exists: {error}"
+        raise InvalidEventError(message, path="timestamp") from None
+    return timestamp
+
+
+def _encode_unusual(payload: Dict[str, object]) -> bytes:
+    """Encode what orjson refused at first: keys that are no strings are fine, the rest is an error."""
+    try:
+        return dumps(payload, to_jsonable, _OPTIONS | orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:
+        found = _locate(payload, "", 0)
+        path, reason = found or ("", str(error))
+        # `from None`: the chain would print the value, which is the caller's data.
+        raise InvalidEventError(reason, path=path) from None
+
+
+def _refuse_nonfinite(payload: Dict[str, object]) -> None:
+    found = _locate(payload, "", 0)
+    if found is not None:
+        path, reason = found
+        raise InvalidEventError(reason, path=path)
+
+
+def _refuse_size(size: int, limit: int) -> NoReturn:
+    message = f"{size:,} bytes as JSON, and max_event_bytes is {limit:,}"
+    raise InvalidEventError(message, path="event")
+
+
+def _locate(value: object, path: str, depth: int) -> Optional[Tuple[str, str]]:  # noqa: PLR0911
+    """Return the path and the reason of the first value that can't be sent, or None."""
+    if depth > _MAX_DEPTH:
+        return path, "is nested too deeply, or contains itself"
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, str):
+        return _locate_surrogate(value, path)
+    if isinstance(value, float):
+        return None if isfinite(value) else (path, f"{value} is not a JSON number; leave it out or send None")
+    if isinstance(value, int):
+        fits = -(2**63) <= value < 2**64
+        return None if fits else (path, "is an integer of more than 64 bits; send it as a string")
+    if isinstance(value, Mapping):
+        return _locate_in_mapping(value, path, depth)
+    if isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            found = _locate(item, f"{path}[{index}]", depth + 1)
+            if found is not None:
+                return found
+        return None
+    return _locate_in_other(value, path, depth)
+
+
+def _locate_surrogate(text: str, path: str) -> Optional[Tuple[str, str]]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return path, f"has a lone surrogate at position {error.start}, which is not valid text"
+    return None
+
+
+def _locate_in_mapping(value: Mapping[object, object], path: str, depth: int) -> Optional[Tuple[str, str]]:
+    try:
+        items = list(value.items())
+    except Exception as error:  # noqa: BLE001 - a mapping of the caller's own
+        return path, f"reading {_kind(value)} failed with {type(error).__name__}: {error}"
+    for key, item in items:
+        place = f"{path}.{key}" if path else str(key)
+        try:
+            dumps({key: 0}, option=_OPTIONS | orjson.OPT_NON_STR_KEYS)
+        except TypeError as error:
+            return place.encode("ascii", "backslashreplace").decode(), f"is no key for a JSON object: {error}"
+        found = _locate(item, place, depth + 1)
+        if found is not None:
+            return found
+    return None
+
+
+def _locate_in_other(value: object, path: str, depth: int) -> Optional[Tuple[str, str]]:
+    """Dataclasses and enums, which orjson takes apart itself, and what `to_jsonable` knows."""
+    from dataclasses import fields, is_dataclass
+    from enum import Enum
+
+    if isinstance(value, Enum):
+        return _locate(value.value, path, depth + 1)
+    if is_dataclass(value) and not isinstance(value, type):
+        members = {field.name: getattr(value, field.name, None) for field in fields(value)}
+        return _locate(members, path, depth + 1)
+    if isinstance(value, orjson.Fragment) or type(value).__name__ == "UUID":
+        return None
+    try:
+        return _locate(to_jsonable(value), path, depth + 1)
+    except _UnfitError as error:
+        return path, str(error)
+    except Exception as error:  # noqa: BLE001 - a conversion of the value's own
+        return path, f"converting {_kind(value)} failed with {type(error).__name__}: {error}"
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,394 @@
+"""The journal that this process writes: open segments for callers, spares made ahead, and a ledger.
+
+Callers never wait for each other. A segment is claimed by popping it from `open` and given back by
+appending it; one that is full is sealed and a spare takes its place. Spares are made by `upkeep`, in a
+worker; only if none is left does a caller make one, and only then may it have to wait for another that does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Callable, Deque, Dict, Generator, List, Optional, Sequence, Set, cast
+
+from ..errors import ConfigurationError
+from ..event.batch import Batch
+from . import format as fmt
+from .directory import JournalDirectory, open_root, used_bytes
+from .ledger import OFFSET_BITS, Ledger, Spot, extents_of
+from .segment import Segment, sync_new
+
+logger = logging.getLogger("windback")
+
+#: Full segments come one after the other in a burst; each takes a worker 2 ms to replace.
+SPARES = 3
+#: What is left free on the disk for others, the smaller of the two.
+_FREE_BYTES, _FREE_PART = 64 * 1024 * 1024, 0.05
+_RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 30.0
+#: A disk that is nearly full, and has room now and then, is worth a line this often, at most.
+_LINE_S = 60.0
+#: What the others have on the disk is counted this often, at most.
+_COUNT_S = 0.1
+#: How long the end waits for a caller in the middle of a `put`, which takes a few µs of its own time.
+_IN_HAND_S = 0.2
+
+
+class OwnJournal:
+    """See the module. max_bytes: of all segments under *root*, those of dead processes included.
+
+    drains: this process also sends what it writes; else that is another's, and so is the ledger.
+    fsync: what is `written_to` is synced, so files and their names have to be on the disk before that.
+    """
+
+    def __init__(self, root: Path, max_bytes: int, *, drains: bool = True, fsync: bool = False) -> None:
+        self._drains = drains
+        self._fsync = fsync
+        self._root = root
+        self._max_bytes = max_bytes
+        self.open: Deque[Segment] = deque()
+        self.segments: Dict[int, Segment] = {}
+        #: Somebody should call `upkeep`.
+        self.wants_upkeep = False
+        #: Why nothing can be written right now.
+        self.trouble: Optional[OSError] = None
+        self._spares: Deque[Segment] = deque()
+        self._home: Optional[JournalDirectory] = None
+        self._ledger: Optional[Ledger] = None
+        #: Held while a segment is made; a caller takes it only if there is no spare.
+        self._making = threading.Lock()
+        self._is_released = False
+        self._others_bytes = 0
+        self._count_at_s = 0.0
+        self._has_failed = False
+        self._retry_at_s = 0.0
+        self._retry_s = _RETRY_FIRST_S
+        self._line_at_s = 0.0
+        self._is_said = False
+        #: Records in segments that are gone.
+        self._retired = 0
+
+    @property
+    def written(self) -> int:
+        """How many events were ever written."""
+        return self._retired + sum(segment.count for segment in list(self.segments.values()))
+
+    @property
+    def has_home(self) -> bool:
+        """Whether there is a directory: there is none before the first segment."""
+        return self._home is not None
+
+    @property
+    def name(self) -> str:
+        """The name of the directory; "memory" while there is none."""
+        return "memory" if self._home is None else self._home.name
+
+    def has_room_for(self, length: int) -> bool:
+        """Whether an event of *length* bytes can be written, as far as the bound goes."""
+        if self._spares or any(each.has_room_for(length) for each in list(self.open)):
+            return True
+        return self.may_grow and self.trouble is None
+
+    # -- callers -------------------------------------------------------------------------------
+
+    def append_elsewhere(self, full: Optional[Segment], payload: bytes) -> Optional[Spot]:
+        """Write an event where there is room; None if there is none, or the disk has trouble (`trouble`).
+
+        full: the segment that the caller holds and could not use at once.
+        """
+        if full is not None and not full.has_room_for(len(payload)):
+            full.seal()
+            full = None
+        if full is None:
+            self.wants_upkeep = True  # for another spare; or there is none, and it finds something to remove
+            full = self._fresh()
+            if full is None:
+                return None
+        try:
+            at = full.append(payload)
+        except OSError as error:  # without a mapping: the disk is full, after all
+            self._fail(error)
+            self._has_failed = True
+            return None
+        finally:
+            self.open.append(full)
+        if self._has_failed:
+            self._has_failed = False
+            self._recover()
+        return full.segment_id << OFFSET_BITS | at
+
+    def _fresh(self) -> Optional[Segment]:
+        """Return an empty segment, made now if there is no spare; None if there may be none, or trouble."""
+        try:
+            return self._spares.popleft()
+        except IndexError:
+            pass
+        with self._making:
+            try:
+                return self._spares.popleft()  # another made more meanwhile
+            except IndexError:
+                return self._make()
+
+    def _make(self) -> Optional[Segment]:
+        """Make a segment; whoever calls holds `_making`."""
+        if self._is_released or not self.may_grow:
+            return None
+        if self.trouble is not None and time.monotonic() < self._retry_at_s:
+            return None
+        try:
+            if self._home is None:
+                self._start()
+            assert self._home is not None
+            if self._home.restore() and self._ledger is not None:
+                self._ledger.renew()
+            self._check_free()
+            made = self._home.new_segment(fmt.EVENTS)
+        except OSError as error:
+            self._fail(error)
+            return None
+        self.segments[made.segment_id] = made
+        self._recover()
+        return made
+
+    def _recover(self) -> None:
+        if self.trouble is not None:
+            self.trouble = None
+            self._retry_s = _RETRY_FIRST_S
+            if self._is_said:
+                self._is_said = False
+                logger.info("journal %s: events are written to the disk again", self._root)
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether the bound allows one more segment."""
+        return (len(self.segments) + 1) * fmt.SEGMENT_BYTES + self._others_bytes <= self._max_bytes
+
+    def _start(self) -> None:
+        try:
+            mapped = open_root(self._root)
+        except ConfigurationError as error:  # it was none when the client was made
+            raise OSError(errno.EINVAL, str(error)) from None
+        home = JournalDirectory.create(self._root, mapped=mapped, synced=self._fsync, drains=self._drains)
+        try:
+            self._ledger = Ledger.start(home) if self._drains else None
+        except OSError:
+            home.remove()
+            raise
+        self._home = home
+        self._count_others()
+
+    def recount(self) -> None:
+        """Take in that something of another process was removed."""
+        self._count_at_s = 0.0
+        self.wants_upkeep = True
+
+    def _count_others(self) -> None:
+        self._count_at_s = time.monotonic() + _COUNT_S
+        with contextlib.suppress(OSError):
+            self._others_bytes = used_bytes(self._root, self.name)
+
+    def _check_free(self) -> None:
+        disk = os.statvfs(self._root)
+        floor = min(_FREE_BYTES, int(_FREE_PART * disk.f_blocks * disk.f_frsize))
+        if disk.f_bavail * disk.f_frsize - fmt.SEGMENT_BYTES < floor:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _fail(self, error: OSError) -> None:
+        now_s = time.monotonic()
+        if self.trouble is not None:
+            self._retry_s = min(2 * self._retry_s, _RETRY_CAP_S)
+        elif now_s >= self._line_at_s:
+            self._line_at_s = now_s + _LINE_S
+            self._is_said = True
+            logger.warning(
+                "journal %s: %s; events are kept in memory meanwhile, where a killed process loses them",
+                self._root,
+                error.strerror or error,
+            )
+        self.trouble = error
+        self._retry_at_s = now_s + self._retry_s
+
+    # -- the drain side, under its lock --------------------------------------------------------
+
+    def payload_at(self, spot: Spot) -> bytes:
+        """Return the event at a spot."""
+        return self.segments[spot >> OFFSET_BITS].payload_at(spot & (fmt.SEGMENT_BYTES - 1))
+
+    def lease(self, batch: Batch) -> None:
+        """Record that *batch* is about to be sent under its key."""
+        if self._ledger is None:
+            return
+        with self._tolerated():
+            self._ledger.lease(batch.key, extents_of(batch.spots, map(len, batch.records)))
+
+    def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
+        """Record that *batch* goes on as its halves."""
+        if self._ledger is None:
+            return
+        parts = [(half.key, extents_of(half.spots, map(len, half.records))) for half in halves]
+        with self._tolerated():
+            self._ledger.split(batch.key, parts)
+
+    def settle(self, batch: Batch) -> None:
+        """Record that *batch* is off our hands."""
+        if self._ledger is None:  # the client was closed while this was under way
+            return
+        for segment_id, _, _, count in self._ledger.state.leases.get(batch.key, ()):
+            segment = self.segments[segment_id]
+            segment.settled += count
+            if segment.is_sealed and segment.settled == segment.count:
+                self.wants_upkeep = True
+        with self._tolerated():
+            self._ledger.done(batch.key)
+
+    @contextlib.contextmanager
+    def _tolerated(self) -> Generator[None, None, None]:
+        """A ledger that can't grow must not hold up delivery; a kill may then double what it did not tell."""
+        try:
+            yield
+        except OSError as error:
+            self._fail(error)
+
+    # -- a worker, without any lock ------------------------------------------------------------
+
+    def upkeep(self) -> None:
+        """Make spares, remove what is done with. Raises nothing."""
+        self.wants_upkeep = False
+        self.open.extend(self._strays())
+        for segment in list(self.segments.values()):
+            if segment.is_sealed and segment.settled == segment.count:
+                try:
+                    self._drop(segment)
+                except OSError as error:
+                    self._fail(error)
+        if self._home is not None and time.monotonic() >= self._count_at_s:
+            self._count_others()
+        with self._making:
+            while len(self._spares) < SPARES:
+                made = self._make()
+                if made is None:
+                    break
+                self._spares.append(made)
+        if self._ledger is not None and self._ledger.wants_room:
+            with self._tolerated():
+                self._ledger.make_room()
+
+    def written_to(self) -> List[Segment]:
+        """Return what there is to sync."""
+        segments = list(self.segments.values())
+        return segments if self._ledger is None else [*segments, self._ledger.current]
+
+    def _strays(self) -> List[Segment]:
+        """Return open segments that nobody holds, as their reference counts tell.
+
+        An exception from outside, such as Ctrl-C, can strike a caller before it holds what it took.
+        """
+        found = [each for each in _unheld(self.segments, _UNHELD) if not each.is_sealed] if _UNHELD else []
+        for segment in found:
+            segment.settle(segment.end, segment.count, 0)
+        return found
+
+    def _drop(self, segment: Segment) -> None:
+        self._retired += segment.count
+        del self.segments[segment.segment_id]
+        segment.unlink()
+        if self._ledger is not None:
+            self._ledger.state.forget(segment.segment_id)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Close the journal: remove it if all of it is settled, else leave it to who comes next."""
+        with self._making:
+            self._is_released = True
+        if self._fsync and any(each.settled < each.count for each in list(self.segments.values())):
+            with contextlib.suppress(OSError):
+                sync_new(self.written_to())
+        if self._is_in_use():  # somebody writes, for longer than that takes: the end of the process closes it
+            return
+        self._let_go()
+
+    def _let_go(self) -> None:
+        home, ledger = self._home, self._ledger
+        self._home = self._ledger = None
+        if home is None:
+            return
+        if ledger is None:
+            self._leave_to_drainer(home)
+        else:
+            is_left = False
+            for segment in self.segments.values():
+                if segment.settled == segment.count:
+                    with contextlib.suppress(OSError):
+                        segment.unlink()
+                else:
+                    segment.close()
+                    is_left = True
+            if is_left:
+                ledger.close()
+                home.close()
+            else:
+                with contextlib.suppress(OSError):
+                    ledger.remove()
+                home.remove()
+        self.segments = {}
+
+    def _is_in_use(self) -> bool:
+        """Take all segments out of callers' reach; whether one of them holds one, even after a moment."""
+        self.open.extend(self._strays())
+        ours: Set[Segment] = set()
+        deadline_s = time.monotonic() + _IN_HAND_S
+        while True:
+            for each in (self.open, self._spares):
+                with contextlib.suppress(IndexError):
+                    while True:
+                        ours.add(each.pop())
+            if all(each.is_sealed or each in ours for each in self.segments.values()):
+                return False
+            if time.monotonic() >= deadline_s:
+                return True
+            time.sleep(0.0005)
+
+    def _leave_to_drainer(self, home: JournalDirectory) -> None:
+        """Whoever drains it removes it; if nothing was ever written, there may be nobody."""
+        is_empty = self.written == 0
+        for segment in self.segments.values():
+            segment.close()
+        home.close()
+        again = JournalDirectory.adopt(self._root, home.name) if is_empty else None
+        if again is not None:
+            with contextlib.suppress(OSError):
+                for segment in self.segments.values():
+                    segment.unlink()
+            again.remove()
+
+    def abandon(self) -> None:
+        """Let go of the files in a forked child, where all of it is the parent's."""
+        for segment in self.segments.values():
+            segment.close()
+        if self._ledger is not None:
+            self._ledger.close()
+        if self._home is not None:
+            self._home.close()
+
+
+def _unheld(segments: Dict[int, Segment], references: int) -> List[Segment]:
+    """Return the segments to which no more than so many *references* exist."""
+    return [each for each in list(segments.values()) if sys.getrefcount(each) <= references]
+
+
+def _references_of_nobody() -> int:
+    """Return how many references `_unheld` sees to a segment that nobody holds; 0 if that can't be told."""
+    has_lock: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+    if not hasattr(sys, "getrefcount") or not has_lock():  # without that lock a count is off at times
+        return 0
+    return next(count for count in range(1, 100) if _unheld({0: cast("Segment", object())}, count))
+
+
+_UNHELD = _references_of_nobody()

@@ -1,0 +1,227 @@
+"""How a process ends and forks: the one place that knows every client's threads, locks and connections.
+
+A client registers its Engine here; nothing else in the package installs an exit handler or a fork hook.
+Each Engine owns everything that must not cross a fork (the scheduler's lock, the transports' locks, the
+queue, the workers), so `Engine.reset` is all a child has to do.
+
+Not every process ends by atexit, nor does every fork run Python's hooks: multiprocessing and Celery end
+their children by `os._exit`, each after a hook of its own, and uWSGI forks in C.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from types import ModuleType
+from typing import Callable, List, Mapping, Optional, Protocol, Set, cast
+
+logger = logging.getLogger("windback")
+
+
+class Engine(Protocol):
+    """What the end of a process and a fork need of a client."""
+
+    def begin_exit(self) -> None:
+        """Accept nothing more, start no thread, hurry the workers."""
+
+    def finish_exit(self, deadline_s: float) -> int:
+        """Wait for what is left, or send it; return how many events were given up."""
+        ...
+
+    def reset(self) -> None:
+        """Become empty, in a forked child."""
+
+    def flush_from_outside(self, deadline_s: float) -> Callable[[], object]:
+        """Start to deliver what is there; what is returned waits for it, until the deadline."""
+        ...
+
+    shutdown_timeout: float
+
+
+#: Held while httpx and its kind are imported. A fork waits for it: in a child the import lock of a half
+#: loaded module would belong to a thread that does not exist there. Reentrant, for what is imported may fork
+#: itself: trio asks ldconfig, and gevent's subprocess forks in Python.
+loading = threading.RLock()
+#: A fork waits no longer than this, whatever an import does.
+_LOADING_S = 5.0
+
+#: The interpreter is going down; no thread may be started any more.
+exiting = False
+#: Called when the exit has drained all clients.
+after_exit: List[Callable[[], object]] = []
+
+_engines: List[Engine] = []
+_waits: List[bool] = []
+_installed = False
+#: The process that the clients were made for.
+_pid = os.getpid()
+_noticing = threading.Lock()
+
+_followed: Set[str] = set()
+
+
+def register(engine: Engine) -> None:
+    """Have *engine* drained at exit and emptied in forked children."""
+    global _installed  # noqa: PLW0603 - hooks can be installed once for a process only
+    notice_fork()
+    if not _installed:
+        _installed = True
+        atexit.register(_at_exit)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
+    _follow()
+    _engines.append(engine)
+
+
+def forget(engine: Engine) -> None:
+    """The counterpart of `register`, for a client that was closed."""
+    if engine in _engines:
+        _engines.remove(engine)
+
+
+def engines() -> List[Engine]:
+    """All clients that are not closed."""
+    return list(_engines)
+
+
+def _at_exit() -> None:
+    """Drain all clients within the longest of their deadlines, all of them at the same time."""
+    global exiting  # noqa: PLW0603 - a process exits once
+    notice_fork()
+    exiting = True
+    left_behind = engines()
+    will_load = "windback.http.transport" not in sys.modules
+    started_s = time.monotonic()
+    for engine in left_behind:
+        engine.begin_exit()
+    left = sum(engine.finish_exit(started_s + engine.shutdown_timeout) for engine in left_behind)
+    if left:
+        logger.warning("%d events were not delivered before the process ended", left)
+    if will_load:
+        _keep_exit_status()
+    for call in after_exit:
+        call()
+
+
+def _keep_exit_status() -> None:
+    """Have a process that Ctrl-C ended still end by that signal.
+
+    CPython remembers in a flag that a KeyboardInterrupt left the last code that was given to it as text,
+    which the modules loaded by the drain have just done as well, without one.
+    """
+    if getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
+        with contextlib.suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")  # noqa: S102 - it has to be text
+
+
+def _follow() -> None:
+    """Find out when child processes end, which run no exit handlers, of those modules that are loaded."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and "multiprocessing" not in _followed:
+        _followed.add("multiprocessing")
+        if sys.modules["multiprocessing.process"].current_process().name != "MainProcess":
+            _finalize(util)
+        # Again in a child, once it forgot its finalizers: the parent's, and under a fork server its own.
+        util.register_after_fork(_at_exit, lambda _: _finalize(util))
+    celery = sys.modules.get("celery.signals")
+    if celery is not None and "celery" not in _followed:
+        _followed.add("celery")
+        celery.worker_process_shutdown.connect(_on_celery_exit, weak=False)
+        celery.worker_shutdown.connect(_on_celery_shutdown, weak=False)
+
+
+def _finalize(util: ModuleType) -> None:
+    # Any priority that is not negative runs before the process waits for children of its own.
+    util.Finalize(None, _at_exit, exitpriority=10)
+
+
+def _on_celery_exit(**_: object) -> None:
+    _at_exit()
+
+
+def _on_celery_shutdown(**_: object) -> None:
+    # The exit handlers run later, when a gevent pool's threads, which resolve names, are gone for good.
+    flush_all()
+
+
+def flush_all() -> None:
+    """Deliver what all clients hold, within the longest of their deadlines, all of them at the same time."""
+    started_s = time.monotonic()
+    waits = [engine.flush_from_outside(started_s + engine.shutdown_timeout) for engine in engines()]
+    for wait in waits:
+        wait()
+
+
+def _before_fork() -> None:
+    _follow()
+    _waits.append(loading.acquire(timeout=_LOADING_S))
+
+
+def _in_parent() -> None:
+    if _waits.pop():
+        loading.release()
+
+
+def _in_child() -> None:
+    global _pid, exiting, loading  # noqa: PLW0603 - a child is another process
+    if _waits:
+        _in_parent()
+    else:  # nobody waited before the fork, so its holder may be a thread that is not here
+        loading = threading.RLock()
+    _pid = os.getpid()
+    exiting = False
+    after_exit.clear()
+    for engine in _engines:
+        engine.reset()
+
+
+def notice_fork() -> None:
+    """Do what the fork hooks do, where a fork did not run them: uWSGI's doesn't, unless it is told to."""
+    if os.getpid() == _pid:
+        return
+    with _noticing:
+        if os.getpid() != _pid:
+            _in_child()
+
+
+def misses_forks() -> bool:
+    """Whether this program may fork without running Python's hooks."""
+    return _uwsgi() is not None
+
+
+def why_no_threads() -> Optional[str]:
+    """Say why no thread may be started here although the system would; None nearly everywhere."""
+    uwsgi = _uwsgi()
+    if uwsgi is None:
+        return None
+    options = {name.decode() if isinstance(name, bytes) else str(name) for name in uwsgi.opt}
+    if {"enable-threads", "threads"}.isdisjoint(options):
+        return (
+            "uWSGI runs without --enable-threads, so no thread runs between requests: "
+            "events are sent by flush(), close() and at exit only"
+        )
+    if uwsgi.masterpid() == os.getpid():
+        # It forks without the interpreter's lock: a thread that holds it then holds it in the child for ever.
+        return (
+            "this is uWSGI's master, where no thread may run: what is tracked before it forks is sent by "
+            "flush() only; or load the application in each worker (--lazy-apps)"
+        )
+    return None
+
+
+class _Uwsgi(Protocol):
+    """What uWSGI puts into the interpreter that it embeds."""
+
+    opt: Mapping[object, object]
+
+    def masterpid(self) -> int: ...
+
+
+def _uwsgi() -> Optional[_Uwsgi]:
+    module = sys.modules.get("uwsgi")
+    return cast("_Uwsgi", module) if hasattr(module, "opt") else None

@@ -1,0 +1,217 @@
+"""What a relay tells those who watch over it, by HTTP: /healthz, /readyz, and /metrics for Prometheus.
+
+Healthy: its threads look for events. Ready: what it looks into can be reached, what it sends is taken, and it
+is not about to end. Why not stands in the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Generator, Iterable, List, Mapping, Optional, Protocol, Tuple, Type
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ..stats import Stats
+
+if TYPE_CHECKING:
+    from ..broker.inspect import Numbers
+
+#: A relay that did not look for so long hangs (seconds): one look waits for Redis a few times, 5 s each.
+STALE_S = 60.0
+#: What a client may take to say what it wants (seconds).
+_PATIENCE_S = 10.0
+
+
+class Observed(Protocol):
+    """A relay, as far as it is watched."""
+
+    @property
+    def looked_s(self) -> float:
+        """When it last looked for events."""
+        ...
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it is about to end."""
+        ...
+
+    def by_project(self) -> Mapping[str, Stats]:
+        """Return what became of what it read."""
+        ...
+
+    def claimed(self) -> Mapping[str, int]:
+        """Return how many batches it took over from others."""
+        ...
+
+    def standing(self) -> Optional[List[Numbers]]:
+        """Return what stands in the broker; None if it can't be asked."""
+        ...
+
+
+def health(relay: Observed) -> Tuple[int, Mapping[str, object]]:
+    """Answer /healthz."""
+    silent_s = time.monotonic() - relay.looked_s
+    if silent_s > STALE_S:
+        return 503, {"status": "hangs", "looked_s": round(silent_s, 1)}
+    return 200, {"status": "ok"}
+
+
+def readiness(relay: Observed) -> Tuple[int, Mapping[str, object]]:
+    """Answer /readyz."""
+    if relay.is_stopping:
+        return 503, {"status": "draining"}
+    stats = relay.by_project()
+    problems = {project: each.problem for project, each in stats.items() if each.problem is not None}
+    if problems:
+        return 503, {"status": "held up", "problems": problems}
+    return 200, {"status": "ready"}
+
+
+class _Collector(Collector):
+    """Makes metrics of a relay's numbers when somebody asks."""
+
+    def __init__(self, relay: Observed) -> None:
+        self._relay = relay
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: it would have to ask Redis for it."""
+        return ()
+
+    def collect(self) -> Generator[Metric, None, None]:
+        """Yield all there is."""
+        stats = self._relay.by_project()
+        yield from _of_events(stats)
+        yield _counter(
+            "windback_relay_claimed_batches",
+            "Batches taken over from relays that are gone.",
+            self._relay.claimed(),
+        )
+        standing = self._relay.standing()
+        yield GaugeMetricFamily(
+            "windback_broker_up", "Whether the broker answers.", value=0.0 if standing is None else 1.0
+        )
+        found = {each.project: each for each in standing or ()}
+        yield _gauge(
+            "windback_broker_batches",
+            "Batches that stand in the broker: the lag.",
+            {project: each.batches for project, each in found.items()},
+        )
+        yield _gauge(
+            "windback_broker_oldest_seconds",
+            "Age of the oldest of them, 0 if there is none.",
+            {project: each.oldest_s or 0.0 for project, each in found.items()},
+        )
+        yield _gauge(
+            "windback_broker_dead_letters",
+            "Events that the API rejected, as far as they are kept.",
+            {project: each.dead_letters for project, each in found.items()},
+        )
+
+
+def _of_events(stats: Mapping[str, Stats]) -> Generator[Metric, None, None]:
+    counters = {
+        "read_events": ("Events read.", "adopted"),
+        "sent_events": ("Events that the API took.", "delivered"),
+        "dropped_events": ("Events discarded here.", "dropped"),
+        "requests": ("HTTP requests made.", "requests"),
+        "repeated_requests": ("Requests that repeated one.", "retries"),
+    }
+    for name, (text, field) in counters.items():
+        values = {project: getattr(each, field) for project, each in stats.items()}
+        yield _counter(f"windback_relay_{name}", text, values)
+    rejected = CounterMetricFamily(
+        "windback_relay_rejected_events",
+        "Events that the API will never take.",
+        labels=("project", "reason"),
+    )
+    for project, each in stats.items():
+        for reason, count in each.rejected_by_reason.items():
+            rejected.add_metric((project, reason), count)
+    yield rejected
+    gauges = {
+        "pending_events": ("Events read and not delivered yet.", "pending"),
+        "in_flight_events": ("Events in a request right now.", "in_flight"),
+    }
+    for name, (text, field) in gauges.items():
+        values = {project: getattr(each, field) for project, each in stats.items()}
+        yield _gauge(f"windback_relay_{name}", text, values)
+    held_up = {project: each.problem is not None for project, each in stats.items()}
+    yield _gauge("windback_relay_held_up", "Whether delivery is held up.", held_up)
+
+
+def _counter(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=("project",))
+    for project, value in values.items():
+        family.add_metric((project,), value)
+    return family
+
+
+def _gauge(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=("project",))
+    for project, value in values.items():
+        family.add_metric((project,), value)
+    return family
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no error here."""
+
+
+@contextlib.contextmanager
+def answering(relay: Observed, host: str, port: int) -> Generator[str, None, None]:
+    """Answer there while a block of code runs; the URL. Port 0 takes a free one. Raises OSError."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(relay))
+    kind = _Server6 if ":" in host else _Server
+    with kind((host, port), _handler(relay, registry)) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
+        thread.start()
+        try:
+            shown = f"[{host}]" if ":" in host else host
+            yield f"http://{shown}:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+def _handler(relay: Observed, registry: CollectorRegistry) -> Type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = _PATIENCE_S
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
+            elif path in ("/healthz", "/readyz"):
+                status, said = health(relay) if path == "/healthz" else readiness(relay)
+                self._answer(status, json.dumps(said).encode(), "application/json")
+            else:
+                self._answer(404, b"/healthz, /readyz, /metrics\n", "text/plain")
+
+        def _answer(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server calls it so
+            """Say nothing: a scrape every few seconds is no news."""
+
+    return Handler

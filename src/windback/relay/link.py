@@ -1,0 +1,55 @@
+"""The application's side of worker=None: a relay sends, and nobody here knows when, or which."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+
+from ..journal.directory import COUNTERS, DRAIN, is_held
+from ..remote.counters import Block, Counters
+from ..remote.link import Link, RemoteFlush
+from ..stats import Stats
+
+#: A flush without a timeout gives up when there was no relay for so long (seconds): one may be starting.
+_GRACE_S = 1.0
+
+
+class RelayLink(Link):
+    """See the module."""
+
+    def _ensure(self) -> None:
+        """Have a file in which a relay counts; without one all of it is taken to be still there."""
+        if not self._queue.has_home:
+            return
+        path = self._queue.folder / COUNTERS
+        if self._block is None or not self._block.is_at(path):
+            with contextlib.suppress(OSError):  # a full disk; the keeper comes again
+                block = Block.open(path, create=True)
+                if self._block is not None:
+                    block.write(self._block.read())
+                    self._block.close()
+                self._block = block
+
+    def _ask(self, flush: RemoteFlush) -> None:
+        del flush
+        self.attend()
+
+    def _is_attended(self) -> bool:
+        return is_held(self._queue.folder / DRAIN)
+
+    def _is_hopeless(self, flush: RemoteFlush, counters: Counters) -> bool:
+        if flush.patient:
+            return False
+        if self._is_attended():
+            flush.attended_s = time.monotonic()
+        is_alone = time.monotonic() - flush.attended_s > _GRACE_S
+        return is_alone or counters.problem is not None
+
+    def _complete(self, stats: Stats) -> Stats:
+        if not stats.pending or self._is_attended():
+            return stats
+        root = self._config.journal
+        return replace(
+            stats, problem=f"no relay sends what is in the journal; start `windback relay --journal {root}`"
+        )

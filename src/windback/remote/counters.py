@@ -1,0 +1,97 @@
+"""What who sends tells who writes: counters in a file, which can be read at any time without waking anybody.
+
+They are still there when the sender is not. The sender of worker="process" keeps them in memory without a
+name; a relay in the writer's directory, in a file that the writer made.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import tempfile
+from pathlib import Path
+from typing import Dict, NamedTuple, Optional
+from zlib import crc32
+
+import orjson
+
+from ..journal.directory import is_same
+
+_BYTES = 1 << 16
+_HEAD = struct.Struct("<II")
+#: How often a reader meets a writer in the middle, at most.
+_ATTEMPTS = 100
+
+
+class Counters(NamedTuple):
+    """What the sender knows. settled: events done with, by segment; seen: the highest segment it knows.
+
+    adopted, adopted_pending: events that dead processes left, all and those still here. The others are
+    those of Stats.
+    """
+
+    settled: Dict[int, int]
+    seen: int = 0
+    adopted: int = 0
+    adopted_pending: int = 0
+    in_flight: int = 0
+    rejected_by_reason: Dict[str, int] = {}  # noqa: RUF012 - never changed
+    requests: int = 0
+    retries: int = 0
+    worker_deaths: int = 0
+    problem: Optional[str] = None
+
+
+class Block:
+    """A file with the newest counters, written by one process and read by another; it may have no name.
+
+    It is not mapped: the other process may cut it short, or the disk be full, and a mapping dies of that.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @classmethod
+    def create(cls) -> Block:
+        """Make one in memory, where there is a way to, that has no name. Raises OSError."""
+        if sys.platform == "linux":
+            return cls(os.memfd_create("windback"))
+        descriptor, path = tempfile.mkstemp("windback")
+        os.unlink(path)  # noqa: PTH108 - what mkstemp gives is text
+        return cls(descriptor)
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool = False) -> Block:
+        """Open the one at *path*, which is made if it isn't there and *create*. Raises OSError."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+        return cls(os.open(path, flags, 0o600))
+
+    def is_at(self, path: Path) -> bool:
+        """Whether it is the file at *path*, and not one that was removed or replaced since."""
+        return is_same(self.descriptor, path)
+
+    def write(self, counters: Counters) -> None:
+        """Replace the counters. A reader that meets this in the middle reads again. Raises OSError."""
+        data = orjson.dumps(counters._asdict(), option=orjson.OPT_NON_STR_KEYS)
+        if len(data) > _BYTES - _HEAD.size:  # thousands of segments; what is missing counts as pending
+            data = orjson.dumps(counters._replace(settled={}, seen=0)._asdict())
+        os.pwrite(self.descriptor, _HEAD.pack(len(data), crc32(data)) + data, 0)
+
+    def read(self) -> Counters:
+        """Return the newest counters."""
+        for _ in range(_ATTEMPTS):
+            content = os.pread(self.descriptor, _BYTES, 0)
+            if len(content) < _HEAD.size:
+                break
+            length, crc = _HEAD.unpack_from(content)
+            data = content[_HEAD.size : _HEAD.size + length]
+            if crc32(data) == crc:
+                counters = Counters(**orjson.loads(data))
+                settled = {int(segment_id): count for segment_id, count in counters.settled.items()}
+                return counters._replace(settled=settled)
+        return Counters({})
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self.descriptor)

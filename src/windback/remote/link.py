@@ -1,0 +1,158 @@
+"""The application's side of a sender that is another process: looks at its counters, makes room.
+
+`process.SenderLink` is for a sender of the application's own, `elsewhere.RelayLink` for a relay.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from typing import Optional
+
+from ..config import Config
+from ..delivery.workers.maintenance import Keeper
+from ..queue.memory import NEVER
+from ..stats import Stats
+from .counters import Block, Counters
+from .queue import Mark, SharedQueue
+
+#: Between two looks at the sender's counters while somebody flushes (seconds).
+LOOK_S = 0.002
+
+
+class RemoteFlush:
+    """A flush in progress; `Link.is_done` looks. patient: it waits on although retries are used up."""
+
+    def __init__(self, number: int, mark: Mark, before: Stats, *, patient: bool) -> None:
+        self.number = number
+        self.mark = mark
+        self.before = before
+        self.patient = patient
+        self.pending = 0
+        #: When somebody who sends was last seen, as far as it is looked for.
+        self.attended_s = time.monotonic()
+
+
+class Link(ABC):
+    """See the module."""
+
+    def __init__(self, config: Config, queue: SharedQueue) -> None:
+        self._config = config
+        self._queue = queue
+        self._block: Optional[Block] = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the sender, which is the parent's, in a forked child."""
+        if self._block is not None:
+            self._block.close()
+        self._block = None
+        #: Held while the sender is looked after, and while counters and segments are compared.
+        self._lock = threading.RLock()
+        self._keeper = Keeper(self.attend)
+        self._is_closed = False
+        #: The counters at the end: the journal is another's from then on.
+        self._last: Optional[Stats] = None
+        self._flush_number = 0
+
+    def wake(self) -> None:
+        """Have the keeper look at what there is to do; called by track_event, never waits."""
+        self._queue.wake_at = NEVER
+        self._keeper.wake()
+
+    def attend(self) -> None:
+        """Make room for more events, and see to it that somebody sends them."""
+        with self._lock:
+            if not self._is_closed:
+                self._tidy()
+                self._ensure()
+
+    @abstractmethod
+    def _ensure(self) -> None:
+        """See to it that there is a sender; the lock is held."""
+
+    def _tidy(self) -> None:
+        counters = self._counters()
+        self._queue.tidy(counters.settled, counters.seen)
+
+    def _counters(self) -> Counters:
+        return Counters({}) if self._block is None else self._block.read()
+
+    # -- flush, close, stats -------------------------------------------------------------------
+
+    def begin_flush(self, *, patient: bool) -> RemoteFlush:
+        """Start to send everything that was accepted so far."""
+        with self._lock:
+            self._flush_number += 1
+            flush = RemoteFlush(self._flush_number, self._queue.mark(), self.stats(), patient=patient)
+        if flush.mark:
+            self._ask(flush)
+        return flush
+
+    @abstractmethod
+    def _ask(self, flush: RemoteFlush) -> None:
+        """Have the sender hurry."""
+
+    def is_done(self, flush: RemoteFlush) -> bool:
+        """Whether all of it is off our hands, or there is no hope."""
+        counters = self._counters()
+        flush.pending = self._queue.unsettled(counters.settled, counters.seen, flush.mark)
+        return not flush.pending or self._is_hopeless(flush, counters)
+
+    @abstractmethod
+    def _is_hopeless(self, flush: RemoteFlush, counters: Counters) -> bool:
+        """Whether a flush that is not done won't be."""
+
+    def end_flush(self, flush: RemoteFlush) -> Stats:
+        """Stop waiting; returns the counters."""
+        self.is_done(flush)
+        with self._lock:
+            self._tidy()
+        return self.stats()
+
+    def stats(self) -> Stats:
+        """Return the counters at one instant, those of the end after it."""
+        with self._lock:
+            if self._last is not None:
+                return self._last
+            counters = self._counters()
+            written = self._queue.written
+            here = self._queue.unsettled(counters.settled, counters.seen, self._queue.mark())
+        rejected = sum(counters.rejected_by_reason.values())
+        accepted, pending = written + counters.adopted, here + counters.adopted_pending
+        refused = {reason: counter.value for reason, counter in self._queue.refused.items() if counter.value}
+        return self._complete(
+            Stats(
+                accepted=accepted,
+                delivered=accepted - pending - rejected,
+                rejected=rejected,
+                pending=pending,
+                in_flight=counters.in_flight,
+                refused=refused,
+                rejected_by_reason=counters.rejected_by_reason,
+                requests=counters.requests,
+                retries=counters.retries,
+                worker_deaths=counters.worker_deaths,
+                adopted=counters.adopted,
+                journal_bytes=self._queue.journal_bytes,
+                problem=counters.problem,
+            )
+        )
+
+    def _complete(self, stats: Stats) -> Stats:
+        """Add what is known here alone."""
+        return stats
+
+    def close(self) -> None:
+        """Leave what is left to the sender."""
+        with self._lock:
+            self._last = self.stats()
+            self._is_closed = True
+        self._keeper.close()
+
+    def exit(self, deadline_s: float) -> int:
+        """Leave what is left to the sender at the end of the process; returns what it won't deliver."""
+        del deadline_s
+        self.close()
+        return 0

@@ -1,0 +1,4 @@
+"""A process of the application's own that sends its events (`worker="process"`), and who looks after it.
+
+Imports: `relay`, `remote`, `delivery`.
+"""

@@ -1,0 +1,239 @@
+"""The sender of worker="process": a process of its own for the journal of one application.
+
+It lives while the application lives, and has an interpreter lock that no request thread wants. When the
+application is gone, however it went, it delivers what is left and goes, too. What the two
+say to each other is in `workers.protocol`. Where no process can be started the same runs in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Set
+
+import orjson
+
+from ..config import Config, hidden, resolve_for_sender
+from ..delivery.scheduler import Flush
+from ..journal.directory import JournalDirectory, names
+from ..relay.forwarder import BUSY_S, POLL_S, JournalSender
+from ..remote.counters import Block, Counters
+from ..stats import DeliveryReport
+from .protocol import FLUSH, FLUSH_END, SLEEP_ON
+
+logger = logging.getLogger("windback")
+
+#: With nothing to do for this long it asks to be woken and sleeps.
+_IDLE_S = 0.5
+#: How often it looks, asleep, whether the application still lives: a forked child may keep the pipe open.
+_LIVENESS_S = 30.0
+#: What can't be delivered after the application is gone is left to whoever comes next after this long.
+ORPHAN_S = 600.0
+
+
+class _Nobody:
+    """A flush whose end is looked for, not waited for."""
+
+    def release(self) -> None:
+        """Nobody sleeps."""
+
+
+class Sender(JournalSender):
+    """See the module. commands, answers: file descriptors of pipes, which are closed at the end."""
+
+    def __init__(self, config: Config, name: str, commands: int, answers: int, block: Block) -> None:
+        assert config.journal is not None
+        self._name = name
+        self._commands = commands
+        self._answers = answers
+        self._answering = threading.Lock()
+        self._block = block
+        self._before = block.read()
+        self._flushes: Dict[bytes, Flush] = {}
+        self._impatient: Set[bytes] = set()
+        self._rest = b""
+        self._orphaned_s: Optional[float] = None
+        self._parent = os.getppid()
+        self._is_told_to_end = False
+        super().__init__(config, [name, *_dead(config.journal, name)], POLL_S, is_watched=False)
+
+    def run_until_done(self, deadline_s: Optional[float] = None) -> None:
+        """Send until the application is gone and all it left is delivered, or until the deadline."""
+        wait_s, quiet_since_s = 0.0, time.monotonic()
+        asked = False
+        self._say({"ready": True})
+        try:
+            while deadline_s is None or time.monotonic() < deadline_s:
+                lines = self._listen(wait_s)
+                may_sleep = asked and SLEEP_ON in lines
+                is_busy = self.poll() or bool(lines and not may_sleep)
+                self._hurry(lines)
+                if not self._dispatcher.workers and self._queue.waiting().events:
+                    self._engine.flush(POLL_S)  # which sends from here, where no thread can be started
+                self._publish()
+                now_s = time.monotonic()
+                if self._is_over(now_s):
+                    return
+                if is_busy or not self._is_idle():
+                    quiet_since_s = now_s
+                    asked = False
+                    wait_s = BUSY_S if is_busy or self._flushes or self._orphaned_s else POLL_S
+                elif may_sleep:
+                    wait_s = _LIVENESS_S
+                elif not asked and now_s - quiet_since_s >= _IDLE_S:
+                    self._say({"asleep": True})
+                    asked = True
+                    wait_s = POLL_S
+                elif not asked:
+                    wait_s = POLL_S
+        finally:
+            self._engine.close(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+            self._publish()
+            os.close(self._answers)
+            os.close(self._commands)
+
+    def _listen(self, wait_s: float) -> List[bytes]:
+        if self._orphaned_s is not None:
+            time.sleep(wait_s)
+            return []
+        if not select.select([self._commands], [], [], wait_s)[0]:
+            if os.getppid() != self._parent:
+                self._orphaned_s = time.monotonic()
+            return []
+        data = os.read(self._commands, 1 << 16)
+        if not data:
+            self._orphaned_s = time.monotonic()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return lines
+
+    def _hurry(self, lines: List[bytes]) -> None:
+        """Send without waiting for full batches while somebody flushes, or the application is gone."""
+        for line in lines:
+            command, *arguments = line.split()
+            if command == FLUSH:
+                number, patient = arguments
+                self._flushes[number] = self._begin(patient=patient == b"1")
+                if patient != b"1":
+                    self._impatient.add(number)
+            elif command == FLUSH_END:
+                self._flushes.pop(arguments[0], None)
+                self._impatient.discard(arguments[0])
+        if self._orphaned_s is not None and not self._flushes:
+            self._flushes[b"orphaned"] = self._begin(patient=True)
+        for number, flush in list(self._flushes.items()):
+            if not flush.done:
+                continue
+            if self._queue.unsettled_before(flush.target):
+                self._say({"gave_up": number.decode()})
+            self._flushes[number] = self._begin(patient=number not in self._impatient)
+
+    def _begin(self, *, patient: bool) -> Flush:
+        return self._dispatcher.begin_flush(_Nobody(), patient=patient)
+
+    def _is_idle(self) -> bool:
+        with self._dispatcher.lock:
+            _, _, pending, _ = self._queue.counts()
+        return not pending and not self._flushes
+
+    def end(self, *_: object) -> None:
+        """Leave the rest to whoever comes next, if the application is gone; a signal handler."""
+        self._is_told_to_end = self._orphaned_s is not None
+
+    def _is_over(self, now_s: float) -> bool:
+        if self._orphaned_s is None:
+            return False
+        return self._is_told_to_end or self._queue.is_empty or now_s - self._orphaned_s > ORPHAN_S
+
+    def _publish(self) -> None:
+        reader = self._queue.readers.get(self._name)
+        if reader is None:
+            return
+        stats = self._dispatcher.stats()
+        before = self._before
+        with self._dispatcher.lock:
+            settled, seen = reader.settled(), reader.seen
+            adopted, pending = self._queue.of_others(self._name)
+        rejected = dict(before.rejected_by_reason)
+        for reason, count in stats.rejected_by_reason.items():
+            rejected[reason] = rejected.get(reason, 0) + count
+        self._block.write(
+            Counters(
+                settled,
+                seen,
+                adopted=before.adopted - before.adopted_pending + adopted,
+                adopted_pending=pending,
+                in_flight=stats.in_flight,
+                rejected_by_reason=rejected,
+                requests=before.requests + stats.requests,
+                retries=before.retries + stats.retries,
+                worker_deaths=before.worker_deaths + stats.worker_deaths,
+                problem=stats.problem,
+            )
+        )
+
+    def _say(self, message: Mapping[str, object]) -> None:
+        with self._answering, contextlib.suppress(OSError):  # the application may be gone
+            data = memoryview(orjson.dumps(message) + b"\n")
+            while data:
+                data = data[os.write(self._answers, data) :]
+
+    def abandon(self) -> None:
+        """Let go of the connections in a forked child, where they are the parent's."""
+        self._engine.reset()
+
+    def report(self, report: DeliveryReport) -> None:
+        """Have the application's on_delivery called."""
+        self._say({"report": report.to_wire()})
+
+    def log(self, level: int, text: str) -> None:
+        """Have the application write a log line."""
+        self._say({"log": [level, text]})
+
+
+def _dead(root: Path, own: str) -> List[str]:
+    """Return the directories of dead processes."""
+    found = []
+    for name in names(root):
+        home = None if name == own else JournalDirectory.adopt(root, name)
+        if home is not None:
+            home.close()
+            found.append(name)
+    return found
+
+
+class _ToApplication(logging.Handler):
+    def __init__(self, sender: Sender) -> None:
+        super().__init__()
+        self._sender = sender
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._sender.log(record.levelno, record.getMessage())
+
+
+def main(options: Mapping[str, object], commands: int, answers: int, memory: int) -> None:
+    """Run as a process. options: what the application's link sent; the others are file descriptors."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the application decides when it ends
+    given = dict(options)
+    name = str(given.pop("name"))
+    reports = bool(given.pop("reports"))
+    given["api_key"] = hidden(given["api_key"])
+    given["broker"] = hidden(given["broker"])
+    sender: Optional[Sender] = None
+
+    def on_delivery(report: DeliveryReport) -> None:
+        assert sender is not None
+        sender.report(report)
+
+    config = resolve_for_sender(**given, on_delivery=on_delivery if reports else None)
+    sender = Sender(config, name, commands, answers, Block(memory))
+    signal.signal(signal.SIGTERM, sender.end)
+    logger.addHandler(_ToApplication(sender))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    sender.run_until_done()

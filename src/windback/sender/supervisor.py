@@ -1,0 +1,363 @@
+"""The application's side of worker="process": starts the sender, wakes it, and replaces it.
+
+Two threads sleep nearly always. The keeper does what takes longer than a request may: it starts the
+sender, makes segments ahead, writes to the pipe. The listener waits for what the sender says, or its end.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Protocol, Set
+
+import orjson
+
+from ..config import Config
+from ..http import egress as guard
+from ..remote.counters import Block, Counters
+from ..remote.link import LOOK_S, Link, RemoteFlush
+from ..remote.queue import SharedQueue
+from ..stats import DeliveryReport, Stats
+from .protocol import FLUSH, FLUSH_END, SLEEP_ON, WAKE
+
+if TYPE_CHECKING:
+    import subprocess
+
+logger = logging.getLogger("windback")
+
+#: What the sender is told of the options; the key and the broker go over the pipe as well, and nowhere else.
+_TOLD = (
+    *("base_url", "timeout", "max_retries", "batch_size", "max_batch_bytes", "flush_interval"),
+    *("max_in_flight", "compress", "shutdown_timeout", "project_slug", "max_broker_entries", "fsync"),
+)
+_BOOT = """\
+import json, os, sys
+memory, answers, length = map(int, sys.argv[1:])
+data = b""
+while len(data) < length:
+    data += os.read(0, length - len(data)) or sys.exit()
+options = json.loads(data)
+sys.path[:] = options.pop("path")
+sys.modules["httpx._main"] = None  # its command line, which loads rich where that is: 50 ms and 6 MB
+try:
+    from windback.sender.main import main
+    main(options, 0, answers, memory)
+except BaseException as error:
+    text = f"the sender process ended with {type(error).__name__}: {error}"
+    os.write(answers, json.dumps({"log": [30, text]}).encode() + b"\\n")
+    raise
+"""
+#: After so many senders in a row that never got as far as to say that they are ready, a thread takes over.
+_DEATHS_IN_A_ROW = 3
+#: One that dies this soon after its start (seconds) is replaced after a pause, which doubles each time.
+_TOO_SOON_S, _PAUSE_S, _PAUSE_CAP_S = 5.0, 0.05, 10.0
+
+
+class HereSender(Protocol):
+    """A sender in a thread of this process."""
+
+    def run_until_done(self, deadline_s: Optional[float] = None) -> None:
+        """Send until its commands end and all is delivered, or until the deadline."""
+
+    def abandon(self) -> None:
+        """Let go of its connections in a forked child."""
+
+
+MakeSender = Callable[[Config, str, int, int, Block], HereSender]
+
+
+class _Running(NamedTuple):
+    """A sender: a process, or one in a thread. commands: where to write; answers: where to read."""
+
+    process: Optional[subprocess.Popen[bytes]]
+    here: Optional[HereSender]
+    commands: int
+    answers: int
+    since_s: float
+
+
+class SenderLink(Link):
+    """See the module."""
+
+    def __init__(self, config: Config, queue: SharedQueue, make_sender: MakeSender) -> None:
+        self._make_sender = make_sender
+        self._running: Optional[_Running] = None
+        super().__init__(config, queue)
+
+    def reset(self) -> None:
+        """Forget the sender, which is the parent's, in a forked child."""
+        running = self._running
+        if running is not None:
+            os.close(running.commands)
+            os.close(running.answers)
+            if running.process is not None:
+                running.process.returncode = 0  # not this process's child: it is not to be waited for
+            if running.here is not None:
+                running.here.abandon()
+        self._running = None
+        super().reset()
+        self._use_thread = False
+        self._deaths = self._soon_deaths = self._stillborn = 0
+        self._hook_errors = 0
+        self._has_logged_hook = False
+        self._gave_up: Set[int] = set()
+
+    # -- the keeper ----------------------------------------------------------------------------
+
+    def attend(self) -> None:
+        """Start the sender if there is none, wake it, and make room for more events."""
+        super().attend()
+        self._tell(WAKE)
+
+    def _ensure(self) -> None:
+        """Start a sender, if none runs and there is a directory for it; the lock is held."""
+        if self._running is not None or not self._queue.has_home:
+            return
+        if self._block is None:
+            self._block = Block.create()
+        if guard.refuse is not None:  # what a test must not send, no other process may
+            self._start_here()
+            return
+        if not self._use_thread:
+            try:
+                self._start_process()
+            except (OSError, RuntimeError, ValueError) as error:
+                self._take_over(str(error))
+        if self._use_thread and self._running is None:
+            self._start_here()
+
+    def _take_over(self, why: str) -> None:
+        if not self._use_thread:
+            self._use_thread = True
+            logger.warning("no sender process (%s); a thread of this one sends instead", why)
+
+    def _start_process(self) -> None:
+        import subprocess
+
+        executable = sys.executable or ""
+        if not os.path.basename(executable).lower().startswith(("python", "pypy")):  # noqa: PTH119
+            message = f"this program, {executable or 'unknown'}, is no Python interpreter to start one with"
+            raise ValueError(message)
+        assert self._block is not None
+        config = self._config
+        options = {name: getattr(config, name) for name in _TOLD}
+        told = orjson.dumps(
+            {
+                **options,
+                "name": self._queue.name,
+                "path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 - "" is here
+                "api_key": config.api_key and str(config.api_key),
+                "broker": str(config.broker) if config.broker is not None else False,
+                "journal": str(config.journal),
+                "reports": config.on_delivery is not None,
+            }
+        )
+        answers, answers_there = os.pipe()
+        try:
+            passed = (self._block.descriptor, answers_there)
+            process = subprocess.Popen(  # noqa: S603 - ourselves
+                [executable, "-c", _BOOT, *map(str, passed), str(len(told))],
+                stdin=subprocess.PIPE,
+                # Whoever waits for the end of the application's output must not have to wait for its sender.
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=passed,
+                start_new_session=True,  # Ctrl-C is for the application
+            )
+        except BaseException:
+            os.close(answers)
+            raise
+        finally:
+            os.close(answers_there)
+        assert process.stdin is not None
+        commands = os.dup(process.stdin.fileno())
+        process.stdin.close()
+        os.set_inheritable(commands, False)  # noqa: FBT003
+        self._running = _Running(process, None, commands, answers, time.monotonic())
+        with contextlib.suppress(OSError):  # it died already, which the listener hears
+            os.write(commands, told)
+        os.set_blocking(commands, False)
+        self._listen(self._running)
+
+    def _start_here(self) -> None:
+        assert self._block is not None
+        commands_there, commands = os.pipe()
+        answers, answers_there = os.pipe()
+        config = replace(self._config, worker="thread")
+        here = self._make_sender(config, self._queue.name, commands_there, answers_there, self._block)
+        running = _Running(None, here, commands, answers, time.monotonic())
+        try:
+            _thread.start_new_thread(here.run_until_done, ())
+        except RuntimeError:  # then whoever flushes does the work
+            for descriptor in (commands, answers, commands_there, answers_there):
+                os.close(descriptor)
+            return
+        self._running = running
+        os.set_blocking(commands, False)
+        self._listen(running)
+
+    def _tell(self, *words: bytes) -> None:
+        with self._lock:  # so that the descriptor is not another file's by now
+            if self._running is not None:
+                # A full pipe wakes as well as one line more; a broken one is the listener's business.
+                with contextlib.suppress(OSError):
+                    os.write(self._running.commands, b" ".join(words) + b"\n")
+
+    # -- the listener --------------------------------------------------------------------------
+
+    def _listen(self, running: _Running) -> None:
+        with contextlib.suppress(RuntimeError):  # no thread: reports and log lines are lost, nothing else
+            _thread.start_new_thread(self._hear, (running,))
+
+    def _hear(self, running: _Running) -> None:
+        with contextlib.suppress(Exception):
+            threading.current_thread().name = "windback-listener"
+        rest = b""
+        while True:
+            try:
+                data = os.read(running.answers, 1 << 16)
+            except OSError:
+                data = b""
+            if not data:
+                break
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._take(orjson.loads(line))
+        self._ended(running)
+
+    def _take(self, message: object) -> None:
+        assert isinstance(message, dict)
+        if "ready" in message:
+            self._stillborn = 0
+        elif "asleep" in message:
+            self._queue.wake_at = 0  # from here on the next event wakes it, and it looks once more
+            self._tell(SLEEP_ON)
+        elif "log" in message:
+            level, text = message["log"]
+            logger.log(level, "%s", text)
+        elif "gave_up" in message:
+            self._gave_up.add(int(message["gave_up"]))
+        elif "report" in message:
+            self._report(DeliveryReport.from_wire(message["report"]))
+
+    def _report(self, report: DeliveryReport) -> None:
+        hook = self._config.on_delivery
+        if hook is None:
+            return
+        try:
+            hook(report)
+        except BaseException as error:  # noqa: BLE001 - whatever a hook raises, delivery goes on
+            self._hook_errors += 1
+            if not self._has_logged_hook:
+                self._has_logged_hook = True
+                logger.warning(
+                    "on_delivery raised %s; it is called on, and further errors are counted only",
+                    type(error).__name__,
+                )
+
+    def _ended(self, running: _Running) -> None:
+        """The sender is gone: as it was told, or before its time."""
+        if running.process is not None:
+            running.process.wait()
+        with self._lock:
+            os.close(running.answers)
+            if self._running is not running:
+                return
+            self._running = None
+            os.close(running.commands)
+            if self._is_closed:
+                return
+            self._deaths += 1
+            if self._block is not None:
+                self._block.write(self._block.read()._replace(in_flight=0))
+            is_soon = time.monotonic() - running.since_s < _TOO_SOON_S
+            self._soon_deaths = self._soon_deaths + 1 if is_soon else 0
+            self._stillborn += 1
+            if self._stillborn >= _DEATHS_IN_A_ROW:
+                self._take_over("each one that is started dies at once")
+            pause_s = min(_PAUSE_S * 2.0 ** min(self._soon_deaths, 16), _PAUSE_CAP_S) if is_soon else 0.0
+        time.sleep(pause_s)
+        self.wake()
+
+    # -- flush, close, stats -------------------------------------------------------------------
+
+    def _ask(self, flush: RemoteFlush) -> None:
+        self.attend()
+        self._tell(FLUSH, b"%d" % flush.number, b"%d" % flush.patient)
+
+    def _is_hopeless(self, flush: RemoteFlush, counters: Counters) -> bool:
+        del counters
+        if self._running is None:
+            flush.patient = True
+            self._ask(flush)  # the one that was asked died
+        return flush.number in self._gave_up
+
+    def end_flush(self, flush: RemoteFlush) -> Stats:
+        """Stop waiting; returns the counters."""
+        self._tell(FLUSH_END, b"%d" % flush.number)
+        self._gave_up.discard(flush.number)
+        return super().end_flush(flush)
+
+    def _complete(self, stats: Stats) -> Stats:
+        return replace(
+            stats,
+            workers=int(self._running is not None),
+            worker_deaths=stats.worker_deaths + self._deaths,
+            hook_errors=self._hook_errors,
+        )
+
+    def close(self) -> None:
+        """Let the sender go once it has delivered what is left."""
+        super().close()
+        with self._lock:
+            running, self._running = self._running, None
+            if running is not None:
+                os.close(running.commands)
+
+    def exit(self, deadline_s: float) -> int:
+        """Leave the rest to the sender process, or deliver it, where there is none; returns what is left.
+
+        The process is waited for by nobody: it goes when it is done.
+        """
+        if not self.stats().pending:
+            self.close()
+            return 0
+        with self._lock:
+            self._ensure()  # no thread, but a process may be started even now
+            running = self._running
+        if running is None:
+            self._send_from_here(deadline_s)
+        elif running.process is None:
+            flush = self.begin_flush(patient=True)
+            while not self.is_done(flush) and time.monotonic() < deadline_s:
+                time.sleep(LOOK_S)
+        else:
+            self.close()
+            running.process.returncode = 0  # or it would be complained of
+            return 0
+        left = self.stats().pending
+        self.close()
+        return left
+
+    def _send_from_here(self, deadline_s: float) -> None:
+        if self._block is None or not self._queue.has_home:
+            return
+        commands_there, commands = os.pipe()
+        answers, answers_there = os.pipe()
+        os.close(commands)
+        os.set_blocking(answers_there, False)
+        here = self._make_sender(
+            replace(self._config, worker="thread"),
+            self._queue.name,
+            commands_there,
+            answers_there,
+            self._block,
+        )
+        here.run_until_done(deadline_s)
+        os.close(answers)
