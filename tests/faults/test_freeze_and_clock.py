@@ -310,7 +310,7 @@ def test_a_limit_of_threads_makes_the_caller_send(server, run, ends):
     code = f"""\
     import os, resource, sys, threading
     import httpx, httpcore, tenacity, anyio, h11, logging, ssl, encodings.idna, socket
-    import windback.transport, windback.workers.threads, email.utils
+    import windback.http.transport, windback.delivery.workers.threads, email.utils
     from windback import Windback
 
     client = Windback(batch_size=10)

@@ -9,8 +9,8 @@ from email.utils import format_datetime, formatdate
 import pytest
 
 import windback
-from windback import delivery
 from windback.api.answer import Answer, Failure, error_of, retry_after_s
+from windback.delivery import gate as gates
 from windback.delivery.gate import Gate, OutageLog
 from windback.delivery.retry import Tries, backoff_s, retry_delay_s
 from windback.delivery.verdict import Action, Verdict, is_retryable, judge
@@ -421,7 +421,7 @@ def test_a_failed_round_does_not_shorten_what_the_server_asked_for():
 def test_a_refusal_pauses_for_minutes():
     gate = Gate(4)
     gate.refused(100.0, "bad key")
-    assert gate.blocked_s(100.0) == delivery.REFUSED_PAUSE_S == 300.0
+    assert gate.blocked_s(100.0) == gates.REFUSED_PAUSE_S == 300.0
     assert (gate.limit, gate.problem) == (1, "bad key")
 
 

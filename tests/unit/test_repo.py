@@ -36,7 +36,9 @@ def project_files():
             for name in folders
             if (name == ".ci" or not name.startswith(".")) and name not in {"__pycache__", "build", "dist"}
         ]
-        yield from (Path(folder, name) for name in names if not name.startswith(".coverage"))
+        # In a linked worktree `.git` is a file.
+        kept = (name for name in names if name != ".git" and not name.startswith(".coverage"))
+        yield from (Path(folder, name) for name in kept)
 
 
 def read(path):

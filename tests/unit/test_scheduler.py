@@ -7,8 +7,8 @@ import logging
 import pytest
 
 import windback
-from windback import delivery
 from windback.api.answer import Answer, Failure
+from windback.delivery import retry
 from windback.delivery.retry import Tries
 from windback.delivery.scheduler import PATIENCE_S, SPARE_WORKER_S, WATCH_CAP_S, Scheduler, Step
 from windback.queue.memory import NEVER, MemoryQueue
@@ -314,7 +314,7 @@ def test_a_failed_batch_waits_behind_the_gate_and_is_taken_again_unchanged(world
     batch = worker.step().batch
     world.settle(batch, Answer(500))
     step = worker.step()
-    assert delivery.BACKOFF_CAP_S / 2 <= step.wait_s <= delivery.BACKOFF_CAP_S
+    assert retry.BACKOFF_CAP_S / 2 <= step.wait_s <= retry.BACKOFF_CAP_S
     world.now += step.wait_s
     assert worker.step().batch is batch
     assert world.stats.problem == "500: HTTP 500 without a message"

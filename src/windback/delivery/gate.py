@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Optional
 
 from . import retry
-from .retry import BACKOFF_CAP_S
 
 #: The longest pause between rounds of retries in an outage.
 OUTAGE_CAP_S = 60.0
@@ -80,7 +79,7 @@ class Gate:
         """A batch used up its retries: an outage, which lasts until something succeeds."""
         self._rounds += 1
         # Never less than half: the pause between rounds is what keeps an outage quiet.
-        full_s = min(OUTAGE_CAP_S, BACKOFF_CAP_S * 2.0 ** min(self._rounds - 1, 16))
+        full_s = min(OUTAGE_CAP_S, retry.BACKOFF_CAP_S * 2.0 ** min(self._rounds - 1, 16))
         self.problem = problem
         if not self._must_wait or self.blocked_s(now_s) == 0.0:
             self._close(now_s, full_s * (1 + dice) / 2, must_wait=False)
