@@ -7,8 +7,8 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Tuple, Union
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .errors import ConfigurationError
 
@@ -69,8 +69,8 @@ class BrokerAddress(str):
         return repr(self.place)
 
     @property
-    def _parts(self) -> SplitResult:
-        return urlsplit(str(self))
+    def _parts(self) -> _BrokerParts:
+        return _broker_parts(str(self))
 
     @property
     def is_sentinel(self) -> bool:
@@ -92,7 +92,7 @@ class BrokerAddress(str):
     @property
     def nodes(self) -> List[Tuple[str, int]]:
         """The hosts and ports that connections are made to."""
-        return _nodes(self._parts.netloc, 26379 if self.is_sentinel else 6379)
+        return _nodes(self._parts.hosts, 26379 if self.is_sentinel else 6379)
 
     @property
     def service(self) -> str:
@@ -137,9 +137,31 @@ class BrokerAddress(str):
         return text
 
 
-def _nodes(netloc: str, default_port: int) -> List[Tuple[str, int]]:
-    """Read host:port,host:port. Raises ValueError."""
-    parts = [urlsplit(f"//{each}") for each in netloc.rpartition("@")[2].split(",")]
+class _BrokerParts(NamedTuple):
+    """The parts of a broker's URL, as they stand in it."""
+
+    scheme: str
+    username: str
+    password: str
+    #: "host:port" or "host", one or several.
+    hosts: List[str]
+    path: str
+    query: str
+
+
+def _broker_parts(url: str) -> _BrokerParts:
+    """Split the URL of a broker. Its hosts are split before `urlsplit` sees one, which refuses several."""
+    scheme, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    place, _, path = rest.partition("/")
+    credentials, _, hosts = place.rpartition("@")
+    username, _, password = credentials.partition(":")
+    return _BrokerParts(scheme, username, password, hosts.split(","), path, query)
+
+
+def _nodes(hosts: List[str], default_port: int) -> List[Tuple[str, int]]:
+    """Return each host with its port. Raises ValueError."""
+    parts = [urlsplit(f"//{each}") for each in hosts]
     return [(part.hostname or "", default_port if part.port is None else part.port) for part in parts]
 
 
@@ -535,9 +557,9 @@ def _problem_of_broker(url: str) -> Optional[str]:
     query = path = ""
     hosts: List[str] = []
     with suppress(ValueError):
-        parts = urlsplit(url)
+        parts = _broker_parts(url)
         path, query = parts.path.strip("/"), parts.query
-        hosts = [host for host, _ in _nodes(parts.netloc, 1)]
+        hosts = [host for host, _ in _nodes(parts.hosts, 1)]
     wanted = r"[^/]+(/[0-9]+)?" if is_sentinel else r"0?" if is_cluster else r"[0-9]*"
     is_whole = all(hosts) and (hosts if is_sentinel or is_cluster else len(hosts) == 1)
     if not is_whole or not re.fullmatch(wanted, path) or re.search(r"[^!-~]|#", url):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import traceback
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -160,6 +162,28 @@ def test_a_broker_is_shown_without_its_password(url, nodes, place):
     said = f"{url} s3cr%40t s3cr@t" if "s3cr" in url else url
     assert "s3cr" not in repr(made) + made.broker.redact(said)
     assert place in repr(made)
+
+
+@pytest.mark.parametrize(
+    ("url", "nodes"),
+    [
+        ("redis+sentinel://:p%40@a,[::1]:7/main/2", [("a", 26379), ("::1", 7)]),
+        ("rediss+cluster://u:p@[::1],[fe80::2]:7,c", [("::1", 6379), ("fe80::2", 7), ("c", 6379)]),
+    ],
+)
+def test_the_hosts_of_a_broker_need_no_urlsplit_that_takes_several(url, nodes, monkeypatch):
+    """Newer Pythons refuse a bracket behind another host; this does what they do."""
+
+    def strict(text, *arguments):
+        host = text.partition("//")[2].partition("/")[0].rpartition("@")[2]
+        if "[" in host and not re.fullmatch(r"\[[^]]*](:.*)?", host):
+            raise ValueError("Invalid IPv6 URL")
+        return urlsplit(text, *arguments)
+
+    monkeypatch.setattr("windback.config.urlsplit", strict)
+    made = config(broker=url)
+    assert made.broker is not None
+    assert made.broker.nodes == nodes
 
 
 @pytest.mark.parametrize(
