@@ -272,8 +272,9 @@ class Windback(_Client):
         """Record something a customer did; a background worker sends it (docs page "Python SDK").
 
         Returns at once, whatever the network does, with whether the event was accepted. timestamp: an
-        aware datetime, or an ISO 8601 string with a zone; now, if None. Raises InvalidEventError,
-        ClosedError, and QueueFullError if overflow="raise"; never anything for the network.
+        aware datetime, or an ISO 8601 string with a zone; now, if None. After close() it returns False, and
+        `stats().refused["closed"]` counts. Raises InvalidEventError, and QueueFullError if overflow="raise";
+        never anything for the network.
         """
         record = self._encode(event, customer_email, properties, timestamp, self._max_event_bytes)
         if record is None:
@@ -563,8 +564,8 @@ class Windback(_Client):
     def close(self, timeout: Optional[float] = None) -> FlushResult:
         """Deliver what is left within *timeout* seconds (shutdown_timeout, if None), then stop.
 
-        What is left after that is dropped, and counted. May be called again; anything else then raises
-        ClosedError.
+        What is left after that is dropped, and counted. May be called again. Of the other methods,
+        track_event then returns False, and those that need an answer raise ClosedError.
         """
         return self._engine.close(timeout)
 

@@ -42,7 +42,7 @@ class Stats:
 
     Always `accepted == delivered + rejected + dropped + pending`. Events that the call itself turned
     away were never accepted: `refused` counts them by reason ("queue_full", "before_send",
-    "before_send_error", "disabled").
+    "before_send_error", "disabled", and "closed" after close() or once the process ends).
 
     delivered: the API answered with a success; rejected: it never will (`rejected_by_reason`);
     dropped: discarded here after they were accepted (`dropped_by_reason`: "queue_full" under

@@ -17,7 +17,6 @@ JANE = "jane@example.com"
 GRACE_S = 0.2
 
 CALLS = {
-    "track_event": lambda client: client.track_event("login", JANE),
     "track_events": lambda client: client.track_events([{"event": "login", "customer_email": JANE}]),
     "create_churn_event": lambda client: client.create_churn_event(customer_email=JANE),
     "submit_cancel_flow": lambda client: client.submit_cancel_flow(JANE, "too_expensive"),
@@ -389,41 +388,6 @@ def test_use_after_async_close_raises(dead_url, call):
             await CALLS[call](client)
 
     asyncio.run(main())
-
-
-@pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "block", "raise"])
-def test_tracking_after_close_raises_under_every_policy(dead_url, overflow):
-    client = Windback(**OPTIONS, base_url=dead_url, overflow=overflow)
-    client.close()
-    with pytest.raises(ClosedError):
-        client.track_event("login", JANE)
-
-
-def test_a_caller_who_waits_for_room_learns_of_the_close(held):
-    client = Windback(
-        **OPTIONS, base_url=held.url, batch_size=5, max_queue_size=5, max_in_flight=1, overflow="block",
-        block_timeout=3600,
-    )  # fmt: skip
-    for _ in range(5):
-        client.track_event("login", JANE)
-    held.wait_until_holding(1)
-    for _ in range(5):
-        client.track_event("login", JANE)
-    errors = []
-
-    def wait():
-        with pytest.raises(ClosedError) as caught:
-            client.track_event("login", JANE)
-        errors.append(caught.value)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    while not client._engine.scheduler._room_waiters:
-        time.sleep(0.001)
-    client.close(0.1)
-    thread.join(10)
-    assert len(errors) == 1
-    assert client.stats().accepted == 10
 
 
 # -- in a hook -----------------------------------------------------------------------------------

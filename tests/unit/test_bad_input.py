@@ -347,7 +347,6 @@ def test_any_error_body_makes_a_clear_error(client, router, body, message):
 # After close
 
 CALLS = {
-    "track_event": lambda client: client.track_event("login", EMAIL),
     "track_events": lambda client: client.track_events([GOOD]),
     "create_churn_event": lambda client: client.create_churn_event(EMAIL),
     "submit_cancel_flow": lambda client: client.submit_cancel_flow(EMAIL, "other"),

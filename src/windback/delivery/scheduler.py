@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import sys
 import threading
 from collections import Counter, deque
 from typing import Callable, Deque, List, NamedTuple, Optional
@@ -93,7 +94,7 @@ class Scheduler:
         self._limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
         #: Starts a worker and says whether it could; it is called without the lock.
         self._start_worker = start_worker
-        self.queue = make_queue(self.wake, self._log_full)
+        self.queue = make_queue(self.wake, self._log_refusal)
         self.reset()
 
     def reset(self) -> None:
@@ -612,9 +613,20 @@ class Scheduler:
             except BaseException as error:  # noqa: BLE001 - whatever a hook raises, delivery goes on
                 self.count_hook_error("on_delivery", error)
 
-    def _log_full(self, overflow: str) -> None:
-        what = "the oldest events make room" if overflow == "drop_oldest" else "new events are refused"
-        logger.warning("the queue is full, and %s; they are counted in stats()", what)
+    def _log_refusal(self, why: str) -> None:
+        """Say that events are refused; *why* is "closed", or the overflow policy of a full queue."""
+        if why != "closed":
+            what = "the oldest events make room" if why == "drop_oldest" else "new events are refused"
+            logger.warning("the queue is full, and %s; they are counted in stats()", what)
+        elif not self.exiting or (
+            # While the interpreter ends, a daemon thread that writes could stop it at the lock of stderr,
+            # and for a late finalizer half of what logging needs is gone.
+            threading.current_thread() is threading.main_thread() and not sys.is_finalizing()
+        ):
+            logger.warning(
+                "track_event was called after this client was closed: the event is not sent; "
+                "further ones are only counted, in stats().refused['closed']"
+            )
 
 
 def _report(

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from ..config import BATCH_FRAME_BYTES, MAX_BATCH_SIZE
-from ..errors import ClosedError, QueueFullError
+from ..errors import QueueFullError
 from ..event.batch import Batch, Limits, Waiting
 from ..stats import AtomicCounter, DeliveryReport
 
@@ -34,13 +34,14 @@ class MemoryQueue:
         "_announced",
         "_evicted",
         "_evicting",
+        "_first_after_close",
         "_items",
         "_leased",
         "_leased_bytes",
         "_max_bytes",
         "_max_events",
         "_move_bytes",
-        "_on_full",
+        "_on_refusal",
         "_overflow",
         "_returned",
         "_taken",
@@ -77,13 +78,13 @@ class MemoryQueue:
         max_bytes: int,
         overflow: str,
         wake: Callable[[], None],
-        on_full: Callable[[str], None],
+        on_refusal: Callable[[str], None],
     ) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._overflow = overflow
         self._wake = wake
-        self._on_full = on_full
+        self._on_refusal = on_refusal
         self.reset()
 
     def reset(self) -> None:
@@ -99,9 +100,10 @@ class MemoryQueue:
         self._evicting = AtomicCounter()
         self._evicted = AtomicCounter()
         self._announced: Deque[bool] = deque((False,))
+        self._first_after_close: Deque[bool] = deque((False,))
         self.refused: Dict[str, AtomicCounter] = {
             reason: AtomicCounter()
-            for reason in ("queue_full", "before_send", "before_send_error", "disabled")
+            for reason in ("queue_full", "before_send", "before_send_error", "disabled", "closed")
         }
         self.closed: Optional[str] = None
         #: Callers compare with this instead of with the bound, so that -1 sends them all the slow way.
@@ -112,9 +114,9 @@ class MemoryQueue:
     # -- the callers' side ---------------------------------------------------------------------
 
     def put(self, record: bytes) -> bool:
-        """Accept an encoded event; False if the overflow policy refused it.
+        """Accept an encoded event; False if the overflow policy refused it, or the client is closed.
 
-        Raises ClosedError after close, QueueFullError under overflow="raise", NoRoomError under "block".
+        Raises QueueFullError under overflow="raise", NoRoomError under "block".
         """
         items = self._items
         waiting = len(items)
@@ -137,18 +139,18 @@ class MemoryQueue:
             self._items.append(record)
             if len(self._items) > self.wake_at:
                 self._wake()
-            self._announce()
+            self._announce(self._announced, self._overflow)
             return True
         self._move_bytes(-size, 1)
-        if self.closed == "disabled":
-            return self.refuse("disabled")
         if self.closed is not None:
-            message = "this client is closed; make a new one, or close it later"
-            raise ClosedError(message)
+            self.refuse(self.closed)
+            if self.closed == "closed":
+                self._announce(self._first_after_close, "closed")
+            return False
         if self._overflow == "block":
             raise NoRoomError
         self.refuse("queue_full")
-        self._announce()
+        self._announce(self._announced, self._overflow)
         if self._overflow == "raise":
             message = (
                 f"{len(self._items):,} events wait, and max_queue_size or max_queue_bytes allows no more"
@@ -170,13 +172,13 @@ class MemoryQueue:
             self._evicted.add()
         return True
 
-    def _announce(self) -> None:
-        """One log line an episode: whoever pops the mark writes it, the drain side puts a new one."""
+    def _announce(self, mark: Deque[bool], why: str) -> None:
+        """Write one log line for each mark; a queue gets a new one each time it is no longer full."""
         try:
-            self._announced.pop()
+            mark.pop()
         except IndexError:
             return
-        self._on_full(self._overflow)
+        self._on_refusal(why)
 
     # -- the drain side, under its lock --------------------------------------------------------
 
@@ -315,7 +317,7 @@ class MemoryQueue:
             position += len(batch)
 
     def close(self, reason: str) -> None:
-        """Accept nothing more: `put` raises ClosedError, or counts a refusal if reason is "disabled"."""
+        """Accept nothing more: `put` counts a refusal under *reason*, "closed" or "disabled"."""
         self.closed = reason
         self.max_waiting = -1
 

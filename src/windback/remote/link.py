@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Optional
 
 from ..config import Config
@@ -114,14 +115,14 @@ class Link(ABC):
     def stats(self) -> Stats:
         """Return the counters at one instant, those of the end after it."""
         with self._lock:
+            refused = {reason: count.value for reason, count in self._queue.refused.items() if count.value}
             if self._last is not None:
-                return self._last
+                return replace(self._last, refused=refused)
             counters = self._counters()
             written = self._queue.written
             here = self._queue.unsettled(counters.settled, counters.seen, self._queue.mark())
         rejected = sum(counters.rejected_by_reason.values())
         accepted, pending = written + counters.adopted, here + counters.adopted_pending
-        refused = {reason: counter.value for reason, counter in self._queue.refused.items() if counter.value}
         return self._complete(
             Stats(
                 accepted=accepted,
