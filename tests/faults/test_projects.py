@@ -153,7 +153,7 @@ def relay_command(broker, *options, **environment):
 def test_events_of_a_project_without_a_key_stay_and_are_told_once(
     redis_server, track, recorder, caplog, monkeypatch, eventually
 ):
-    monkeypatch.setattr("windback.relay.forwarder.WATCH_S", 0.05)
+    monkeypatch.setattr("windback.relay.broker.WATCH_S", 0.05)
     track("shop", range(10))
     track("blog", range(10))
     with running(BrokerRelay(redis_server.url, api_keys={"shop": SHOP}, base_url=recorder.url)) as relay:
@@ -248,7 +248,7 @@ def test_keys_that_can_not_be_right_are_told_without_them(redis_server, options,
         BrokerRelay(redis_server.url, **options)
     assert says in str(caught.value)
     shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-    here, *others = "".join(shown.format()).split("/windback/relay/forwarder.py")
+    here, *others = "".join(shown.format()).split("/windback/relay/broker.py")
     del here  # the frame of this test has them
     assert "5ecret" not in "".join(others)
 

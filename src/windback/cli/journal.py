@@ -274,7 +274,7 @@ def drain(
 ) -> int:
     """Send what nobody else sends, and print what became of it."""
     from windback.journal.inspect import unattended
-    from windback.relay.forwarder import Relay
+    from windback.relay import Relay
 
     with _found(directory) as root:
         relay = Relay(root, base_url=base_url, compress=compress, shutdown_timeout=1.0)

@@ -25,7 +25,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from windback.relay.forwarder import BrokerRelay, Relay
+    from windback.relay import BrokerRelay, Relay
 
 logger = logging.getLogger("windback")
 
@@ -223,7 +223,7 @@ def _places(given: Given) -> Tuple[str, str]:
 
 def _is_left(relay: Union[Relay, BrokerRelay], journal: str) -> bool:
     """Whether there is anything that nobody sends."""
-    from windback.relay.forwarder import BrokerRelay
+    from windback.relay import BrokerRelay
 
     if isinstance(relay, BrokerRelay):
         with said(journal):
@@ -234,7 +234,7 @@ def _is_left(relay: Union[Relay, BrokerRelay], journal: str) -> bool:
 
 
 def _make(given: Given, journal: str) -> Relay:
-    from windback.relay.forwarder import Relay  # loads a lot
+    from windback.relay import Relay  # loads a lot
 
     return Relay(
         journal,
@@ -250,7 +250,7 @@ def _make(given: Given, journal: str) -> Relay:
 
 
 def _make_for_broker(given: Given, broker: str) -> BrokerRelay:
-    from windback.relay.forwarder import BrokerRelay
+    from windback.relay import BrokerRelay
 
     return BrokerRelay(
         broker,

@@ -3,6 +3,7 @@
 Imports: everything but `client`, `cli`, `testing` and `sender`.
 """
 
-from .forwarder import BrokerRelay, Relay
+from .broker import BrokerRelay
+from .journal import Relay
 
 __all__ = ["BrokerRelay", "Relay"]

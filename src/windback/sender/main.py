@@ -22,7 +22,8 @@ import orjson
 from ..config import Config, hidden, resolve_for_sender
 from ..delivery.scheduler import Flush
 from ..journal.directory import JournalDirectory, names
-from ..relay.forwarder import BUSY_S, POLL_S, JournalSender
+from ..relay.forwarder import BUSY_S, POLL_S
+from ..relay.journal import JournalSender
 from ..remote.counters import Block, Counters
 from ..stats import DeliveryReport
 from .protocol import FLUSH, FLUSH_END, SLEEP_ON
