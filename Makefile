@@ -13,6 +13,9 @@ $(error $(PYTHON) is not Python 3.8 or newer; name one: make PYTHON=/path/to/pyt
 endif
 
 # The lint and type commands are in noxfile.py alone; here nox runs them with the tools of .venv.
+# The matrix also finds the interpreters of pyenv that are not on PATH.
+PYENV_BINS := $(shell command -v pyenv >/dev/null && ls -d "$$(pyenv root)"/versions/3.*/bin 2>/dev/null | tr '\n' ':')
+MATRIX = PATH="$(PYENV_BINS)$$PATH" $(BIN)/nox
 NOX = PATH="$(abspath $(BIN)):$$PATH" nox --no-venv --no-install
 
 # A stamp names the interpreter: `make test PYTHON=python3.8` after `make test` starts from a new environment.
@@ -50,7 +53,7 @@ pytest: $(DEV) programs  ## all tests, side by side; ARGS='-n 0' runs them one a
 
 .PHONY: ends
 ends: $(DEV)  ## unit and contract tests: the oldest Python with the oldest dependencies, the newest with the newest
-	$(BIN)/nox --no-error-on-missing-interpreters --session ends $(ARGS)
+	$(MATRIX) --no-error-on-missing-interpreters --session ends $(ARGS)
 
 .PHONY: programs
 programs:  ## check that the programs are there that the tests run for real; on Debian, root installs the missing ones
@@ -97,7 +100,7 @@ format: $(DEV)  ## let ruff format and fix
 
 .PHONY: nox
 nox: $(DEV)  ## every Python on PATH, with the oldest and the newest dependencies
-	$(BIN)/nox $(ARGS)
+	$(MATRIX) $(ARGS)
 
 .PHONY: bench
 bench: $(BENCH)  ## measure, beside the peers

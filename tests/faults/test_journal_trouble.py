@@ -502,8 +502,8 @@ def test_a_limit_on_file_sizes_is_a_full_disk(attempt, server, root):
 def test_a_limit_in_the_middle_of_a_record_accepts_no_half_of_it(attempt, server, root, deliver):
     """Without a mapping a write may end early; what is behind it is read by the next process."""
     code = f"""\
-    import windback.journal.home
-    windback.journal.home._MAPPED = frozenset()
+    import windback.journal.directory
+    windback.journal.directory._MAPPED = frozenset()
     client = Windback(journal={str(root)!r}, flush_interval=3600, max_event_bytes=70_000)
     track(client, [0], 60_000)
     until(lambda: not client._engine.queue.wants_upkeep)
