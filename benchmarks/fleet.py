@@ -238,12 +238,12 @@ def appending(batches: int) -> dict[str, float]:
     """The CPU of Redis for a batch that an application appends, with AOF."""
     from windback.broker.connection import Connection
     from windback.broker.layout import APPEND
-    from windback.config import BrokerAddress
+    from windback.secrets import broker_address
 
     record = encode("feature_used", "user@example.com", PROPERTIES, None, 65_536)
     every = set(range(os.cpu_count() or 1))
     with redis_server(every) as server:
-        connection = Connection(BrokerAddress(server.url), 5.0)
+        connection = Connection(broker_address(server.url), 5.0)
         pid = server.client.info("server")["process_id"]
         spent, started = cpu_s(pid), time.perf_counter()
         for number in range(batches):
@@ -260,7 +260,7 @@ def steady(rate: int, seconds: float, relays: int = 2) -> dict[str, Any]:
     """The same rate for long, into the embedded server: how old the oldest batch gets, and Redis' memory."""
     from windback.broker.connection import Connection
     from windback.broker.inspect import numbers_of
-    from windback.config import BrokerAddress
+    from windback.secrets import broker_address
 
     every = set(range(os.cpu_count() or 1))
     ages: list[float] = []
@@ -268,7 +268,7 @@ def steady(rate: int, seconds: float, relays: int = 2) -> dict[str, Any]:
     with DevServer() as server, redis_server(every) as broker, contextlib.ExitStack() as stack:
         for _ in range(relays):
             stack.enter_context(relay(server.url, broker.url, every))
-        connection = Connection(BrokerAddress(broker.url), 5.0)
+        connection = Connection(broker_address(broker.url), 5.0)
         with subprocess.Popen(
             [sys.executable, "-c", STEADY, broker.url, str(rate), str(seconds)],
             env=surroundings.environment(),

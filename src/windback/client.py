@@ -24,7 +24,7 @@ from typing import (
 
 from .api import endpoints as api
 from .api.answer import Answer, error_of
-from .config import Config, hidden, resolve
+from .config import Config, resolve
 from .delivery.engine import LocalEngine
 from .delivery.retry import Tries
 from .delivery.track_events import DirectSend, Encode, encode_all
@@ -44,6 +44,7 @@ from .models import (
 )
 from .process import lifecycle
 from .queue.memory import NoRoomError
+from .secrets import hidden
 from .stats import DeliveryReport, FlushResult, Stats
 
 if TYPE_CHECKING:

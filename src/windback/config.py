@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from urllib.parse import urlsplit
 
 from .errors import ConfigurationError
+from .secrets import BrokerAddress, Secret, broker_address, fingerprint, hidden, key_pairs, kind_of, redact
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,137 +31,6 @@ BATCH_FRAME_BYTES = 13
 MIN_JOURNAL_BYTES = 8 * 1024 * 1024
 #: An event must fit into a segment with room to spare, or most of each would be wasted.
 MAX_JOURNAL_EVENT_BYTES = 512 * 1024
-
-
-class Secret(str):
-    """A key whose repr hides it, so that no traceback with local variables and no log shows it."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f"'{self.hint}'"
-
-    @property
-    def hint(self) -> str:
-        """The part that may be shown: the kind of key."""
-        return next((f"{kind}***" for kind in ("sk_", "pub_") if self.startswith(kind)), "***")
-
-
-def hidden(key: object) -> object:
-    """Return a key as one that does not show itself; for what is no text, its type."""
-    return Secret(key) if isinstance(key, str) else key and type(key)
-
-
-def hidden_keys(keys: object) -> object:
-    """Return a mapping to keys as one that does not show them; for what is none, its type."""
-    if isinstance(keys, Mapping):
-        return {name: hidden(key) for name, key in keys.items()}
-    return keys and type(keys)
-
-
-class BrokerAddress(str):
-    """The URL of a broker, which may hold a password; its repr does not."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return repr(self.place)
-
-    @property
-    def _parts(self) -> _BrokerParts:
-        return _broker_parts(str(self))
-
-    @property
-    def is_sentinel(self) -> bool:
-        """Whether `nodes` are Sentinels, which know where the master of `service` is."""
-        return self._parts.scheme.endswith("+sentinel")
-
-    @property
-    def is_cluster(self) -> bool:
-        """Whether `nodes` are some of a Redis Cluster."""
-        return self._parts.scheme.endswith("+cluster")
-
-    @property
-    def is_verified(self) -> bool:
-        """Whether the certificates of `nodes` have to be theirs; the URL may say otherwise."""
-        parts = self._parts
-        chosen = {"ssl_cert_reqs", "ssl_check_hostname"} & {name for name, _ in parse_qsl(parts.query)}
-        return parts.scheme.startswith("rediss") and not chosen
-
-    @property
-    def nodes(self) -> List[Tuple[str, int]]:
-        """The hosts and ports that connections are made to."""
-        return _nodes(self._parts.hosts, 26379 if self.is_sentinel else 6379)
-
-    @property
-    def service(self) -> str:
-        """What the Sentinels call it."""
-        return self._parts.path.strip("/").partition("/")[0]
-
-    @property
-    def options(self) -> Dict[str, Union[str, int]]:
-        """What redis-py wants to know where it does not read the URL: database, user, password, TLS."""
-        parts = self._parts
-        database = int(parts.path.strip("/").partition("/")[2] or 0)
-        given: Dict[str, Union[str, int]] = {} if self.is_cluster else {"db": database}
-        for name, value in (("username", parts.username), ("password", parts.password)):
-            if value:
-                given[name] = unquote(value)
-        query = {name: value for name, value in parse_qsl(parts.query) if name.startswith("ssl_")}
-        return {**given, **query, **({"ssl": 1} if parts.scheme.startswith("rediss") else {})}
-
-    @property
-    def sentinel_options(self) -> Dict[str, Union[str, int]]:
-        """The same of the Sentinels, which have a user and a password of their own, or none."""
-        query = dict(parse_qsl(self._parts.query))
-        given: Dict[str, Union[str, int]] = {
-            name[len("sentinel_") :]: value for name, value in query.items() if name.startswith("sentinel_")
-        }
-        return {**given, **{name: value for name, value in self.options.items() if name.startswith("ssl")}}
-
-    @property
-    def place(self) -> str:
-        """The part that may be shown: no user, no password."""
-        parts = self._parts
-        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.nodes)
-        return f"{parts.scheme}://{hosts}/{parts.path.strip('/') or 0}"
-
-    def redact(self, text: str) -> str:
-        """Return *text* without the password, should a library have repeated it."""
-        password = self._parts.password
-        theirs = self.sentinel_options.get("password")
-        for each in (str(self), password, password and unquote(password), theirs and str(theirs)):
-            if each:
-                text = text.replace(each, self.place if each == self else "***")
-        return text
-
-
-class _BrokerParts(NamedTuple):
-    """The parts of a broker's URL, as they stand in it."""
-
-    scheme: str
-    username: str
-    password: str
-    #: "host:port" or "host", one or several.
-    hosts: List[str]
-    path: str
-    query: str
-
-
-def _broker_parts(url: str) -> _BrokerParts:
-    """Split the URL of a broker. Its hosts are split before `urlsplit` sees one, which refuses several."""
-    scheme, _, rest = url.partition("://")
-    rest, _, query = rest.partition("?")
-    place, _, path = rest.partition("/")
-    credentials, _, hosts = place.rpartition("@")
-    username, _, password = credentials.partition(":")
-    return _BrokerParts(scheme, username, password, hosts.split(","), path, query)
-
-
-def _nodes(hosts: List[str], default_port: int) -> List[Tuple[str, int]]:
-    """Return each host with its port. Raises ValueError."""
-    parts = [urlsplit(f"//{each}") for each in hosts]
-    return [(part.hostname or "", default_port if part.port is None else part.port) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -225,10 +93,7 @@ class Config:
 
     def redact(self, text: str) -> str:
         """Return *text* without the keys, should a server or a library have repeated them."""
-        for key in (self.api_key, self.public_key):
-            if key is not None and key in text:
-                text = text.replace(str(key), key.hint)
-        return text
+        return redact(text, (self.api_key, self.public_key))
 
 
 def resolve(*, is_async: bool, **options: object) -> Config:
@@ -347,8 +212,7 @@ def relay_keys(api_key: object, project_slug: object, api_keys: object) -> Dict[
     """
     pairs: List[Tuple[object, object]] = []
     if api_keys is not None and not isinstance(api_keys, Mapping):
-        kind = api_keys.__name__ if isinstance(api_keys, type) else type(api_keys).__name__
-        message = f"api_keys must map the slugs of projects to keys, and is a {kind}"
+        message = f"api_keys must map the slugs of projects to keys, and is {kind_of(api_keys)}"
         raise ConfigurationError(message)
     if api_keys is not None:
         pairs += api_keys.items()
@@ -372,51 +236,6 @@ def relay_keys(api_key: object, project_slug: object, api_keys: object) -> Dict[
     return found
 
 
-def key_pairs(text: str, where: str) -> List[Tuple[str, Secret]]:
-    """Read slug=key,slug=key, or one a line, with # before a comment. Raises ConfigurationError."""
-    pairs, wrong = _pairs_of(text)
-    if wrong:
-        text = ""
-        message = f"{where} must hold slug=sk_…, separated by commas or line ends; number {wrong} is not that"
-        raise ConfigurationError(message)
-    return pairs
-
-
-def _pairs_of(text: str) -> Tuple[List[Tuple[str, Secret]], int]:
-    """Do that, or say which one is wrong; this frame has the keys in the clear."""
-    pairs: List[Tuple[str, Secret]] = []
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    parts = [part.strip() for line in lines for part in line.split(",") if part.strip()]
-    for number, part in enumerate(parts, 1):
-        slug, equals, key = part.partition("=")
-        if not equals or not key.strip():
-            return [], number
-        pairs.append((slug.strip(), Secret(key.strip())))
-    return pairs, 0
-
-
-def read_keys(path: str) -> Mapping[str, str]:
-    """Read a file of keys that nobody but its owner may read. Raises ConfigurationError."""
-    try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib takes long to load
-            status = os.fstat(file.fileno())
-            # systemd lets a service read its credentials by an ACL, which shows as bits of a group: root.
-            closed_to = 0o007 if status.st_gid == 0 else 0o077
-            if os.name != "nt" and status.st_mode & closed_to:
-                message = f"{path!r} holds keys and is open to others than its owner: chmod 600 {path}"
-                raise ConfigurationError(message)
-            text = Secret(file.read())
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"keys can't be read from {path!r}: {getattr(error, 'strerror', None) or 'it is no text'}"
-        raise ConfigurationError(message) from None
-    pairs = key_pairs(text, repr(path))
-    found = dict(pairs)
-    if not found or len(found) < len(pairs):
-        message = f"{path!r} holds {'two keys for one project' if found else 'no key'}"
-        raise ConfigurationError(message)
-    return found
-
-
 def _given(value: object, variable: str) -> object:
     """An argument wins over its environment variable; an empty variable counts as unset."""
     return value if value is not None else os.environ.get(variable) or None
@@ -436,25 +255,28 @@ def _secret_key(value: object, *, is_needed: bool) -> Optional[Secret]:
 
 
 def _key(name: str, value: object, prefix: str, other: str) -> Secret:
-    # No message here repeats the value: a mistyped key is still most of a key.
-    if not isinstance(value, str):
-        kind = value.__name__ if isinstance(value, type) else type(value).__name__
-        message = f"{name} must be a string that starts with {prefix}, not a {kind}"
+    key = hidden(value)
+    value = None
+    if not isinstance(key, Secret):
+        message = f"{name} must be a string that starts with {prefix}, not {kind_of(key)}"
         raise ConfigurationError(message)
-    if value.startswith(other):
+    problem = _problem_of_key(name, key.reveal(), prefix, other)
+    if problem is not None:
+        raise ConfigurationError(problem)
+    return key
+
+
+def _problem_of_key(name: str, key: str, prefix: str, other: str) -> Optional[str]:
+    """Say what is wrong with it, and no part of it: a mistyped key is most of a key. This frame has it."""
+    if key.startswith(other):
         place = "public_key" if other == "pub_" else "api_key"
         kind = "public" if other == "pub_" else "secret"
-        message = (
-            f"{name} must start with {prefix}; this is a {kind} key ({other}…), which belongs into {place}"
-        )
-        raise ConfigurationError(message)
-    if not value.startswith(prefix) or len(value) == len(prefix):
-        message = f"{name} must start with {prefix} and have more after it; copy it whole from the dashboard"
-        raise ConfigurationError(message)
-    if not re.fullmatch(r"[!-~]+", value):
-        message = f"{name} holds a space, a line end or a character outside ASCII; copy it again"
-        raise ConfigurationError(message)
-    return Secret(value)
+        return f"{name} must start with {prefix}; this is a {kind} key ({other}…), which belongs into {place}"
+    if not key.startswith(prefix) or len(key) == len(prefix):
+        return f"{name} must start with {prefix} and have more after it; copy it whole from the dashboard"
+    if not re.fullmatch(r"[!-~]+", key):
+        return f"{name} holds a space, a line end or a character outside ASCII; copy it again"
+    return None
 
 
 def _slug(value: object) -> str:
@@ -469,7 +291,7 @@ def _slug(value: object) -> str:
 
 def _base_url(value: object) -> str:
     if not isinstance(value, str):
-        message = f"base_url must be a string, not a {type(value).__name__}"
+        message = f"base_url must be a string, not {kind_of(value)}"
         raise ConfigurationError(message)
     try:
         parts = urlsplit(value)
@@ -526,58 +348,6 @@ def _broker(options: Mapping[str, object], *, enabled: bool) -> Optional[BrokerA
     return broker_address(given)
 
 
-_BROKER_SCHEMES = [start + end for start in ("redis", "rediss") for end in ("", "+sentinel", "+cluster")]
-
-
-def broker_address(value: object) -> BrokerAddress:
-    """Check the URL of a broker, which is best `hidden` before. Raises ConfigurationError."""
-    if not isinstance(value, str):
-        kind = value.__name__ if isinstance(value, type) else type(value).__name__
-        message = f"broker must be a URL such as redis://localhost:6379/0, not a {kind}"
-        raise ConfigurationError(message)
-    problem = _problem_of_broker(str(value))
-    if problem is not None:
-        raise ConfigurationError(problem)
-    if find_spec("redis") is None:
-        message = "broker needs redis-py: pip install 'windback[redis]'"
-        raise ConfigurationError(message, code="MISSING_EXTRA")
-    return BrokerAddress(value)
-
-
-def _problem_of_broker(url: str) -> Optional[str]:
-    """Say what is wrong with it, without any part that may be a password; this frame has it in the clear."""
-    scheme = url.partition("://")[0] if "://" in url else ""
-    if scheme not in _BROKER_SCHEMES:
-        shown = f", not {scheme}://" if re.fullmatch(r"[a-z][a-z+]{0,30}", scheme) else ""
-        return (
-            "broker must be a URL that starts with redis:// or rediss://, or with redis+sentinel://, "
-            f"rediss+sentinel://, redis+cluster:// or rediss+cluster://{shown}"
-        )
-    is_sentinel, is_cluster = scheme.endswith("+sentinel"), scheme.endswith("+cluster")
-    query = path = ""
-    hosts: List[str] = []
-    with suppress(ValueError):
-        parts = _broker_parts(url)
-        path, query = parts.path.strip("/"), parts.query
-        hosts = [host for host, _ in _nodes(parts.hosts, 1)]
-    wanted = r"[^/]+(/[0-9]+)?" if is_sentinel else r"0?" if is_cluster else r"[0-9]*"
-    is_whole = all(hosts) and (hosts if is_sentinel or is_cluster else len(hosts) == 1)
-    if not is_whole or not re.fullmatch(wanted, path) or re.search(r"[^!-~]|#", url):
-        example = "redis://user:password@host:6379/0"
-        if is_sentinel:
-            example = "redis+sentinel://user:password@host:26379,host:26379/name-of-the-master/0"
-        elif is_cluster:
-            example = "redis+cluster://user:password@host:6379,host:6379/0"
-        return (
-            f"broker must look like {example}, with the number of a database at its end or nothing, "
-            "and with special characters in the password as %xx"
-        )
-    allowed = ("ssl_", "sentinel_username", "sentinel_password") if is_sentinel else ("ssl_",)
-    if any(not name.startswith(allowed) for name, _ in parse_qsl(query, keep_blank_values=True)):
-        return f"broker may have no options after its '?' but those that start with {' or '.join(allowed)}"
-    return None
-
-
 def _fsync(options: Mapping[str, object], *, enabled: bool) -> Optional[str]:
     fsync = options["fsync"]
     if fsync is None:
@@ -595,15 +365,17 @@ def _shared_memory(options: Mapping[str, object]) -> Path:
     One place for each key and API, or broker, for what a dead process left is sent with the key of who adopts
     it.
     """
-    import hashlib
     import tempfile
     from pathlib import Path
 
     key = _given_key(options["api_key"], "WINDBACK_API_KEY")
     url = _given(options["base_url"], "WINDBACK_BASE_URL")
-    broker = options["broker"] or (None if options["broker"] is False else os.environ.get("WINDBACK_BROKER"))
-    where = f"{key}\n{url}\n{broker!s}" if broker else f"{key}\n{url}"
-    digest = hashlib.sha256(where.encode("utf-8", "replace")).hexdigest()[:12]
+    broker = options["broker"] or (
+        None if options["broker"] is False else _given_key(None, "WINDBACK_BROKER")
+    )
+    if isinstance(broker, BrokerAddress):
+        broker = broker.url
+    digest = fingerprint((key, url, broker) if broker else (key, url))
     memory = Path("/dev/shm")  # noqa: S108 - a directory in it is made for this user alone
     place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
     return place / f"windback-{os.getuid()}-{digest}"
@@ -694,7 +466,7 @@ def _http_client(
 
     wanted = httpx.AsyncClient if is_async else httpx.Client
     if not isinstance(value, wanted):
-        message = f"http_client must be an httpx.{wanted.__name__}, not a {type(value).__name__}"
+        message = f"http_client must be an httpx.{wanted.__name__}, not {kind_of(value)}"
         raise ConfigurationError(message)
     if worker == "process" or (is_async and worker == "thread"):
         kind = "connections" if worker == "process" else "a sync client"

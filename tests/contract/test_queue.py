@@ -10,10 +10,10 @@ import pytest
 from windback.broker.connection import Connection
 from windback.broker.layout import GROUP, fields_of, keys_of
 from windback.broker.stream import StreamQueue
-from windback.config import BrokerAddress
 from windback.event.batch import Limits
 from windback.queue.journal import JournalQueue
 from windback.queue.memory import MemoryQueue
+from windback.secrets import broker_address
 
 LIMITS = Limits(10, 500_000, 1.0)
 PLENTY = 1 << 40
@@ -74,7 +74,7 @@ class Redis:
 
     def _make(self):
         def connect(timeout_s):
-            return Connection(BrokerAddress(self.server.url), timeout_s)
+            return Connection(broker_address(self.server.url), timeout_s)
 
         return StreamQueue(nothing, nothing, self.server.url, None, connect, 5.0, 60.0, 100, nothing)
 

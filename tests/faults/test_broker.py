@@ -24,8 +24,8 @@ import windback
 from windback import AsyncWindback, ConfigurationError, Windback
 from windback.broker.inspect import Broker
 from windback.broker.layout import GROUP, keys_of
-from windback.config import broker_address
 from windback.relay import BrokerRelay
+from windback.secrets import broker_address
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="it runs no redis-server"),

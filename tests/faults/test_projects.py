@@ -231,7 +231,7 @@ BAD = [
     ({}, "no API key"),
     ({"api_keys": {}}, "no API key"),
     ({"api_keys": {"shop": "pub_5ecret"}}, "the key of 'shop' must start with sk_; this is a public key"),
-    ({"api_keys": {"shop": 7}}, "the key of 'shop' must be a string that starts with sk_, not a int"),
+    ({"api_keys": {"shop": 7}}, "the key of 'shop' must be a string that starts with sk_, not an int"),
     ({"api_keys": {"a b": SHOP}}, "project_slug 'a b' must be letters"),
     ({"api_keys": [SHOP]}, "api_keys must map the slugs of projects to keys, and is a list"),
     (

@@ -95,7 +95,7 @@ BAD_CLIENTS = {
     "URL without a host": ({"base_url": "https://"}, "must look like"),
     "URL with a port that is none": ({"base_url": "https://h:port"}, "base_url is no URL"),
     "URL with a space": ({"base_url": "https://api.example.com/a b"}, "holds a space"),
-    "URL that is no text": ({"base_url": 7}, "base_url must be a string, not a int"),
+    "URL that is no text": ({"base_url": 7}, "base_url must be a string, not an int"),
     "unknown overflow": (
         {"overflow": "drop"},
         "overflow must be one of 'drop_newest', 'drop_oldest', 'block', 'raise', not 'drop'",
@@ -139,7 +139,7 @@ CYCLE["self"] = CYCLE
 BAD_EVENTS = {
     "empty event": ({"event": ""}, "event", "is empty; name what happened, such as 'feature_used'"),
     "event none": ({"event": None}, "event", "must be a string such as 'feature_used', not None"),
-    "event number": ({"event": 7}, "event", "not a int"),
+    "event number": ({"event": 7}, "event", "not an int"),
     "event with a surrogate": ({"event": "a\ud800"}, "event", "a lone surrogate at position 1"),
     "email without @": (
         {"customer_email": "jane"},

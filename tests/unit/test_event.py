@@ -191,7 +191,7 @@ def test_the_byte_limit_is_exact(properties):
 
 
 UNFIT = {
-    "object": (object(), "properties.a", "a object can't be encoded"),
+    "object": (object(), "properties.a", "an object can't be encoded"),
     "function": (len, "properties.a", "can't be encoded as JSON; convert it first"),
     "class": (Customer, "properties.a", "can't be encoded"),
     "deep object": ({"items": [1, {"price": object()}]}, "properties.a.items[1].price", "can't be encoded"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Callable, Dict, List, Mapping, Sequence, Tuple, Union, cast
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -17,11 +17,14 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from ..api.answer import Failure
-from ..config import BrokerAddress
 from ..http import egress as guard
+from ..secrets import BrokerAddress, Secret, without_frames
 from .layout import Keys, Value
 
 logger = logging.getLogger("windback")
+
+#: How a URL says no, for redis-py.
+_FALSE = ("0", "f", "false", "n", "no")
 
 #: XAUTOCLAIM came with it.
 _OLDEST = (6, 2)
@@ -79,17 +82,19 @@ class Connection:
             if client is None:
                 client = self._client = _open(self._address, self._timeout_s)
             execute: Callable[..., object] = client.execute_command
-            answer = execute(*command)
+            return execute(*command)
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer
-            raise self._read(error) from None
-        return answer
+            failed = self._read(error)
+        except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
+            raise without_frames(error)  # noqa: B904 - the frames of redis-py hold the password
+        raise failed  # not in the handler, or the exception of redis-py would be its context
 
     def script(self, text: str, keys: Sequence[str], *arguments: Value) -> object:
         """Run a script, which is one step for all others. Raises BrokerError."""
         return self.call("EVAL", text, len(keys), *keys, *arguments)
 
     def _read(self, error: Exception) -> BrokerError:
-        """Say what went wrong. Not chained: the frames of redis-py hold the password."""
+        """Say what went wrong, without the password."""
         said = self._address.redact(str(error) or type(error).__name__)
         if isinstance(error, MovedError):  # redis-py takes that word out
             said = f"MOVED {said}"
@@ -163,17 +168,46 @@ def _open(address: BrokerAddress, timeout_s: float) -> Union[redis.Redis, RedisC
     }
     if address.is_verified:  # before 6.0 redis-py looks only at who signed a certificate, not at whose it is
         common["ssl_check_hostname"] = True
+    common.update(_revealed(address.tls))
+    account = _account(address.user, address.password)
     if address.is_cluster:
         make_node = cast("Callable[[str, int], ClusterNode]", ClusterNode)
         make_cluster = cast("Callable[..., RedisCluster]", RedisCluster)  # which connects
         nodes = [make_node(host, port) for host, port in address.nodes]
-        return make_cluster(startup_nodes=nodes, **common, **address.options)
+        return make_cluster(startup_nodes=nodes, ssl=address.is_tls, **common, **account)
     if address.is_sentinel:
+        common["ssl"] = address.is_tls
         make_sentinel = cast("Callable[..., Sentinel]", Sentinel)
-        sentinel = make_sentinel(address.nodes, sentinel_kwargs={**common, **address.sentinel_options})
+        theirs = _account(address.sentinel_user, address.sentinel_password)
+        sentinel = make_sentinel(address.nodes, sentinel_kwargs={**common, **theirs})
         master_for = cast("Callable[..., redis.Redis]", sentinel.master_for)
-        return master_for(address.service, **common, **address.options)
-    return cast("Callable[..., redis.Redis]", redis.Redis.from_url)(str(address), **common)
+        return master_for(address.service, db=address.database, **common, **account)
+    return cast("Callable[..., redis.Redis]", redis.Redis.from_url)(address.place, **common, **account)
+
+
+class _Account(redis.CredentialProvider):
+    """Gives redis-py the password when it connects, so that none of its objects holds it."""
+
+    def __init__(self, user: Optional[Secret], password: Optional[Secret]) -> None:
+        self._user, self._password = user, password
+
+    def get_credentials(self) -> Union[Tuple[str], Tuple[str, str]]:
+        password = "" if self._password is None else self._password.reveal()
+        return (password,) if self._user is None else (self._user.reveal(), password)
+
+
+def _account(user: Optional[Secret], password: Optional[Secret]) -> Dict[str, _Account]:
+    return {"credential_provider": _Account(user, password)} if user or password else {}
+
+
+def _revealed(tls: Mapping[str, Union[str, Secret]]) -> Dict[str, object]:
+    """Return options of TLS as redis-py wants them: what a URL has is text."""
+    given: Dict[str, object] = {
+        name: value.reveal() if isinstance(value, Secret) else value for name, value in tls.items()
+    }
+    if "ssl_check_hostname" in given:
+        given["ssl_check_hostname"] = str(given["ssl_check_hostname"]).lower() not in _FALSE
+    return given
 
 
 def pairs(found: object) -> List[Tuple[bytes, Dict[bytes, bytes]]]:

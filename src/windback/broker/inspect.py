@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Dict, Iterator, List, NamedTuple, Optional
 
-from ..config import BrokerAddress
+from ..secrets import BrokerAddress
 from .connection import BrokerError, Connection, pairs
 from .layout import COUNT, GROUP, PROJECTS, REVIVE, Keys, fields_of, keys_of
 

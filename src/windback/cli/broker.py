@@ -32,7 +32,7 @@ _URL: Optional[str] = typer.Argument(None, metavar="[URL]", help="of Redis (defa
 
 @contextlib.contextmanager
 def _opened(url: Optional[str]) -> Generator[Broker, None, None]:
-    from windback.config import broker_address
+    from windback.secrets import broker_address
 
     url = url or os.environ.get("WINDBACK_BROKER")
     if not url:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generator, NamedTuple, Optional, Tuple, Union
 
 import typer
 
-from windback.config import broker_address, read_keys
+from windback.secrets import broker_address, read_keys
 
 from .common import (
     BASE_URL,

@@ -356,4 +356,7 @@ def _locate_in_other(value: object, path: str, depth: int) -> Optional[Tuple[str
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

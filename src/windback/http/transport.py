@@ -27,6 +27,7 @@ from ..config import Config
 from ..delivery.retry import Tries
 from ..delivery.retry_loop import OnTry, retry, retry_async
 from ..event.batch import Batch
+from ..secrets import without_frames
 from . import egress as guard
 
 # For getaddrinfo, which loads it at first use: a fork at that moment would break the child for good.
@@ -54,9 +55,6 @@ class _Wire:
             (b"Host", url.netloc),
             (b"User-Agent", f"windback-python/{__version__}".encode()),
         ]
-        # Without a key of its own kind a call is made with the one there is (both are documented to work).
-        secret, public = str(config.api_key or ""), str(config.public_key or "")
-        self._secret_key, self._public_key = secret.encode(), (public or secret).encode()
 
     def build(self, request: Request, timeout_s: float) -> httpx.Request:
         # With `stream` httpx adds no headers and copies no body; each of ours is already there.
@@ -91,9 +89,12 @@ class _Wire:
         return url
 
     def _headers(self, request: Request) -> List[Tuple[bytes, bytes]]:
+        config = self._config
+        # Without a key of its own kind a call is made with the one there is (both are documented to work).
+        key = (config.public_key or config.api_key) if request.public else config.api_key
         headers: List[Tuple[bytes, bytes]] = [
             *self._common,
-            (b"X-API-Key", self._public_key if request.public else self._secret_key),
+            (b"X-API-Key", b"" if key is None else key.reveal().encode()),
         ]
         if request.method != "GET":
             headers += (b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(request.body))
@@ -239,6 +240,8 @@ class SyncTransport(_Wire):
                 response.close()
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
             return self.read_failure(error)
+        except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
+            raise without_frames(error)  # noqa: B904 - the frames of httpx hold the key
         return Answer(response.status_code, response.headers, body)
 
     def send(
@@ -325,6 +328,8 @@ class AsyncTransport(_Wire):
                 answer = Answer(response.status_code, response.headers, body)
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
             return self.read_failure(error)
+        except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
+            raise without_frames(error)  # noqa: B904 - the frames of httpx hold the key
         return answer
 
     async def send(

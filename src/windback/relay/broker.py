@@ -21,15 +21,17 @@ from typing import (
     Optional,
     Set,
     TypeVar,
+    Union,
 )
 
 from ..api.answer import Failure
-from ..config import Secret, broker_address, hidden, hidden_keys, positive, relay_keys, resolve_for_sender
+from ..config import positive, relay_keys, resolve_for_sender
 from ..delivery.engine import LocalEngine
 from ..delivery.retry import BACKOFF_CAP_S
 from ..delivery.workers.threads import ThreadWaker
 from ..errors import ConfigurationError
 from ..queue.memory import MemoryQueue
+from ..secrets import Secret, broker_address, hidden, hidden_keys
 from ..stats import DeliveryReport, FlushResult, Stats, sum_of_results, sum_of_stats
 from .forwarder import POLL_S, Forwarder
 
@@ -70,7 +72,7 @@ class BrokerRelay:
         api_key: Optional[str] = None,
         *,
         project_slug: Optional[str] = None,
-        api_keys: Optional[Mapping[str, str]] = None,
+        api_keys: Optional[Mapping[str, Union[str, Secret]]] = None,
         base_url: Optional[str] = None,
         timeout: float = 10.0,
         max_retries: int = 3,

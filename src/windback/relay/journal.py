@@ -10,11 +10,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Collection, Dict, List, Optional, Union
 
-from ..config import Config, hidden, resolve_for_sender
+from ..config import Config, resolve_for_sender
 from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
 from ..journal.directory import open_root
 from ..queue.memory import MemoryQueue
+from ..secrets import hidden
 from ..stats import DeliveryReport, Stats
 from .forwarder import POLL_S, Forwarder
 from .queue import RelayQueue

@@ -19,12 +19,13 @@ from typing import Dict, List, Mapping, Optional, Set
 
 import orjson
 
-from ..config import Config, hidden, resolve_for_sender
+from ..config import Config, resolve_for_sender
 from ..delivery.scheduler import Flush
 from ..journal.directory import JournalDirectory, names
 from ..relay.forwarder import BUSY_S, POLL_S
 from ..relay.journal import JournalSender
 from ..remote.counters import Block, Counters
+from ..secrets import hidden
 from ..stats import DeliveryReport
 from .protocol import FLUSH, FLUSH_END, SLEEP_ON
 

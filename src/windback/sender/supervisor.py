@@ -152,8 +152,8 @@ class SenderLink(Link):
                 **options,
                 "name": self._queue.name,
                 "path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 - "" is here
-                "api_key": config.api_key and str(config.api_key),
-                "broker": str(config.broker) if config.broker is not None else False,
+                "api_key": config.api_key and config.api_key.reveal(),
+                "broker": config.broker.url.reveal() if config.broker is not None else False,
                 "journal": str(config.journal),
                 "reports": config.on_delivery is not None,
             }
