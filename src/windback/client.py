@@ -22,6 +22,7 @@ from typing import (
     Union,
 )
 
+from . import clock
 from .api import endpoints as api
 from .api.answer import Answer, error_of
 from .config import Config, resolve
@@ -239,7 +240,7 @@ class _Client:
 
     def _tries(self, request: api.Request) -> Tries:
         config = self._config
-        deadline_s = time.monotonic() + config.timeout
+        deadline_s = clock.now_s() + config.timeout
         return Tries(config.max_retries, config.timeout, once_only=request.once_only, deadline_s=deadline_s)
 
     def _checked(self, answer: Answer) -> Answer:

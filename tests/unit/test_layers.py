@@ -35,7 +35,7 @@ LAYERS = [
     ["event", "models"],
     ["config"],
     ["secrets"],
-    ["errors"],
+    ["clock", "errors"],
 ]
 PLACES = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 # The server is a program of its own that happens to come along: it shares nothing with the client it tests.
@@ -253,6 +253,24 @@ def test_one_module_hears_of_fork_and_exit(hook):
     assert [name for name, path in MODULES.items() if hook in path.read_text(encoding="utf-8")] == [
         "process.lifecycle"
     ]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "time.monotonic",
+        "time.perf_counter",
+        "time.sleep",
+        "anyio.sleep(",
+        "anyio.move_on_after",
+        "anyio.fail_after",
+    ],
+)
+def test_one_module_has_the_clock(call):
+    """Any other would stand still where a test library freezes time."""
+    users = {name for name, path in MODULES.items() if call in path.read_text(encoding="utf-8")}
+    allowed = {"clock", "delivery.workers.event_loops"}
+    assert {name for name in users if top(name) != APART} <= allowed
 
 
 def test_base_install_is_enough_for_all_but_the_server_and_the_commands():

@@ -7,9 +7,9 @@ outage and the counts are those of an HTTP server.
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import TYPE_CHECKING, Awaitable, Callable, Optional
 
+from .. import clock
 from ..api.answer import Answer, Failure
 from ..config import Config
 from ..delivery.retry import Tries
@@ -64,7 +64,7 @@ class RedisSink:
 
     def _name_project(self) -> None:
         """Have relays without a key for this project, and people, know that it has events there."""
-        now_s = time.monotonic()
+        now_s = clock.now_s()
         if now_s - self._named_s >= _NAMED_EVERY_S:
             self._named_s = now_s
             with contextlib.suppress(BrokerError):  # they hear of it later, and nothing else needs it
@@ -74,7 +74,7 @@ class RedisSink:
         self,
         batch: Batch,
         tries: Tries,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = clock.sleep,
         on_try: Optional[OnTry] = None,
         *,
         gzip: bool = False,

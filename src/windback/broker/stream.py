@@ -18,11 +18,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from collections import deque
 from contextlib import suppress
 from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
+from .. import clock
 from ..delivery.gate import OutageLog
 from ..errors import ClosedError
 from ..event.batch import Batch
@@ -194,7 +194,7 @@ class StreamQueue(MemoryQueue):
     def poll(self) -> Callable[[], int]:
         """Acknowledge what is done, read what is new; see RelayQueue. Raises nothing."""
         found: List[Held] = []
-        now_s = time.monotonic()
+        now_s = clock.now_s()
         if now_s >= self._retry_s:
             try:
                 self._work(found, now_s)
@@ -232,7 +232,7 @@ class StreamQueue(MemoryQueue):
 
     def _share_pauses(self) -> None:
         while self._pauses:
-            left_ms = int((self._pauses[0] - time.monotonic()) * 1000)
+            left_ms = int((self._pauses[0] - clock.now_s()) * 1000)
             if left_ms > 0:
                 self._connection.script(PAUSE, (self._keys.pause,), left_ms)
             self._pauses.popleft()
@@ -244,7 +244,7 @@ class StreamQueue(MemoryQueue):
         assert isinstance(answer, list)
         left_ms, streams = answer
         if left_ms > 0:
-            self.paused_until_s = time.monotonic() + left_ms / 1000
+            self.paused_until_s = clock.now_s() + left_ms / 1000
         for _, entries in streams or ():
             self._take(pairs(entries), found)
 
@@ -391,7 +391,7 @@ class StreamQueue(MemoryQueue):
 
     def hold(self, seconds: float) -> None:
         """Have all relays of the project wait for so long."""
-        self._pauses.append(time.monotonic() + seconds)
+        self._pauses.append(clock.now_s() + seconds)
         self._on_done()
 
     def reject(self, batch: Batch, report: DeliveryReport) -> bool:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 
@@ -20,6 +19,7 @@ import typer
 from windback.devserver import main as devserver
 from windback.devserver import options as declared
 
+from .. import clock
 from .common import CommandError, command
 
 
@@ -172,7 +172,7 @@ def _wait_for(ready: Path, server: subprocess.Popen[bytes]) -> Optional[Mapping[
         with contextlib.suppress(OSError, ValueError):  # not yet, or not all of it
             about: Mapping[str, object] = orjson.loads(ready.read_bytes())
             return about
-        time.sleep(0.01)
+        clock.sleep(0.01)
     return None
 
 

@@ -18,6 +18,7 @@ import typer
 from windback.config import DEFAULT_BASE_URL, Config, is_loopback
 from windback.errors import ConfigurationError, WindbackError
 
+from .. import clock
 from .common import BASE_URL, above_0, command, json_option, print_json
 from .terminal import print_table, write_line
 
@@ -153,7 +154,7 @@ def _without_password(url: str) -> str:
 
 
 def _way(host: str, port: int, timeout_s: float, *, is_tls: bool) -> Iterator[Check]:
-    started_s = time.monotonic()
+    started_s = clock.now_s()
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -163,15 +164,15 @@ def _way(host: str, port: int, timeout_s: float, *, is_tls: bool) -> Iterator[Ch
         return
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if host not in addresses:  # else there was nothing to look up
-        yield Check("DNS", OK, f"{host} is {', '.join(addresses[:4])}", time.monotonic() - started_s)
-    started_s = time.monotonic()
+        yield Check("DNS", OK, f"{host} is {', '.join(addresses[:4])}", clock.now_s() - started_s)
+    started_s = clock.now_s()
     try:
         connection = socket.create_connection((host, port), timeout=timeout_s)
     except OSError as error:
         yield Check("connection", PROBLEM, _unconnected(error, host, port, timeout_s))
         return
     with connection:
-        yield Check("connection", OK, f"port {port} answers", time.monotonic() - started_s)
+        yield Check("connection", OK, f"port {port} answers", clock.now_s() - started_s)
         if is_tls:
             yield _tls(connection, host)
 
@@ -190,11 +191,11 @@ def _unconnected(error: OSError, host: str, port: int, timeout_s: float) -> str:
 def _tls(connection: socket.socket, host: str) -> Check:
     import httpx
 
-    started_s = time.monotonic()
+    started_s = clock.now_s()
     try:
         context = httpx.create_ssl_context()  # what requests are made with
         with context.wrap_socket(connection, server_hostname=host) as wrapped:
-            took_s = time.monotonic() - started_s
+            took_s = clock.now_s() - started_s
             certificate = wrapped.getpeercert() or {}
             until = datetime.fromtimestamp(
                 ssl.cert_time_to_seconds(str(certificate.get("notAfter"))), timezone.utc
@@ -244,9 +245,9 @@ def _exchange(config: Config, timeout_s: float, why_not: str) -> Iterator[Check]
         request = track([encode(EVENT, CUSTOMER, None, None, 32_768)], os.urandom(16).hex())
     transport = SyncTransport(config)
     with contextlib.closing(transport):
-        sent_s, started_s = time.time(), time.monotonic()
+        sent_s, started_s = time.time(), clock.now_s()
         answer = transport.attempt(request, timeout_s)
-        took_s = time.monotonic() - started_s
+        took_s = clock.now_s() - started_s
     if answer.status is None:
         error = error_of(answer, time.time(), config.redact)
         yield Check("answer", PROBLEM, f"none: {error.message}")

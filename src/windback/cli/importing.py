@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import sys
-import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +36,7 @@ import typer
 from windback.errors import InvalidEventError
 from windback.event.encode import encode, now_text
 
+from .. import clock
 from .common import (
     BASE_URL,
     COMPRESS,
@@ -382,17 +382,17 @@ class Import:
         reader = Reader(self._lines, self._rows, given.columns, state, self._report)
         at_once = 1 if given.rate is not None else _AT_ONCE
         under_way: Deque[Tuple[Chunk, Future[Outcome]]] = deque()
-        started_s, read = time.monotonic(), 0
+        started_s, read = clock.now_s(), 0
         with ThreadPoolExecutor(at_once) as pool:
             try:
                 for chunk in reader.chunks(state.chunk):
                     if given.rate is not None:
-                        self._nap(started_s + read / given.rate - time.monotonic())
+                        self._nap(started_s + read / given.rate - clock.now_s())
                     read += len(chunk.records)
                     under_way.append((chunk, pool.submit(sender.send, chunk.records, chunk.key(state.salt))))
                     if len(under_way) == at_once:
                         state = self._note(state, *under_way.popleft())
-                        speed = read / (time.monotonic() - started_s)
+                        speed = read / (clock.now_s() - started_s)
                         text = f"{counted(state.sent, 'row')}, {speed:,.0f} a second"
                         progress.show(self._lines.position(), text)
                     if self._is_stopping or self._is_broken:
@@ -439,14 +439,14 @@ class Import:
 
     def _nap(self, seconds: float) -> None:
         """Sleep, unless it is to end."""
-        until_s = time.monotonic() + seconds
+        until_s = clock.now_s() + seconds
         while True:
             if self._is_stopping:
                 raise _StoppedError
-            left_s = until_s - time.monotonic()
+            left_s = until_s - clock.now_s()
             if left_s <= 0:
                 return
-            time.sleep(min(left_s, 0.05))
+            clock.sleep(min(left_s, 0.05))
 
     def _end(self, *, is_clean: bool) -> int:
         self._report.tell()

@@ -7,7 +7,6 @@ leaves in its journal is delivered by whoever comes next.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from pathlib import Path
 from typing import Callable, Collection, Deque, Dict, List, NamedTuple, Optional
@@ -18,6 +17,7 @@ from windback.journal import dead
 from windback.journal.segment import sync_new
 from windback.queue.journal import JournalQueue
 
+from .. import clock
 from .common import stopped_by_signals
 from .terminal import Progress
 
@@ -129,10 +129,10 @@ class Replay:
 
     def _deliver(self, timeout: Optional[float]) -> None:
         """Send it all; without a timeout it gives up when a batch used up its retries."""
-        deadline_s = None if timeout is None else time.monotonic() + timeout
+        deadline_s = None if timeout is None else clock.now_s() + timeout
         with Progress("replayed", self._outcome.replayed, "letters") as progress:
             while not self._is_stopping:
-                left_s = _LOOK_S if deadline_s is None else min(_LOOK_S, deadline_s - time.monotonic())
+                left_s = _LOOK_S if deadline_s is None else min(_LOOK_S, deadline_s - clock.now_s())
                 is_done = left_s <= 0 or bool(self._engine.flush(left_s))
                 stats = self._engine.stats()
                 progress.show(stats.delivered + stats.rejected)

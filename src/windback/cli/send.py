@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Dict, List, Optional
 
 import orjson
@@ -12,6 +11,7 @@ import typer
 from windback.errors import InvalidEventError
 from windback.event.encode import encode
 
+from .. import clock
 from .common import BASE_URL, CommandError, command, event_as_it_is, json_option, print_json, said
 from .terminal import write_line
 
@@ -77,7 +77,7 @@ def send(
     except InvalidEventError as error:
         raise CommandError(f"{error.path}: {error.detail}") from None
     with said(""):
-        sender = BatchSender(configuration(base_url), time.sleep, retries=2)
+        sender = BatchSender(configuration(base_url), clock.sleep, retries=2)
     try:
         outcome = sender.send([record], os.urandom(16).hex())
     finally:

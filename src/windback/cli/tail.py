@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from datetime import datetime
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional
@@ -18,6 +17,7 @@ from rich.text import Text
 from windback.config import is_loopback
 from windback.devserver.options import BASE_PATH, CONTROL_PATH, DEFAULT_HOST, DEFAULT_PORT
 
+from .. import clock
 from .common import CommandError, command, json_option, print_json
 from .terminal import console, printable
 
@@ -167,7 +167,7 @@ def _events(server: Server, chosen: Mapping[str, str], number: int) -> Iterator[
             is_gone = True
             sys.stdout.flush()
             sys.stderr.write("the server is gone; waiting for it\n")
-        time.sleep(pause_s)
+        clock.sleep(pause_s)
         pause_s = min(_PAUSE_CAP_S, pause_s * 2)
 
 

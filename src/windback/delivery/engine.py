@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Callable, Optional, Union
 
+from .. import clock
 from ..config import Config
 from ..errors import WindbackError
 from ..process import lifecycle
@@ -121,15 +121,15 @@ class LocalEngine:
 
     def put_or_wait(self, record: bytes) -> bool:
         """Wait for room in the queue, for block_timeout at most (overflow="block")."""
-        deadline_s = time.monotonic() + self.config.block_timeout
+        deadline_s = clock.now_s() + self.config.block_timeout
         while True:
             waker = ThreadWaker()
             gave_up = True
             try:
                 if self.scheduler.wait_for_room(waker, len(record)):
                     self._ensure_worker()
-                    waker.sleep(deadline_s - time.monotonic())
-                gave_up = time.monotonic() >= deadline_s
+                    waker.sleep(deadline_s - clock.now_s())
+                gave_up = clock.now_s() >= deadline_s
             finally:
                 self.scheduler.stop_waiting(waker, gave_up=gave_up)
             try:
@@ -141,7 +141,7 @@ class LocalEngine:
     def flush(self, timeout: Optional[float]) -> FlushResult:
         """Block until all that was accepted is off our hands; see Windback.flush."""
         self._check_not_worker()
-        return self._flush_until(None if timeout is None else time.monotonic() + timeout, in_caller=False)
+        return self._flush_until(None if timeout is None else clock.now_s() + timeout, in_caller=False)
 
     def _check_not_worker(self) -> None:
         if self.threads.is_current:
@@ -160,7 +160,7 @@ class LocalEngine:
         try:
             while not flush.done and not _is_past(deadline_s):
                 if not in_caller and self._ensure_worker():
-                    waker.sleep(None if deadline_s is None else deadline_s - time.monotonic())
+                    waker.sleep(None if deadline_s is None else deadline_s - clock.now_s())
                 else:
                     self._drain(flush, deadline_s)
         finally:
@@ -195,15 +195,15 @@ class LocalEngine:
 
     async def put_or_wait_async(self, record: bytes) -> bool:
         """Wait for room; a caller that is cancelled meanwhile knows that its event was not accepted."""
-        deadline_s = time.monotonic() + self.config.block_timeout
+        deadline_s = clock.now_s() + self.config.block_timeout
         while True:
             waker = await self.tasks.waker()
             gave_up = True
             try:
                 if self.scheduler.wait_for_room(waker, len(record)):
                     self._ensure_worker()
-                    await waker.sleep(max(0.0, deadline_s - time.monotonic()))
-                gave_up = time.monotonic() >= deadline_s
+                    await waker.sleep(max(0.0, deadline_s - clock.now_s()))
+                gave_up = clock.now_s() >= deadline_s
             finally:
                 self.scheduler.stop_waiting(waker, gave_up=gave_up)
             try:
@@ -214,14 +214,14 @@ class LocalEngine:
 
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:
         """Wait until all that was accepted is off our hands; see Windback.flush."""
-        deadline_s = None if timeout is None else time.monotonic() + timeout
+        deadline_s = None if timeout is None else clock.now_s() + timeout
         # It begins before there is what this task can sleep on: what is delivered meanwhile counts.
         flush = self.scheduler.begin_flush(ThreadWaker(), patient=deadline_s is not None)
         try:
             flush.waker = waker = await self.tasks.waker()
             while not flush.done and not _is_past(deadline_s):
                 if self._ensure_worker():
-                    await waker.sleep(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+                    await waker.sleep(None if deadline_s is None else max(0.0, deadline_s - clock.now_s()))
                     flush.waker = waker = await self.tasks.waker()
                 elif self._uses_tasks:  # this loop is going down; the next one, or the exit, sends the rest
                     break
@@ -280,4 +280,4 @@ class LocalEngine:
 
 
 def _is_past(deadline_s: Optional[float]) -> bool:
-    return deadline_s is not None and time.monotonic() >= deadline_s
+    return deadline_s is not None and clock.now_s() >= deadline_s

@@ -8,6 +8,7 @@ from typing import Awaitable, Callable, Optional
 
 import tenacity
 
+from .. import clock
 from ..api.answer import Answer, Failure
 from .retry import Tries
 
@@ -23,7 +24,7 @@ def retry(
     """Call *attempt*, with the seconds that it may take, until an answer settles it or `tries` has enough."""
 
     def make() -> Answer:
-        left_s = tries.left_s(time.monotonic())
+        left_s = tries.left_s(clock.now_s())
         if left_s <= 0.0:
             return tries.last or Answer(None, failure=Failure.TIMEOUT)
         answer = attempt(left_s)
@@ -52,7 +53,7 @@ async def retry_async(
     """Do the same for a task."""
 
     async def make() -> Answer:
-        left_s = tries.left_s(time.monotonic())
+        left_s = tries.left_s(clock.now_s())
         if left_s <= 0.0:
             return tries.last or Answer(None, failure=Failure.TIMEOUT)
         answer = await attempt(left_s)
@@ -83,4 +84,4 @@ def _again(tries: Tries, state: tenacity.RetryCallState) -> bool:
     assert state.outcome is not None
     answer: Answer = state.outcome.result()
     dice = random.random()
-    return tries.again(answer, now_s=time.monotonic(), wall_s=time.time(), dice=dice)
+    return tries.again(answer, now_s=clock.now_s(), wall_s=time.time(), dice=dice)

@@ -13,19 +13,18 @@ import os
 import socket
 import ssl
 import threading
-import time
 from typing import AsyncIterator, Awaitable, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 from weakref import WeakSet
 
-import anyio
 import httpx
 
-from .. import __version__
+from .. import __version__, clock
 from ..api.answer import Answer, Failure
 from ..api.endpoints import Request, track
 from ..config import Config
 from ..delivery.retry import Tries
 from ..delivery.retry_loop import OnTry, retry, retry_async
+from ..delivery.workers import event_loops
 from ..event.batch import Batch
 from ..secrets import without_frames
 from . import egress as guard
@@ -167,7 +166,7 @@ class _Deadline:
         self.sockets: WeakSet[socket.socket] = WeakSet()
 
     def start(self, timeout_s: float) -> None:
-        self._local.until_s = time.monotonic() + timeout_s
+        self._local.until_s = clock.now_s() + timeout_s
 
     def on_trace(self, name: str, info: Mapping[str, object]) -> None:
         if name == "connection.connect_tcp.started":
@@ -193,7 +192,7 @@ class _Deadline:
     def _left_s(self, timeout: Optional[float]) -> float:
         # Not 0, which would mean not to block at all: a hair's breadth ends in the usual timeout error.
         until_s: float = self._local.until_s
-        left_s = max(0.001, until_s - time.monotonic())
+        left_s = max(0.001, until_s - clock.now_s())
         return left_s if timeout is None else min(timeout, left_s)
 
 
@@ -248,7 +247,7 @@ class SyncTransport(_Wire):
         self,
         request: Request,
         tries: Tries,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = clock.sleep,
         on_try: Optional[OnTry] = None,
     ) -> Answer:
         """Send *request* until an answer settles it or `tries` has enough."""
@@ -258,7 +257,7 @@ class SyncTransport(_Wire):
         self,
         batch: Batch,
         tries: Tries,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = clock.sleep,
         on_try: Optional[OnTry] = None,
         *,
         gzip: bool = False,
@@ -310,7 +309,7 @@ class AsyncTransport(_Wire):
             return self.broken
         answer = Answer(None, failure=Failure.TIMEOUT)
         try:
-            with anyio.move_on_after(timeout_s):
+            with event_loops.move_on_after(timeout_s):
                 if self._direct is not None:
                     response = await self._direct.handle_async_request(self.build(request, timeout_s))
                 else:
@@ -336,7 +335,7 @@ class AsyncTransport(_Wire):
         self,
         request: Request,
         tries: Tries,
-        sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
+        sleep: Callable[[float], Awaitable[object]] = event_loops.sleep,
         on_try: Optional[OnTry] = None,
     ) -> Answer:
         """Send *request* until an answer settles it or `tries` has enough."""
@@ -346,7 +345,7 @@ class AsyncTransport(_Wire):
         self,
         batch: Batch,
         tries: Tries,
-        sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
+        sleep: Callable[[float], Awaitable[object]] = event_loops.sleep,
         on_try: Optional[OnTry] = None,
         *,
         gzip: bool = False,

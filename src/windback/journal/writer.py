@@ -13,11 +13,11 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections import deque
 from pathlib import Path
 from typing import Callable, Deque, Dict, Generator, List, Optional, Sequence, Set, cast
 
+from .. import clock
 from ..errors import ConfigurationError
 from ..event.batch import Batch
 from . import format as fmt
@@ -139,7 +139,7 @@ class OwnJournal:
         """Make a segment; whoever calls holds `_making`."""
         if self._is_released or not self.may_grow:
             return None
-        if self.trouble is not None and time.monotonic() < self._retry_at_s:
+        if self.trouble is not None and clock.now_s() < self._retry_at_s:
             return None
         try:
             if self._home is None:
@@ -189,7 +189,7 @@ class OwnJournal:
         self.wants_upkeep = True
 
     def _count_others(self) -> None:
-        self._count_at_s = time.monotonic() + _COUNT_S
+        self._count_at_s = clock.now_s() + _COUNT_S
         with contextlib.suppress(OSError):
             self._others_bytes = used_bytes(self._root, self.name)
 
@@ -200,7 +200,7 @@ class OwnJournal:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _fail(self, error: OSError) -> None:
-        now_s = time.monotonic()
+        now_s = clock.now_s()
         if self.trouble is not None:
             self._retry_s = min(2 * self._retry_s, _RETRY_CAP_S)
         elif now_s >= self._line_at_s:
@@ -267,7 +267,7 @@ class OwnJournal:
                     self._drop(segment)
                 except OSError as error:
                     self._fail(error)
-        if self._home is not None and time.monotonic() >= self._count_at_s:
+        if self._home is not None and clock.now_s() >= self._count_at_s:
             self._count_others()
         with self._making:
             while len(self._spares) < SPARES:
@@ -343,7 +343,7 @@ class OwnJournal:
         """Take all segments out of callers' reach; whether one of them holds one, even after a moment."""
         self.open.extend(self._strays())
         ours: Set[Segment] = set()
-        deadline_s = time.monotonic() + _IN_HAND_S
+        deadline_s = clock.now_s() + _IN_HAND_S
         while True:
             for each in (self.open, self._spares):
                 with contextlib.suppress(IndexError):
@@ -351,9 +351,9 @@ class OwnJournal:
                         ours.add(each.pop())
             if all(each.is_sealed or each in ours for each in self.segments.values()):
                 return False
-            if time.monotonic() >= deadline_s:
+            if clock.now_s() >= deadline_s:
                 return True
-            time.sleep(0.0005)
+            clock.sleep(0.0005)
 
     def _leave_to_drainer(self, home: JournalDirectory) -> None:
         """Whoever drains it removes it; if nothing was ever written, there may be nobody."""

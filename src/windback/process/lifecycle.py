@@ -16,9 +16,10 @@ import logging
 import os
 import sys
 import threading
-import time
 from types import ModuleType
 from typing import Callable, List, Mapping, Optional, Protocol, Set, cast
+
+from .. import clock
 
 logger = logging.getLogger("windback")
 
@@ -96,7 +97,7 @@ def _at_exit() -> None:
     exiting = True
     left_behind = engines()
     will_load = "windback.http.transport" not in sys.modules
-    started_s = time.monotonic()
+    started_s = clock.now_s()
     for engine in left_behind:
         engine.begin_exit()
     left = sum(engine.finish_exit(started_s + engine.shutdown_timeout) for engine in left_behind)
@@ -151,7 +152,7 @@ def _on_celery_shutdown(**_: object) -> None:
 
 def flush_all() -> None:
     """Deliver what all clients hold, within the longest of their deadlines, all of them at the same time."""
-    started_s = time.monotonic()
+    started_s = clock.now_s()
     waits = [engine.flush_from_outside(started_s + engine.shutdown_timeout) for engine in engines()]
     for wait in waits:
         wait()

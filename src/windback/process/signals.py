@@ -14,10 +14,10 @@ import os
 import signal
 import sys
 import threading
-import time
 from types import FrameType
 from typing import Dict, List, Optional
 
+from .. import clock
 from ..errors import ConfigurationError
 from . import lifecycle
 
@@ -107,9 +107,9 @@ def _pass_on_rest() -> None:
     own = [(number, delay) for number, delay in _delays.items() if delay.pid == os.getpid()]
     for number, delay in own:
         _send_again(number, delay)
-        deadline_s = time.monotonic() + _ON_ITS_WAY_S
-        while _delays.get(number) is delay and time.monotonic() < deadline_s:
-            time.sleep(0.001)  # the handler runs in here
+        deadline_s = clock.now_s() + _ON_ITS_WAY_S
+        while _delays.get(number) is delay and clock.now_s() < deadline_s:
+            clock.sleep(0.001)  # the handler runs in here
 
 
 def _send_again(number: int, delay: _Delay) -> None:

@@ -5,9 +5,9 @@ It is the same worker as in an application, from another queue.
 
 from __future__ import annotations
 
-import time
 from typing import Callable, Optional, Protocol
 
+from .. import clock
 from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
 from ..event.batch import Waiting
@@ -60,7 +60,7 @@ class Forwarder:
         # for this very thread.
         self.is_stopping = False
         #: When it last began to look for events.
-        self.looked_s = time.monotonic()
+        self.looked_s = clock.now_s()
         self._stopper = stopper
         self._engine = engine
         self._dispatcher = engine.scheduler
@@ -69,11 +69,11 @@ class Forwarder:
     def poll(self) -> bool:
         """Look for events once, and have the workers send them; whether to look again at once."""
         queue = self._polled
-        self.looked_s = time.monotonic()
+        self.looked_s = clock.now_s()
         take_in = queue.poll()
         with self._dispatcher.lock:
             count = take_in()
-            if queue.paused_until_s > time.monotonic():
+            if queue.paused_until_s > clock.now_s():
                 self._dispatcher.gate.hold(queue.paused_until_s)
             wants_worker = queue.waiting().events > queue.wake_at or queue.has_returned
         if count and wants_worker:
@@ -97,14 +97,14 @@ class Forwarder:
         Gives up after *timeout* seconds, or, with None, when a batch used up its retries. on_progress is
         called now and then.
         """
-        deadline_s = None if timeout is None else time.monotonic() + timeout
+        deadline_s = None if timeout is None else clock.now_s() + timeout
         while not self.is_stopping:
             # Before the look, which writes down what became of the last batches.
             was_settled = not self._dispatcher.stats().in_flight
             is_busy = self.poll()
             if on_progress is not None:
                 on_progress()
-            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            left_s = None if deadline_s is None else deadline_s - clock.now_s()
             trouble = self._polled.trouble
             is_idle = not is_busy and not self._polled.waiting().events
             if was_settled and is_idle and not trouble:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import replace
 
+from .. import clock
 from ..journal.directory import COUNTERS, DRAIN, is_held
 from ..remote.counters import Block, Counters
 from ..remote.link import Link, RemoteFlush
@@ -42,8 +42,8 @@ class RelayLink(Link):
         if flush.patient:
             return False
         if self._is_attended():
-            flush.attended_s = time.monotonic()
-        is_alone = time.monotonic() - flush.attended_s > _GRACE_S
+            flush.attended_s = clock.now_s()
+        is_alone = clock.now_s() - flush.attended_s > _GRACE_S
         return is_alone or counters.problem is not None
 
     def _complete(self, stats: Stats) -> Stats:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Callable, Optional
 
+from .. import clock
 from ..config import Config
 from ..delivery.engine import LocalEngine
+from ..delivery.workers.event_loops import sleep
 from ..queue.memory import MemoryQueue, NoRoomError
 from ..stats import FlushResult, Stats
 from .link import LOOK_S, Link, RemoteFlush
@@ -57,9 +58,9 @@ class RemoteEngine(LocalEngine):
         pause_s = LOOK_S
         try:
             while not self._link.is_done(flush):
-                if deadline_s is not None and time.monotonic() >= deadline_s:
+                if deadline_s is not None and clock.now_s() >= deadline_s:
                     break
-                time.sleep(pause_s)
+                clock.sleep(pause_s)
                 pause_s = min(1.5 * pause_s, _LOOK_CAP_S)
         finally:
             after = self._link.end_flush(flush)
@@ -67,28 +68,26 @@ class RemoteEngine(LocalEngine):
 
     def put_or_wait(self, record: bytes) -> bool:
         """Wait for room in the journal, for block_timeout at most (overflow="block")."""
-        deadline_s = time.monotonic() + self.config.block_timeout
+        deadline_s = clock.now_s() + self.config.block_timeout
         pause_s = LOOK_S
         while not self._may_put_at(deadline_s, len(record)):
-            time.sleep(pause_s)
+            clock.sleep(pause_s)
             pause_s = min(1.5 * pause_s, _LOOK_CAP_S)
         return self._put_at_last(record)
 
     async def put_or_wait_async(self, record: bytes) -> bool:
         """Do the same for a task; one that is cancelled meanwhile knows that its event was not accepted."""
-        import anyio
-
         await self.tasks.waker()  # has anyio loaded without holding up the loop
-        deadline_s = time.monotonic() + self.config.block_timeout
+        deadline_s = clock.now_s() + self.config.block_timeout
         pause_s = LOOK_S
         while not self._may_put_at(deadline_s, len(record)):
-            await anyio.sleep(pause_s)
+            await sleep(pause_s)
             pause_s = min(1.5 * pause_s, _LOOK_CAP_S)
         return self._put_at_last(record)
 
     def _may_put_at(self, deadline_s: float, size: int) -> bool:
         self._link.wake()
-        return self.queue.has_room_for(size) or self.scheduler.closing or time.monotonic() >= deadline_s
+        return self.queue.has_room_for(size) or self.scheduler.closing or clock.now_s() >= deadline_s
 
     def _put_at_last(self, record: bytes) -> bool:
         try:
@@ -103,17 +102,15 @@ class RemoteEngine(LocalEngine):
 
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:
         """Wait until all that was accepted is off our hands; see Windback.flush."""
-        import anyio
-
-        deadline_s = None if timeout is None else time.monotonic() + timeout
+        deadline_s = None if timeout is None else clock.now_s() + timeout
         await self.tasks.waker()  # has anyio loaded without holding up the loop
         flush = self._link.begin_flush(patient=timeout is not None)
         pause_s = LOOK_S
         try:
             while not self._link.is_done(flush):
-                if deadline_s is not None and time.monotonic() >= deadline_s:
+                if deadline_s is not None and clock.now_s() >= deadline_s:
                     break
-                await anyio.sleep(pause_s)
+                await sleep(pause_s)
                 pause_s = min(1.5 * pause_s, _LOOK_CAP_S)
         finally:
             after = self._link.end_flush(flush)

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Optional
 
+from .. import clock
 from ..config import Config
 from ..delivery.workers.maintenance import Keeper
 from ..queue.memory import NEVER
@@ -32,7 +32,7 @@ class RemoteFlush:
         self.patient = patient
         self.pending = 0
         #: When somebody who sends was last seen, as far as it is looked for.
-        self.attended_s = time.monotonic()
+        self.attended_s = clock.now_s()
 
 
 class Link(ABC):

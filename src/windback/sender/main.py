@@ -13,12 +13,12 @@ import os
 import select
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Set
 
 import orjson
 
+from .. import clock
 from ..config import Config, resolve_for_sender
 from ..delivery.scheduler import Flush
 from ..journal.directory import JournalDirectory, names
@@ -67,11 +67,11 @@ class Sender(JournalSender):
 
     def run_until_done(self, deadline_s: Optional[float] = None) -> None:
         """Send until the application is gone and all it left is delivered, or until the deadline."""
-        wait_s, quiet_since_s = 0.0, time.monotonic()
+        wait_s, quiet_since_s = 0.0, clock.now_s()
         asked = False
         self._say({"ready": True})
         try:
-            while deadline_s is None or time.monotonic() < deadline_s:
+            while deadline_s is None or clock.now_s() < deadline_s:
                 lines = self._listen(wait_s)
                 may_sleep = asked and SLEEP_ON in lines
                 is_busy = self.poll() or bool(lines and not may_sleep)
@@ -79,7 +79,7 @@ class Sender(JournalSender):
                 if not self._dispatcher.workers and self._queue.waiting().events:
                     self._engine.flush(POLL_S)  # which sends from here, where no thread can be started
                 self._publish()
-                now_s = time.monotonic()
+                now_s = clock.now_s()
                 if self._is_over(now_s):
                     return
                 if is_busy or not self._is_idle():
@@ -95,22 +95,22 @@ class Sender(JournalSender):
                 elif not asked:
                     wait_s = POLL_S
         finally:
-            self._engine.close(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+            self._engine.close(None if deadline_s is None else max(0.0, deadline_s - clock.now_s()))
             self._publish()
             os.close(self._answers)
             os.close(self._commands)
 
     def _listen(self, wait_s: float) -> List[bytes]:
         if self._orphaned_s is not None:
-            time.sleep(wait_s)
+            clock.sleep(wait_s)
             return []
         if not select.select([self._commands], [], [], wait_s)[0]:
             if os.getppid() != self._parent:
-                self._orphaned_s = time.monotonic()
+                self._orphaned_s = clock.now_s()
             return []
         data = os.read(self._commands, 1 << 16)
         if not data:
-            self._orphaned_s = time.monotonic()
+            self._orphaned_s = clock.now_s()
         *lines, self._rest = (self._rest + data).split(b"\n")
         return lines
 

@@ -12,12 +12,12 @@ import logging
 import os
 import sys
 import threading
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Protocol, Set
 
 import orjson
 
+from .. import clock
 from ..config import Config
 from ..http import egress as guard
 from ..remote.counters import Block, Counters
@@ -179,7 +179,7 @@ class SenderLink(Link):
         commands = os.dup(process.stdin.fileno())
         process.stdin.close()
         os.set_inheritable(commands, False)  # noqa: FBT003
-        self._running = _Running(process, None, commands, answers, time.monotonic())
+        self._running = _Running(process, None, commands, answers, clock.now_s())
         with contextlib.suppress(OSError):  # it died already, which the listener hears
             os.write(commands, told)
         os.set_blocking(commands, False)
@@ -191,7 +191,7 @@ class SenderLink(Link):
         answers, answers_there = os.pipe()
         config = replace(self._config, worker="thread")
         here = self._make_sender(config, self._queue.name, commands_there, answers_there, self._block)
-        running = _Running(None, here, commands, answers, time.monotonic())
+        running = _Running(None, here, commands, answers, clock.now_s())
         try:
             _thread.start_new_thread(here.run_until_done, ())
         except RuntimeError:  # then whoever flushes does the work
@@ -276,13 +276,13 @@ class SenderLink(Link):
             self._deaths += 1
             if self._block is not None:
                 self._block.write(self._block.read()._replace(in_flight=0))
-            is_soon = time.monotonic() - running.since_s < _TOO_SOON_S
+            is_soon = clock.now_s() - running.since_s < _TOO_SOON_S
             self._soon_deaths = self._soon_deaths + 1 if is_soon else 0
             self._stillborn += 1
             if self._stillborn >= _DEATHS_IN_A_ROW:
                 self._take_over("each one that is started dies at once")
             pause_s = min(_PAUSE_S * 2.0 ** min(self._soon_deaths, 16), _PAUSE_CAP_S) if is_soon else 0.0
-        time.sleep(pause_s)
+        clock.sleep(pause_s)
         self.wake()
 
     # -- flush, close, stats -------------------------------------------------------------------
@@ -335,8 +335,8 @@ class SenderLink(Link):
             self._send_from_here(deadline_s)
         elif running.process is None:
             flush = self.begin_flush(patient=True)
-            while not self.is_done(flush) and time.monotonic() < deadline_s:
-                time.sleep(LOOK_S)
+            while not self.is_done(flush) and clock.now_s() < deadline_s:
+                clock.sleep(LOOK_S)
         else:
             self.close()
             running.process.returncode = 0  # or it would be complained of

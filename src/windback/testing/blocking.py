@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import List, Optional
 from urllib.parse import urlsplit
 
+from .. import clock
 from ..config import is_loopback
 from ..delivery.engine import LocalEngine
 from ..http import egress as guard
@@ -37,7 +37,7 @@ class Blocking:
         try:
             for engine in lifecycle.engines():
                 if isinstance(engine, LocalEngine) and self._holds_events_for_others(engine):
-                    waits = engine.flush_from_outside(time.monotonic() + _GRACE_S)
+                    waits = engine.flush_from_outside(clock.now_s() + _GRACE_S)
                     waits()  # what is refused is rejected: none of it is left to the next test
         finally:
             guard.refuse = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Dict, List, Mapping, Optional, cast
 
+from .. import clock
 from ..devserver.process import DevServer, DevServerError
 from ..devserver.records import FaultRule, RequestRecord, StoredEvent
 from .matching import Wanted, complaint, table
@@ -67,11 +67,11 @@ class Inbox:
         ones from matching.
         """
         wanted = Wanted(event, customer_email, properties or {})
-        until_s = time.monotonic() + timeout
+        until_s = clock.now_s() + timeout
         while True:
             events = self.events()
             found = wanted.of(events)
-            left_s = until_s - time.monotonic()
+            left_s = until_s - clock.now_s()
             if len(found) >= (1 if count is None else count) or left_s <= 0:
                 break
             try:

@@ -8,8 +8,14 @@ from __future__ import annotations
 import _thread
 import contextlib
 import sys
+import threading
 from contextvars import Context
-from typing import Awaitable, Callable, List, Protocol, Set, TypeVar
+from typing import TYPE_CHECKING, Awaitable, Callable, Generator, List, Optional, Protocol, Set, TypeVar
+
+from ... import clock
+
+if TYPE_CHECKING:
+    import anyio
 
 T = TypeVar("T")
 
@@ -148,3 +154,41 @@ def current_loop() -> Loop:
         with contextlib.suppress(RuntimeError):
             return _TrioLoop()
     return _AsyncioLoop()
+
+
+@contextlib.contextmanager
+def move_on_after(seconds: Optional[float]) -> Generator[anyio.CancelScope, None, None]:
+    """Do what anyio.move_on_after does, also where the clock of the event loop is frozen.
+
+    Then the loop's own timers never fire, or all at once, so a thread keeps the time.
+    """
+    import anyio
+
+    if seconds is None or not clock.is_replaced():
+        with anyio.move_on_after(seconds) as scope:
+            yield scope
+        return
+    loop = current_loop()
+    with anyio.CancelScope() as scope:
+        is_over = _thread.allocate_lock()
+        is_over.acquire()
+
+        def keep_time(seconds: float) -> None:
+            if not is_over.acquire(timeout=min(max(0.0, seconds), threading.TIMEOUT_MAX)):
+                with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+                    loop.call_soon(scope.cancel)
+
+        with contextlib.suppress(RuntimeError):  # out of threads; the caller waits on for what it waits for
+            _thread.start_new_thread(keep_time, (seconds,))
+        try:
+            yield scope
+        finally:
+            is_over.release()
+
+
+async def sleep(seconds: float) -> None:
+    """Sleep in a task, also where the clock of its event loop is frozen."""
+    import anyio
+
+    with move_on_after(seconds):
+        await anyio.sleep_forever()

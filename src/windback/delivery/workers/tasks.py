@@ -7,11 +7,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Callable, Dict, Generator, Optional, Set, TypeVar
 
+from ... import clock
 from ...api.answer import Answer
 from ...config import Config
 from ...process import lifecycle
 from ..scheduler import Scheduler
-from .event_loops import Loop, NoThreadError, current_loop
+from .event_loops import Loop, NoThreadError, current_loop, move_on_after
 
 if TYPE_CHECKING:
     import anyio
@@ -46,9 +47,7 @@ class TaskWaker:
 
     async def sleep(self, seconds: Optional[float]) -> bool:
         """Sleep until released; False if *seconds* passed first."""
-        import anyio
-
-        with anyio.move_on_after(seconds):
+        with move_on_after(seconds):
             await self._event.wait()
         return self._event.is_set()
 
@@ -190,7 +189,7 @@ class TaskWorkers:
 
     def _retire(self, home: _LoopState) -> None:
         home.worker_left()
-        self._dispatcher.retire(None, time.monotonic(), died=False)
+        self._dispatcher.retire(None, clock.now_s(), died=False)
 
     def bury(self) -> None:
         """Give back what the workers of closed loops hold; nobody told them, and they never run again."""
@@ -273,7 +272,7 @@ class TaskWorkers:
         try:
             await self._run(home)
         except Exception as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
-            self._dispatcher.log_death(error, time.monotonic())
+            self._dispatcher.log_death(error, clock.now_s())
         finally:
             home.worker_left()
 
@@ -290,7 +289,7 @@ class TaskWorkers:
             with home.worker_scope():
                 while True:
                     fresh = TaskWaker(home.loop)
-                    step = scheduler.next_step(time.monotonic(), fresh, waker, idle=idle)
+                    step = scheduler.next_step(clock.now_s(), fresh, waker, idle=idle)
                     waker, idle = fresh, False
                     if step.leave:
                         return
@@ -305,9 +304,9 @@ class TaskWorkers:
                     idle = not await fresh.sleep(step.wait_s) and step.spare
         except BaseException as error:
             # Anything that is no Exception is the loop cancelling its tasks: no fault, no death.
-            scheduler.retire(waker, time.monotonic(), died=isinstance(error, Exception))
+            scheduler.retire(waker, clock.now_s(), died=isinstance(error, Exception))
             raise
-        scheduler.retire(waker, time.monotonic(), died=False)
+        scheduler.retire(waker, clock.now_s(), died=False)
 
     async def _upkeep(self, home: _LoopState) -> None:
         await self._in_thread(home, self._dispatcher.upkeep)
@@ -318,7 +317,7 @@ class TaskWorkers:
         tries = scheduler.tries()
 
         def on_try(answer: Answer) -> None:
-            scheduler.tried(batch, tries, answer, time.monotonic(), time.time())
+            scheduler.tried(batch, tries, answer, clock.now_s(), time.time())
 
         home.leases.add(batch)
         try:
@@ -329,7 +328,7 @@ class TaskWorkers:
             self._give_back(home, batch)
             raise
         home.leases.discard(batch)
-        scheduler.settle(batch, answer, time.monotonic(), time.time(), gzipped=gzipped)
+        scheduler.settle(batch, answer, clock.now_s(), time.time(), gzipped=gzipped)
 
     async def _nap(self, home: _LoopState, seconds: float) -> None:
         """Wait out a backoff, unless a flush or a close ends it."""

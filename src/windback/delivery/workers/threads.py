@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Callable, Optional, Set
 
+from ... import clock
 from ...api.answer import Answer
 from ...config import Config
 from ...process import lifecycle
@@ -133,7 +134,7 @@ class ThreadWorkers:
         try:
             self._work()
         except BaseException as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
-            self._dispatcher.log_death(error, time.monotonic())
+            self._dispatcher.log_death(error, clock.now_s())
 
     def _work(self, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None) -> None:
         ident = threading.get_ident()
@@ -156,7 +157,7 @@ class ThreadWorkers:
         try:
             while done is None or not done():
                 fresh = ThreadWaker()
-                step = scheduler.next_step(time.monotonic(), fresh, waker, idle=idle)
+                step = scheduler.next_step(clock.now_s(), fresh, waker, idle=idle)
                 waker, idle = fresh, False
                 if step.leave:
                     return
@@ -171,9 +172,9 @@ class ThreadWorkers:
                 wait_s = _until(deadline_s, step.wait_s)
                 idle = not fresh.sleep(wait_s) and step.spare
         except BaseException:
-            scheduler.retire(waker, time.monotonic(), died=True)
+            scheduler.retire(waker, clock.now_s(), died=True)
             raise
-        scheduler.retire(waker, time.monotonic(), died=False)
+        scheduler.retire(waker, clock.now_s(), died=False)
 
     def _send(self, batch: Batch, deadline_s: Optional[float]) -> None:
         scheduler = self._dispatcher
@@ -181,14 +182,14 @@ class ThreadWorkers:
         tries = scheduler.tries(deadline_s)
 
         def on_try(answer: Answer) -> None:
-            scheduler.tried(batch, tries, answer, time.monotonic(), time.time())
+            scheduler.tried(batch, tries, answer, clock.now_s(), time.time())
 
         try:
             answer = self.sink().deliver(batch, tries, self._nap, on_try, gzip=gzipped)
         except BaseException:
             scheduler.abandon(batch)
             raise
-        scheduler.settle(batch, answer, time.monotonic(), time.time(), gzipped=gzipped)
+        scheduler.settle(batch, answer, clock.now_s(), time.time(), gzipped=gzipped)
 
     def _nap(self, seconds: float) -> None:
         """Wait out a backoff, unless a flush or a close ends it."""
@@ -231,5 +232,5 @@ class ThreadWorkers:
 def _until(deadline_s: Optional[float], wait_s: Optional[float]) -> Optional[float]:
     if deadline_s is None:
         return wait_s
-    left_s = max(0.0, deadline_s - time.monotonic())
+    left_s = max(0.0, deadline_s - clock.now_s())
     return left_s if wait_s is None else min(wait_s, left_s)

@@ -1,0 +1,45 @@
+"""The clock of deadlines and pauses: it goes on where a test library has frozen time.
+
+freezegun replaces `time.monotonic`, in every module that holds it, and some versions of time-machine replace
+it in C. A deadline by a clock that stands still never comes, so nothing else in this package measures time.
+None of them replaces `clock_gettime` for the clock that `time.monotonic` reads; where there is no such
+function, as on Windows, the real function is kept where freezegun does not find it.
+
+What an event is stamped with is not this: that follows `time.time`, and so a frozen clock, as tests expect.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from typing import Callable
+
+#: Two clocks further apart than this (seconds) are not the same clock.
+_APART_S = 0.5
+
+
+def _find_clock() -> Callable[[], float]:
+    # The clocks that `time.monotonic` reads: on macOS and Solaris it is not the one of this name.
+    names = ("CLOCK_UPTIME_RAW",) if sys.platform == "darwin" else ("CLOCK_HIGHRES", "CLOCK_MONOTONIC")
+    for name in names:
+        if hasattr(time, "clock_gettime") and hasattr(time, name):
+            return functools.partial(time.clock_gettime, getattr(time, name))
+    # Should this be imported while time is frozen, freezegun has the real one.
+    freezegun = sys.modules.get("freezegun.api")
+    real: Callable[[], float] = getattr(freezegun, "real_monotonic", time.monotonic)
+    return functools.partial(real)
+
+
+#: Return the seconds since some moment in the past. A `partial`: freezegun replaces functions that it knows.
+now_s = _find_clock()
+
+
+def sleep(seconds: float) -> None:
+    """Sleep. Looked up at each call, because gevent replaces it."""
+    time.sleep(seconds)
+
+
+def is_replaced() -> bool:
+    """Whether `time.monotonic`, by which event loops set their timers, is another clock now; it may stand."""
+    return abs(time.monotonic() - now_s()) > _APART_S
