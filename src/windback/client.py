@@ -25,7 +25,7 @@ from typing import (
 from . import clock
 from .api import endpoints as api
 from .api.answer import Answer, error_of
-from .config import Config, resolve
+from .config import Config, Fsync, Overflow, Worker, resolve
 from .delivery.engine import LocalEngine
 from .delivery.retry import Tries
 from .delivery.track_events import DirectSend, Encode, encode_all
@@ -36,6 +36,7 @@ from .event.hooks import HookedEncoder
 from .models import (
     CancelFlowResult,
     ChurnEvent,
+    EventType,
     Offer,
     OfferAcceptance,
     RecoveryStats,
@@ -74,16 +75,16 @@ class _Client:
         base_url: Optional[str] = None,
         journal: Union[str, os.PathLike[str], None] = None,
         max_journal_bytes: int = 256 * 1024 * 1024,
-        fsync: Optional[str] = None,
+        fsync: Optional[Fsync] = None,
         broker: Optional[str] = None,
         max_broker_entries: int = 50_000,
         timeout: float = 10.0,
         max_retries: int = 3,
-        worker: Optional[str] = "auto",
+        worker: Optional[Worker] = "auto",
         max_queue_size: int = 100_000,
         max_queue_bytes: int = 64 * 1024 * 1024,
         max_event_bytes: int = 65_536,
-        overflow: str = "drop_newest",
+        overflow: Overflow = "drop_newest",
         block_timeout: float = 1.0,
         batch_size: int = 100,
         max_batch_bytes: int = 500_000,
@@ -97,54 +98,61 @@ class _Client:
         http_client: Union[httpx.Client, httpx.AsyncClient, None] = None,
         enabled: bool = True,
     ) -> None:
-        """Make a client. Starts no thread and opens no connection; the first event does.
+        """Make a client. It starts no thread and opens no connection; the first event does.
 
-        What is None is read from the environment: WINDBACK_API_KEY, WINDBACK_PROJECT_SLUG,
-        WINDBACK_PUBLIC_KEY, WINDBACK_BASE_URL, WINDBACK_JOURNAL, WINDBACK_BROKER. Raises
-        ConfigurationError for anything that can't work.
+        Args:
+            api_key: The secret key, "sk_…". Required, except with `broker` or `enabled=False`. Environment:
+                WINDBACK_API_KEY.
+            project_slug: The project's slug. Every call needs it except `track_event`, `track_events` and
+                the cancel flow. Environment: WINDBACK_PROJECT_SLUG.
+            public_key: The public key, "pub_…". The cancel flow uses it if it is set. Environment:
+                WINDBACK_PUBLIC_KEY.
+            base_url: The URL of the API. Must be https; http is allowed on this machine only. Environment:
+                WINDBACK_BASE_URL.
+            journal: A directory on a local disk. An accepted event is in it before `track_event` returns,
+                and survives `kill -9`; the next process that uses the directory delivers it. Environment:
+                WINDBACK_JOURNAL.
+            max_journal_bytes: Bytes that all processes together may store in the journal; then the queue is
+                full.
+            fsync: How much of the journal a power cut may lose. None: what the kernel did not write yet,
+                about 30 s of events. "interval": the last second. "batch": the events of one write to disk.
+                A thread syncs; `track_event` does not wait for it.
+            broker: The URL of a Redis, "redis://host:6379/0", or rediss://, redis+sentinel://,
+                redis+cluster://. The worker hands batches to Redis and `windback relay --broker` delivers
+                them; an event counts as delivered when Redis has it. Environment: WINDBACK_BROKER.
+            max_broker_entries: Batches that may wait in Redis; more wait in the application.
+            timeout: Seconds. For a plain call: one deadline over all its retries. For a batch in the
+                background: the limit of one try.
+            max_retries: Retries after a failure that may pass.
+            worker: Who sends. "thread", or for `AsyncWindback` also "task"; "auto" is "task" if async, else
+                "thread". "process": a process of its own, which outlives this one until everything is
+                delivered. None: nobody here; `windback relay` sends what is in the journal.
+            max_queue_size: Events that may wait. May be exceeded by one event per calling thread.
+            max_queue_bytes: Bytes of events in memory, those in requests included.
+            max_event_bytes: Bytes of one event as JSON.
+            overflow: What `track_event` does when the queue is full. "drop_newest": return False.
+                "drop_oldest": discard the oldest event. "block": wait up to `block_timeout`. "raise": raise
+                QueueFullError.
+            block_timeout: Seconds that overflow="block" waits before it returns False.
+            batch_size: Events in one request; 100 is the API's limit.
+            max_batch_bytes: Bytes of one request's body.
+            flush_interval: Seconds that an event may wait for others to share its request.
+            max_in_flight: Requests at the same time.
+            compress: Compress batches with gzip, until the API refuses it.
+            before_send: A function that gets each event as a dict. Return the event, changed or not, to
+                send it; return None to drop it. If it raises, the event is not sent.
+            on_delivery: A function that gets a DeliveryReport for each batch that was delivered, rejected
+                or dropped. The worker calls it; its errors are counted and logged.
+            shutdown_timeout: Seconds that `close()` and the end of the process may take to deliver the
+                remaining events.
+            handle_signals: On SIGTERM and SIGINT deliver the queue first, for up to `shutdown_timeout`,
+                while the application goes on; then do what would have happened. A second signal does not
+                wait.
+            http_client: An httpx client of your own, for proxies or certificates. You close it.
+            enabled: False: check events, then refuse them; send nothing.
 
-        api_key: the secret key, "sk_…". project_slug: needed by every call but track_event, track_events
-        and those of the cancel flow. public_key: "pub_…", used for the cancel flow when given. base_url:
-        https, or http on this machine.
-        journal: a directory on a local disk. What track_event accepted is in there before it returns,
-        and survives `kill -9` of this process; the next one that uses the directory delivers it.
-        max_journal_bytes: what all processes may have there together; then the queue is full. While the
-        disk has trouble, events are kept in memory, within max_queue_size and max_queue_bytes.
-        fsync: what a power cut or a crash of the system may take of the journal. None: what the kernel did
-        not write yet, about 30 s of events. "interval": the last second. "batch": what came during one
-        write to the disk. A thread does that and no track_event waits for it, but some meet a page that
-        is just being written.
-        broker: "redis://host:6379/0" or "rediss://…", also with +sentinel or +cluster: the worker hands
-        batches to Redis instead of to the API, and `windback relay --broker` delivers them, so that events
-        are "delivered" here when Redis has them. No key is needed then, but for calls other than
-        track_event. max_broker_entries: batches that may wait there for a relay; more are kept here until
-        there is room.
-        timeout: seconds; for a plain call one deadline over all its retries, for a batch of the
-        background worker the limit of one try. max_retries: after failures that another try may mend.
-        worker: "thread"; for AsyncWindback "task" or "thread", which keeps the work of sending off the
-        event loop; "auto" is the first of these. "process": a process of its own sends, so that busy
-        threads and it do not wait for each other; it reads the journal, which is in shared memory if
-        `journal` is None, and outlives this process until all is delivered. None: nobody here sends, so
-        `windback relay` has to; close() and the end of the process then wait for nothing.
-        max_queue_size: events that may wait (overrun by no more than one for each thread that calls
-        at the same moment); max_queue_bytes: bytes of events held, those being sent included (exact);
-        max_event_bytes: of one event as JSON.
-        overflow: what track_event does when the queue is full: "drop_newest" returns False,
-        "drop_oldest" discards the oldest, "block" waits for up to block_timeout seconds, "raise"
-        raises QueueFullError.
-        batch_size: at most 100, the API's limit. max_batch_bytes: of a request's body.
-        flush_interval: seconds an event may wait for others to travel with. max_in_flight: requests
-        at once. compress: gzip the batches, until the API refuses that.
-        before_send: gets each event as a dict and returns it, another, or None to keep it. If it
-        raises, the event is not sent (it may have been there to take something out).
-        on_delivery: gets a DeliveryReport for each batch that was delivered, rejected or dropped, in
-        the worker; what it raises is counted.
-        shutdown_timeout: seconds that close() and the end of the process may take to deliver the rest.
-        handle_signals: SIGTERM, which by default ends a process at once, and SIGINT first deliver what
-        is queued, for up to shutdown_timeout, while the application goes on; then what would have
-        happened happens. A second one does not wait. Main thread only.
-        http_client: an httpx client of your own, for proxies and certificates; it stays yours to close.
-        enabled: False sends nothing at all; events are checked and then refused.
+        Raises:
+            ConfigurationError: An option is wrong; the message says which and what to do.
         """
         # Before anything can raise: a traceback may be shown with the local variables of its frames.
         keys = hidden(api_key), hidden(public_key)
@@ -306,7 +314,7 @@ class Windback(_Client):
         self,
         customer_email: str,
         customer_name: Optional[str] = None,
-        event_type: str = "cancellation",
+        event_type: EventType = "cancellation",
         cancel_reason: Optional[str] = None,
         mrr: Optional[int] = None,
         currency: Optional[str] = None,
@@ -627,7 +635,7 @@ class AsyncWindback(_Client):
         self,
         customer_email: str,
         customer_name: Optional[str] = None,
-        event_type: str = "cancellation",
+        event_type: EventType = "cancellation",
         cancel_reason: Optional[str] = None,
         mrr: Optional[int] = None,
         currency: Optional[str] = None,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, Literal, Mapping, Optional, Tuple, Union
 from urllib.parse import urlsplit
 
 from .errors import ConfigurationError
+from .options import boolean, checked, choice, count, hook, option, options_of, seconds, seconds_or_0
 from .secrets import BrokerAddress, Secret, broker_address, fingerprint, hidden, key_pairs, kind_of, redact
 
 if TYPE_CHECKING:
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
     from .stats import DeliveryReport
 
 DEFAULT_BASE_URL = "https://api.windbackai.com/api/v1"  # docs page "API Overview"
-OVERFLOWS = ("drop_newest", "drop_oldest", "block", "raise")
+Overflow = Literal["drop_newest", "drop_oldest", "block", "raise"]
+Worker = Literal["auto", "task", "thread", "process"]
+Fsync = Literal["interval", "batch"]
+OVERFLOWS: Tuple[Overflow, ...] = ("drop_newest", "drop_oldest", "block", "raise")
+WORKERS: Tuple[Optional[Worker], ...] = ("auto", "task", "thread", "process", None)
+FSYNCS: Tuple[Optional[Fsync], ...] = ("interval", "batch", None)
+#: What is hidden as soon as it is read.
+_SECRET = ("api_key", "public_key", "broker")
 #: The API takes no more in one request (docs-tree page "Tracking API").
 MAX_BATCH_SIZE = 100
 #: What surrounds the events of a batch: {"events":[ and ]}, see batching.join.
@@ -35,44 +43,199 @@ MAX_JOURNAL_EVENT_BYTES = 512 * 1024
 
 @dataclass(frozen=True)
 class Config:
-    """All options of a client. `resolve` makes one; `Windback` documents what each means."""
+    """All options of a client, checked. `resolve` makes one."""
 
-    api_key: Optional[Secret]
-    project_slug: Optional[str]
-    public_key: Optional[Secret]
-    base_url: str
-    journal: Optional[Path]
-    max_journal_bytes: int
-    fsync: Optional[str]
-    broker: Optional[BrokerAddress]
-    max_broker_entries: int
-    timeout: float
-    max_retries: int
-    worker: Optional[str]
-    max_queue_size: int
-    max_queue_bytes: int
-    max_event_bytes: int
-    overflow: str
-    block_timeout: float
-    batch_size: int
-    max_batch_bytes: int
-    flush_interval: float
-    max_in_flight: int
-    compress: bool
-    before_send: Optional[BeforeSend]
-    on_delivery: Optional[Callable[[DeliveryReport], object]]
-    shutdown_timeout: float
-    handle_signals: bool
-    http_client: Union[httpx.Client, httpx.AsyncClient, None]
-    enabled: bool
+    api_key: Optional[Secret] = option(
+        default=None,
+        about='The secret key, "sk_…". Required, except with `broker` or `enabled=False`.',
+        environment="WINDBACK_API_KEY",
+    )
+    project_slug: Optional[str] = option(
+        default=None,
+        about=(
+            "The project's slug. Every call needs it except `track_event`, `track_events` and the cancel "
+            "flow."
+        ),
+        environment="WINDBACK_PROJECT_SLUG",
+        is_for_sender=True,
+    )
+    public_key: Optional[Secret] = option(
+        default=None,
+        about='The public key, "pub_…". The cancel flow uses it if it is set.',
+        environment="WINDBACK_PUBLIC_KEY",
+    )
+    base_url: str = option(
+        default=DEFAULT_BASE_URL,
+        about="The URL of the API. Must be https; http is allowed on this machine only.",
+        environment="WINDBACK_BASE_URL",
+        is_for_sender=True,
+    )
+    journal: Optional[Path] = option(
+        default=None,
+        about=(
+            "A directory on a local disk. An accepted event is in it before `track_event` returns, and "
+            "survives `kill -9`; the next process that uses the directory delivers it."
+        ),
+        environment="WINDBACK_JOURNAL",
+    )
+    max_journal_bytes: int = option(
+        default=256 * 1024 * 1024,
+        about="Bytes that all processes together may store in the journal; then the queue is full.",
+        check=count(at_least=MIN_JOURNAL_BYTES),
+    )
+    fsync: Optional[Fsync] = option(
+        default=None,
+        about=(
+            "How much of the journal a power cut may lose. None: what the kernel did not write yet, about "
+            '30 s of events. "interval": the last second. "batch": the events of one write to disk. A '
+            "thread syncs; `track_event` does not wait for it."
+        ),
+        is_for_sender=True,
+    )
+    broker: Optional[BrokerAddress] = option(
+        default=None,
+        about=(
+            'The URL of a Redis, "redis://host:6379/0", or rediss://, redis+sentinel://, '
+            "redis+cluster://. The worker hands batches to Redis and `windback relay --broker` delivers "
+            "them; an event counts as delivered when Redis has it."
+        ),
+        environment="WINDBACK_BROKER",
+    )
+    max_broker_entries: int = option(
+        default=50_000,
+        about="Batches that may wait in Redis; more wait in the application.",
+        check=count(),
+        is_for_sender=True,
+    )
+    timeout: float = option(
+        default=10.0,
+        about=(
+            "Seconds. For a plain call: one deadline over all its retries. For a batch in the background: "
+            "the limit of one try."
+        ),
+        check=seconds,
+        is_for_sender=True,
+    )
+    max_retries: int = option(
+        default=3,
+        about="Retries after a failure that may pass.",
+        check=count(at_least=0),
+        is_for_sender=True,
+    )
+    worker: Optional[Worker] = option(
+        default="auto",
+        about=(
+            'Who sends. "thread", or for `AsyncWindback` also "task"; "auto" is "task" if async, else '
+            '"thread". "process": a process of its own, which outlives this one until everything is '
+            "delivered. None: nobody here; `windback relay` sends what is in the journal."
+        ),
+    )
+    max_queue_size: int = option(
+        default=100_000,
+        about="Events that may wait. May be exceeded by one event per calling thread.",
+        check=count(),
+    )
+    max_queue_bytes: int = option(
+        default=64 * 1024 * 1024,
+        about="Bytes of events in memory, those in requests included.",
+        check=count(),
+    )
+    max_event_bytes: int = option(
+        default=65_536,
+        about="Bytes of one event as JSON.",
+        check=count(),
+    )
+    overflow: Overflow = option(
+        default="drop_newest",
+        about=(
+            'What `track_event` does when the queue is full. "drop_newest": return False. "drop_oldest": '
+            'discard the oldest event. "block": wait up to `block_timeout`. "raise": raise '
+            "QueueFullError."
+        ),
+        check=choice(OVERFLOWS),
+    )
+    block_timeout: float = option(
+        default=1.0,
+        about='Seconds that overflow="block" waits before it returns False.',
+        check=seconds,
+    )
+    batch_size: int = option(
+        default=100,
+        about="Events in one request; 100 is the API's limit.",
+        check=count(at_most=MAX_BATCH_SIZE),
+        is_for_sender=True,
+    )
+    max_batch_bytes: int = option(
+        default=500_000,
+        about="Bytes of one request's body.",
+        check=count(),
+        is_for_sender=True,
+    )
+    flush_interval: float = option(
+        default=1.0,
+        about="Seconds that an event may wait for others to share its request.",
+        check=seconds,
+        is_for_sender=True,
+    )
+    max_in_flight: int = option(
+        default=4,
+        about="Requests at the same time.",
+        check=count(at_most=64),
+        is_for_sender=True,
+    )
+    compress: bool = option(
+        default=False,
+        about="Compress batches with gzip, until the API refuses it.",
+        check=boolean,
+        is_for_sender=True,
+    )
+    before_send: Optional[BeforeSend] = option(
+        default=None,
+        about=(
+            "A function that gets each event as a dict. Return the event, changed or not, to send it; "
+            "return None to drop it. If it raises, the event is not sent."
+        ),
+        check=hook,
+    )
+    on_delivery: Optional[Callable[[DeliveryReport], object]] = option(
+        default=None,
+        about=(
+            "A function that gets a DeliveryReport for each batch that was delivered, rejected or "
+            "dropped. The worker calls it; its errors are counted and logged."
+        ),
+        check=hook,
+    )
+    shutdown_timeout: float = option(
+        default=5.0,
+        about="Seconds that `close()` and the end of the process may take to deliver the remaining events.",
+        check=seconds_or_0,
+        is_for_sender=True,
+    )
+    handle_signals: bool = option(
+        default=False,
+        about=(
+            "On SIGTERM and SIGINT deliver the queue first, for up to `shutdown_timeout`, while the "
+            "application goes on; then do what would have happened. A second signal does not wait."
+        ),
+        check=boolean,
+    )
+    http_client: Union[httpx.Client, httpx.AsyncClient, None] = option(
+        default=None,
+        about="An httpx client of your own, for proxies or certificates. You close it.",
+    )
+    enabled: bool = option(
+        default=True,
+        about="False: check events, then refuse them; send nothing.",
+        check=boolean,
+    )
 
     def with_options(self, timeout: Optional[float], max_retries: Optional[int]) -> Config:
         """Return a copy with the options of plain calls replaced. Raises ConfigurationError."""
         changes: Dict[str, float] = {}
         if timeout is not None:
-            changes["timeout"] = positive("timeout", timeout)
+            changes["timeout"] = seconds("timeout", timeout)
         if max_retries is not None:
-            changes["max_retries"] = _count("max_retries", max_retries, at_least=0)
+            changes["max_retries"] = count(at_least=0)("max_retries", max_retries)
         return replace(self, **changes)  # type: ignore[arg-type]  # the names are right above
 
     def slug(self) -> str:
@@ -96,85 +259,47 @@ class Config:
         return redact(text, (self.api_key, self.public_key))
 
 
-def resolve(*, is_async: bool, **options: object) -> Config:
+#: All options, by name.
+OPTIONS = options_of(Config)
+#: What the options of a client mean nothing for: a relay, or the sender of an application, has no callers.
+_WITHOUT_CALLERS: Mapping[str, object] = {
+    "broker": False,
+    "worker": "thread",
+    "max_event_bytes": 1,
+    "max_journal_bytes": 1 << 62,
+    "max_broker_entries": 1 << 62,
+    "max_queue_size": 1 << 62,
+    "max_queue_bytes": 1 << 62,
+}
+
+
+def resolve(*, is_async: bool, **given: object) -> Config:
     """Fill in the environment, check every option and freeze them. Raises ConfigurationError."""
-    enabled = _boolean("enabled", options["enabled"])
-    public_key = _given_key(options["public_key"], "WINDBACK_PUBLIC_KEY")
-    slug = _given(options["project_slug"], "WINDBACK_PROJECT_SLUG")
-    base_url = _given(options["base_url"], "WINDBACK_BASE_URL")
+    options = {**{name: said.default for name, said in OPTIONS.items()}, "base_url": None, **given}
+    values = checked(OPTIONS, options)
+    enabled = options["enabled"] is True
     broker = _broker(options, enabled=enabled)
-    needs_key = enabled and broker is None
-    config = Config(
-        api_key=_secret_key(_given_key(options["api_key"], "WINDBACK_API_KEY"), is_needed=needs_key),
+    slug, base_url = _given(options, "project_slug"), _given(options, "base_url")
+    public_key = _given(options, "public_key")
+    values.update(
+        broker=broker,
+        api_key=_secret_key(_given(options, "api_key"), is_needed=enabled and broker is None),
         project_slug=None if slug is None else _slug(slug),
         public_key=None if public_key is None else _key("public_key", public_key, "pub_", "sk_"),
         base_url=_base_url(DEFAULT_BASE_URL if base_url is None else base_url),
         journal=_journal(options, enabled=enabled),
-        max_journal_bytes=_count(
-            "max_journal_bytes", options["max_journal_bytes"], at_least=MIN_JOURNAL_BYTES
-        ),
         fsync=_fsync(options, enabled=enabled),
-        broker=broker,
-        max_broker_entries=_count("max_broker_entries", options["max_broker_entries"]),
-        timeout=positive("timeout", options["timeout"]),
-        max_retries=_count("max_retries", options["max_retries"], at_least=0),
         worker=_worker(options, is_async=is_async),
-        max_queue_size=_count("max_queue_size", options["max_queue_size"]),
-        max_queue_bytes=_count("max_queue_bytes", options["max_queue_bytes"]),
-        max_event_bytes=_count("max_event_bytes", options["max_event_bytes"]),
-        overflow=_choice("overflow", options["overflow"], OVERFLOWS),
-        block_timeout=positive("block_timeout", options["block_timeout"]),
-        batch_size=_count("batch_size", options["batch_size"], at_most=MAX_BATCH_SIZE),
-        max_batch_bytes=_count("max_batch_bytes", options["max_batch_bytes"]),
-        flush_interval=positive("flush_interval", options["flush_interval"]),
-        max_in_flight=_count("max_in_flight", options["max_in_flight"], at_most=64),
-        compress=_boolean("compress", options["compress"]),
-        before_send=_hook("before_send", options["before_send"]),  # type: ignore[arg-type]  # callable: checked
-        on_delivery=_hook("on_delivery", options["on_delivery"]),
-        shutdown_timeout=positive("shutdown_timeout", options["shutdown_timeout"], zero=True),
-        handle_signals=_boolean("handle_signals", options["handle_signals"]),
         http_client=_http_client(options["http_client"], options["worker"], is_async=is_async),
-        enabled=enabled,
     )
+    config = Config(**values)  # type: ignore[arg-type]  # each was checked above
     _check_sizes(config)
     return config
 
 
-#: What options are for who only sends what others wrote: most mean nothing there, the rest is as usual.
-_OF_SENDERS: Mapping[str, object] = {
-    "project_slug": None,
-    "public_key": None,
-    "max_journal_bytes": 1 << 62,
-    "fsync": None,
-    "broker": False,
-    "max_broker_entries": 1 << 62,
-    "worker": "thread",
-    "max_queue_size": 1 << 62,
-    "max_queue_bytes": 1 << 62,
-    "max_event_bytes": 1,
-    "overflow": "drop_newest",
-    "block_timeout": 1.0,
-    "before_send": None,
-    "handle_signals": False,
-    "http_client": None,
-    "enabled": True,
-    "api_key": None,
-    "journal": None,
-    "timeout": 10.0,
-    "max_retries": 3,
-    "batch_size": 100,
-    "max_batch_bytes": 500_000,
-    "flush_interval": 1.0,
-    "max_in_flight": 4,
-    "compress": False,
-    "on_delivery": None,
-    "shutdown_timeout": 5.0,
-}
-
-
-def resolve_for_sender(**options: object) -> Config:
+def resolve_for_sender(**given: object) -> Config:
     """Do the same for a relay, or the sender of an application."""
-    return resolve(is_async=False, **{**_OF_SENDERS, **options})
+    return resolve(is_async=False, **{**_WITHOUT_CALLERS, **given})
 
 
 def _check_sizes(config: Config) -> None:
@@ -220,7 +345,7 @@ def relay_keys(api_key: object, project_slug: object, api_keys: object) -> Dict[
         pairs += key_pairs(Secret(os.environ.get("WINDBACK_API_KEYS", "")), "WINDBACK_API_KEYS")
         api_key = hidden(os.environ.get("WINDBACK_API_KEY") or None)
     if api_key is not None:
-        pairs.append((_given(project_slug, "WINDBACK_PROJECT_SLUG") or "", api_key))
+        pairs.append((_given({"project_slug": project_slug}, "project_slug") or "", api_key))
     found: Dict[str, Secret] = {}
     for slug, key in pairs:
         if slug in found:
@@ -236,13 +361,13 @@ def relay_keys(api_key: object, project_slug: object, api_keys: object) -> Dict[
     return found
 
 
-def _given(value: object, variable: str) -> object:
-    """An argument wins over its environment variable; an empty variable counts as unset."""
-    return value if value is not None else os.environ.get(variable) or None
-
-
-def _given_key(value: object, variable: str) -> object:
-    return value if value is not None else hidden(os.environ.get(variable) or None)
+def _given(options: Mapping[str, object], name: str) -> object:
+    """Return an argument, else its environment variable; an empty variable counts as unset."""
+    value, variable = options[name], OPTIONS[name].environment
+    if value is not None or variable is None:
+        return value
+    text = os.environ.get(variable) or None
+    return hidden(text) if name in _SECRET else text
 
 
 def _secret_key(value: object, *, is_needed: bool) -> Optional[Secret]:
@@ -323,7 +448,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _journal(options: Mapping[str, object], *, enabled: bool) -> Optional[Path]:
-    given = _given(options["journal"], "WINDBACK_JOURNAL")
+    given = _given(options, "journal")
     if not enabled or (given is None and options["worker"] != "process"):
         return None
     if os.name == "nt":
@@ -336,7 +461,7 @@ def _journal(options: Mapping[str, object], *, enabled: bool) -> Optional[Path]:
 
 def _broker(options: Mapping[str, object], *, enabled: bool) -> Optional[BrokerAddress]:
     # False: none, whatever the environment says. A relay has its own, and it is no sink.
-    given = None if options["broker"] is False else _given_key(options["broker"], "WINDBACK_BROKER")
+    given = None if options["broker"] is False else _given(options, "broker")
     if not enabled or given is None:
         return None
     if options["worker"] is None:
@@ -352,8 +477,8 @@ def _fsync(options: Mapping[str, object], *, enabled: bool) -> Optional[str]:
     fsync = options["fsync"]
     if fsync is None:
         return None
-    chosen = _choice("fsync", fsync, ("interval", "batch", None))
-    if enabled and _given(options["journal"], "WINDBACK_JOURNAL") is None:
+    chosen = choice(FSYNCS)("fsync", fsync)
+    if enabled and _given(options, "journal") is None:
         message = "fsync needs journal=…, a directory on a disk; what is in memory no power cut spares"
         raise ConfigurationError(message)
     return chosen
@@ -368,11 +493,9 @@ def _shared_memory(options: Mapping[str, object]) -> Path:
     import tempfile
     from pathlib import Path
 
-    key = _given_key(options["api_key"], "WINDBACK_API_KEY")
-    url = _given(options["base_url"], "WINDBACK_BASE_URL")
-    broker = options["broker"] or (
-        None if options["broker"] is False else _given_key(None, "WINDBACK_BROKER")
-    )
+    key = _given(options, "api_key")
+    url = _given(options, "base_url")
+    broker = None if options["broker"] is False else _given(options, "broker")
     if isinstance(broker, BrokerAddress):
         broker = broker.url
     digest = fingerprint((key, url, broker) if broker else (key, url))
@@ -397,10 +520,10 @@ def _directory(name: str, value: object) -> Path:
 def _worker(options: Mapping[str, object], *, is_async: bool) -> Optional[str]:
     worker = options["worker"]
     if worker is not None:
-        choices = ("auto", *(("task",) if is_async else ()), "thread", "process", None)
-        chosen = _choice("worker", worker, choices)
+        choices = tuple(each for each in WORKERS if is_async or each != "task")
+        chosen = choice(choices)("worker", worker)
         return ("task" if is_async else "thread") if chosen == "auto" else chosen
-    if options["enabled"] and _given(options["journal"], "WINDBACK_JOURNAL") is None:
+    if options["enabled"] and _given(options, "journal") is None:
         message = "worker=None needs journal=…, a directory in which `windback relay` finds the events"
         raise ConfigurationError(message)
     if options["on_delivery"] is not None:
@@ -410,51 +533,6 @@ def _worker(options: Mapping[str, object], *, is_async: bool) -> Optional[str]:
         )
         raise ConfigurationError(message)
     return None
-
-
-def positive(name: str, value: object, *, zero: bool = False) -> float:
-    """Check an option that is a time. Raises ConfigurationError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        message = f"{name} must be a number of seconds, not {value!r}"
-        raise ConfigurationError(message)
-    if not (value >= 0 if zero else value > 0) or value > 1e9:
-        message = (
-            f"{name} must be {'at least 0' if zero else 'more than 0'} seconds and finite, not {value!r}"
-        )
-        raise ConfigurationError(message)
-    return float(value)
-
-
-def _count(name: str, value: object, *, at_least: int = 1, at_most: Optional[int] = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        message = f"{name} must be a whole number, not {value!r}"
-        raise ConfigurationError(message)
-    if value < at_least or (at_most is not None and value > at_most):
-        bounds = f"at least {at_least}" if at_most is None else f"between {at_least} and {at_most}"
-        message = f"{name} must be {bounds}, not {value}"
-        raise ConfigurationError(message)
-    return value
-
-
-def _boolean(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        message = f"{name} must be True or False, not {value!r}"
-        raise ConfigurationError(message)
-    return value
-
-
-def _choice(name: str, value: object, choices: tuple[Optional[str], ...]) -> str:
-    if value not in choices:
-        message = f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}"
-        raise ConfigurationError(message)
-    return str(value)
-
-
-def _hook(name: str, value: object) -> Optional[Callable[..., object]]:
-    if value is not None and not callable(value):
-        message = f"{name} must be a function, not {value!r}"
-        raise ConfigurationError(message)
-    return value
 
 
 def _http_client(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Mapping, Optional, Tuple
+from typing import Literal, Mapping, Optional, Tuple
 
 JSONObject = Mapping[str, object]
+#: What the API takes (docs page "Churn Events"); what it answers may grow, and stays text.
+EventType = Literal["cancellation", "payment_failed"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from dataclasses import dataclass, field, fields
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, Iterable, List, Literal, Mapping, Optional, Sequence
 
 import orjson
 
@@ -120,6 +120,9 @@ def sum_of_results(several: Sequence[FlushResult]) -> FlushResult:
     )
 
 
+Outcome = Literal["delivered", "rejected", "dropped"]
+
+
 @dataclass(frozen=True)
 class DeliveryReport:
     """What became of one batch, given to on_delivery once.
@@ -130,7 +133,7 @@ class DeliveryReport:
     ones under overflow="drop_oldest", which are counted only.
     """
 
-    outcome: str
+    outcome: Outcome
     count: int
     reason: str
     status: Optional[int] = None

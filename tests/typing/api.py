@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from decimal import Decimal
 from types import MappingProxyType
-from typing import AsyncIterator, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import AsyncIterator, Dict, Iterator, List, Literal, Mapping, Optional, Sequence, Tuple
 
 import httpx
 from typing_extensions import assert_type
@@ -67,7 +67,7 @@ def before_send(event: Dict[str, object]) -> Optional[Mapping[str, object]]:
 
 
 def on_delivery(report: DeliveryReport) -> None:
-    assert_type(report.outcome, str)
+    assert_type(report.outcome, Literal["delivered", "rejected", "dropped"])
     assert_type(report.count, int)
     assert_type(report.reason, str)
     assert_type(report.status, Optional[int])
@@ -115,6 +115,8 @@ def make_clients(http_client: httpx.Client, async_http_client: httpx.AsyncClient
     Windback(
         before_send=print
     )  # a function of nothing but side effects returns None, which refuses the event
+    Windback(overflow="drop")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    Windback(worker="threads")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     Windback(before_send=3)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
@@ -164,6 +166,7 @@ def use(client: Windback) -> None:
     )
     read_churn_event(event)
     client.create_churn_event("jane@example.com")
+    client.create_churn_event("a@b", event_type="canceled")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     client.create_churn_event("a@b", mrr=49.99)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
     read_cancel_flow(

@@ -34,7 +34,7 @@ LAYERS = [
     ["api"],
     ["event", "models"],
     ["config"],
-    ["secrets"],
+    ["options", "secrets"],
     ["clock", "errors"],
 ]
 PLACES = {name: place for place, layer in enumerate(LAYERS) for name in layer}
@@ -43,7 +43,16 @@ APART = "devserver"
 
 PURE = [
     *("api.answer", "api.endpoints", "config", "delivery.gate", "delivery.retry", "delivery.track_events"),
-    *("delivery.verdict", "errors", "secrets", "event.batch", "event.encode", "event.hooks", "models"),
+    *(
+        "delivery.verdict",
+        "errors",
+        "secrets",
+        "event.batch",
+        "event.encode",
+        "event.hooks",
+        "models",
+        "options",
+    ),
     *("broker.layout", "journal.format", "stats"),
 ]
 # Whatever waits, starts something or reaches the network.

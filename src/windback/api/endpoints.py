@@ -18,6 +18,7 @@ from ..event import batch as batching
 from ..models import (
     CancelFlowResult,
     ChurnEvent,
+    EventType,
     Offer,
     OfferAcceptance,
     RecoveryStats,
@@ -68,7 +69,7 @@ def create_churn_event(
     *,
     customer_email: str,
     customer_name: Optional[str],
-    event_type: str,
+    event_type: EventType,
     cancel_reason: Optional[str],
     mrr: Optional[int],
     currency: Optional[str],

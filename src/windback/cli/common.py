@@ -16,6 +16,8 @@ from typing import Callable, Generator, Mapping, Optional, TypeVar
 import orjson
 import typer
 
+from windback.config import OPTIONS
+
 from .terminal import printable, write_line
 
 Run = TypeVar("Run", bound=Callable[..., int])
@@ -95,11 +97,19 @@ def json_option(text: str = "write JSON in place of text") -> bool:
     return option
 
 
+def help_of(option: str, *notes: str) -> str:
+    """Return the help of an option that a command shares with the client, and what else there is to say."""
+    said = OPTIONS[option]
+    if said.environment is not None:
+        notes = (*notes, f"default: {said.environment}")
+    elif said.default not in (None, False):
+        notes = (*notes, f"default: {said.default}")
+    return f"{said.help} ({'; '.join(notes)})" if notes else said.help
+
+
 #: Of what sends.
-BASE_URL: Optional[str] = typer.Option(
-    None, "--base-url", metavar="URL", help="of the API (default: WINDBACK_BASE_URL, else Windback's own)"
-)
-COMPRESS: bool = typer.Option(False, "--compress", help="gzip the requests, until the API refuses that")
+BASE_URL: Optional[str] = typer.Option(None, "--base-url", metavar="URL", help=help_of("base_url"))
+COMPRESS: bool = typer.Option(False, "--compress", help=help_of("compress"))
 #: Of what works on dead letters.
 REASONS = typer.Option(
     [],

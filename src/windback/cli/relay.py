@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generator, NamedTuple, Optional, Tuple, Union
 
 import typer
 
+from windback.config import OPTIONS
 from windback.secrets import broker_address, read_keys
 
 from .common import (
@@ -19,6 +20,7 @@ from .common import (
     CommandError,
     above_0,
     command,
+    help_of,
     logging_to_stderr,
     said,
     stopped_by_signals,
@@ -81,17 +83,23 @@ def relay(
         "--flush-interval",
         metavar="S",
         callback=above_0,
-        help="seconds an event may wait for others to travel with (default: 1.0; journals only)",
+        help=help_of("flush_interval", "journals only"),
     ),
     max_in_flight: int = typer.Option(
-        4, "--max-in-flight", "--concurrency", metavar="N", min=1, help="requests at once"
+        OPTIONS["max_in_flight"].default,
+        "--max-in-flight",
+        "--concurrency",
+        metavar="N",
+        min=1,
+        show_default=False,
+        help=help_of("max_in_flight"),
     ),
     batch_size: Optional[int] = typer.Option(
         None,
         "--batch-size",
         metavar="N",
         min=1,
-        help="events in a request, at most 100 (default: 100; journals only)",
+        help=help_of("batch_size", "journals only"),
     ),
     claim_after: Optional[float] = typer.Option(
         None,
@@ -103,11 +111,12 @@ def relay(
     ),
     compress: bool = COMPRESS,
     shutdown_timeout: float = typer.Option(
-        5.0,
+        OPTIONS["shutdown_timeout"].default,
         "--shutdown-timeout",
         metavar="S",
         callback=above_0,
-        help="seconds that the end may take to deliver what was read",
+        show_default=False,
+        help=help_of("shutdown_timeout"),
     ),
     poll_interval: float = typer.Option(
         0.05,

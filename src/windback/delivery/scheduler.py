@@ -26,7 +26,7 @@ from ..errors import WindbackError
 from ..event import batch as batching
 from ..event.batch import Batch, Limits
 from ..queue.memory import NEVER, MemoryQueue
-from ..stats import DeliveryReport, FlushResult, Stats
+from ..stats import DeliveryReport, FlushResult, Outcome, Stats
 from .gate import Gate, OutageLog
 from .parking import Waker
 from .retry import Tries
@@ -630,7 +630,7 @@ class Scheduler:
 
 
 def _report(
-    outcome: str, batch: Batch, reason: str, answer: Answer, message: Optional[str] = None
+    outcome: Outcome, batch: Batch, reason: str, answer: Answer, message: Optional[str] = None
 ) -> DeliveryReport:
     return DeliveryReport(outcome, len(batch), reason, answer.status, message, batch.key, batch.records)
 

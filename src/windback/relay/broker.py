@@ -25,11 +25,12 @@ from typing import (
 )
 
 from ..api.answer import Failure
-from ..config import positive, relay_keys, resolve_for_sender
+from ..config import relay_keys, resolve_for_sender
 from ..delivery.engine import LocalEngine
 from ..delivery.retry import BACKOFF_CAP_S
 from ..delivery.workers.threads import ThreadWaker
 from ..errors import ConfigurationError
+from ..options import seconds
 from ..queue.memory import MemoryQueue
 from ..secrets import Secret, broker_address, hidden, hidden_keys
 from ..stats import DeliveryReport, FlushResult, Stats, sum_of_results, sum_of_stats
@@ -103,8 +104,8 @@ class BrokerRelay:
         place = broker_address(address)
         # A batch is under way for as long, and the end may take its time too.
         default_s = max(timeout * (max_retries + 1) + BACKOFF_CAP_S * max_retries, 2 * shutdown_timeout, 10.0)
-        claim_s = default_s if claim_after is None else positive("claim_after", claim_after)
-        poll_s = positive("poll_interval", poll_interval)
+        claim_s = default_s if claim_after is None else seconds("claim_after", claim_after)
+        poll_s = seconds("poll_interval", poll_interval)
         from ..broker.connection import Connection
         from ..broker.stream import StreamQueue
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Protocol, Set
 import orjson
 
 from .. import clock
-from ..config import Config
+from ..config import OPTIONS, Config
 from ..http import egress as guard
 from ..remote.counters import Block, Counters
 from ..remote.link import LOOK_S, Link, RemoteFlush
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("windback")
 
-#: What the sender is told of the options; the key and the broker go over the pipe as well, and nowhere else.
-_TOLD = (
-    *("base_url", "timeout", "max_retries", "batch_size", "max_batch_bytes", "flush_interval"),
-    *("max_in_flight", "compress", "shutdown_timeout", "project_slug", "max_broker_entries", "fsync"),
-)
 _BOOT = """\
 import json, os, sys
 memory, answers, length = map(int, sys.argv[1:])
@@ -146,7 +141,7 @@ class SenderLink(Link):
             raise ValueError(message)
         assert self._block is not None
         config = self._config
-        options = {name: getattr(config, name) for name in _TOLD}
+        options = {name: getattr(config, name) for name, said in OPTIONS.items() if said.is_for_sender}
         told = orjson.dumps(
             {
                 **options,

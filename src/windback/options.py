@@ -1,0 +1,129 @@
+"""Every option, said once: its type, default, check, help text and environment variable.
+
+`config.Config` declares the options with `option()`. The client, the relays, the sender process, the command
+line and the reference table read them from there. A test compares the signatures, which type checkers and
+editors read from the source.
+
+Pure. Imports: `errors`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Callable, Dict, Mapping, Optional, Sequence, Type, TypeVar
+
+from .errors import ConfigurationError
+
+T = TypeVar("T")
+Check = Callable[[str, object], object]
+
+_KEY = "option"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What there is to say about one option.
+
+    environment: the variable that is read when the value is None. check: returns the checked value or raises
+    ConfigurationError; None if the check needs other options, too. is_for_sender: the sender process gets it.
+    """
+
+    name: str
+    default: object
+    help: str
+    environment: Optional[str] = None
+    check: Optional[Check] = None
+    is_for_sender: bool = False
+
+
+def option(
+    *,
+    default: T,
+    about: str,
+    environment: Optional[str] = None,
+    check: Optional[Check] = None,
+    is_for_sender: bool = False,
+) -> T:
+    """Declare an option as a field of a dataclass."""
+    said = Option("", default, about, environment, check, is_for_sender)
+    made: T = field(default=default, metadata={_KEY: said})
+    return made
+
+
+def options_of(kind: Type[object]) -> Dict[str, Option]:
+    """Return the options that a dataclass declares, by name, in order."""
+    found = {}
+    for each in fields(kind):  # type: ignore[arg-type]  # a dataclass
+        said: Optional[Option] = each.metadata.get(_KEY)
+        if said is not None:
+            found[each.name] = Option(
+                each.name, said.default, said.help, said.environment, said.check, said.is_for_sender
+            )
+    return found
+
+
+def checked(options: Mapping[str, Option], values: Mapping[str, object]) -> Dict[str, object]:
+    """Return the values of all options that can be checked alone. Raises ConfigurationError."""
+    return {name: said.check(name, values[name]) for name, said in options.items() if said.check is not None}
+
+
+def seconds(name: str, value: object, *, zero: bool = False) -> float:
+    """Check a duration."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        message = f"{name} must be a number of seconds, not {value!r}"
+        raise ConfigurationError(message)
+    if not (value >= 0 if zero else value > 0) or value > 1e9:
+        message = (
+            f"{name} must be {'at least 0' if zero else 'more than 0'} seconds and finite, not {value!r}"
+        )
+        raise ConfigurationError(message)
+    return float(value)
+
+
+def seconds_or_0(name: str, value: object) -> float:
+    """Check a duration that may be 0."""
+    return seconds(name, value, zero=True)
+
+
+def count(at_least: int = 1, at_most: Optional[int] = None) -> Callable[[str, object], int]:
+    """Return the check of a whole number within bounds."""
+
+    def check(name: str, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            message = f"{name} must be a whole number, not {value!r}"
+            raise ConfigurationError(message)
+        if value < at_least or (at_most is not None and value > at_most):
+            bounds = f"at least {at_least}" if at_most is None else f"between {at_least} and {at_most}"
+            message = f"{name} must be {bounds}, not {value}"
+            raise ConfigurationError(message)
+        return value
+
+    return check
+
+
+def boolean(name: str, value: object) -> bool:
+    """Check a switch."""
+    if not isinstance(value, bool):
+        message = f"{name} must be True or False, not {value!r}"
+        raise ConfigurationError(message)
+    return value
+
+
+def choice(choices: Sequence[Optional[str]]) -> Callable[[str, object], str]:
+    """Return the check of a choice."""
+
+    def check(name: str, value: object) -> str:
+        if value not in choices:
+            message = f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}"
+            raise ConfigurationError(message)
+        return str(value)
+
+    return check
+
+
+def hook(name: str, value: object) -> Optional[Callable[..., object]]:
+    """Check a function of the caller's."""
+    if value is not None and not callable(value):
+        message = f"{name} must be a function, not {value!r}"
+        raise ConfigurationError(message)
+    return value
