@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from deadlines import SLACK_S
 from tracking import numbers
 
 import windback
@@ -315,8 +315,6 @@ def test_an_exit_takes_no_longer_because_of_a_clock_that_started_late(silent_url
     client.track_event("login", "jane@example.com")
     time.sleep(1)
     """
-    started_s = time.monotonic()
     ended = run(code, url=silent_url, timed=True)
-    assert ended.took_s <= 1.0
+    assert ended.took_s <= 0.5 + SLACK_S
     assert "1 events were not delivered" in ended.err
-    assert time.monotonic() - started_s < 10
