@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .client import AsyncWindback, Windback
+    from .client import AsyncWindback, PreparedEvent, Windback
+    from .default import get_client, set_client
     from .errors import (
         AuthenticationError,
         ClosedError,
@@ -58,6 +59,7 @@ _HOMES = {
     "Offer": "models",
     "OfferAcceptance": "models",
     "PermissionDeniedError": "errors",
+    "PreparedEvent": "client",
     "QueueFullError": "errors",
     "RateLimitError": "errors",
     "RecoveryStats": "models",
@@ -72,6 +74,8 @@ _HOMES = {
     "WindbackConnectionError": "errors",
     "WindbackError": "errors",
     "WindbackTimeoutError": "errors",
+    "get_client": "default",
+    "set_client": "default",
 }
 
 __all__ = [
@@ -90,6 +94,7 @@ __all__ = [
     "Offer",
     "OfferAcceptance",
     "PermissionDeniedError",
+    "PreparedEvent",
     "QueueFullError",
     "RateLimitError",
     "RecoveryStats",
@@ -105,6 +110,8 @@ __all__ = [
     "WindbackError",
     "WindbackTimeoutError",
     "__version__",
+    "get_client",
+    "set_client",
 ]
 
 

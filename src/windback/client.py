@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import time
 from collections import deque
@@ -16,20 +17,23 @@ from typing import (
     Iterator,
     List,
     Optional,
-    Tuple,
+    Sequence,
     Type,
     TypeVar,
     Union,
 )
+from weakref import WeakSet
 
-from . import clock
+import orjson
+
+from . import clock, context
 from .api import endpoints as api
 from .api.answer import Answer, error_of
 from .config import Config, Fsync, Overflow, Worker, resolve
 from .delivery.engine import LocalEngine
 from .delivery.retry import Tries
 from .delivery.track_events import DirectSend, Encode, encode_all
-from .errors import ClosedError, DisabledError
+from .errors import ClosedError, DisabledError, QueueFullError
 from .event.batch import Limits
 from .event.encode import BeforeSend, Event, Properties, Timestamp, encode
 from .event.hooks import HookedEncoder
@@ -58,7 +62,34 @@ if TYPE_CHECKING:
     from .remote.link import Link
     from .remote.queue import SharedQueue
 
+logger = logging.getLogger("windback")
+
 Client = TypeVar("Client", bound="_Client")
+
+#: Gets encoded events in place of the queue and of the API.
+Capture = Callable[[Sequence[bytes]], object]
+
+
+class PreparedEvent:
+    """An event that was checked, stamped and encoded, and is not queued yet; see `Windback.prepare`."""
+
+    __slots__ = ("_client", "_records")
+
+    def __init__(self, client: _Client, record: bytes) -> None:
+        self._client = client
+        self._records = [record]
+
+    def send(self) -> bool:
+        """Give the event to the background worker. Never raises, so that it fits a callback.
+
+        Returns:
+            Whether it was accepted, as by track_event. False, too, if it was sent before.
+        """
+        try:
+            record = self._records.pop()
+        except IndexError:
+            return False
+        return self._client._send_prepared(record)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 class _Client:
@@ -192,6 +223,7 @@ class _Client:
         self._engine = engine = _make_engine(self._config, is_async=self._is_async)
         # Bound once: these three are the request path.
         self._put = engine.put
+        self._watch_capture()
         self._max_event_bytes = max_event_bytes
         self._encode: Encode = encode
         if before_send is not None:
@@ -221,7 +253,82 @@ class _Client:
         self._check_open()
         other = copy.copy(self)
         other._config = self._config.with_options(timeout, max_retries)  # noqa: SLF001 - a copy of this very object
+        other._watch_capture()  # noqa: SLF001
         return other
+
+    def prepare(
+        self,
+        event: str,
+        customer_email: str,
+        properties: Optional[Properties] = None,
+        *,
+        timestamp: Optional[Timestamp] = None,
+    ) -> Optional[PreparedEvent]:
+        """Check, stamp and encode an event now, to send it later or never: when a transaction commits.
+
+        Later changes to *properties* do not count. before_send is called here.
+
+        Args:
+            event: See track_event.
+            customer_email: See track_event.
+            properties: See track_event.
+            timestamp: See track_event.
+
+        Returns:
+            What to call `.send()` on; None if before_send refused the event, which is counted.
+
+        Raises:
+            InvalidEventError: The event can't be sent.
+        """
+        record = self._encode(event, customer_email, properties, timestamp, self._max_event_bytes)
+        return None if record is None else PreparedEvent(self, record)
+
+    def _send_prepared(self, record: bytes) -> bool:
+        try:
+            return self._put(record)
+        except NoRoomError:
+            return (
+                self._engine.queue.refuse("queue_full")
+                if self._is_async
+                else self._engine.put_or_wait(record)
+            )
+        except QueueFullError:
+            return False
+
+    def _find_customer(
+        self,
+        scope: Optional[context.Scope],
+        event: str,
+        properties: Optional[Properties],
+        timestamp: Optional[Timestamp],
+    ) -> Union[str, bool]:
+        """Return the address for `track`; or its answer: True if the event waits for the address."""
+        refuse = self._engine.queue.refuse
+        if scope is None:
+            logger.debug(
+                "track was called outside of a scope, so the event has no customer: use track_event, or open "
+                "a scope with a middleware of windback or with windback.context.bound"
+            )
+            return refuse("no_customer")
+        customer = scope.customer
+        if customer.resolve(self._engine.scheduler.count_hook_error):
+            return customer.email or refuse("no_customer")
+        # Checked and stamped now; before_send gets it when the address is known.
+        given = context.merged(scope.properties, properties)
+        fields = orjson.loads(encode(event, "unknown@", given, timestamp, self._max_event_bytes))
+
+        def send(email: Optional[str]) -> None:
+            if email is None:
+                refuse("no_customer")
+                return
+            stamp = fields["timestamp"]
+            record = self._encode(event, email, fields.get("properties"), stamp, self._max_event_bytes)
+            if record is not None:
+                self._send_prepared(record)
+
+        scope.unsettled.append(customer)
+        customer.wait(send)
+        return True
 
     def stats(self) -> Stats:
         """Return what became of all events so far. Takes no lock that track_event ever waits for."""
@@ -234,10 +341,25 @@ class _Client:
             message = "this client is closed; make a new one, or close it later"
             raise ClosedError(message)
 
-    def _encoder(self) -> Tuple[Encode, int]:
-        """Return `encode` and its last argument, for `windback.testing` to capture what would be queued."""
-        self._check_open()
-        return self._encode, self._max_event_bytes
+    def _watch_capture(self) -> None:
+        """Let `set_capture` find this client, and obey one that is set."""
+        _clients.add(self)
+        self._use_capture()
+
+    def _use_capture(self) -> None:
+        """Put where `set_capture` says. It is below the methods, which a caller may have bound already."""
+        engine, capture = self._engine, _capture
+        self._put = engine.put
+        if capture is None:
+            return
+
+        def put(record: bytes) -> bool:
+            if engine.queue.closed == "closed":
+                return engine.put(record)  # refuses and counts it
+            capture([record])
+            return True
+
+        self._put = put
 
     def _check_usable(self) -> None:
         self._check_open()
@@ -258,14 +380,18 @@ class _Client:
 
     def _direct(self, events: Iterable[Event]) -> DirectSend:
         self._check_open()
-        self._config.check_key()
+        if _capture is None:
+            self._config.check_key()
         records = encode_all(events, self._encode, self._max_event_bytes)
-        if not self._config.enabled:
+        if not self._config.enabled and _capture is None:
             self._engine.queue.refused["disabled"].add(sum(record is not None for record in records))
             records = [None] * len(records)
         config = self._config
         limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
-        return DirectSend(records, limits, gzip=self._engine.scheduler.compress)
+        direct = DirectSend(records, limits, gzip=self._engine.scheduler.compress)
+        if _capture is not None:
+            _capture(direct.take_all())
+        return direct
 
 
 class Windback(_Client):
@@ -287,6 +413,49 @@ class Windback(_Client):
         never anything for the network.
         """
         record = self._encode(event, customer_email, properties, timestamp, self._max_event_bytes)
+        if record is None:
+            return False
+        try:
+            return self._put(record)
+        except NoRoomError:
+            return self._engine.put_or_wait(record)
+
+    def track(
+        self,
+        event: str,
+        properties: Optional[Properties] = None,
+        *,
+        timestamp: Optional[Timestamp] = None,
+    ) -> bool:
+        """Record something that the customer of the current request or job did; see `windback.context`.
+
+        Args:
+            event: See track_event.
+            properties: See track_event. They win over those that are bound.
+            timestamp: See track_event.
+
+        Returns:
+            Whether the event was accepted. Without a customer, as in an anonymous request, it is not, and
+            `stats().refused["no_customer"]` counts. If the address must be awaited, the event waits for
+            that, and this is True.
+
+        Raises:
+            InvalidEventError: The event can't be sent.
+            QueueFullError: The queue is full and overflow is "raise".
+        """
+        scope = context.current()
+        email = None if scope is None else scope.customer.email
+        if scope is None or email is None:
+            found = self._find_customer(scope, event, properties, timestamp)
+            if scope is None or isinstance(found, bool):
+                return bool(found)
+            email = found
+        bound = scope.properties
+        if bound:
+            properties = (
+                {**bound, **properties} if type(properties) is dict else context.merged(bound, properties)
+            )
+        record = self._encode(event, email, properties, timestamp, self._max_event_bytes)
         if record is None:
             return False
         try:
@@ -620,6 +789,27 @@ class AsyncWindback(_Client):
         except NoRoomError:
             return await self._engine.put_or_wait_async(record)
 
+    async def track(
+        self,
+        event: str,
+        properties: Optional[Properties] = None,
+        *,
+        timestamp: Optional[Timestamp] = None,
+    ) -> bool:
+        """Record something that the customer of the current request or job did; see Windback.track."""
+        scope = context.current()
+        email = None if scope is None else scope.customer.email
+        if scope is None or email is None:
+            if scope is not None and not scope.customer.resolve(self._engine.scheduler.count_hook_error):
+                await scope.customer.settle()
+            found = self._find_customer(scope, event, properties, timestamp)
+            if scope is None or isinstance(found, bool):
+                return bool(found)
+            email = found
+        if scope.properties:
+            properties = context.merged(scope.properties, properties)
+        return await self.track_event(event, email, properties, timestamp=timestamp)
+
     async def track_events(self, events: Iterable[Event]) -> TrackResult:
         """Send a list of events now; see Windback.track_events."""
         direct = self._direct(events)
@@ -862,6 +1052,22 @@ class _AsyncEvents(AsyncIterator[ChurnEvent]):
                 raise StopAsyncIteration
             self._ready += self._pages.feed(await self._call(self._pages.next_request()))
         return self._ready.popleft()
+
+
+_clients: WeakSet[_Client] = WeakSet()
+_capture: Optional[Capture] = None
+
+
+def set_capture(capture: Optional[Capture]) -> Optional[Capture]:
+    """Give *capture* all events of all clients, for tests; None: queue and send them again.
+
+    Returns the one before.
+    """
+    global _capture
+    earlier, _capture = _capture, capture
+    for client in list(_clients):
+        client._use_capture()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # it is a part of them
+    return earlier
 
 
 def _make_engine(config: Config, *, is_async: bool) -> LocalEngine:

@@ -207,11 +207,48 @@ def test_the_fixture_lists_events_in_the_order_of_the_calls(run_pytest):
         def test_closed_is_closed(windback_events):
             client = Windback()
             client.close()
-            with pytest.raises(WindbackError, match="closed"):
-                client.track_event("login", JANE)
+            assert client.track_event("login", JANE) is False
+            assert windback_events == []
     """)
     assert set(outcomes.values()) == {"PASSED"}, said
     assert len(outcomes) == 5
+
+
+def test_events_are_captured_however_they_are_tracked(run_pytest):
+    outcomes, said = run_pytest("""
+        import functools
+        import windback.context
+
+        client = Windback()
+        track, track_all, track_here = client.track_event, client.track_events, client.track
+        loosely = functools.partial(track, "partial")
+        async_track = AsyncWindback().track_event
+        prepared = client.prepare("prepared", JANE)
+
+        def test_what_a_module_bound_before(windback_events):
+            assert track("bound", JANE) and loosely(customer_email=JANE, properties={"n": 1})
+            assert track_all([{"event": "of_many", "customer_email": JANE}]).sent == 1
+            assert prepared.send()
+            with windback.context.bound(customer_email=JANE, plan="pro"):
+                assert track_here("in_scope", {"n": 2})
+            assert [each.event for each in windback_events] == [
+                "bound", "partial", "of_many", "prepared", "in_scope"
+            ]
+            assert windback_events[-1].properties == {"plan": "pro", "n": 2}
+
+        def test_what_an_async_client_bound_before(windback_events):
+            async def main():
+                assert await async_track("bound", JANE)
+            asyncio.run(main())
+            assert [each.event for each in windback_events] == ["bound"]
+
+        def test_each_test_has_its_own(windback_events):
+            assert windback_events == []
+            assert client.with_options(timeout=1).track_event("copy", JANE)
+            assert [each.event for each in windback_events] == ["copy"]
+    """)
+    assert set(outcomes.values()) == {"PASSED"}, said
+    assert len(outcomes) == 3
 
 
 def test_assertions_pass_for_what_was_tracked_and_return_it(run_pytest):

@@ -22,7 +22,9 @@ PACKAGE = Path(windback.__file__).parent
 LAYERS = [
     ["__main__"],
     ["aws_lambda", "cli", "testing"],
+    ["default"],
     ["client"],
+    ["context"],
     ["sender"],
     ["relay"],
     ["remote"],

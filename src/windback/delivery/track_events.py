@@ -63,6 +63,13 @@ class DirectSend:
         """Return the batch to send now, None after the last."""
         return self._batches[0] if self._batches else None
 
+    def take_all(self) -> List[bytes]:
+        """Return all events, as if all batches were delivered; for tests that capture them."""
+        taken = [record for batch in self._batches for record in batch.records]
+        self._sent, self._requests = len(taken), len(self._batches)
+        self._batches.clear()
+        return taken
+
     def settle(self, batch: Batch, answer: Answer, wall_s: float, redact: Callable[[str], str]) -> None:
         """Take in the answer to the last try of *batch*; raises its error, if there is no way on."""
         verdict = judge(answer, events=len(batch), gzipped=self.gzip)

@@ -103,7 +103,9 @@ class MemoryQueue:
         self._first_after_close: Deque[bool] = deque((False,))
         self.refused: Dict[str, AtomicCounter] = {
             reason: AtomicCounter()
-            for reason in ("queue_full", "before_send", "before_send_error", "disabled", "closed")
+            for reason in (
+                *("queue_full", "before_send", "before_send_error", "disabled", "closed", "no_customer"),
+            )
         }
         self.closed: Optional[str] = None
         #: Callers compare with this instead of with the bound, so that -1 sends them all the slow way.

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import Generator, Iterable, List, Mapping, Optional, Tuple, Union
-from unittest import mock
+from typing import Generator, Iterable, List, Mapping, Optional
 
 import orjson
 
-from ..client import AsyncWindback, Windback
-from ..config import MAX_BATCH_SIZE
-from ..delivery.track_events import Encode, encode_all
-from ..event.encode import Event, Properties, Timestamp
-from ..models import TrackResult
+from ..client import set_capture
 from .matching import Wanted, complaint
 
 
@@ -70,60 +65,22 @@ class CapturedEvents(List[CapturedEvent]):
         """AssertionError, showing them all, if there is an event that matches."""
         self.assert_tracked(event, customer_email=customer_email, properties=properties, count=0)
 
-    def add(self, records: Iterable[Optional[bytes]]) -> int:
-        """Take in encoded events; None is one that before_send refused."""
-        taken = [CapturedEvent(**orjson.loads(record)) for record in records if record is not None]
-        self.extend(taken)
-        return len(taken)
+    def add(self, records: Iterable[bytes]) -> None:
+        """Append encoded events."""
+        self.extend(CapturedEvent(**orjson.loads(record)) for record in records)
 
 
 @contextlib.contextmanager
 def capturing() -> Generator[CapturedEvents, None, None]:
     """Capture what all clients track, those made before included; nothing is queued or sent.
 
-    Events are checked and pass `before_send` as usual. Plain calls are not captured: they need an answer.
+    Events are checked and pass `before_send` as usual, and it does not matter how they are tracked: by a
+    bound method that a module keeps, `prepare(...).send()`, `track`. Plain calls are not captured: they need
+    an answer, which the local server of `windback_dev` gives.
     """
     events = CapturedEvents()
-
-    def capture(
-        self: Union[Windback, AsyncWindback],
-        event: str,
-        customer_email: str,
-        properties: Optional[Properties] = None,
-        *,
-        timestamp: Optional[Timestamp] = None,
-    ) -> bool:
-        encode, max_event_bytes = _encoder(self)
-        return events.add([encode(event, customer_email, properties, timestamp, max_event_bytes)]) == 1
-
-    async def capture_async(
-        self: AsyncWindback,
-        event: str,
-        customer_email: str,
-        properties: Optional[Properties] = None,
-        *,
-        timestamp: Optional[Timestamp] = None,
-    ) -> bool:
-        return capture(self, event, customer_email, properties, timestamp=timestamp)
-
-    def capture_all(self: Union[Windback, AsyncWindback], many: Iterable[Event]) -> TrackResult:
-        records = encode_all(many, *_encoder(self))
-        sent = events.add(records)
-        return TrackResult(sent=sent, requests=-(-sent // MAX_BATCH_SIZE), refused=len(records) - sent)
-
-    async def capture_all_async(self: AsyncWindback, many: Iterable[Event]) -> TrackResult:
-        return capture_all(self, many)
-
-    with contextlib.ExitStack() as stack:
-        for kind, name, stand_in in (
-            (Windback, "track_event", capture),
-            (Windback, "track_events", capture_all),
-            (AsyncWindback, "track_event", capture_async),
-            (AsyncWindback, "track_events", capture_all_async),
-        ):
-            stack.enter_context(mock.patch.object(kind, name, stand_in))
+    earlier = set_capture(events.add)
+    try:
         yield events
-
-
-def _encoder(client: Union[Windback, AsyncWindback]) -> Tuple[Encode, int]:
-    return client._encoder()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # methods of theirs, in effect
+    finally:
+        set_capture(earlier)
