@@ -79,11 +79,11 @@ class Customer:
             awaitable = self._awaitables.pop()
         except IndexError:
             return
-        import anyio
+        from .delivery.workers.event_loops import move_on_after
 
         found: object = None
         try:
-            with anyio.move_on_after(RESOLVE_S) as limit:
+            with move_on_after(RESOLVE_S) as limit:
                 found = await awaitable
             if limit.cancelled_caught:
                 self._report(TimeoutError(f"it took longer than {RESOLVE_S:g} s"))
