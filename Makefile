@@ -21,6 +21,7 @@ NOX = PATH="$(abspath $(BIN)):$$PATH" nox --no-venv --no-install
 # A stamp names the interpreter: `make test PYTHON=python3.8` after `make test` starts from a new environment.
 DEV := $(VENV)/.dev-$(VERSION)
 DEMO := .venv-demo/.demo-$(VERSION)
+DOCS := .venv-docs/.docs-$(VERSION)
 BENCH := .venv-bench/.bench-$(VERSION)
 
 .NOTPARALLEL:
@@ -93,6 +94,11 @@ coverage: $(DEV) programs  ## the tests, and which lines and branches they miss
 screenshots: $(DEV) programs  ## the pictures in docs/images, of a server with believable data
 	$(BIN)/python tests/browser/screenshots.py $(ARGS)
 
+.PHONY: docs
+docs: $(DOCS)  ## the documentation's site in .site/, strictly and without a network; Python 3.10 or newer
+	.venv-docs/bin/python docs/generate.py
+	NO_COLOR=1 .venv-docs/bin/zensical build --clean --strict
+
 .PHONY: format
 format: $(DEV)  ## let ruff format and fix
 	$(BIN)/ruff check --fix .
@@ -108,7 +114,7 @@ bench: $(BENCH)  ## measure, beside the peers
 
 .PHONY: clean
 clean:  ## remove whatever these commands made
-	rm -rf .venv .venv-demo .venv-bench .nox .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist .coverage .coverage.*
+	rm -rf .venv .venv-demo .venv-bench .venv-docs .site .nox .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist .coverage .coverage.* .cache
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A missing stamp means another interpreter, or an installation that broke off: begin anew.
@@ -126,6 +132,9 @@ $(DEV): pyproject.toml
 
 $(DEMO): pyproject.toml
 	$(call install,--editable '.[demo]')
+
+$(DOCS): pyproject.toml docs/requirements.txt
+	$(call install,--editable . --requirement docs/requirements.txt)
 
 $(BENCH): pyproject.toml benchmarks/requirements.txt
 	$(call install,--editable '.[cli]' --requirement benchmarks/requirements.txt)
