@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from windback.config import OPTIONS
+from windback.delivery.verdict import CLASSES, STATUSES, Action, Rule
 from windback.options import Option
 
 REFERENCE = Path(__file__).with_name("reference.md")
@@ -32,8 +33,40 @@ def _default(said: Option) -> str:
     return f"`{said.environment}`" + ("" if value is None else f", else {text}")
 
 
+_BATCH = {
+    Action.ACK: "delivered",
+    Action.KEEP: "retried, then kept",
+    Action.WAIT: "the queue waits as long as asked",
+    Action.SPLIT: "halved; a single event is rejected",
+    Action.PAUSE: "kept, tried again after 5 minutes",
+}
+
+
+def statuses_table() -> str:
+    """Return what each status code means."""
+    rules = {
+        **{f"other {number}xx" if number > 2 else f"{number}xx": rule for number, rule in CLASSES.items()},
+        **{str(status): rule for status, rule in STATUSES.items()},
+    }
+    rows = [
+        f"| {name} | {_BATCH[rule.action]} | {_plain(rule)} | {rule.why} |"
+        for name, rule in sorted(
+            rules.items(), key=lambda pair: pair[0].replace("other ", "").replace("x", "~")
+        )
+    ]
+    return "\n".join(["| status | a batch | a plain call | why |", "| --- | --- | --- | --- |", *rows])
+
+
+def _plain(rule: Rule) -> str:
+    if rule.action is Action.ACK:
+        return "returns"
+    if not rule.is_retried:
+        return "raises"
+    return "retried" if rule.is_unprocessed else "retried, unless it must happen only once"
+
+
 #: What is written between `<!-- NAME -->` and `<!-- /NAME -->`.
-PARTS = {"options": options_table}
+PARTS = {"options": options_table, "statuses": statuses_table}
 
 
 def generated(text: str) -> str:

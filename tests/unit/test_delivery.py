@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from email.utils import format_datetime, formatdate
+from http import HTTPStatus
 
 import pytest
 
@@ -13,7 +14,7 @@ from windback.api.answer import Answer, Failure, error_of, retry_after_s
 from windback.delivery import gate as gates
 from windback.delivery.gate import Gate, OutageLog
 from windback.delivery.retry import Tries, backoff_s, retry_delay_s
-from windback.delivery.verdict import Action, Verdict, is_retryable, judge
+from windback.delivery.verdict import CLASSES, STATUSES, Action, Verdict, is_retryable, judge, rule_of
 from windback.models import parse_time
 
 LASTING = (Failure.REFUSED, Failure.FORBIDDEN)
@@ -39,14 +40,21 @@ MEANINGS = [
     *((failed(each), Action.KEEP, each.name.lower()) for each in Failure if each not in LASTING),
     (failed(Failure.REFUSED), Action.PAUSE, "refused"),
     (failed(Failure.FORBIDDEN), Action.REJECT, "forbidden"),
-    *((answer(status), Action.KEEP, f"status_{status}") for status in (408, 425, 500, 502, 503, 504, 599)),
+    *(
+        (answer(status), Action.KEEP, f"status_{status}")
+        for status in (408, 409, 421, 425, 500, 502, 503, 504)
+    ),
+    *((answer(status), Action.KEEP, f"status_{status}") for status in (511, 520, 599, 600, 999)),
     (answer(429), Action.WAIT, "status_429"),
     (answer(429, retry_after="5"), Action.WAIT, "status_429"),
     (answer(503, retry_after="5"), Action.WAIT, "status_503"),
     (answer(500, retry_after="5"), Action.KEEP, "status_500"),
     *((answer(status), Action.PAUSE, f"status_{status}") for status in (301, 302, 307, 308, 401, 402, 403)),
     *((answer(status), Action.PAUSE, f"status_{status}") for status in (404, 405, 410)),
-    *((answer(status), Action.REJECT, f"status_{status}") for status in (409, 411, 415, 418, 451)),
+    *(
+        (answer(status), Action.PAUSE, f"status_{status}")
+        for status in (101, 407, 411, 415, 431, 451, 501, 505)
+    ),
 ]
 
 
@@ -60,7 +68,10 @@ def test_an_answer_has_one_meaning_for_a_batch(given, action, reason, events):
     assert judge(given, events=events, gzipped=False) == Verdict(action, reason)
 
 
-@pytest.mark.parametrize(("status", "reason"), [(400, "invalid"), (422, "invalid"), (413, "too_large")])
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(400, "invalid"), (422, "invalid"), (413, "too_large"), (418, "status_418"), (499, "status_499")],
+)
 def test_a_batch_is_split_until_one_event_is_left_and_rejected(status, reason):
     assert judge(answer(status), events=2, gzipped=False) == Verdict(Action.SPLIT, reason)
     assert judge(answer(status), events=1, gzipped=False) == Verdict(Action.REJECT, reason)
@@ -85,7 +96,8 @@ def test_no_answer_may_be_tried_again_but_once_only_requests_only_if_nothing_was
     ("status", "again", "once_only"),
     [
         (408, True, False),
-        (425, True, False),
+        (421, True, True),
+        (425, True, True),
         (429, True, True),
         (500, True, False),
         (503, True, True),
@@ -93,13 +105,36 @@ def test_no_answer_may_be_tried_again_but_once_only_requests_only_if_nothing_was
         (400, False, False),
         (401, False, False),
         (404, False, False),
-        (409, False, False),
         (302, False, False),
+        (407, False, False),
+        (501, False, False),
     ],
 )
 def test_a_status_may_be_worth_another_try(status, again, once_only):
     assert is_retryable(answer(status)) is again
     assert is_retryable(answer(status), once_only=True) is once_only
+
+
+def test_a_conflict_is_tried_again_only_if_an_earlier_try_may_still_run():
+    assert is_retryable(answer(409))
+    assert not is_retryable(answer(409), is_repeat=False)
+    assert not is_retryable(answer(409), once_only=True)
+
+
+@pytest.mark.parametrize("status", sorted({*map(int, HTTPStatus), *STATUSES}))
+def test_every_status_of_http_has_one_rule_with_a_reason(status):
+    rule = rule_of(status)
+    assert rule.why
+    if rule.is_unprocessed:
+        assert rule.is_retried
+    if status not in STATUSES:
+        assert rule is CLASSES[status // 100]
+
+
+def test_no_status_but_success_loses_a_batch_as_a_whole():
+    """What is rejected is a single event, found by halves; everything else stays in the queue."""
+    for status in (status for status in range(100, 600) if not 200 <= status < 300):
+        assert judge(answer(status), events=2, gzipped=False).action not in (Action.ACK, Action.REJECT)
 
 
 # Delays

@@ -14,6 +14,8 @@ from windback.delivery.scheduler import PATIENCE_S, SPARE_WORKER_S, WATCH_CAP_S,
 from windback.queue.memory import NEVER, MemoryQueue
 
 OK = Answer(200)
+#: The one answer that rejects a batch as a whole.
+NOT_ALLOWED = Answer(None, failure=Failure.FORBIDDEN, detail="twice")
 LINGER = 2.0
 
 
@@ -397,7 +399,7 @@ def test_reclaimed_batches_are_sent_by_whoever_comes_next(world):
 
 
 def test_the_law_holds_after_every_step(world):
-    answers = [OK, Answer(500), Answer(413), Answer(400), Answer(401), Answer(429), Answer(409), OK] * 4
+    answers = [OK, Answer(500), Answer(413), Answer(400), Answer(401), Answer(429), NOT_ALLOWED, OK] * 4
     worker = world.worker()
     for answer in answers:
         world.put(10)
@@ -463,7 +465,7 @@ def test_a_flush_waits_for_both_halves_of_a_split_batch(world):
     world.settle(worker.step().batch, Answer(413))
     world.settle(worker.step().batch)
     assert not flush.done
-    world.settle(worker.step().batch, Answer(409))
+    world.settle(worker.step().batch, NOT_ALLOWED)
     assert flush.done
     assert world.scheduler.end_flush(flush) == windback.FlushResult(0, 5, 5, 0)
 
@@ -595,12 +597,12 @@ def test_close_wakes_callers_that_wait_for_room():
 def test_every_batch_is_reported_once_with_its_outcome():
     reports = []
     world = World(on_delivery=reports.append)
-    for answer in (OK, Answer(409, {}, b'{"error": "twice"}')):
+    for answer in (OK, NOT_ALLOWED):
         world.put(10)
         world.settle(world.worker().step().batch, answer)
     assert [(each.outcome, each.count, each.reason, each.status, each.message) for each in reports] == [
         ("delivered", 10, "ok", 200, None),
-        ("rejected", 10, "status_409", 409, "twice"),
+        ("rejected", 10, "forbidden", None, "not allowed: twice"),
     ]
     assert all(each.idempotency_key for each in reports)
 
@@ -631,16 +633,18 @@ def test_rejections_are_written_once_a_minute(world, caplog):
     caplog.set_level(logging.WARNING, "windback")
     for _ in range(5):
         world.put(10)
-        world.settle(world.worker().step().batch, Answer(409, {}, b'{"error": "twice"}'))
+        world.settle(world.worker().step().batch, NOT_ALLOWED)
         world.now += 13.0
     lines = [each.getMessage() for each in caplog.records]
     assert lines == [
-        "the API rejects events, 10 so far; the last: 409: twice",
+        "the API rejects events, 10 so far; the last: not allowed: twice",
     ]
     world.now += 60.0
     world.put(10)
-    world.settle(world.worker().step().batch, Answer(409, {}, b'{"error": "twice"}'))
-    assert caplog.records[-1].getMessage() == "the API rejects events, 60 so far; the last: 409: twice"
+    world.settle(world.worker().step().batch, NOT_ALLOWED)
+    assert (
+        caplog.records[-1].getMessage() == "the API rejects events, 60 so far; the last: not allowed: twice"
+    )
 
 
 def test_a_disabled_client_accepts_nothing_and_starts_nobody():

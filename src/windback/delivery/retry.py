@@ -65,10 +65,14 @@ class Tries:
         self._is_over = is_over
 
     def again(self, answer: Answer, *, now_s: float, wall_s: float, dice: float) -> bool:
-        """Take in a try's answer; if another is due, `delay_s` says after how long."""
+        """Apply a try's answer; return whether another try is due, after `delay_s`."""
         self.made += 1
         self.last = answer
-        if answer.ok or self.made > self._max_retries or not is_retryable(answer, once_only=self._once_only):
+        if answer.ok or self.made > self._max_retries:
+            return False
+        # What a worker sends may have been sent before, under the same key.
+        is_repeat = self._gated or self.made > 1
+        if not is_retryable(answer, once_only=self._once_only, is_repeat=is_repeat):
             return False
         if (self._gated and is_throttle(answer)) or self._is_over():
             return False
