@@ -127,7 +127,7 @@ class _Client:
         shutdown_timeout: float = 5.0,
         handle_signals: bool = False,
         http_client: Union[httpx.Client, httpx.AsyncClient, None] = None,
-        enabled: bool = True,
+        enabled: Optional[bool] = None,
     ) -> None:
         """Make a client. It starts no thread and opens no connection; the first event does.
 
@@ -178,9 +178,11 @@ class _Client:
                 remaining events.
             handle_signals: On SIGTERM and SIGINT deliver the queue first, for up to `shutdown_timeout`,
                 while the application goes on; then do what would have happened. A second signal does not
-                wait.
+                wait. An application that gets signals from its event loop goes on to do so. Main thread
+                only: elsewhere a WARNING, and the next `stats()` in the main thread does it.
             http_client: An httpx client of your own, for proxies or certificates. You close it.
-            enabled: False: check events, then refuse them; send nothing.
+            enabled: False: check events, then refuse them; send nothing, and need no key. Environment:
+                WINDBACK_ENABLED.
 
         Raises:
             ConfigurationError: An option is wrong; the message says which and what to do.
@@ -332,11 +334,19 @@ class _Client:
 
     def stats(self) -> Stats:
         """Return what became of all events so far. Takes no lock that track_event ever waits for."""
-        lifecycle.notice_fork()
+        self._look_around()
         return self._engine.stats()
 
-    def _check_open(self) -> None:
+    def _look_around(self) -> None:
+        """Notice what no hook tells: a fork in C, or that this is the thread that can take signals."""
         lifecycle.notice_fork()
+        if self._config.handle_signals:
+            from .process import signals
+
+            signals.install_later()
+
+    def _check_open(self) -> None:
+        self._look_around()
         if self._engine.queue.closed == "closed":
             message = "this client is closed; make a new one, or close it later"
             raise ClosedError(message)

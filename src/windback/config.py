@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Callable, Dict, List, Literal, Mapping, Option
 from urllib.parse import urlsplit
 
 from .errors import ConfigurationError
-from .options import boolean, checked, choice, count, hook, option, options_of, seconds, seconds_or_0
+from .options import (
+    boolean,
+    checked,
+    choice,
+    count,
+    hook,
+    option,
+    options_of,
+    seconds,
+    seconds_or_0,
+    switched,
+)
 from .secrets import BrokerAddress, Secret, broker_address, fingerprint, hidden, key_pairs, kind_of, redact
 
 if TYPE_CHECKING:
@@ -215,7 +226,9 @@ class Config:
         default=False,
         about=(
             "On SIGTERM and SIGINT deliver the queue first, for up to `shutdown_timeout`, while the "
-            "application goes on; then do what would have happened. A second signal does not wait."
+            "application goes on; then do what would have happened. A second signal does not wait. An "
+            "application that gets signals from its event loop goes on to do so. Main thread only: elsewhere "
+            "a WARNING, and the next `stats()` in the main thread does it."
         ),
         check=boolean,
     )
@@ -225,7 +238,8 @@ class Config:
     )
     enabled: bool = option(
         default=True,
-        about="False: check events, then refuse them; send nothing.",
+        about="False: check events, then refuse them; send nothing, and need no key.",
+        environment="WINDBACK_ENABLED",
         check=boolean,
     )
 
@@ -276,8 +290,8 @@ _WITHOUT_CALLERS: Mapping[str, object] = {
 def resolve(*, is_async: bool, **given: object) -> Config:
     """Fill in the environment, check every option and freeze them. Raises ConfigurationError."""
     options = {**{name: said.default for name, said in OPTIONS.items()}, "base_url": None, **given}
+    enabled = options["enabled"] = switched(OPTIONS["enabled"], options["enabled"])
     values = checked(OPTIONS, options)
-    enabled = options["enabled"] is True
     broker = _broker(options, enabled=enabled)
     slug, base_url = _given(options, "project_slug"), _given(options, "base_url")
     public_key = _given(options, "public_key")
@@ -374,7 +388,10 @@ def _secret_key(value: object, *, is_needed: bool) -> Optional[Secret]:
     if value is None:
         if not is_needed:
             return None
-        message = "no API key: pass api_key='sk_…' or set WINDBACK_API_KEY"
+        message = (
+            "no API key: pass api_key='sk_…' or set WINDBACK_API_KEY; "
+            "where nothing is to be sent, as in CI, set WINDBACK_ENABLED=0"
+        )
         raise ConfigurationError(message, code="MISSING_API_KEY")
     return _key("api_key", value, "sk_", "pub_")
 

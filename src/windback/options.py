@@ -9,6 +9,7 @@ Pure. Imports: `errors`.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Callable, Dict, Mapping, Optional, Sequence, Type, TypeVar
 
@@ -107,6 +108,25 @@ def boolean(name: str, value: object) -> bool:
         message = f"{name} must be True or False, not {value!r}"
         raise ConfigurationError(message)
     return value
+
+
+#: What an environment variable of a switch may say, in any case of letters.
+_SWITCHES = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+def switched(said: Option, value: object) -> bool:
+    """Return a switch; None is what its environment variable says, or the default."""
+    text = os.environ.get(said.environment or "", "").strip()
+    if value is not None or not text:
+        return boolean(said.name, said.default if value is None else value)
+    found = _SWITCHES.get(text.lower())
+    if found is None:
+        message = f"{said.environment} must be 1, true, yes or on, or 0, false, no or off, not {text!r}"
+        raise ConfigurationError(message)
+    return found
 
 
 def choice(choices: Sequence[Optional[str]]) -> Callable[[str, object], str]:

@@ -11,7 +11,7 @@ import pytest
 from deadlines import SLACK_S
 from tracking import numbers
 
-from windback import ConfigurationError, Windback
+from windback import Windback
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="signals end a process there without a handler"
@@ -283,19 +283,194 @@ def test_without_clients_a_signal_does_what_it_did(dead_url, run):
     assert (ended.status, ended.err) == (-signal.SIGTERM, "")
 
 
-def test_outside_of_the_main_thread_it_is_an_error(dead_url):
-    errors = []
+def test_outside_of_the_main_thread_it_is_one_warning_and_later_works(server, run):
+    code = """\
+    clients = []
+    for _ in range(2):
+        make = lambda: clients.append(Windback(handle_signals=True, flush_interval=3600))
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    {take}
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    track(clients[0])
+    send()
+    time.sleep(20)
+    """
+    for take in ("Windback(handle_signals=True)", "clients[1].stats()", "clients[1].flush()"):
+        server.reset()
+        ended = run(TOOLS + code.format(take=take), url=server.url)
+        assert ended.status == -signal.SIGTERM
+        assert len(ended.err.splitlines()) == 1
+        assert "handle_signals=True has no effect yet" in ended.err
+        assert numbers(server) == list(range(95))
 
-    def make():
-        try:
-            Windback("sk_test_1", base_url=dead_url, handle_signals=True)
-        except ConfigurationError as error:
-            errors.append(error)
 
-    thread = threading.Thread(target=make)
-    thread.start()
-    thread.join()
-    assert "handle_signals=True works in the main thread only" in str(errors[0])
+def test_once_taken_a_handler_that_the_application_sets_stays(dead_url, run):
+    code = """\
+    client = Windback(handle_signals=True)
+    mine = lambda *_: None
+    signal.signal(signal.SIGTERM, mine)
+    client.stats(), client.flush()
+    assert signal.getsignal(signal.SIGTERM) is mine
+    """
+    ended = run(TOOLS + code, url=dead_url)
+    assert (ended.status, ended.err) == (0, "")
+
+
+# -- programs that get signals from an event loop ---------------------------------------------------
+
+RUNNERS = {
+    "asyncio": "asyncio.run(main())",
+    "uvloop": "import uvloop; uvloop.run(main())",
+}
+
+
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_loop_that_gets_the_signal_gets_it_once(server, run, runner, number):
+    code = f"""\
+    calls = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.{number}, calls.append, 1)
+        client = Windback(handle_signals=True, flush_interval=3600)
+        track(client)
+        send(signal.{number})
+        while not calls:
+            await asyncio.sleep(0.01)
+        while client.stats().pending:  # nobody here flushes it
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        print(calls)
+        track(client, 1)
+        send(signal.{number})
+        while len(calls) < 2 or client.stats().pending:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        print(calls)
+
+    {runner}
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.out, ended.err) == (0, ["[1]", "[1, 1]"], "")
+
+
+def test_a_descriptor_of_the_programs_own_is_written_once(server, run):
+    code = """\
+    import socket
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno())
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    client = Windback(handle_signals=True, flush_interval=3600)
+    track(client)
+    send()
+    assert ours.recv(10) == bytes([signal.SIGTERM])
+    while client.stats().pending:
+        time.sleep(0.01)
+    ours.settimeout(0.5)
+    try:
+        print(ours.recv(10))
+    except socket.timeout:
+        print("once")
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.out, ended.err) == (0, ["once"], "")
+
+
+AIOHTTP = """\
+    from aiohttp import web
+
+    async def start(app):
+        app[KEY] = {kind}(handle_signals=True, flush_interval=3600)
+        for n in range(95):
+            result = app[KEY].track_event("login", "jane@example.com", {{"n": n}})
+            assert await result if asyncio.iscoroutine(result) else result
+        threading.Timer(0.5, send).start()
+
+    async def cleanup(app):
+        print("cleanup starts", flush=True)
+        await asyncio.sleep(1)
+        print("cleanup done", flush=True)
+
+    KEY = web.AppKey("client", object) if hasattr(web, "AppKey") else "client"
+    app = web.Application()
+    app.on_startup.append(start)
+    app.on_cleanup.append(cleanup)
+    web.run_app(app, host="127.0.0.1", port=0, print=None)
+    print("ended normally")
+    """
+
+
+@pytest.mark.parametrize("kind", ["Windback", "AsyncWindback"])
+def test_aiohttp_cleans_up_in_peace(server, run, kind):
+    ended = run(TOOLS + AIOHTTP.format(kind=kind), url=server.url)
+    assert (ended.status, ended.out) == (0, ["cleanup starts", "cleanup done", "ended normally"])
+    assert numbers(server) == list(range(95))
+
+
+HYPERCORN = """\
+    import hypercorn.asyncio, hypercorn.config
+
+    async def app(scope, receive, send_answer):
+        global client
+        if scope["type"] != "lifespan":
+            raise NotImplementedError
+        while True:
+            kind = (await receive())["type"]
+            if kind == "lifespan.startup":
+                client = Windback(handle_signals=True, flush_interval=3600)
+                track(client)
+                threading.Timer(0.5, send).start()
+            else:
+                print("cleanup starts", flush=True)
+                await asyncio.sleep(1)
+                print("cleanup done", flush=True)
+            await send_answer({"type": kind + ".complete"})
+            if kind == "lifespan.shutdown":
+                return
+
+    config = hypercorn.config.Config()
+    config.bind = ["127.0.0.1:0"]
+    config.accesslog = config.errorlog = None
+    import hypercorn.run
+    config.application_path = "unused"
+    from hypercorn.asyncio.run import worker_serve
+    from hypercorn.app_wrappers import ASGIWrapper
+
+    asyncio.run(worker_serve(ASGIWrapper(app), config))
+    print("ended normally")
+    """
+
+
+def test_hypercorn_shuts_down_in_peace(server, run):
+    ended = run(TOOLS + HYPERCORN, url=server.url)
+    assert (ended.status, ended.out) == (0, ["cleanup starts", "cleanup done", "ended normally"]), ended.err
+    assert numbers(server) == list(range(95))
+
+
+def test_where_os_kill_would_end_the_process_the_signal_is_raised(server, run):
+    """As on Windows, where os.kill is TerminateProcess for every signal but two."""
+    code = """\
+    calls = []
+    signal.signal(signal.SIGTERM, lambda *_: calls.append(1))
+    client = Windback(handle_signals=True, flush_interval=3600)
+    track(client)
+    kill = os.kill
+    os.kill = lambda pid, number: os._exit(77)
+    import windback.process.signals as signals
+    signals.os = type(sys)("os")
+    signals.os.__dict__.update(os.__dict__, name="nt")
+    kill(os.getpid(), signal.SIGTERM)
+    while not calls:
+        time.sleep(0.01)
+    print(client.stats().pending)
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.out, ended.err) == (0, ["0"], "")
 
 
 def test_without_the_option_no_handler_is_installed(dead_url):

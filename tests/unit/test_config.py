@@ -309,3 +309,34 @@ def test_resolve_takes_every_option_of_a_client():
     made = config()
     again = resolve(is_async=False, **{name: getattr(made, name) for name in made.__dataclass_fields__})
     assert again == made
+
+
+@pytest.mark.parametrize("text", ["0", "false", "no", "off", "FALSE", " Off "])
+def test_a_variable_switches_clients_off_and_no_key_is_needed(monkeypatch, text):
+    monkeypatch.setenv("WINDBACK_ENABLED", text)
+    client = Windback()
+    assert not client._config.enabled
+    assert client.track_event("login", "jane@example.com") is False
+    assert dict(client.stats().refused) == {"disabled": 1}
+    assert not AsyncWindback()._config.enabled
+    with pytest.raises(ConfigurationError, match="no API key"):
+        Windback(enabled=True)
+
+
+@pytest.mark.parametrize("text", ["1", "true", "yes", "on", "On", "", " "])
+def test_a_variable_leaves_clients_on(monkeypatch, text):
+    monkeypatch.setenv("WINDBACK_ENABLED", text)
+    assert Windback("sk_test_1")._config.enabled
+    assert not Windback(enabled=False)._config.enabled
+
+
+@pytest.mark.parametrize("text", ["2", "nein", "disabled", "none", "-"])
+def test_a_variable_that_says_neither_is_named(monkeypatch, text):
+    monkeypatch.setenv("WINDBACK_ENABLED", text)
+    with pytest.raises(ConfigurationError, match=f"WINDBACK_ENABLED must be 1, .* or off, not '{text}'"):
+        Windback("sk_test_1")
+
+
+def test_the_error_for_a_missing_key_names_the_switch(monkeypatch):
+    with pytest.raises(ConfigurationError, match="WINDBACK_ENABLED=0"):
+        Windback()

@@ -15,8 +15,9 @@ from urllib.request import getproxies
 
 import typer
 
-from windback.config import DEFAULT_BASE_URL, Config, is_loopback
+from windback.config import DEFAULT_BASE_URL, OPTIONS, Config, is_loopback
 from windback.errors import ConfigurationError, WindbackError
+from windback.options import switched
 
 from .. import clock
 from .common import BASE_URL, above_0, command, json_option, print_json
@@ -88,6 +89,7 @@ def _checks(base_url: Optional[str], timeout_s: float, *, with_event: bool) -> I
 
     url = base_url or os.environ.get("WINDBACK_BASE_URL") or DEFAULT_BASE_URL
     config: Optional[Config] = None
+    yield from _switch()
     key = _key()
     yield key
     try:
@@ -112,6 +114,15 @@ def _checks(base_url: Optional[str], timeout_s: float, *, with_event: bool) -> I
             return
     why_not = "" if with_event else "not asked for"
     yield from _exchange(config, timeout_s, why_not if key.state == OK else "there is no key to send it with")
+
+
+def _switch() -> Iterator[Check]:
+    try:
+        if not switched(OPTIONS["enabled"], None):
+            text = "WINDBACK_ENABLED switches clients off: they send nothing, unless made with enabled=True"
+            yield Check("enabled", WARNING, text)
+    except ConfigurationError as error:
+        yield Check("enabled", PROBLEM, error.message)
 
 
 def _key() -> Check:

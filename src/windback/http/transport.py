@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import ssl
+import sys
 import threading
 from typing import AsyncIterator, Awaitable, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 from weakref import WeakSet
@@ -28,6 +29,7 @@ from ..delivery.workers import event_loops
 from ..event.batch import Batch
 from ..secrets import without_frames
 from . import egress as guard
+from .interruption import raise_interruption
 
 # For getaddrinfo, which loads it at first use: a fork at that moment would break the child for good.
 codecs.lookup("idna")
@@ -205,6 +207,7 @@ class SyncTransport(_Wire):
         self._extensions["trace"] = self._deadline.on_trace
         self._client: Optional[httpx.Client] = None
         self._direct: Optional[httpx.HTTPTransport] = None
+        before = sys.exc_info()[1]
         try:
             if isinstance(config.http_client, httpx.Client):
                 self._client = config.http_client
@@ -215,6 +218,7 @@ class SyncTransport(_Wire):
                 # and redirects that we do not want.
                 self._direct = httpx.HTTPTransport(verify=_verify(config), limits=_limits())
         except Exception as error:  # noqa: BLE001 - a certificate file or proxy that the environment has wrong
+            raise_interruption(error, before)
             self.broken = self.read_failure(error, Failure.CONNECT)
 
     def attempt(self, request: Request, timeout_s: float) -> Answer:
@@ -222,6 +226,7 @@ class SyncTransport(_Wire):
         if self.broken is not None:
             return self.broken
         self._deadline.start(timeout_s)
+        before = sys.exc_info()[1]
         try:
             if self._direct is not None:
                 response = self._direct.handle_request(self.build(request, timeout_s))
@@ -238,6 +243,7 @@ class SyncTransport(_Wire):
             finally:
                 response.close()
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
+            raise_interruption(error, before)
             return self.read_failure(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
             raise without_frames(error)  # noqa: B904 - the frames of httpx hold the key
@@ -293,6 +299,7 @@ class AsyncTransport(_Wire):
             self._extensions["trace"] = _check_host
         self._client: Optional[httpx.AsyncClient] = None
         self._direct: Optional[httpx.AsyncHTTPTransport] = None
+        before = sys.exc_info()[1]
         try:
             if isinstance(config.http_client, httpx.AsyncClient):
                 self._client = config.http_client
@@ -301,6 +308,7 @@ class AsyncTransport(_Wire):
             else:
                 self._direct = httpx.AsyncHTTPTransport(verify=_verify(config), limits=_limits())
         except Exception as error:  # noqa: BLE001 - a certificate file or proxy that the environment has wrong
+            raise_interruption(error, before)
             self.broken = self.read_failure(error, Failure.CONNECT)
 
     async def attempt(self, request: Request, timeout_s: float) -> Answer:
@@ -308,6 +316,7 @@ class AsyncTransport(_Wire):
         if self.broken is not None:
             return self.broken
         answer = Answer(None, failure=Failure.TIMEOUT)
+        before = sys.exc_info()[1]
         try:
             with event_loops.move_on_after(timeout_s):
                 if self._direct is not None:
@@ -326,6 +335,7 @@ class AsyncTransport(_Wire):
                     await response.aclose()
                 answer = Answer(response.status_code, response.headers, body)
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
+            raise_interruption(error, before)
             return self.read_failure(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
             raise without_frames(error)  # noqa: B904 - the frames of httpx hold the key

@@ -176,7 +176,6 @@ def _in_child() -> None:
         loading = threading.RLock()
     _pid = os.getpid()
     exiting = False
-    after_exit.clear()
     for engine in _engines:
         engine.reset()
 

@@ -5,21 +5,28 @@ handler here starts a thread that flushes, and nothing else: it runs in the main
 steps of it, which may hold any lock. The application goes on meanwhile. Then the thread sends the
 signal again, and now the handler does what the earlier one did; so the process ends with the same
 status, only later. A second signal in between is passed on at once.
+
+A program that hears of signals by its event loop (`loop.add_signal_handler`) reads them from Python's wakeup
+descriptor, to which C writes before any handler runs; the earlier handler does nothing then. Such a program
+has heard of the signal already, so the handler here delivers beside it, and sends nothing again.
 """
 
 from __future__ import annotations
 
 import _thread
+import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Dict, List, Optional
 
 from .. import clock
-from ..errors import ConfigurationError
 from . import lifecycle
+
+logger = logging.getLogger("windback")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -30,6 +37,8 @@ _SWITCH_S = 0.0005
 _ON_ITS_WAY_S = 1.0
 
 _earlier: Dict[int, object] = {}
+#: A client asked for it where handlers can't be set.
+_is_wanted = False
 
 
 class _Delay:
@@ -56,24 +65,49 @@ def install() -> None:
     """Handle the signals that would end this process without its exit handlers, or by a handler of its own.
 
     SIGINT as Python handles it is left alone: KeyboardInterrupt ends in the exit handlers. So is a signal
-    that is ignored. Raises ConfigurationError outside of the main thread.
+    that is ignored. Where Python sets no handlers, one WARNING says so, and `install_later` may do it.
     """
-    if threading.current_thread() is not threading.main_thread():
-        message = (
-            "handle_signals=True works in the main thread only, because Python sets handlers there; make the "
-            "client there, or leave the option out and call flush() in the handler of your own"
+    global _is_wanted
+    is_first, _is_wanted = not _is_wanted, True
+    if not _set_handlers() and is_first:
+        logger.warning(
+            "handle_signals=True has no effect yet: this client was made outside of the main thread, and "
+            "Python sets signal handlers there only; make one in the main thread, or call its stats() there"
         )
-        raise ConfigurationError(message)
-    if not _earlier:
-        lifecycle.after_exit.append(_pass_on_rest)
+
+
+def install_later() -> None:
+    """Set the handlers if that was wanted before, where it could not be done."""
+    if _is_wanted:
+        _set_handlers()
+
+
+def _set_handlers() -> bool:
+    """Set them if this thread may do that; whether it could."""
+    global _is_wanted  # noqa: PLW0603 - handlers are those of the process
+    if threading.current_thread() is not threading.main_thread():
+        return False
     for number in SIGNALS:
         earlier = signal.getsignal(number)
-        if earlier not in (None, signal.SIG_IGN, signal.default_int_handler, _handle):
-            _earlier[number] = earlier
+        if earlier in (None, signal.SIG_IGN, signal.default_int_handler, _handle):
+            continue
+        try:
             signal.signal(number, _handle)
+        except ValueError:  # the main thread of a subinterpreter
+            return False
+        if not _earlier:
+            lifecycle.after_exit.append(_pass_on_rest)
+        _earlier[number] = earlier
+    _is_wanted = False
+    return True
 
 
 def _handle(number: int, frame: Optional[FrameType]) -> None:
+    if _is_heard_elsewhere(_earlier[number]):
+        if not lifecycle.exiting:
+            with contextlib.suppress(RuntimeError):  # out of threads; the program's own end delivers
+                _thread.start_new_thread(_flush, ())
+        return
     delay = _delays.get(number)
     if delay is not None and delay.pid == os.getpid():
         if delay.is_over or delay.end():
@@ -89,16 +123,42 @@ def _handle(number: int, frame: Optional[FrameType]) -> None:
         _send_again(number, delay)
 
 
-def _drain(number: int, delay: _Delay) -> None:
+def _is_heard_elsewhere(handler: object) -> bool:
+    """Whether a handler is there only so that C writes the signal to the descriptor of an event loop.
+
+    asyncio's does nothing; uvloop's is a method of its loop, which reads the descriptor as well.
+    """
+    if hasattr(getattr(handler, "__self__", None), "add_signal_handler"):
+        return True
+    code = getattr(handler, "__code__", None)
+    if not isinstance(code, CodeType) or not code.co_code.strip(b"\0"):  # Cython's have a code without steps
+        return False
+    import dis
+
+    return all(
+        step.opname in ("RESUME", "NOP", "RETURN_VALUE")
+        or (step.opname in ("LOAD_CONST", "RETURN_CONST") and step.argval is None)
+        for step in dis.get_instructions(code)
+    )
+
+
+def _flush() -> None:
+    """Deliver in this thread, beside a busy application."""
     switch_s = sys.getswitchinterval()
-    hurries = switch_s > _SWITCH_S  # else another signal's drain does already
-    if hurries:
+    is_slow = switch_s > _SWITCH_S  # else another signal's delivery has set it already
+    if is_slow:
         sys.setswitchinterval(_SWITCH_S)
     try:
         lifecycle.flush_all()
     finally:
-        if hurries:
+        if is_slow:
             sys.setswitchinterval(switch_s)
+
+
+def _drain(number: int, delay: _Delay) -> None:
+    try:
+        _flush()
+    finally:
         _send_again(number, delay)
 
 
@@ -114,6 +174,14 @@ def _pass_on_rest() -> None:
 
 def _send_again(number: int, delay: _Delay) -> None:
     if delay.end():
+        _send(number)
+
+
+def _send(number: int) -> None:
+    """Send a signal to this process, in which a blocked main thread wakes up."""
+    if os.name == "nt":
+        signal.raise_signal(number)  # os.kill ends a process there, whatever its handlers
+    else:
         os.kill(os.getpid(), number)
 
 
@@ -123,4 +191,4 @@ def _pass_on(number: int, frame: Optional[FrameType]) -> None:
         earlier(number, frame)
     else:
         signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        _send(number)
