@@ -30,13 +30,12 @@ from . import clock, context
 from .api import endpoints as api
 from .api.answer import Answer, error_of
 from .config import Config, Fsync, Overflow, Worker, resolve
-from .delivery.engine import LocalEngine
+from .delivery.engine import Engine, LocalEngine
 from .delivery.retry import Tries
-from .delivery.track_events import DirectSend, Encode, encode_all
+from .delivery.track_events import DirectSend, encode_all
 from .errors import ClosedError, DisabledError, QueueFullError
 from .event.batch import Limits
 from .event.encode import BeforeSend, Event, Properties, Timestamp, encode
-from .event.hooks import HookedEncoder
 from .models import (
     CancelFlowResult,
     ChurnEvent,
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from .delivery.hooks import Hooks
     from .remote.counters import Block
     from .remote.link import Link
     from .remote.queue import SharedQueue
@@ -227,10 +227,7 @@ class _Client:
         self._put = engine.put
         self._watch_capture()
         self._max_event_bytes = max_event_bytes
-        self._encode: Encode = encode
-        if before_send is not None:
-            hooked = HookedEncoder(before_send, engine.queue.refuse, engine.scheduler.count_hook_error)
-            self._encode = hooked.encode
+        self._encode = engine.hooks.encoder(engine.refuse)
         if self._config.handle_signals:
             from .process import signals
 
@@ -240,7 +237,7 @@ class _Client:
         config: Optional[Config] = self.__dict__.get("_config")
         if config is None:  # in the traceback of an option that was wrong
             return f"<{type(self).__name__}, not made>"
-        state = " closed" if self._engine.queue.closed == "closed" else ""
+        state = " closed" if self._engine.is_closed else ""
         where = f"project_slug={config.project_slug!r} base_url={config.base_url!r}"
         return f"<{type(self).__name__}{state} {where}>"
 
@@ -289,11 +286,7 @@ class _Client:
         try:
             return self._put(record)
         except NoRoomError:
-            return (
-                self._engine.queue.refuse("queue_full")
-                if self._is_async
-                else self._engine.put_or_wait(record)
-            )
+            return self._engine.refuse("queue_full") if self._is_async else self._engine.put_or_wait(record)
         except QueueFullError:
             return False
 
@@ -305,7 +298,7 @@ class _Client:
         timestamp: Optional[Timestamp],
     ) -> Union[str, bool]:
         """Return the address for `track`; or its answer: True if the event waits for the address."""
-        refuse = self._engine.queue.refuse
+        refuse = self._engine.refuse
         if scope is None:
             logger.debug(
                 "track was called outside of a scope, so the event has no customer: use track_event, or open "
@@ -313,7 +306,7 @@ class _Client:
             )
             return refuse("no_customer")
         customer = scope.customer
-        if customer.resolve(self._engine.scheduler.count_hook_error):
+        if customer.resolve(self._engine.hooks.failed):
             return customer.email or refuse("no_customer")
         # Checked and stamped now; before_send gets it when the address is known.
         given = context.merged(scope.properties, properties)
@@ -347,7 +340,7 @@ class _Client:
 
     def _check_open(self) -> None:
         self._look_around()
-        if self._engine.queue.closed == "closed":
+        if self._engine.is_closed:
             message = "this client is closed; make a new one, or close it later"
             raise ClosedError(message)
 
@@ -364,7 +357,7 @@ class _Client:
             return
 
         def put(record: bytes) -> bool:
-            if engine.queue.closed == "closed":
+            if engine.is_closed:
                 return engine.put(record)  # refuses and counts it
             capture([record])
             return True
@@ -394,11 +387,11 @@ class _Client:
             self._config.check_key()
         records = encode_all(events, self._encode, self._max_event_bytes)
         if not self._config.enabled and _capture is None:
-            self._engine.queue.refused["disabled"].add(sum(record is not None for record in records))
+            self._engine.refuse("disabled", sum(record is not None for record in records))
             records = [None] * len(records)
         config = self._config
         limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
-        direct = DirectSend(records, limits, gzip=self._engine.scheduler.compress)
+        direct = DirectSend(records, limits, gzip=self._engine.compress)
         if _capture is not None:
             _capture(direct.take_all())
         return direct
@@ -486,7 +479,7 @@ class Windback(_Client):
             if batch is None:
                 return direct.result()
             request = api.track(batch.records, batch.key, gzip=direct.gzip)
-            answer = self._engine.threads.transport().send(request, self._tries(request))
+            answer = self._engine.transport().send(request, self._tries(request))
             direct.settle(batch, answer, time.time(), self._config.redact)
 
     def create_churn_event(
@@ -771,7 +764,7 @@ class Windback(_Client):
 
     def _call(self, request: api.Request) -> Answer:
         self._check_usable()
-        return self._checked(self._engine.threads.transport().send(request, self._tries(request)))
+        return self._checked(self._engine.transport().send(request, self._tries(request)))
 
 
 class AsyncWindback(_Client):
@@ -810,7 +803,7 @@ class AsyncWindback(_Client):
         scope = context.current()
         email = None if scope is None else scope.customer.email
         if scope is None or email is None:
-            if scope is not None and not scope.customer.resolve(self._engine.scheduler.count_hook_error):
+            if scope is not None and not scope.customer.resolve(self._engine.hooks.failed):
                 await scope.customer.settle()
             found = self._find_customer(scope, event, properties, timestamp)
             if scope is None or isinstance(found, bool):
@@ -828,7 +821,7 @@ class AsyncWindback(_Client):
             if batch is None:
                 return direct.result()
             request = api.track(batch.records, batch.key, gzip=direct.gzip)
-            answer = await (await self._engine.tasks.transport()).send(request, self._tries(request))
+            answer = await (await self._engine.transport_async()).send(request, self._tries(request))
             direct.settle(batch, answer, time.time(), self._config.redact)
 
     async def create_churn_event(
@@ -1029,7 +1022,7 @@ class AsyncWindback(_Client):
 
     async def _call(self, request: api.Request) -> Answer:
         self._check_usable()
-        return self._checked(await (await self._engine.tasks.transport()).send(request, self._tries(request)))
+        return self._checked(await (await self._engine.transport_async()).send(request, self._tries(request)))
 
 
 class _Events(Iterator[ChurnEvent]):
@@ -1080,21 +1073,23 @@ def set_capture(capture: Optional[Capture]) -> Optional[Capture]:
     return earlier
 
 
-def _make_engine(config: Config, *, is_async: bool) -> LocalEngine:
-    if config.worker not in ("process", None) or not config.enabled:
+def _make_engine(config: Config, *, is_async: bool) -> Engine:
+    """Choose who sends: this process, a process of its own, or a relay."""
+    if not config.enabled or config.worker in ("thread", "task"):
         return LocalEngine(config, is_async=is_async)
     from .remote.engine import RemoteEngine
 
-    return RemoteEngine(config, _to_relay if config.worker is None else _to_sender, is_async=is_async)
+    return RemoteEngine(config, _to_relay if config.worker is None else _to_sender)
 
 
-def _to_relay(config: Config, queue: SharedQueue) -> Link:
+def _to_relay(config: Config, queue: SharedQueue, hooks: Hooks) -> Link:
     from .relay.link import RelayLink
 
+    del hooks  # before_send runs in here; on_delivery is the relay's
     return RelayLink(config, queue)
 
 
-def _to_sender(config: Config, queue: SharedQueue) -> Link:
+def _to_sender(config: Config, queue: SharedQueue, hooks: Hooks) -> Link:
     from .sender.supervisor import HereSender, SenderLink
 
     def make_sender(config: Config, name: str, commands: int, answers: int, block: Block) -> HereSender:
@@ -1102,7 +1097,7 @@ def _to_sender(config: Config, queue: SharedQueue) -> Link:
 
         return Sender(config, name, commands, answers, block)
 
-    return SenderLink(config, queue, make_sender)
+    return SenderLink(config, queue, hooks, make_sender)
 
 
 def _new_key() -> str:

@@ -25,7 +25,7 @@ logger = logging.getLogger("windback")
 #: Finds the customer when the first event of a scope is tracked; None: nobody is logged in.
 Resolver = Callable[[], Union[str, Awaitable[Optional[str]], None]]
 CustomerSource = Union[str, Resolver, None]
-#: Counts an exception of a hook; see `Scheduler.count_hook_error`.
+#: Counts an exception of a hook; see `Hooks.failed`.
 OnError = Callable[[str, BaseException], object]
 
 #: The longest that an asynchronous resolver may take (seconds).

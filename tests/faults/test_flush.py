@@ -97,7 +97,7 @@ def test_flush_does_not_wait_for_what_is_tracked_after_it_began(held):
 @pytest.mark.parametrize("endpoint", ["silent_url", "dripping_url", "dead_url"])
 def test_flush_obeys_its_timeout_and_counts_what_is_left(request, endpoint, timeout):
     client = Windback(**OPTIONS, base_url=request.getfixturevalue(endpoint), batch_size=10)
-    client._engine.threads.transport()  # loads its modules, which takes longer on a cold start
+    client._engine.transport()  # loads its modules, which takes longer on a cold start
     for _ in range(95):
         client.track_event("login", JANE)
     with Clock() as clock:
@@ -118,8 +118,8 @@ def test_async_flush_obeys_its_timeout_and_counts_what_is_left(request, endpoint
         client = AsyncWindback(
             **OPTIONS, base_url=request.getfixturevalue(endpoint), batch_size=10, worker=worker
         )
-        await client._engine.tasks.transport()
-        client._engine.threads.transport()
+        await client._engine.transport_async()
+        client._engine.transport()
         for _ in range(95):
             await client.track_event("login", JANE)
         with Clock() as clock:
@@ -254,7 +254,7 @@ def test_close_is_idempotent(server):
 
 def test_what_is_delivered_before_an_async_flush_can_sleep_counts(server, eventually, monkeypatch):
     client = AsyncWindback(**OPTIONS, base_url=server.url, worker="thread")
-    waker = client._engine.tasks.waker
+    waker = client._engine.loops.waker
 
     async def late():
         eventually(lambda: client.stats().delivered == 1)
@@ -262,7 +262,7 @@ def test_what_is_delivered_before_an_async_flush_can_sleep_counts(server, eventu
 
     async def main():
         await client.track_event("login", JANE)
-        monkeypatch.setattr(client._engine.tasks, "waker", late)
+        monkeypatch.setattr(client._engine.loops, "waker", late)
         flushed = await client.flush(20)
         assert (flushed.delivered, flushed.pending) == (1, 0)
         await client.close()

@@ -503,3 +503,122 @@ def test_pytest_finds_the_plugin_by_its_entry_point():
         entry_points.select(group="pytest11") if hasattr(entry_points, "select") else entry_points["pytest11"]
     )
     assert "windback.testing.plugin" in {each.value for each in group if each.name == "windback"}
+
+
+def test_no_worker_and_no_queue_gets_around_the_plugin(run_pytest, tmp_path, redis_server):
+    """Each of these sends from another place, and one of them not at all: what it tracks is found anyway."""
+    _, said = run_pytest(
+        """
+        import os, pathlib
+
+        ROOT = pathlib.Path(os.environ["ROOT"])
+        KINDS = {
+            "thread": (Windback, {"worker": "thread"}),
+            "journal": (Windback, {"journal": ROOT / "journal"}),
+            "process": (Windback, {"worker": "process"}),
+            "relay": (Windback, {"worker": None, "journal": ROOT / "relay"}),
+            "task": (AsyncWindback, {"worker": "task"}),
+            "thread of a loop": (AsyncWindback, {"worker": "thread"}),
+            "process of a loop": (AsyncWindback, {"worker": "process"}),
+            "relay of a loop": (AsyncWindback, {"worker": None, "journal": ROOT / "relay of a loop"}),
+            "broker": (Windback, {"broker": "redis://redis.example.com"}),
+            "process and broker": (Windback, {"worker": "process", "broker": "redis://redis.example.com"}),
+        }
+        EVERY = pytest.mark.parametrize("kind", KINDS)
+        OLD = {kind: make(flush_interval=3600, **options) for kind, (make, options) in KINDS.items()}
+
+        def track(client):
+            answer = client.track_event("login", JANE)
+            return asyncio.run(answer) if asyncio.iscoroutine(answer) else answer
+
+        def close(client, timeout):
+            answer = client.close(timeout)
+            return asyncio.run(answer) if asyncio.iscoroutine(answer) else answer
+
+        @EVERY
+        def test_tracks(kind):
+            assert track(OLD[kind])
+
+        @EVERY
+        def test_innocent(kind):
+            assert OLD[kind].stats().accepted == 1
+
+        @EVERY
+        def test_closes(kind):
+            make, options = KINDS[kind]
+            options = {**options, "journal": ROOT / f"closed {kind}"} if "journal" in options else options
+            client = make(flush_interval=3600, **options)
+            assert track(client)
+            close(client, 0)
+
+        @EVERY
+        def test_captured(kind, windback_events):
+            track(OLD[kind])
+            windback_events.one("login")
+            assert OLD[kind].stats().accepted == 1
+        """,
+        ROOT=str(tmp_path),
+    )
+    verdicts = {"test_tracks": "FAILED", "test_innocent": "PASSED", "test_captured": "PASSED"}
+    found = re.findall(r"^test_app.py::(\w+)\[([^\]]+)\] ([A-Z]+)", said, re.MULTILINE)
+    assert len({(test, kind) for test, kind, _ in found}) == 40, said
+    assert [each for each in found if each[2] != verdicts.get(each[0], each[2])] == [], said
+    closed = {kind: verdict for test, kind, verdict in found if test == "test_closes"}
+    # Without time to deliver, a local worker drops its event; what outlives the client would send it.
+    assert {closed[kind] for kind in closed if "process" in kind or "relay" in kind} == {"FAILED"}, said
+
+
+def test_a_sender_process_that_runs_already_ends_before_a_test_can_use_it(run_pytest, tmp_path):
+    """127.0.0.2 plays another machine, on which everything that arrives is written down."""
+    outcomes, said = run_pytest(
+        """
+        import http.server, os, pathlib, threading
+        import windback.testing.blocking as blocking
+
+        is_loopback = blocking.is_loopback
+        blocking.is_loopback = lambda host: host != "127.0.0.2" and is_loopback(host)
+        arrived = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                arrived.append(self.rfile.read(int(self.headers["content-length"])))
+                self.send_response(200)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.2", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = Windback(
+            worker="process", base_url=f"http://127.0.0.2:{server.server_address[1]}/api/v1",
+            journal=pathlib.Path(os.environ["ROOT"], "journal"), flush_interval=0.001,
+        )
+
+        @pytest.fixture(scope="session", autouse=True)
+        def before_all_tests():
+            client.track_event("before", JANE)
+            assert client.flush(20)
+            assert len(arrived) == 1
+
+        def test_tracks():
+            client.track_event("secret", JANE)
+
+        def test_tracks_and_flushes():
+            client.track_event("secret", JANE)
+            client.flush(20)
+
+        def test_nothing_left():
+            stats = client.stats()
+            assert (len(arrived), stats.delivered, stats.rejected, stats.pending) == (1, 1, 2, 0), stats
+            assert stats.worker_deaths == 0
+        """,
+        ROOT=str(tmp_path),
+    )
+    assert outcomes == {
+        "test_tracks": "FAILED",
+        "test_tracks_and_flushes": "FAILED",
+        "test_nothing_left": "PASSED",
+    }, said

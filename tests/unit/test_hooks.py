@@ -1,13 +1,16 @@
-"""before_send stands between an event and its bytes, and can hurt nobody."""
+"""before_send and on_delivery: what they may do to an event, and that their errors hurt nothing."""
 
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
+from windback import DeliveryReport, Windback
+from windback.delivery.hooks import Hooks
 from windback.errors import InvalidEventError
-from windback.event.hooks import HookedEncoder
+from windback.event.before_send import HookedEncoder
 
 EMAIL = "jane@example.com"
 LIMIT = 65_536
@@ -108,3 +111,75 @@ def test_an_event_that_was_bad_before_the_hook_is_the_callers_error():
 def test_a_hook_may_mend_what_cannot_be_encoded():
     hooked = Hooked(lambda event: {**event, "properties": {"a": str(event["properties"]["a"])[:9]}})
     assert hooked.encode(properties={"a": len})["properties"] == {"a": "<built-in"}
+
+
+# -- Hooks: calls, counts and logs, whichever thread delivers -----------------------------------------
+
+
+def made(**options):
+    return Hooks(Windback("sk_test_1", **options)._config)
+
+
+REPORT = DeliveryReport("delivered", 1, "ok")
+
+
+def test_the_first_error_of_each_hook_is_logged_and_all_are_counted(caplog):
+    def hook(_):
+        raise RuntimeError("why it failed")
+
+    hooks = made(before_send=hook, on_delivery=hook)
+    encode = hooks.encoder(lambda _: None)
+    for _ in range(3):
+        assert encode("login", EMAIL, None, None, LIMIT) is None
+        hooks.report(REPORT)
+    assert hooks.errors == 6
+    assert [each.getMessage() for each in caplog.records] == [
+        f"{name} raised RuntimeError: why it failed; it is called for later events as well, and further "
+        "errors are only counted (stats().hook_errors)"
+        for name in ("before_send", "on_delivery")
+    ]
+
+
+class UnprintableError(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), GeneratorExit(), UnprintableError(), KeyboardInterrupt()], ids=repr
+)
+def test_nothing_that_on_delivery_raises_ends_a_thread_that_delivers(error):
+    def hook(_):
+        raise error
+
+    hooks = made(on_delivery=hook)
+    thread = threading.Thread(target=hooks.report, args=(REPORT,))
+    thread.start()
+    thread.join()
+    assert hooks.errors == 1
+
+
+def test_ctrl_c_while_on_delivery_runs_in_the_main_thread_is_the_applications():
+    def hook(_):
+        raise KeyboardInterrupt
+
+    hooks = made(on_delivery=hook)
+    with pytest.raises(KeyboardInterrupt):
+        hooks.report(REPORT)
+    assert hooks.errors == 0
+    assert not hooks.is_reporting
+
+
+def test_only_the_thread_that_on_delivery_runs_in_is_reporting():
+    seen = []
+    other = threading.Thread(target=lambda: seen.append(hooks.is_reporting))
+
+    def hook(_):
+        other.start()
+        other.join()
+        seen.append(hooks.is_reporting)
+
+    hooks = made(on_delivery=hook)
+    hooks.report(REPORT)
+    assert seen == [False, True]
+    assert not hooks.is_reporting

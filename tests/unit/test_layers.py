@@ -51,7 +51,7 @@ PURE = [
         "secrets",
         "event.batch",
         "event.encode",
-        "event.hooks",
+        "event.before_send",
         "models",
         "options",
     ),

@@ -9,6 +9,7 @@ import pytest
 import windback
 from windback.api.answer import Answer, Failure
 from windback.delivery import retry
+from windback.delivery.hooks import Hooks
 from windback.delivery.retry import Tries
 from windback.delivery.scheduler import PATIENCE_S, SPARE_WORKER_S, WATCH_CAP_S, Scheduler, Step
 from windback.queue.memory import NEVER, MemoryQueue
@@ -44,7 +45,7 @@ class World:
         self.can_start = True
         bounds = config.max_queue_size, config.max_queue_bytes, config.overflow
         self.scheduler = Scheduler(
-            config, self.start, lambda wake, on_full: MemoryQueue(*bounds, wake, on_full)
+            config, self.start, lambda wake, on_full: MemoryQueue(*bounds, wake, on_full), Hooks(config)
         )
         self.queue = self.scheduler.queue
 
@@ -624,9 +625,11 @@ def test_keyboard_interrupt_in_a_hook_is_the_users():
     world = World(on_delivery=hook)
     world.put(10)
     batch = world.worker().step().batch
+    flush = world.scheduler.begin_flush(Waker(), patient=True)
     with pytest.raises(KeyboardInterrupt):
         world.settle(batch)
     assert world.stats.delivered == 10
+    assert flush.done, "nothing is left to wait for"
 
 
 def test_rejections_are_written_once_a_minute(world, caplog):

@@ -1,9 +1,13 @@
-"""What a client and its copies share: queue, scheduler, workers, connections. Wires, decides nothing."""
+"""What a client and its copies share. An engine wires parts together and decides nothing.
+
+`LocalEngine` sends from this process. `remote.engine.RemoteEngine` is for a client whose events another
+process sends. Each is made of the parts that it uses, and a client sees only the `Engine` protocol.
+"""
 
 from __future__ import annotations
 
 import logging
-from typing import Callable, Optional, Union
+from typing import TYPE_CHECKING, Callable, Optional, Protocol, Union
 
 from .. import clock
 from ..config import Config
@@ -11,20 +15,80 @@ from ..errors import WindbackError
 from ..process import lifecycle
 from ..queue.memory import MemoryQueue, NoRoomError
 from ..stats import FlushResult, Stats
+from .connections import Connections
+from .hooks import Hooks
 from .scheduler import Flush, MakeQueue, Scheduler
 from .workers.fsync import Syncer
+from .workers.loop_state import LoopStates
 from .workers.tasks import TaskWorkers
 from .workers.threads import ThreadWaker, ThreadWorkers
+
+if TYPE_CHECKING:
+    from ..http.transport import AsyncTransport, SyncTransport
 
 logger = logging.getLogger("windback")
 
 
-class LocalEngine:
-    """See the module. A sync client uses `threads` alone; an async one also `tasks`.
+class Engine(lifecycle.Engine, Protocol):
+    """What a client needs of its engine, beside what the end of the process and a fork need."""
 
-    `tasks` keeps the connections of an async client's plain calls, and drains the queue unless
-    worker="thread". `threads` sends what is left at exit, when no event loop runs any more.
-    is_watched: the exit drains it, and a fork empties it.
+    hooks: Hooks
+    #: Accept an encoded event. Raises QueueFullError, or NoRoomError where the caller may wait for room.
+    put: Callable[[bytes], bool]
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether close() was called, or the process is ending."""
+        ...
+
+    @property
+    def compress(self) -> bool:
+        """Whether batches are compressed."""
+        ...
+
+    def refuse(self, reason: str, count: int = 1) -> bool:
+        """Count events that were not accepted; returns False."""
+        ...
+
+    def put_or_wait(self, record: bytes) -> bool:
+        """Accept an event when there is room, within block_timeout (overflow="block")."""
+        ...
+
+    async def put_or_wait_async(self, record: bytes) -> bool:
+        """Do the same for a task."""
+        ...
+
+    def flush(self, timeout: Optional[float]) -> FlushResult:
+        """Deliver everything that was accepted so far; see Windback.flush."""
+        ...
+
+    async def flush_async(self, timeout: Optional[float]) -> FlushResult:
+        """Do the same for a task."""
+        ...
+
+    def close(self, timeout: Optional[float]) -> FlushResult:
+        """Deliver the rest, then stop; see Windback.close."""
+        ...
+
+    async def close_async(self, timeout: Optional[float]) -> FlushResult:
+        """Do the same for a task."""
+        ...
+
+    def transport(self) -> SyncTransport:
+        """Return the connections for plain calls of threads."""
+        ...
+
+    async def transport_async(self) -> AsyncTransport:
+        """Return those for plain calls in the running event loop."""
+        ...
+
+
+class LocalEngine:
+    """Sends from this process. A sync client uses `threads` alone; an async one also `tasks`.
+
+    `loops` has the connections of an async client's plain calls. `tasks` drains the queue unless
+    worker="thread". `threads` sends the rest at exit, when no event loop runs any more.
+    is_watched: the end of the process drains this engine, and a fork empties it.
     """
 
     def __init__(
@@ -37,37 +101,35 @@ class LocalEngine:
     ) -> None:
         self.config = config
         self.shutdown_timeout = config.shutdown_timeout
+        self.hooks = Hooks(config)
         self._syncer = None if config.fsync is None else Syncer(self._sync, config.fsync)
-        self.scheduler = Scheduler(config, self._start_worker, make_queue or self._make_queue)
+        self.scheduler = Scheduler(config, self._start_worker, make_queue or self._make_queue, self.hooks)
         self.queue = self.scheduler.queue
-        self.threads = ThreadWorkers(config, self.scheduler)
-        self.tasks = TaskWorkers(config, self.scheduler)
+        self.connections = Connections(config)
+        self.loops = LoopStates(config)
+        self.threads = ThreadWorkers(self.scheduler, self.connections)
+        self.tasks = TaskWorkers(self.scheduler, self.loops)
         self._uses_tasks = is_async and config.worker == "task"
         self._closed: Optional[FlushResult] = None
         #: Why no thread may be started, as far as it was logged.
         self._obstacle: Optional[str] = None
-        #: `queue.put`, or more than that where it is not enough.
-        self.put: Callable[[bytes], bool] = self.queue.put
-        if self._syncer is not None:
-            self.put = self._put_and_sync
-        if lifecycle.misses_forks():
-            self.put = self._noticing_forks(self.put)
+        self.put = put_of(self.queue.put, self._syncer)
         self.queue.open()
         self._is_watched = is_watched
         if is_watched:
             lifecycle.register(self)
 
-    def _make_queue(self, wake: Callable[[], None], on_full: Callable[[str], None]) -> MemoryQueue:
+    def _make_queue(self, wake: Callable[[], None], on_refusal: Callable[[str], None]) -> MemoryQueue:
         config = self.config
         bounds = config.max_queue_size, config.max_queue_bytes, config.overflow
         if config.journal is None:
-            return MemoryQueue(*bounds, wake, on_full)
-        from ..queue.journal import JournalQueue  # nobody else needs mmap and all that
+            return MemoryQueue(*bounds, wake, on_refusal)
+        from ..queue.journal import JournalQueue  # nothing else needs mmap and its kind
 
         return JournalQueue(
             *bounds,
             wake,
-            on_full,
+            on_refusal,
             config.journal,
             config.max_journal_bytes,
             fsync=self._syncer is not None,
@@ -80,15 +142,31 @@ class LocalEngine:
         return self.queue.sync()
 
     def sync_soon(self) -> None:
-        """Have what was written into journals on the disk itself, if that was asked for; never waits."""
+        """Have new records of journals synced to disk, if that was asked for; never waits."""
         if self._syncer is not None:
             self._syncer.wake()
 
-    def _put_and_sync(self, record: bytes) -> bool:
-        assert self._syncer is not None
-        is_accepted = self.queue.put(record)
-        self._syncer.wake()  # not `sync_soon`: a call less on the request path
-        return is_accepted
+    @property
+    def is_closed(self) -> bool:
+        """Whether close() was called, or the process is ending."""
+        return self.queue.closed == "closed"
+
+    @property
+    def compress(self) -> bool:
+        """Whether batches are compressed, which ends when the API refuses it."""
+        return self.scheduler.compress
+
+    def refuse(self, reason: str, count: int = 1) -> bool:
+        """Count events that were not accepted; returns False."""
+        return self.queue.refuse(reason, count)
+
+    def transport(self) -> SyncTransport:
+        """Return the connections for plain calls of threads."""
+        return self.connections.transport()
+
+    async def transport_async(self) -> AsyncTransport:
+        """Return those for plain calls in the running event loop."""
+        return await self.loops.transport()
 
     def _start_worker(self) -> bool:
         obstacle = lifecycle.why_no_threads()
@@ -101,21 +179,16 @@ class LocalEngine:
         return workers.start()
 
     def _ensure_worker(self) -> bool:
-        """Make sure that somebody drains the queue; False if nobody can."""
+        """Make sure that a worker drains the queue; False if none can."""
         if self._uses_tasks and not self.tasks.has_worker_here:
-            self.tasks.bury()
+            self.tasks.take_back()
             return self.scheduler.add_worker() or self.scheduler.workers > 0
         return self.scheduler.workers > 0 or self.scheduler.add_worker()
 
-    @staticmethod
-    def _noticing_forks(put: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
-        """Return `put` for a process that may fork without Python's hooks."""
-
-        def put_noticing_forks(record: bytes) -> bool:
-            lifecycle.notice_fork()
-            return put(record)
-
-        return put_noticing_forks
+    def _check_may_wait(self) -> None:
+        """Raise WindbackError in a thread that a flush would wait for."""
+        if self.threads.is_current or self.hooks.is_reporting:
+            raise flush_in_hook()
 
     # -- for threads ---------------------------------------------------------------------------
 
@@ -139,14 +212,9 @@ class LocalEngine:
                     return self.queue.refuse("queue_full")
 
     def flush(self, timeout: Optional[float]) -> FlushResult:
-        """Block until all that was accepted is off our hands; see Windback.flush."""
-        self._check_not_worker()
+        """Block until everything that was accepted is settled; see Windback.flush."""
+        self._check_may_wait()
         return self._flush_until(None if timeout is None else clock.now_s() + timeout, in_caller=False)
-
-    def _check_not_worker(self) -> None:
-        if self.threads.is_current:
-            message = "flush and close can't be called by on_delivery: they would wait for themselves"
-            raise WindbackError(message, code="FLUSH_IN_HOOK")
 
     def _flush_until(self, deadline_s: Optional[float], *, in_caller: bool) -> FlushResult:
         """in_caller: there is no event loop, so no task can do it."""
@@ -158,7 +226,7 @@ class LocalEngine:
         self, flush: Flush, waker: ThreadWaker, deadline_s: Optional[float], *, in_caller: bool
     ) -> FlushResult:
         try:
-            while not flush.done and not _is_past(deadline_s):
+            while not flush.done and not is_past(deadline_s):
                 if not in_caller and self._ensure_worker():
                     waker.sleep(None if deadline_s is None else deadline_s - clock.now_s())
                 else:
@@ -168,19 +236,19 @@ class LocalEngine:
         return result
 
     def flush_from_outside(self, deadline_s: float) -> Callable[[], FlushResult]:
-        """Start a flush for a thread that is nobody's; what is returned waits for it."""
+        """Start a flush for a thread that is not the application's; the returned function waits for it."""
         waker = ThreadWaker()
         flush = self.scheduler.begin_flush(waker, patient=True)
         return lambda: self._await(flush, waker, deadline_s, in_caller=False)
 
     def _drain(self, flush: Flush, deadline_s: Optional[float]) -> None:
-        self.threads.drain(lambda: flush.done or _is_past(deadline_s), deadline_s)
+        self.threads.drain(lambda: flush.done or is_past(deadline_s), deadline_s)
 
     def close(self, timeout: Optional[float]) -> FlushResult:
-        """Deliver what is left within the deadline, drop the rest, close; see Windback.close."""
+        """Deliver the rest within the deadline, drop what remains, close; see Windback.close."""
         lifecycle.notice_fork()
         if self._closed is None:
-            self._check_not_worker()
+            self._check_may_wait()
             self.scheduler.begin_close()
             self._closed = self.flush(self.shutdown_timeout if timeout is None else timeout)
             self._end()
@@ -194,10 +262,10 @@ class LocalEngine:
     # -- for tasks: the same, in the same order ------------------------------------------------
 
     async def put_or_wait_async(self, record: bytes) -> bool:
-        """Wait for room; a caller that is cancelled meanwhile knows that its event was not accepted."""
+        """Wait for room; a caller that is cancelled in the meantime knows its event was not accepted."""
         deadline_s = clock.now_s() + self.config.block_timeout
         while True:
-            waker = await self.tasks.waker()
+            waker = await self.loops.waker()
             gave_up = True
             try:
                 if self.scheduler.wait_for_room(waker, len(record)):
@@ -213,16 +281,17 @@ class LocalEngine:
                     return self.queue.refuse("queue_full")
 
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:
-        """Wait until all that was accepted is off our hands; see Windback.flush."""
+        """Wait until everything that was accepted is settled; see Windback.flush."""
+        self._check_may_wait()
         deadline_s = None if timeout is None else clock.now_s() + timeout
-        # It begins before there is what this task can sleep on: what is delivered meanwhile counts.
+        # It begins before this task has anything to sleep on: what is delivered in the meantime counts.
         flush = self.scheduler.begin_flush(ThreadWaker(), patient=deadline_s is not None)
         try:
-            flush.waker = waker = await self.tasks.waker()
-            while not flush.done and not _is_past(deadline_s):
+            flush.waker = waker = await self.loops.waker()
+            while not flush.done and not is_past(deadline_s):
                 if self._ensure_worker():
                     await waker.sleep(None if deadline_s is None else max(0.0, deadline_s - clock.now_s()))
-                    flush.waker = waker = await self.tasks.waker()
+                    flush.waker = waker = await self.loops.waker()
                 elif self._uses_tasks:  # this loop is going down; the next one, or the exit, sends the rest
                     break
                 else:  # no thread can be started, so tasks do it from now on
@@ -232,19 +301,20 @@ class LocalEngine:
         return result
 
     async def close_async(self, timeout: Optional[float]) -> FlushResult:
-        """Deliver what is left within the deadline, drop the rest, close; see Windback.close."""
+        """Deliver the rest within the deadline, drop what remains, close; see Windback.close."""
         lifecycle.notice_fork()
         if self._closed is None:
+            self._check_may_wait()
             self.scheduler.begin_close()
             self._closed = await self.flush_async(self.shutdown_timeout if timeout is None else timeout)
             self._end()
-        await self.tasks.close()
+        await self.loops.close()
         return self._closed
 
     # -- lifecycle -----------------------------------------------------------------------------
 
     def begin_exit(self) -> None:
-        """Accept nothing more, start no thread, hurry the workers."""
+        """Accept nothing more, start no thread, wake the workers."""
         self.scheduler.exiting = True
         self.scheduler.begin_close()
 
@@ -259,12 +329,9 @@ class LocalEngine:
     def _release(self) -> None:
         self.scheduler.discard()
         self.threads.close()
-        self._end_sync()
-        self.queue.release()
-
-    def _end_sync(self) -> None:
         if self._syncer is not None:
             self._syncer.close()
+        self.queue.release()
 
     def stats(self) -> Stats:
         """Return what became of all events so far."""
@@ -272,12 +339,43 @@ class LocalEngine:
 
     def reset(self) -> None:
         """Become a client that has done nothing yet, in a forked child."""
+        self.hooks.reset()
         self.scheduler.reset()
         self.threads.reset()
-        self.tasks.reset()
+        self.connections.reset()
+        self.loops.reset()
         if self._syncer is not None:
             self._syncer.reset()
 
 
-def _is_past(deadline_s: Optional[float]) -> bool:
+def put_of(put: Callable[[bytes], bool], syncer: Optional[Syncer]) -> Callable[[bytes], bool]:
+    """Return the *put* of a queue, or more than that where it is not enough."""
+
+    def put_and_sync(record: bytes) -> bool:
+        assert syncer is not None
+        is_accepted = put(record)
+        syncer.wake()
+        return is_accepted
+
+    inner = put if syncer is None else put_and_sync
+
+    def put_noticing_forks(record: bytes) -> bool:
+        lifecycle.notice_fork()
+        return inner(record)
+
+    # Only where a process may fork without Python's hooks.
+    return put_noticing_forks if lifecycle.misses_forks() else inner
+
+
+def flush_in_hook() -> WindbackError:
+    """Return the error of a flush or a close that would wait for itself."""
+    message = (
+        "flush() and close() can't be called by on_delivery, or by anything else that runs in a thread of "
+        "the client: they would wait for themselves; call them from a thread or a task of your own"
+    )
+    return WindbackError(message, code="FLUSH_IN_HOOK")
+
+
+def is_past(deadline_s: Optional[float]) -> bool:
+    """Whether a deadline, if there is one, is over."""
     return deadline_s is not None and clock.now_s() >= deadline_s

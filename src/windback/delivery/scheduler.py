@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-import sys
 import threading
 from collections import Counter, deque
 from typing import Callable, Deque, List, NamedTuple, Optional
@@ -28,7 +27,9 @@ from ..event.batch import Batch, Limits
 from ..queue.memory import NEVER, MemoryQueue
 from ..stats import DeliveryReport, FlushResult, Outcome, Stats
 from .gate import Gate, OutageLog
+from .hooks import Hooks
 from .parking import Waker
+from .refusals import log_refusal
 from .retry import Tries
 from .verdict import Action, is_throttle, judge
 
@@ -89,12 +90,15 @@ MakeQueue = Callable[[Callable[[], None], Callable[[str], None]], MemoryQueue]
 class Scheduler:
     """See the module."""
 
-    def __init__(self, config: Config, start_worker: Callable[[], bool], make_queue: MakeQueue) -> None:
+    def __init__(
+        self, config: Config, start_worker: Callable[[], bool], make_queue: MakeQueue, hooks: Hooks
+    ) -> None:
         self._config = config
+        self._hooks = hooks
         self._limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
         #: Starts a worker and says whether it could; it is called without the lock.
         self._start_worker = start_worker
-        self.queue = make_queue(self.wake, self._log_refusal)
+        self.queue = make_queue(self.wake, log_refusal)
         self.reset()
 
     def reset(self) -> None:
@@ -131,8 +135,7 @@ class Scheduler:
         self._delivered = 0
         self._rejected: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
-        self._requests = self._retries = self._deaths = self._hook_errors = 0
-        self._hooks_logged: List[str] = []
+        self._requests = self._retries = self._deaths = 0
 
     # -- called by track_event -----------------------------------------------------------------
 
@@ -329,11 +332,13 @@ class Scheduler:
         for line in lines:
             if line.line is not None:
                 logger.log(line.level, "%s", line.line)
-        self._deliver_reports(outcome.report)
-        if self._flushes or self._room_waiters:
-            with self.lock:  # after the reports, so that who flushed finds its hook called
-                self._end_flushes()
-                self._release_room()
+        try:
+            self._deliver_reports(outcome.report)
+        finally:
+            if self._flushes or self._room_waiters:
+                with self.lock:  # after the reports, so that a flush ends when its hooks were called
+                    self._end_flushes()
+                    self._release_room()
 
     def _is_served(self, now_s: float) -> _Outcome:
         """The server took a request for what it is: an outage, if there was one, is over."""
@@ -530,18 +535,6 @@ class Scheduler:
         with self.lock:
             return self._snapshot()
 
-    def count_hook_error(self, hook: str, error: BaseException) -> None:
-        """Count an exception of a user's hook, and log the first of each hook."""
-        with self.lock:
-            self._hook_errors += 1
-            is_first = hook not in self._hooks_logged
-            if is_first:
-                self._hooks_logged.append(hook)
-        if is_first:
-            logger.warning(
-                "%s raised %s; it is called on, and further errors are counted only", hook, _say(error)
-            )
-
     def _snapshot(self) -> Stats:
         accepted, evicted, pending, leased = self.queue.counts()
         dropped = {**self._dropped, **({"queue_full": evicted} if evicted else {})}
@@ -561,7 +554,7 @@ class Scheduler:
             retries=self._retries,
             workers=self.workers,
             worker_deaths=self._deaths,
-            hook_errors=self._hook_errors,
+            hook_errors=self._hooks.errors,
             adopted=self.queue.adopted,
             journal_bytes=self.queue.journal_bytes,
             problem=self.gate.problem,
@@ -595,9 +588,8 @@ class Scheduler:
     # -- reports -------------------------------------------------------------------------------
 
     def _deliver_reports(self, report: Optional[DeliveryReport]) -> None:
-        """Call on_delivery, which must not hurt: from the worker, without the lock, every error caught."""
-        hook = self._config.on_delivery
-        if hook is None:
+        """Give on_delivery what there is to report, without the lock."""
+        if not self._hooks.wants_reports:
             return
         with self.lock:
             evicted = self.queue.counts()[1]
@@ -606,34 +598,10 @@ class Scheduler:
         if unreported:
             reports.append(DeliveryReport("dropped", unreported, "queue_full"))
         for each in reports:
-            try:
-                hook(each)
-            except KeyboardInterrupt:
-                raise  # the user's, and this may be the main thread
-            except BaseException as error:  # noqa: BLE001 - whatever a hook raises, delivery goes on
-                self.count_hook_error("on_delivery", error)
-
-    def _log_refusal(self, why: str) -> None:
-        """Say that events are refused; *why* is "closed", or the overflow policy of a full queue."""
-        if why != "closed":
-            what = "the oldest events make room" if why == "drop_oldest" else "new events are refused"
-            logger.warning("the queue is full, and %s; they are counted in stats()", what)
-        elif not self.exiting or (
-            # While the interpreter ends, a daemon thread that writes could stop it at the lock of stderr,
-            # and for a late finalizer half of what logging needs is gone.
-            threading.current_thread() is threading.main_thread() and not sys.is_finalizing()
-        ):
-            logger.warning(
-                "track_event was called after this client was closed: the event is not sent; "
-                "further ones are only counted, in stats().refused['closed']"
-            )
+            self._hooks.report(each)
 
 
 def _report(
     outcome: Outcome, batch: Batch, reason: str, answer: Answer, message: Optional[str] = None
 ) -> DeliveryReport:
     return DeliveryReport(outcome, len(batch), reason, answer.status, message, batch.key, batch.records)
-
-
-def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -20,12 +20,18 @@ from types import ModuleType
 from typing import Callable, List, Mapping, Optional, Protocol, Set, cast
 
 from .. import clock
+from ..config import Config
+from ..stats import Stats
 
 logger = logging.getLogger("windback")
 
 
 class Engine(Protocol):
-    """What the end of a process and a fork need of a client."""
+    """What the end of a process, a fork and a test need of a client."""
+
+    config: Config
+    #: Seconds that the end of the process may take to deliver the rest.
+    shutdown_timeout: float
 
     def begin_exit(self) -> None:
         """Accept nothing more, start no thread, hurry the workers."""
@@ -41,7 +47,9 @@ class Engine(Protocol):
         """Start to deliver what is there; what is returned waits for it, until the deadline."""
         ...
 
-    shutdown_timeout: float
+    def stats(self) -> Stats:
+        """Return what became of all events so far."""
+        ...
 
 
 #: Held while httpx and its kind are imported. A fork waits for it: in a child the import lock of a half

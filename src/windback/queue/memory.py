@@ -130,9 +130,9 @@ class MemoryQueue:
             self._wake()
         return True
 
-    def refuse(self, reason: str) -> bool:
-        """Count an event that was not accepted."""
-        self.refused[reason].add()
+    def refuse(self, reason: str, count: int = 1) -> bool:
+        """Count events that were not accepted."""
+        self.refused[reason].add(count)
         return False
 
     def _put_without_room(self, record: bytes) -> bool:

@@ -1,93 +1,104 @@
-"""The engine of a client whose events another process sends: this one asks it and believes it."""
+"""The engine of a client whose events another process sends: this one writes them, and asks how far it is.
+
+It has a queue that is only written to, a link to what sends, and connections for the plain calls. It has no
+scheduler, no gate and no workers, so there is one set of counters: those that the link reads.
+"""
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from dataclasses import replace
+from typing import TYPE_CHECKING, Callable, Iterator, Optional
 
 from .. import clock
 from ..config import Config
-from ..delivery.engine import LocalEngine
+from ..delivery.connections import Connections
+from ..delivery.engine import flush_in_hook, is_past, put_of
+from ..delivery.hooks import Hooks
+from ..delivery.refusals import log_refusal
 from ..delivery.workers.event_loops import sleep
-from ..queue.memory import MemoryQueue, NoRoomError
+from ..delivery.workers.fsync import Syncer
+from ..delivery.workers.loop_state import LoopStates
+from ..process import lifecycle
+from ..queue.memory import NoRoomError
 from ..stats import FlushResult, Stats
 from .link import LOOK_S, Link, RemoteFlush
 from .queue import SharedQueue
 
-MakeLink = Callable[[Config, SharedQueue], Link]
+if TYPE_CHECKING:
+    from ..http.transport import AsyncTransport, SyncTransport
+
+MakeLink = Callable[[Config, SharedQueue, Hooks], Link]
 
 #: The longest pause between two looks at a flush in progress (seconds).
 _LOOK_CAP_S = 0.02
 
 
-class RemoteEngine(LocalEngine):
-    """See the module. What it inherits of workers serves the plain calls alone."""
+class RemoteEngine:
+    """See the module. make_link: makes what starts or finds the process that sends."""
 
-    def __init__(self, config: Config, make_link: MakeLink, *, is_async: bool = False) -> None:
+    def __init__(self, config: Config, make_link: MakeLink) -> None:
         assert config.journal is not None
-        root = config.journal
+        self.config = config
+        # With a relay: what is in the journal is safe, and how soon it is sent is not known here.
+        self.shutdown_timeout = 0.0 if config.worker is None else config.shutdown_timeout
+        self.hooks = Hooks(config)
+        self.queue = SharedQueue(
+            config.max_queue_size,
+            config.max_queue_bytes,
+            config.overflow,
+            lambda: self._link.wake(),  # noqa: PLW0108 - there is none yet
+            log_refusal,
+            config.journal,
+            config.max_journal_bytes,
+            fsync=config.fsync is not None,
+        )
+        self._syncer = None if config.fsync is None else Syncer(self.queue.sync, config.fsync)
+        self._link = make_link(config, self.queue, self.hooks)
+        self.connections = Connections(config)
+        self.loops = LoopStates(config)
+        self._closed: Optional[FlushResult] = None
+        self.put = put_of(self.queue.put, self._syncer)
+        self.queue.open()
+        lifecycle.register(self)
 
-        def make_queue(_: Callable[[], None], on_full: Callable[[str], None]) -> MemoryQueue:
-            return SharedQueue(
-                config.max_queue_size,
-                config.max_queue_bytes,
-                config.overflow,
-                lambda: self._link.wake(),  # noqa: PLW0108 - there is none yet
-                on_full,
-                root,
-                config.max_journal_bytes,
-                fsync=self._syncer is not None,
-            )
+    @property
+    def is_closed(self) -> bool:
+        """Whether close() was called, or the process is ending."""
+        return self.queue.closed is not None
 
-        super().__init__(config, is_async=is_async, make_queue=make_queue)
-        assert isinstance(self.queue, SharedQueue)
-        self._link = make_link(config, self.queue)
-        if config.worker is None:
-            # What is in the journal is safe, and whether anybody sends it soon is not ours to know.
-            self.shutdown_timeout = 0.0
+    @property
+    def compress(self) -> bool:
+        """Whether batches are compressed."""
+        return self.config.compress
 
-    def _ensure_worker(self) -> bool:
-        self._link.wake()
-        return True
+    def refuse(self, reason: str, count: int = 1) -> bool:
+        """Count events that were not accepted; returns False."""
+        return self.queue.refuse(reason, count)
 
-    def _flush_until(self, deadline_s: Optional[float], *, in_caller: bool) -> FlushResult:
-        del in_caller
-        flush = self._link.begin_flush(patient=deadline_s is not None)
-        return self._await_remote(flush, deadline_s)
+    def transport(self) -> SyncTransport:
+        """Return the connections for plain calls of threads."""
+        return self.connections.transport()
 
-    def _await_remote(self, flush: RemoteFlush, deadline_s: Optional[float]) -> FlushResult:
-        pause_s = LOOK_S
-        try:
-            while not self._link.is_done(flush):
-                if deadline_s is not None and clock.now_s() >= deadline_s:
-                    break
-                clock.sleep(pause_s)
-                pause_s = min(1.5 * pause_s, _LOOK_CAP_S)
-        finally:
-            after = self._link.end_flush(flush)
-        return _result(flush, after)
+    async def transport_async(self) -> AsyncTransport:
+        """Return those for plain calls in the running event loop."""
+        return await self.loops.transport()
 
-    def put_or_wait(self, record: bytes) -> bool:
-        """Wait for room in the journal, for block_timeout at most (overflow="block")."""
+    def _check_may_wait(self) -> None:
+        """Raise WindbackError in a thread that a flush would wait for."""
+        if self.hooks.is_reporting or self._link.is_current:
+            raise flush_in_hook()
+
+    # -- what threads and tasks do alike: they sleep between looks, each in its own way -------------
+
+    def _wait_for_room(self, size: int) -> Iterator[float]:
+        """Yield the pauses until *size* bytes may fit, or block_timeout is over."""
         deadline_s = clock.now_s() + self.config.block_timeout
-        pause_s = LOOK_S
-        while not self._may_put_at(deadline_s, len(record)):
-            clock.sleep(pause_s)
-            pause_s = min(1.5 * pause_s, _LOOK_CAP_S)
-        return self._put_at_last(record)
 
-    async def put_or_wait_async(self, record: bytes) -> bool:
-        """Do the same for a task; one that is cancelled meanwhile knows that its event was not accepted."""
-        await self.tasks.waker()  # has anyio loaded without holding up the loop
-        deadline_s = clock.now_s() + self.config.block_timeout
-        pause_s = LOOK_S
-        while not self._may_put_at(deadline_s, len(record)):
-            await sleep(pause_s)
-            pause_s = min(1.5 * pause_s, _LOOK_CAP_S)
-        return self._put_at_last(record)
+        def may_fit() -> bool:
+            self._link.wake()
+            return self.is_closed or self.queue.has_room_for(size)
 
-    def _may_put_at(self, deadline_s: float, size: int) -> bool:
-        self._link.wake()
-        return self.queue.has_room_for(size) or self.scheduler.closing or clock.now_s() >= deadline_s
+        return _pauses(may_fit, deadline_s)
 
     def _put_at_last(self, record: bytes) -> bool:
         try:
@@ -95,54 +106,133 @@ class RemoteEngine(LocalEngine):
         except NoRoomError:
             return self.queue.refuse("queue_full")
 
-    def flush_from_outside(self, deadline_s: float) -> Callable[[], FlushResult]:
-        """Start a flush for a thread that is nobody's; what is returned waits for it."""
-        flush = self._link.begin_flush(patient=True)
-        return lambda: self._await_remote(flush, deadline_s)
+    def _wait_for(self, flush: RemoteFlush, deadline_s: Optional[float]) -> Iterator[float]:
+        """Yield the pauses until a flush is done, or the deadline is over."""
+        return _pauses(lambda: self._link.is_done(flush), deadline_s)
 
-    async def flush_async(self, timeout: Optional[float]) -> FlushResult:
-        """Wait until all that was accepted is off our hands; see Windback.flush."""
-        deadline_s = None if timeout is None else clock.now_s() + timeout
-        await self.tasks.waker()  # has anyio loaded without holding up the loop
-        flush = self._link.begin_flush(patient=timeout is not None)
-        pause_s = LOOK_S
-        try:
-            while not self._link.is_done(flush):
-                if deadline_s is not None and clock.now_s() >= deadline_s:
-                    break
-                await sleep(pause_s)
-                pause_s = min(1.5 * pause_s, _LOOK_CAP_S)
-        finally:
-            after = self._link.end_flush(flush)
-        return _result(flush, after)
+    def _end_flush(self, flush: RemoteFlush) -> FlushResult:
+        before, after = flush.before, self._link.end_flush(flush)
+        return FlushResult(
+            pending=flush.pending,
+            delivered=after.delivered - before.delivered,
+            rejected=after.rejected - before.rejected,
+            dropped=after.dropped - before.dropped,
+            problem=after.problem if flush.pending else None,
+        )
 
     def _end(self) -> None:
         self._link.close()
-        super()._end()
+        self.connections.close()
+        self._release_queue()
+        lifecycle.forget(self)
+
+    def _release_queue(self) -> None:
+        if self._syncer is not None:
+            self._syncer.close()
+        self.queue.release()
+
+    # -- for threads ---------------------------------------------------------------------------
+
+    def put_or_wait(self, record: bytes) -> bool:
+        """Wait for room in the journal, for block_timeout at most (overflow="block")."""
+        for pause_s in self._wait_for_room(len(record)):
+            clock.sleep(pause_s)
+        return self._put_at_last(record)
+
+    def flush(self, timeout: Optional[float]) -> FlushResult:
+        """Block until everything that was accepted is settled; see Windback.flush."""
+        self._check_may_wait()
+        return self._await(
+            self._link.begin_flush(patient=timeout is not None),
+            None if timeout is None else clock.now_s() + timeout,
+        )
+
+    def _await(self, flush: RemoteFlush, deadline_s: Optional[float]) -> FlushResult:
+        try:
+            for pause_s in self._wait_for(flush, deadline_s):
+                clock.sleep(pause_s)
+        finally:
+            result = self._end_flush(flush)
+        return result
+
+    def flush_from_outside(self, deadline_s: float) -> Callable[[], FlushResult]:
+        """Start a flush for a thread that is not the application's; the returned function waits for it."""
+        flush = self._link.begin_flush(patient=True)
+        return lambda: self._await(flush, deadline_s)
+
+    def close(self, timeout: Optional[float]) -> FlushResult:
+        """Wait for the rest within the deadline, leave what remains to the sender; see Windback.close."""
+        lifecycle.notice_fork()
+        if self._closed is None:
+            self._check_may_wait()
+            self.begin_exit()
+            self._closed = self.flush(self.shutdown_timeout if timeout is None else timeout)
+            self._end()
+        return self._closed
+
+    # -- for tasks: the same, in the same order ------------------------------------------------
+
+    async def put_or_wait_async(self, record: bytes) -> bool:
+        """Wait for room; a caller that is cancelled in the meantime knows its event was not accepted."""
+        await self.loops.waker()  # loads anyio without holding up the loop
+        for pause_s in self._wait_for_room(len(record)):
+            await sleep(pause_s)
+        return self._put_at_last(record)
+
+    async def flush_async(self, timeout: Optional[float]) -> FlushResult:
+        """Wait until everything that was accepted is settled; see Windback.flush."""
+        self._check_may_wait()
+        deadline_s = None if timeout is None else clock.now_s() + timeout
+        await self.loops.waker()  # loads anyio without holding up the loop
+        flush = self._link.begin_flush(patient=timeout is not None)
+        try:
+            for pause_s in self._wait_for(flush, deadline_s):
+                await sleep(pause_s)
+        finally:
+            result = self._end_flush(flush)
+        return result
+
+    async def close_async(self, timeout: Optional[float]) -> FlushResult:
+        """Wait for the rest within the deadline, leave what remains to the sender; see Windback.close."""
+        lifecycle.notice_fork()
+        if self._closed is None:
+            self._check_may_wait()
+            self.begin_exit()
+            self._closed = await self.flush_async(self.shutdown_timeout if timeout is None else timeout)
+            self._end()
+        await self.loops.close()
+        return self._closed
+
+    # -- lifecycle -----------------------------------------------------------------------------
+
+    def begin_exit(self) -> None:
+        """Accept nothing more."""
+        self.queue.close("closed")
 
     def finish_exit(self, deadline_s: float) -> int:
         """Leave what waits to the sender, which outlives this process."""
         left = self._link.exit(deadline_s)
-        self._end_sync()
-        self.queue.release()
+        self._release_queue()
         return left
 
     def stats(self) -> Stats:
-        """Return what became of all events so far, by what the sender says."""
-        return self._link.stats()
+        """Return what became of all events so far, by what the sender reports."""
+        return replace(self._link.stats(), hook_errors=self.hooks.errors)
 
     def reset(self) -> None:
         """Become a client that has done nothing yet, in a forked child, with a sender of its own."""
-        super().reset()
+        self.hooks.reset()
+        self.queue.reset()
+        self.connections.reset()
+        self.loops.reset()
+        if self._syncer is not None:
+            self._syncer.reset()
         self._link.reset()
 
 
-def _result(flush: RemoteFlush, after: Stats) -> FlushResult:
-    before = flush.before
-    return FlushResult(
-        pending=flush.pending,
-        delivered=after.delivered - before.delivered,
-        rejected=after.rejected - before.rejected,
-        dropped=after.dropped - before.dropped,
-        problem=after.problem if flush.pending else None,
-    )
+def _pauses(is_over: Callable[[], bool], deadline_s: Optional[float]) -> Iterator[float]:
+    """Yield how long to sleep between looks (seconds), which grows, until *is_over* or the deadline."""
+    pause_s = LOOK_S
+    while not is_over() and not is_past(deadline_s):
+        yield pause_s
+        pause_s = min(1.5 * pause_s, _LOOK_CAP_S)

@@ -1,6 +1,6 @@
 """The application's side of a sender that is another process: looks at its counters, makes room.
 
-`process.SenderLink` is for a sender of the application's own, `elsewhere.RelayLink` for a relay.
+`sender.supervisor.SenderLink` is for a sender of the application's own, `relay.link.RelayLink` for a relay.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Link(ABC):
     """See the module."""
 
     def __init__(self, config: Config, queue: SharedQueue) -> None:
-        self._config = config
+        self.config = config
         self._queue = queue
         self._block: Optional[Block] = None
         self.reset()
@@ -56,6 +56,11 @@ class Link(ABC):
         #: The counters at the end: the journal is another's from then on.
         self._last: Optional[Stats] = None
         self._flush_number = 0
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is one that a flush waits for."""
+        return self._keeper.is_current
 
     def wake(self) -> None:
         """Have the keeper look at what there is to do; called by track_event, never waits."""
@@ -141,9 +146,9 @@ class Link(ABC):
             )
         )
 
+    @abstractmethod
     def _complete(self, stats: Stats) -> Stats:
         """Add what is known here alone."""
-        return stats
 
     def close(self) -> None:
         """Leave what is left to the sender."""

@@ -63,10 +63,17 @@ class Sender(JournalSender):
         self._orphaned_s: Optional[float] = None
         self._parent = os.getppid()
         self._is_told_to_end = False
+        self._thread: Optional[int] = None
         super().__init__(config, [name, *_dead(config.journal, name)], POLL_S, is_watched=False)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is one of this sender's."""
+        return threading.get_ident() == self._thread or self._engine.threads.is_current
 
     def run_until_done(self, deadline_s: Optional[float] = None) -> None:
         """Send until the application is gone and all it left is delivered, or until the deadline."""
+        self._thread = threading.get_ident()
         wait_s, quiet_since_s = 0.0, clock.now_s()
         asked = False
         self._say({"ready": True})
@@ -225,7 +232,9 @@ def main(options: Mapping[str, object], commands: int, answers: int, memory: int
     name = str(given.pop("name"))
     reports = bool(given.pop("reports"))
     given["api_key"] = hidden(given["api_key"])
-    given["broker"] = hidden(given["broker"])
+    given["broker"] = given["broker"] and hidden(
+        given["broker"]
+    )  # False: none, whatever the environment says
     sender: Optional[Sender] = None
 
     def on_delivery(report: DeliveryReport) -> None:

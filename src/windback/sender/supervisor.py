@@ -19,7 +19,8 @@ import orjson
 
 from .. import clock
 from ..config import OPTIONS, Config
-from ..http import egress as guard
+from ..delivery.hooks import Hooks
+from ..http import egress
 from ..remote.counters import Block, Counters
 from ..remote.link import LOOK_S, Link, RemoteFlush
 from ..remote.queue import SharedQueue
@@ -50,6 +51,8 @@ except BaseException as error:
 """
 #: After so many senders in a row that never got as far as to say that they are ready, a thread takes over.
 _DEATHS_IN_A_ROW = 3
+#: A process that is ended may take this long (seconds) to deliver the rest.
+_END_S = 2.0
 #: One that dies this soon after its start (seconds) is replaced after a pause, which doubles each time.
 _TOO_SOON_S, _PAUSE_S, _PAUSE_CAP_S = 5.0, 0.05, 10.0
 
@@ -62,6 +65,11 @@ class HereSender(Protocol):
 
     def abandon(self) -> None:
         """Let go of its connections in a forked child."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is one of its own."""
+        ...
 
 
 MakeSender = Callable[[Config, str, int, int, Block], HereSender]
@@ -80,7 +88,8 @@ class _Running(NamedTuple):
 class SenderLink(Link):
     """See the module."""
 
-    def __init__(self, config: Config, queue: SharedQueue, make_sender: MakeSender) -> None:
+    def __init__(self, config: Config, queue: SharedQueue, hooks: Hooks, make_sender: MakeSender) -> None:
+        self._hooks = hooks
         self._make_sender = make_sender
         self._running: Optional[_Running] = None
         super().__init__(config, queue)
@@ -96,12 +105,19 @@ class SenderLink(Link):
             if running.here is not None:
                 running.here.abandon()
         self._running = None
+        egress.senders.discard(self)
         super().reset()
         self._use_thread = False
         self._deaths = self._soon_deaths = self._stillborn = 0
-        self._hook_errors = 0
-        self._has_logged_hook = False
         self._gave_up: Set[int] = set()
+        self._listener: Optional[int] = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is one that a flush waits for."""
+        running = self._running
+        is_sender = running is not None and running.here is not None and running.here.is_current
+        return is_sender or threading.get_ident() == self._listener or super().is_current
 
     # -- the keeper ----------------------------------------------------------------------------
 
@@ -116,7 +132,7 @@ class SenderLink(Link):
             return
         if self._block is None:
             self._block = Block.create()
-        if guard.refuse is not None:  # what a test must not send, no other process may
+        if egress.refuse is not None:  # what a test must not send, no other process may
             self._start_here()
             return
         if not self._use_thread:
@@ -140,7 +156,7 @@ class SenderLink(Link):
             message = f"this program, {executable or 'unknown'}, is no Python interpreter to start one with"
             raise ValueError(message)
         assert self._block is not None
-        config = self._config
+        config = self.config
         options = {name: getattr(config, name) for name, said in OPTIONS.items() if said.is_for_sender}
         told = orjson.dumps(
             {
@@ -150,7 +166,7 @@ class SenderLink(Link):
                 "api_key": config.api_key and config.api_key.reveal(),
                 "broker": config.broker.url.reveal() if config.broker is not None else False,
                 "journal": str(config.journal),
-                "reports": config.on_delivery is not None,
+                "reports": self._hooks.wants_reports,
             }
         )
         answers, answers_there = os.pipe()
@@ -175,6 +191,7 @@ class SenderLink(Link):
         process.stdin.close()
         os.set_inheritable(commands, False)  # noqa: FBT003
         self._running = _Running(process, None, commands, answers, clock.now_s())
+        egress.senders.add(self)
         with contextlib.suppress(OSError):  # it died already, which the listener hears
             os.write(commands, told)
         os.set_blocking(commands, False)
@@ -184,8 +201,7 @@ class SenderLink(Link):
         assert self._block is not None
         commands_there, commands = os.pipe()
         answers, answers_there = os.pipe()
-        config = replace(self._config, worker="thread")
-        here = self._make_sender(config, self._queue.name, commands_there, answers_there, self._block)
+        here = self._make_here(commands_there, answers_there)
         running = _Running(None, here, commands, answers, clock.now_s())
         try:
             _thread.start_new_thread(here.run_until_done, ())
@@ -194,8 +210,16 @@ class SenderLink(Link):
                 os.close(descriptor)
             return
         self._running = running
+        egress.senders.add(self)
         os.set_blocking(commands, False)
         self._listen(running)
+
+    def _make_here(self, commands: int, answers: int) -> HereSender:
+        """Make a sender for a thread of this process. Its reports go straight to the client's hooks."""
+        assert self._block is not None
+        on_delivery = self._hooks.report if self._hooks.wants_reports else None
+        config = replace(self.config, worker="thread", on_delivery=on_delivery)
+        return self._make_sender(config, self._queue.name, commands, answers, self._block)
 
     def _tell(self, *words: bytes) -> None:
         with self._lock:  # so that the descriptor is not another file's by now
@@ -211,6 +235,7 @@ class SenderLink(Link):
             _thread.start_new_thread(self._hear, (running,))
 
     def _hear(self, running: _Running) -> None:
+        self._listener = threading.get_ident()
         with contextlib.suppress(Exception):
             threading.current_thread().name = "windback-listener"
         rest = b""
@@ -239,22 +264,7 @@ class SenderLink(Link):
         elif "gave_up" in message:
             self._gave_up.add(int(message["gave_up"]))
         elif "report" in message:
-            self._report(DeliveryReport.from_wire(message["report"]))
-
-    def _report(self, report: DeliveryReport) -> None:
-        hook = self._config.on_delivery
-        if hook is None:
-            return
-        try:
-            hook(report)
-        except BaseException as error:  # noqa: BLE001 - whatever a hook raises, delivery goes on
-            self._hook_errors += 1
-            if not self._has_logged_hook:
-                self._has_logged_hook = True
-                logger.warning(
-                    "on_delivery raised %s; it is called on, and further errors are counted only",
-                    type(error).__name__,
-                )
+            self._hooks.report(DeliveryReport.from_wire(message["report"]))
 
     def _ended(self, running: _Running) -> None:
         """The sender is gone: as it was told, or before its time."""
@@ -262,6 +272,8 @@ class SenderLink(Link):
             running.process.wait()
         with self._lock:
             os.close(running.answers)
+            if self._running in (running, None):
+                egress.senders.discard(self)
             if self._running is not running:
                 return
             self._running = None
@@ -304,7 +316,6 @@ class SenderLink(Link):
             stats,
             workers=int(self._running is not None),
             worker_deaths=stats.worker_deaths + self._deaths,
-            hook_errors=self._hook_errors,
         )
 
     def close(self) -> None:
@@ -314,6 +325,28 @@ class SenderLink(Link):
             running, self._running = self._running, None
             if running is not None:
                 os.close(running.commands)
+
+    def end_process(self) -> None:
+        """End the sender process. The next event starts another; in a test, a thread."""
+        import subprocess
+
+        with self._lock:
+            running = self._running
+            if running is None or running.process is None:
+                return
+            self._running = None
+            os.close(running.commands)
+        try:
+            running.process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            running.process.kill()
+            running.process.wait()
+        self._queue.wake_at = 0
+
+    def wait_if_closed(self, deadline_s: float) -> None:
+        """Wait until the sender of a closed client is done."""
+        while self._is_closed and self in egress.senders and clock.now_s() < deadline_s:
+            clock.sleep(LOOK_S)
 
     def exit(self, deadline_s: float) -> int:
         """Leave the rest to the sender process, or deliver it, where there is none; returns what is left.
@@ -347,12 +380,5 @@ class SenderLink(Link):
         answers, answers_there = os.pipe()
         os.close(commands)
         os.set_blocking(answers_there, False)
-        here = self._make_sender(
-            replace(self._config, worker="thread"),
-            self._queue.name,
-            commands_there,
-            answers_there,
-            self._block,
-        )
-        here.run_until_done(deadline_s)
+        self._make_here(commands_there, answers_there).run_until_done(deadline_s)
         os.close(answers)

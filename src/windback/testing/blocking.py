@@ -1,14 +1,16 @@
-"""Tests send nothing to other machines: connections there are refused, and what would go there is found."""
+"""Tests send nothing to other machines: connections there are refused, and events on their way are found.
+
+This works the same for every engine: it asks for counters, and for a flush, and never for a part of one.
+"""
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import Dict, List, Optional
 from urllib.parse import urlsplit
 
 from .. import clock
-from ..config import is_loopback
-from ..delivery.engine import LocalEngine
-from ..http import egress as guard
+from ..config import Config, is_loopback
+from ..http import egress
 from ..process import lifecycle
 
 #: What still waits when a test ends gets this long (seconds) to show where it wants to go. A refused try ends
@@ -21,10 +23,16 @@ class Blocking:
 
     def __init__(self) -> None:
         self.tried: List[str] = []
+        #: How many events each engine had accepted before the test.
+        self._accepted: Dict[lifecycle.Engine, int] = {}
 
     def begin(self) -> None:
         """Refuse connections to other machines from now on."""
-        guard.refuse = self._refuse
+        self._accepted = {engine: engine.stats().accepted for engine in lifecycle.engines()}
+        egress.refuse = self._refuse
+        for sender in list(egress.senders):
+            if _hosts_elsewhere(sender.config):
+                sender.end_process()
 
     def _refuse(self, host: str) -> Optional[str]:
         if is_loopback(host):
@@ -33,21 +41,37 @@ class Blocking:
         return f"tests send nothing to {host}; see windback.testing"
 
     def end(self) -> Optional[str]:
-        """Make clients that aim at another machine try now; say which were tried, and refuse no more."""
+        """Make clients that aim at another machine try now; return the hosts that were tried, if any.
+
+        From now on nothing is refused.
+        """
         try:
             for engine in lifecycle.engines():
-                if isinstance(engine, LocalEngine) and self._holds_events_for_others(engine):
-                    waits = engine.flush_from_outside(clock.now_s() + _GRACE_S)
-                    waits()  # what is refused is rejected: none of it is left to the next test
+                self._find_events(engine)
+            for sender in list(egress.senders):
+                sender.wait_if_closed(clock.now_s() + _GRACE_S)
         finally:
-            guard.refuse = None
-        hosts, self.tried = sorted(set(self.tried)), []
+            egress.refuse = None
+        hosts, self.tried, self._accepted = sorted(set(self.tried)), [], {}
         return ", ".join(hosts) or None
 
-    @staticmethod
-    def _holds_events_for_others(engine: LocalEngine) -> bool:
-        broker = engine.config.broker
-        hosts = [urlsplit(engine.config.base_url).hostname or ""]
-        if broker is not None:
-            hosts = [host for host, _ in broker.nodes]
-        return engine.scheduler.stats().pending > 0 and not all(map(is_loopback, hosts))
+    def _find_events(self, engine: lifecycle.Engine) -> None:
+        hosts = _hosts_elsewhere(engine.config)
+        stats = engine.stats()
+        if not hosts or not stats.pending:
+            return
+        if engine.config.worker is None:  # a relay sends them, as soon as there is one
+            if stats.accepted > self._accepted.get(engine, 0):
+                self.tried += hosts
+            return
+        wait = engine.flush_from_outside(clock.now_s() + _GRACE_S)
+        wait()  # what is refused is rejected: none of it is left to the next test
+
+
+def _hosts_elsewhere(config: Config) -> List[str]:
+    """Return the other machines that events of a client go to."""
+    if config.broker is not None:
+        hosts = [host for host, _ in config.broker.nodes]
+    else:
+        hosts = [urlsplit(config.base_url).hostname or ""]
+    return [host for host in hosts if not is_loopback(host)]

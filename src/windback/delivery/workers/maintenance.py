@@ -23,7 +23,13 @@ class Keeper:
         #: Held while the thread is started.
         self._lock = threading.Lock()
         self._waker: Optional[ThreadWaker] = None
+        self._ident: Optional[int] = None
         self._is_closed = False
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is this one."""
+        return threading.get_ident() == self._ident
 
     def wake(self) -> None:
         """Have it done soon; never waits for it."""
@@ -42,6 +48,7 @@ class Keeper:
                         self._waker = None
 
     def _run(self) -> None:
+        self._ident = threading.get_ident()
         with contextlib.suppress(Exception):
             threading.current_thread().name = self._name
         while True:

@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Callable, Optional, Set
 
 from ... import clock
 from ...api.answer import Answer
-from ...config import Config
-from ...process import lifecycle
+from ..connections import Connections
 from ..scheduler import Scheduler
 
 if TYPE_CHECKING:
     from ...event.batch import Batch
-    from ...http.transport import SyncTransport
-    from ..sink import Sink
 
 
 class ThreadWaker:
@@ -46,25 +43,14 @@ class ThreadWaker:
 class ThreadWorkers:
     """Drains a queue from daemon threads; also from the caller's own, where no thread can be started."""
 
-    def __init__(self, config: Config, scheduler: Scheduler) -> None:
-        self._config = config
-        self._dispatcher = scheduler
-        self._transport: Optional[SyncTransport] = None
-        self._broker: Optional[Sink] = None
-        if config.broker is not None:
-            # redis-py loads it, which fails once the interpreter goes down: it registers an exit handler.
-            importlib.import_module("concurrent.futures.thread")
+    def __init__(self, scheduler: Scheduler, connections: Connections) -> None:
+        self._scheduler = scheduler
+        self._connections = connections
         self.reset()
 
     def reset(self) -> None:
-        """Forget the threads and connections, as in a forked child, which has neither."""
+        """Forget the threads, as in a forked child, which has none of them."""
         self._lock = threading.Lock()
-        if self._transport is not None:
-            self._transport.abandon()
-            self._transport = None
-        if self._broker is not None:
-            self._broker.abandon()
-            self._broker = None
         self._idents: Set[int] = set()
         #: Released by the last worker to leave, once the client is closed.
         self._gone: Optional[ThreadWaker] = None
@@ -75,7 +61,7 @@ class ThreadWorkers:
         Not `Thread.start`, which waits until the new thread has run: in a busy process that takes as long
         as everybody's turn at the interpreter, and the caller may be a request.
         """
-        if "gevent" in sys.modules and self._transport is None and self._broker is None:
+        if "gevent" in sys.modules and not self._connections.are_open:
             self._load_for_gevent()
         try:
             _thread.start_new_thread(self._main, ())
@@ -89,7 +75,7 @@ class ThreadWorkers:
         A greenlet that loads it later would hold up all others for as long.
         """
         with contextlib.suppress(Exception):  # whoever sends meets it again, and says so
-            self.sink()
+            self._connections.sink()
             importlib.import_module("concurrent.futures.thread")
             # Names are resolved in threads of the hub's pool; one that is there can be used at the exit, too.
             importlib.import_module("gevent").get_hub().threadpool.spawn(int)
@@ -99,42 +85,13 @@ class ThreadWorkers:
         """Whether the calling thread is one of the workers."""
         return threading.get_ident() in self._idents
 
-    def transport(self) -> SyncTransport:
-        """Return the connections, made at first use."""
-        if self._transport is None:
-            # No lock of ours is held: an import may switch to another greenlet, which would wait for it.
-            with lifecycle.loading:
-                from ...http.transport import (
-                    SyncTransport,  # loads httpx and tenacity, which no importer should
-                )
-
-                transport = SyncTransport(self._config)
-                if transport.broken is not None:  # the next one may find the file that is missing
-                    return transport
-                if self._transport is None:  # else another was faster; this one has no connection yet
-                    self._transport = transport
-        return self._transport
-
-    def sink(self) -> Sink:
-        """Return where batches go: to the API, or to a broker."""
-        if self._config.broker is None:
-            return self.transport()
-        if self._broker is None:
-            with lifecycle.loading:
-                from ...broker.sink import RedisSink
-
-                broker = RedisSink(self._config)
-                if self._broker is None:  # as above
-                    self._broker = broker
-        return self._broker
-
     def _main(self) -> None:
         with contextlib.suppress(Exception):  # cosmetic: names it in py-spy and faulthandler
             threading.current_thread().name = "windback-worker"
         try:
             self._work()
         except BaseException as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
-            self._dispatcher.log_death(error, clock.now_s())
+            self._scheduler.log_death(error, clock.now_s())
 
     def _work(self, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None) -> None:
         ident = threading.get_ident()
@@ -146,12 +103,12 @@ class ThreadWorkers:
             with self._lock:
                 self._idents.discard(ident)
                 if self._gone is not None and not self._idents:
-                    self._close_transport()
+                    self._connections.close()
                     self._gone.release()
 
     def run(self, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None) -> None:
         """Work until there is nothing left to do for this thread, or *done*, or the deadline."""
-        scheduler = self._dispatcher
+        scheduler = self._scheduler
         waker: Optional[ThreadWaker] = None
         idle = False
         try:
@@ -177,7 +134,7 @@ class ThreadWorkers:
         scheduler.retire(waker, clock.now_s(), died=False)
 
     def _send(self, batch: Batch, deadline_s: Optional[float]) -> None:
-        scheduler = self._dispatcher
+        scheduler = self._scheduler
         gzipped = scheduler.compress
         tries = scheduler.tries(deadline_s)
 
@@ -185,7 +142,7 @@ class ThreadWorkers:
             scheduler.tried(batch, tries, answer, clock.now_s(), time.time())
 
         try:
-            answer = self.sink().deliver(batch, tries, self._nap, on_try, gzip=gzipped)
+            answer = self._connections.sink().deliver(batch, tries, self._nap, on_try, gzip=gzipped)
         except BaseException:
             scheduler.abandon(batch)
             raise
@@ -194,16 +151,16 @@ class ThreadWorkers:
     def _nap(self, seconds: float) -> None:
         """Wait out a backoff, unless a flush or a close ends it."""
         waker = ThreadWaker()
-        self._dispatcher.sleeper(waker)
+        self._scheduler.sleeper(waker)
         try:
             waker.sleep(seconds)
         finally:
-            self._dispatcher.awake(waker)
+            self._scheduler.awake(waker)
 
     def drain(self, done: Callable[[], bool], deadline_s: Optional[float]) -> None:
         """Do a worker's work in the calling thread, until *done* or the deadline."""
-        with self._dispatcher.lock:
-            self._dispatcher.workers += 1
+        with self._scheduler.lock:
+            self._scheduler.workers += 1
         self._work(done, deadline_s)
 
     def close(self) -> None:
@@ -214,19 +171,11 @@ class ThreadWorkers:
         gone = ThreadWaker()
         with self._lock:
             if not self._idents:
-                self._close_transport()
+                self._connections.close()
                 return
             self._gone = gone
-        if self._dispatcher.stats().in_flight == 0:
+        if self._scheduler.stats().in_flight == 0:
             gone.sleep(1.0)
-
-    def _close_transport(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
-        if self._broker is not None:
-            self._broker.close()
-            self._broker = None
 
 
 def _until(deadline_s: Optional[float], wait_s: Optional[float]) -> Optional[float]:

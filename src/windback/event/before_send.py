@@ -1,4 +1,4 @@
-"""before_send: a user's function between an event and its bytes, which must not hurt."""
+"""before_send: a user's function between an event and its bytes. It must not hurt the application."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .encode import BeforeSend, Properties, Timestamp, build, check_fields, enco
 
 
 class HookedEncoder:
-    """Encodes like `event.encode`, with before_send in between; None where an event is not to be sent.
+    """Encodes like `event.encode`, with before_send in between; returns None for an event it refused.
 
-    A hook that raises, or makes something of an event that can't be sent, refuses it: it may have been
-    there to take something out, so sending the event as it was could give away what it should have kept.
+    A hook that raises, or returns an event that can't be sent, refuses the event: the hook may be there to
+    remove something, so sending the event as it was could give away what it should have kept.
     """
 
     def __init__(

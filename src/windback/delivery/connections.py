@@ -1,0 +1,77 @@
+"""The connections that threads use: those of plain calls, and what batches go to."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Optional
+
+from ..config import Config
+from ..process import lifecycle
+
+if TYPE_CHECKING:
+    from ..http.transport import SyncTransport
+    from .sink import Sink
+
+
+class Connections:
+    """The HTTP connections of one client, and those to its broker. Each is made at its first use."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._transport: Optional[SyncTransport] = None
+        self._broker: Optional[Sink] = None
+        if config.broker is not None:
+            # redis-py loads it, which fails once the interpreter goes down: it registers an exit handler.
+            importlib.import_module("concurrent.futures.thread")
+
+    def reset(self) -> None:
+        """Forget the connections, as in a forked child, where they are the parent's."""
+        if self._transport is not None:
+            self._transport.abandon()
+            self._transport = None
+        if self._broker is not None:
+            self._broker.abandon()
+            self._broker = None
+
+    @property
+    def are_open(self) -> bool:
+        """Whether any were made."""
+        return self._transport is not None or self._broker is not None
+
+    def transport(self) -> SyncTransport:
+        """Return the HTTP connections."""
+        if self._transport is None:
+            # No lock of ours is held: an import may switch to another greenlet, which would wait for it.
+            with lifecycle.loading:
+                from ..http.transport import (
+                    SyncTransport,  # loads httpx and tenacity, which no importer should
+                )
+
+                transport = SyncTransport(self._config)
+                if transport.broken is not None:  # the next one may find the file that is missing
+                    return transport
+                if self._transport is None:  # else another was faster; this one has no connection yet
+                    self._transport = transport
+        return self._transport
+
+    def sink(self) -> Sink:
+        """Return where batches go: to the API, or to a broker."""
+        if self._config.broker is None:
+            return self.transport()
+        if self._broker is None:
+            with lifecycle.loading:
+                from ..broker.sink import RedisSink
+
+                broker = RedisSink(self._config)
+                if self._broker is None:  # as above
+                    self._broker = broker
+        return self._broker
+
+    def close(self) -> None:
+        """Close them all."""
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        if self._broker is not None:
+            self._broker.close()
+            self._broker = None

@@ -1,0 +1,94 @@
+"""The user's hooks, before_send and on_delivery: the one place that calls, counts and logs them.
+
+Every engine has one `Hooks`, whether threads, tasks or another process send its events.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Callable, Dict, Set
+
+from ..config import Config
+from ..event.before_send import HookedEncoder
+from ..event.encode import encode
+from ..stats import AtomicCounter, DeliveryReport
+from .track_events import Encode
+
+logger = logging.getLogger("windback")
+
+
+class Hooks:
+    """Calls the hooks of one client. An exception of a hook is counted; the first of each hook is logged."""
+
+    def __init__(self, config: Config) -> None:
+        self._before_send = config.before_send
+        self._on_delivery = config.on_delivery
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting anew, as in a forked child."""
+        self._errors = AtomicCounter()
+        #: By hook: a token of the error that is logged. No exception is kept, nor what its traceback holds.
+        self._logged: Dict[str, object] = {}
+        self._reporting: Set[int] = set()
+
+    @property
+    def errors(self) -> int:
+        """How many exceptions hooks raised."""
+        return self._errors.value
+
+    @property
+    def wants_reports(self) -> bool:
+        """Whether there is an on_delivery."""
+        return self._on_delivery is not None
+
+    @property
+    def is_reporting(self) -> bool:
+        """Whether on_delivery runs in the calling thread right now."""
+        return threading.get_ident() in self._reporting
+
+    def encoder(self, refuse: Callable[[str], object]) -> Encode:
+        """Return what makes bytes of an event; *refuse* counts an event that before_send turned away."""
+        if self._before_send is None:
+            return encode
+        return HookedEncoder(self._before_send, refuse, self.failed).encode
+
+    def report(self, report: DeliveryReport) -> None:
+        """Call on_delivery. Whatever it raises, delivery goes on.
+
+        Only a KeyboardInterrupt in the main thread is raised again: that is Ctrl-C, and the application's.
+        """
+        if self._on_delivery is None:
+            return
+        thread = threading.get_ident()
+        self._reporting.add(thread)
+        try:
+            self._on_delivery(report)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
+            self.failed("on_delivery", error)
+        finally:
+            self._reporting.discard(thread)
+
+    def failed(self, hook: str, error: BaseException) -> None:
+        """Count an exception of the hook called *hook*, and log the first."""
+        self._errors.add()
+        token = object()
+        if self._logged.setdefault(hook, token) is token:
+            logger.warning(
+                "%s raised %s; it is called for later events as well, and further errors are only counted "
+                "(stats().hook_errors)",
+                hook,
+                _text(error),
+            )
+
+
+def _text(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the exception is the user's, and its __str__, too
+        return name
+    return f"{name}: {text}" if text else name
