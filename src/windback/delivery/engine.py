@@ -185,7 +185,7 @@ class LocalEngine:
             return self.scheduler.add_worker() or self.scheduler.workers > 0
         return self.scheduler.workers > 0 or self.scheduler.add_worker()
 
-    def _check_may_wait(self) -> None:
+    def check_may_wait(self) -> None:
         """Raise WindbackError in a thread that a flush would wait for."""
         if self.threads.is_current or self.hooks.is_reporting:
             raise flush_in_hook()
@@ -213,7 +213,7 @@ class LocalEngine:
 
     def flush(self, timeout: Optional[float]) -> FlushResult:
         """Block until everything that was accepted is settled; see Windback.flush."""
-        self._check_may_wait()
+        self.check_may_wait()
         return self._flush_until(None if timeout is None else clock.now_s() + timeout, in_caller=False)
 
     def _flush_until(self, deadline_s: Optional[float], *, in_caller: bool) -> FlushResult:
@@ -248,7 +248,7 @@ class LocalEngine:
         """Deliver the rest within the deadline, drop what remains, close; see Windback.close."""
         lifecycle.notice_fork()
         if self._closed is None:
-            self._check_may_wait()
+            self.check_may_wait()
             self.scheduler.begin_close()
             self._closed = self.flush(self.shutdown_timeout if timeout is None else timeout)
             self._end()
@@ -282,7 +282,7 @@ class LocalEngine:
 
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:
         """Wait until everything that was accepted is settled; see Windback.flush."""
-        self._check_may_wait()
+        self.check_may_wait()
         deadline_s = None if timeout is None else clock.now_s() + timeout
         # It begins before this task has anything to sleep on: what is delivered in the meantime counts.
         flush = self.scheduler.begin_flush(ThreadWaker(), patient=deadline_s is not None)
@@ -304,7 +304,7 @@ class LocalEngine:
         """Deliver the rest within the deadline, drop what remains, close; see Windback.close."""
         lifecycle.notice_fork()
         if self._closed is None:
-            self._check_may_wait()
+            self.check_may_wait()
             self.scheduler.begin_close()
             self._closed = await self.flush_async(self.shutdown_timeout if timeout is None else timeout)
             self._end()

@@ -215,6 +215,8 @@ class BrokerRelay:
     @contextlib.contextmanager
     def _in_threads(self, call: Callable[[_ProjectRelay], T]) -> Generator[List[T], None, None]:
         """Have *call* made for each project, while a block of code runs; its end waits for all of them."""
+        for each in self._projects.values():
+            each.check_may_wait()  # here, for it can't be seen in a thread of its own
         results: List[T] = []
         errors: List[BaseException] = []
 
@@ -252,8 +254,8 @@ class BrokerRelay:
 
     def close(self) -> FlushResult:
         """Deliver what was read within shutdown_timeout, leave the rest where it is, and stop."""
-        self.stop()
         with self._in_threads(lambda each: each.close()) as results:
+            self.stop()
             self._connection.close()
         return sum_of_results(results)
 

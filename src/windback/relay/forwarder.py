@@ -97,6 +97,7 @@ class Forwarder:
         Gives up after *timeout* seconds, or, with None, when a batch used up its retries. on_progress is
         called now and then.
         """
+        self.check_may_wait()
         deadline_s = None if timeout is None else clock.now_s() + timeout
         while not self.is_stopping:
             # Before the look, which writes down what became of the last batches.
@@ -130,5 +131,10 @@ class Forwarder:
 
     def close(self) -> FlushResult:
         """Deliver what was read within shutdown_timeout, leave the rest where it is, and stop."""
+        self.check_may_wait()
         self.stop()
         return self._engine.close(None)
+
+    def check_may_wait(self) -> None:
+        """Raise WindbackError inside on_delivery, where a drain or a close would wait for itself."""
+        self._engine.check_may_wait()
