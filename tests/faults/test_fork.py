@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -310,6 +313,73 @@ if __name__ == "__main__":
     ended = run(code, *OPTIONS, url=server.url)
     assert (ended.status, ended.err) == (0, "")
     assert arrived(server) == expected("parent", "0", "1", "of 0", "of 1")
+
+
+@pytest.mark.parametrize("made", ["before", "after"])
+@pytest.mark.parametrize(
+    ("package", "method"),
+    # A copy of multiprocessing under another name can't spawn: it would start what it was copied from.
+    [
+        *((each, method) for each in ("multiprocess", "billiard") for method in ("fork", "spawn")),
+        ("copy_of", "fork"),
+    ],
+)
+def test_processes_of_packages_like_multiprocessing_deliver_at_their_end(
+    server, run, tmp_path, package, method, made
+):
+    """Multiprocess is what datasets and pathos use; any other with its interface is known by that alone."""
+    if package == "copy_of":
+        shutil.copytree(Path(multiprocessing.__file__).parent, tmp_path / "copy_of")
+    code = f"""\
+import sys, time
+sys.path.insert(0, {str(tmp_path)!r})
+if {made!r} == "after":
+    import {package}
+from windback import Windback
+
+client = Windback(shutdown_timeout=20, flush_interval=3600)
+import {package}
+
+def track(who):
+    for n in range(10):
+        assert client.track_event("login", "jane@example.com", {{"who": who, "n": n}})
+
+def work(who):
+    track(who)
+
+if __name__ == "__main__":
+    track("parent")
+    context = {package}.get_context({method!r})
+    processes = [context.Process(target=work, args=(str(n),)) for n in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    """
+    ended = run(code, "-W", "ignore::DeprecationWarning", url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert arrived(server) == expected("parent", "0", "1")
+
+
+def test_modules_that_are_loaded_lazily_stay_unloaded_when_a_process_forks(server, run):
+    code = """\
+    import importlib.util, os, sys
+    spec = importlib.util.find_spec("turtledemo")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    lazy = sys.modules["turtledemo"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lazy)
+    from windback import Windback
+
+    Windback()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert type(lazy).__name__ == "_LazyModule"
+    """
+    ended = run(code, "-W", "ignore::DeprecationWarning", url=server.url)
+    assert (ended.status, ended.err) == (0, "")
 
 
 def test_a_client_made_in_a_child_of_a_process_that_only_loaded_the_module(server, run):

@@ -169,6 +169,7 @@ class LocalEngine:
         return await self.loops.transport()
 
     def _start_worker(self) -> bool:
+        lifecycle.follow_in_child()
         obstacle = lifecycle.why_no_threads()
         if obstacle is not None:
             if obstacle != self._obstacle:

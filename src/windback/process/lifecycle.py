@@ -4,8 +4,8 @@ A client registers its Engine here; nothing else in the package installs an exit
 Each Engine owns everything that must not cross a fork (the scheduler's lock, the transports' locks, the
 queue, the workers), so `Engine.reset` is all a child has to do.
 
-Not every process ends by atexit, nor does every fork run Python's hooks: multiprocessing and Celery end
-their children by `os._exit`, each after a hook of its own, and uWSGI forks in C.
+Not every process ends by atexit, nor does every fork run Python's hooks: multiprocessing, packages made like
+it, and Celery end their children by `os._exit`, each after a hook of its own, and uWSGI forks in C.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import logging
 import os
 import sys
 import threading
-from types import ModuleType
-from typing import Callable, List, Mapping, Optional, Protocol, Set, cast
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Protocol, Set, cast
 
 from .. import clock
 from ..config import Config
@@ -72,6 +71,8 @@ _pid = os.getpid()
 _noticing = threading.Lock()
 
 _followed: Set[str] = set()
+#: The process that looked for what is to be followed when it started its first worker.
+_followed_in = _pid
 
 
 def register(engine: Engine) -> None:
@@ -130,13 +131,12 @@ def _keep_exit_status() -> None:
 
 def _follow() -> None:
     """Find out when child processes end, which run no exit handlers, of those modules that are loaded."""
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None and "multiprocessing" not in _followed:
-        _followed.add("multiprocessing")
-        if sys.modules["multiprocessing.process"].current_process().name != "MainProcess":
-            _finalize(util)
+    for util in _utils():
+        _followed.add(util.name)
+        if util.is_in_child():
+            util.finalize()
         # Again in a child, once it forgot its finalizers: the parent's, and under a fork server its own.
-        util.register_after_fork(_at_exit, lambda _: _finalize(util))
+        util.register_after_fork(_at_exit, util.finalize)
     celery = sys.modules.get("celery.signals")
     if celery is not None and "celery" not in _followed:
         _followed.add("celery")
@@ -144,9 +144,47 @@ def _follow() -> None:
         celery.worker_shutdown.connect(_on_celery_shutdown, weak=False)
 
 
-def _finalize(util: ModuleType) -> None:
-    # Any priority that is not negative runs before the process waits for children of its own.
-    util.Finalize(None, _at_exit, exitpriority=10)
+def follow_in_child() -> None:
+    """Look once more in a forked child, which may have loaded such a module only now (billiard does)."""
+    global _followed_in  # noqa: PLW0603 - a process looks once
+    if _followed_in != os.getpid():
+        _followed_in = os.getpid()
+        _follow()
+
+
+class _Util(NamedTuple):
+    """multiprocessing.util, or that of a package that is made like it: multiprocess (of dill), billiard."""
+
+    name: str
+    register_after_fork: Callable[[object, Callable[[object], object]], object]
+    make_finalizer: Callable[..., object]
+
+    def finalize(self, _: object = None) -> None:
+        """Have the exit run when a child of this kind ends."""
+        # Any priority that is not negative runs before the process waits for children of its own.
+        self.make_finalizer(None, _at_exit, exitpriority=10)
+
+    def is_in_child(self) -> bool:
+        """Whether this process was started by that package."""
+        process = sys.modules.get(self.name.rpartition(".")[0] + ".process")
+        current = getattr(process, "_current_process", None)
+        return current is not None and type(current).__name__ != "_MainProcess"
+
+
+def _utils() -> List[_Util]:
+    """Find those that are loaded and not followed yet, by what they have and not by their names."""
+    found: Dict[str, _Util] = {}
+    for module in list(sys.modules.values()):
+        try:
+            # Not getattr: that loads modules which their package loads lazily.
+            names = object.__getattribute__(module, "__dict__")
+            register, finalizer = names["register_after_fork"], names["Finalize"]
+            home = str(register.__module__)  # others may have it from there
+        except (AttributeError, KeyError, TypeError):
+            continue
+        if home not in _followed and callable(register) and callable(finalizer):
+            found[home] = _Util(home, register, finalizer)
+    return list(found.values())
 
 
 def _on_celery_exit(**_: object) -> None:
