@@ -597,11 +597,9 @@ def test_a_sender_process_that_runs_already_ends_before_a_test_can_use_it(run_py
             journal=pathlib.Path(os.environ["ROOT"], "journal"), flush_interval=0.001,
         )
 
-        @pytest.fixture(scope="session", autouse=True)
-        def before_all_tests():
-            client.track_event("before", JANE)
-            assert client.flush(20)
-            assert len(arrived) == 1
+        client.track_event("before", JANE)
+        assert client.flush(20)
+        assert len(arrived) == 1
 
         def test_tracks():
             client.track_event("secret", JANE)
@@ -622,3 +620,32 @@ def test_a_sender_process_that_runs_already_ends_before_a_test_can_use_it(run_py
         "test_tracks_and_flushes": "FAILED",
         "test_nothing_left": "PASSED",
     }, said
+
+
+def test_what_fixtures_send_fails_the_test_that_has_them(run_pytest, tmp_path):
+    outcomes, said = run_pytest("""
+        client = Windback(flush_interval=3600)
+
+        @pytest.fixture
+        def begins():
+            client.track_event("login", JANE)
+
+        @pytest.fixture
+        def ends():
+            yield
+            client.track_event("logout", JANE)
+
+        def test_begins(begins):
+            pass
+
+        def test_ends(ends):
+            pass
+
+        @pytest.mark.windback_live
+        def test_live():
+            assert client.stats().pending == 0
+    """)
+    assert outcomes["test_begins"] == "ERROR", said
+    assert outcomes["test_live"] == "PASSED", said
+    assert re.search(r"ERROR at teardown of test_ends", said), said
+    assert said.count("would have sent events to api.windbackai.com") >= 2

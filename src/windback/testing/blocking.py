@@ -5,7 +5,7 @@ This works the same for every engine: it asks for counters, and for a flush, and
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional
 from urllib.parse import urlsplit
 
 from .. import clock
@@ -23,13 +23,14 @@ class Blocking:
 
     def __init__(self) -> None:
         self.tried: List[str] = []
+        self._before: Optional[Callable[[str], Optional[str]]] = None
         #: How many events each engine had accepted before the test.
         self._accepted: Dict[lifecycle.Engine, int] = {}
 
     def begin(self) -> None:
         """Refuse connections to other machines from now on."""
         self._accepted = {engine: engine.stats().accepted for engine in lifecycle.engines()}
-        egress.refuse = self._refuse
+        self._before, egress.refuse = egress.refuse, self._refuse
         for sender in list(egress.senders):
             if _hosts_elsewhere(sender.config):
                 sender.end_process()
@@ -43,7 +44,7 @@ class Blocking:
     def end(self) -> Optional[str]:
         """Make clients that aim at another machine try now; return the hosts that were tried, if any.
 
-        From now on nothing is refused.
+        From now on is refused what was before: nothing, or what an outer one refuses.
         """
         try:
             for engine in lifecycle.engines():
@@ -51,7 +52,7 @@ class Blocking:
             for sender in list(egress.senders):
                 sender.wait_if_closed(clock.now_s() + _GRACE_S)
         finally:
-            egress.refuse = None
+            egress.refuse = self._before
         hosts, self.tried, self._accepted = sorted(set(self.tried)), [], {}
         return ", ".join(hosts) or None
 

@@ -1,9 +1,9 @@
 """The pytest plugin: tests send nothing to the real API, and see what was tracked.
 
-It is active wherever windback and pytest are installed. A test in which a client connects, or wants to
-connect, to another machine fails, unless it is marked `windback_live`; servers on this machine and mocked
-ones are nobody's business. The fixture `windback_events` captures instead of sending; `windback_dev` has
-clients send to a local server.
+It is active wherever windback and pytest are installed. A test whose client connects to another machine, or
+tracks events that would go there, fails, unless it is marked `windback_live`; its fixtures count, too.
+Servers on this machine and mocked ones are allowed. The fixture `windback_events` captures instead of
+sending; `windback_dev` makes clients send to a local server.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{_MARK}: this test may send to the real Windback API")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Refuse connections to other machines while a test runs; fail it if there were any."""
+def _blocked(item: pytest.Item) -> Generator[None, object, object]:
+    """Refuse connections to other machines during one phase of a test; fail it if there were any."""
     if item.get_closest_marker(_MARK) is not None:
         return (yield)
     _blocking.begin()
@@ -45,6 +44,27 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
             pytrace=False,
         )
     return result
+
+
+# Each phase by itself, so that a fixture fails where it sends: applications often track while they shut down.
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """Guard the fixtures' beginnings."""
+    return (yield from _blocked(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Guard the test itself."""
+    return (yield from _blocked(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Guard the fixtures' ends."""
+    return (yield from _blocked(item))
 
 
 @pytest.fixture
