@@ -48,6 +48,7 @@ from .models import (
     Variant,
 )
 from .process import lifecycle
+from .process.orphans import Handle
 from .queue.memory import NoRoomError
 from .secrets import hidden
 from .stats import DeliveryReport, FlushResult, Stats
@@ -223,6 +224,7 @@ class _Client:
             enabled=enabled,
         )
         self._engine = engine = _make_engine(self._config, is_async=self._is_async)
+        self._handle = Handle(engine)
         # Bound once: these three are the request path.
         self._put = engine.put
         self._watch_capture()

@@ -111,6 +111,8 @@ class LocalEngine:
         self.tasks = TaskWorkers(self.scheduler, self.loops)
         self._uses_tasks = is_async and config.worker == "task"
         self._closed: Optional[FlushResult] = None
+        #: Begun once nobody refers to the client any more.
+        self._last_flush: Optional[Flush] = None
         #: Why no thread may be started, as far as it was logged.
         self._obstacle: Optional[str] = None
         self.put = put_of(self.queue.put, self._syncer)
@@ -337,6 +339,21 @@ class LocalEngine:
     def stats(self) -> Stats:
         """Return what became of all events so far."""
         return self.scheduler.stats()
+
+    def retire(self) -> bool:
+        """Deliver what is left of a client that nobody refers to; close it if nothing is, and say so."""
+        if self._uses_tasks:
+            self.tasks.take_back()
+            if not self.scheduler.workers:  # its loops are gone, and nobody makes another for it
+                self._uses_tasks = False
+        if self._last_flush is None:
+            self._last_flush = self.scheduler.begin_flush(ThreadWaker(), patient=True)
+        if self.scheduler.stats().pending:
+            self._ensure_worker()
+            return False
+        self.close(0)
+        self.loops.stop()
+        return True
 
     def reset(self) -> None:
         """Become a client that has done nothing yet, in a forked child."""

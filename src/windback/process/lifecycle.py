@@ -42,6 +42,10 @@ class Engine(Protocol):
     def reset(self) -> None:
         """Become empty, in a forked child."""
 
+    def retire(self) -> bool:
+        """Deliver what is left of a client that nobody refers to; close it if nothing is, and say so."""
+        ...
+
     def flush_from_outside(self, deadline_s: float) -> Callable[[], object]:
         """Start to deliver what is there; what is returned waits for it, until the deadline."""
         ...
@@ -64,6 +68,9 @@ exiting = False
 after_exit: List[Callable[[], object]] = []
 
 _engines: List[Engine] = []
+#: So many open clients are most likely a mistake.
+_MANY = 20
+_said_how = False
 _waits: List[bool] = []
 _installed = False
 #: The process that the clients were made for.
@@ -86,12 +93,30 @@ def register(engine: Engine) -> None:
             os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
     _follow()
     _engines.append(engine)
+    _warn_of_many()
 
 
 def forget(engine: Engine) -> None:
     """The counterpart of `register`, for a client that was closed."""
     if engine in _engines:
         _engines.remove(engine)
+
+
+def is_open(engine: Engine) -> bool:
+    """Whether *engine* is of a client that is not closed."""
+    return any(each is engine for each in _engines)
+
+
+def _warn_of_many() -> None:
+    """Say once how a client is meant, where a program makes one for each request."""
+    global _said_how  # noqa: PLW0603 - once for a process
+    if len(_engines) >= _MANY and not _said_how:
+        _said_how = True
+        logger.warning(
+            "%d windback clients are open in this process, each with its own queue, worker and connections: "
+            "make one at start-up, share it (threads and tasks may), and close() what is not needed any more",
+            len(_engines),
+        )
 
 
 def engines() -> List[Engine]:

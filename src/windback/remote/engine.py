@@ -219,6 +219,16 @@ class RemoteEngine:
         """Return what became of all events so far, by what the sender reports."""
         return replace(self._link.stats(), hook_errors=self.hooks.errors)
 
+    def retire(self) -> bool:
+        """Leave what is left of a client that nobody refers to to the sender; close it, and say so."""
+        self._link.attend()
+        stats = self._link.stats()
+        if self.config.worker is not None and stats.pending and not stats.workers:
+            return False  # no sender could be started
+        self.close(0)
+        self.loops.stop()
+        return True
+
     def reset(self) -> None:
         """Become a client that has done nothing yet, in a forked child, with a sender of its own."""
         self.hooks.reset()

@@ -238,6 +238,13 @@ class LoopStates:
             finally:
                 state.vacate()
 
+    def stop(self) -> None:
+        """Close the connections of all loops that still run, soon; from any thread."""
+        for state in list(self._states.values()):
+            state.ended = True
+            if state.stop is not None:  # else the resident looks at `ended` before it sleeps
+                state.stop.release()
+
     async def close(self) -> None:
         """Close the connections of the running loop. Called again, it waits for what a first call began."""
         state = self.known()
