@@ -76,13 +76,16 @@ class Stats:
     problem: Optional[str] = None
 
 
+_NO_ANSWER = "time ran out before the first answer"
+
+
 @dataclass(frozen=True)
 class FlushResult:
     """What flush and close achieved; true only if all that was accepted before the call is off our hands.
 
     pending: how many of those are still here. delivered, rejected, dropped: what happened during the
-    call, events accepted meanwhile included. problem: what held delivery up, in words, None if
-    nothing did.
+    call, events accepted meanwhile included. problem: why some are still here, in words: the last failure,
+    or that time ran out; None if none are.
     """
 
     pending: int
@@ -93,6 +96,22 @@ class FlushResult:
 
     def __bool__(self) -> bool:
         return self.pending == 0
+
+    @classmethod
+    def between(cls, before: Stats, after: Stats, pending: int, last_failure: Optional[str]) -> FlushResult:
+        """Return what happened between two moments, of which *pending* events are left."""
+        problem = None
+        if pending:
+            has_answers = after.delivered > before.delivered or after.rejected > before.rejected
+            time_ran_out = "time ran out while deliveries went on" if has_answers else _NO_ANSWER
+            problem = after.problem or last_failure or time_ran_out
+        return cls(
+            pending=pending,
+            delivered=after.delivered - before.delivered,
+            rejected=after.rejected - before.rejected,
+            dropped=after.dropped - before.dropped,
+            problem=problem,
+        )
 
 
 def sum_of_stats(several: Iterable[Stats]) -> Stats:

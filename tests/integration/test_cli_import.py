@@ -478,3 +478,10 @@ def test_a_large_file_takes_no_more_memory_than_a_small_one(tmp_path, run):
 
     small, large = peak(50), peak(3_000)  # 1 MB and 60 MB
     assert large - small < 8_000 * (1 if sys.platform != "darwin" else 1024)
+
+
+def test_help_promises_no_more_than_the_api_keeps():
+    shown = subprocess.run([*COMMAND, "import", "--help"], capture_output=True, text=True, check=True).stdout
+    text = " ".join(shown.split())
+    assert "where the API honours idempotency keys" in text
+    assert "nothing is sent twice" not in text

@@ -508,9 +508,11 @@ def add_to(app: typer.Typer) -> None:
         "import",
         "send the rows of a CSV file, or of JSON lines, as events",
         "Rows go out in chunks, under idempotency keys; how far it came is noted in FILE.windback. After a "
-        "kill, an outage or Ctrl-C the same command goes on from there, and nothing is sent twice. Rows that "
-        "are bad, or that the API rejects, are listed with their lines, and do not stop it. The key is read "
-        "from WINDBACK_API_KEY. Status 0 if all rows were sent, 1 if not, 2 if it could not start.",
+        "kill, an outage or Ctrl-C the same command goes on from there. Chunks that were under way at that "
+        "moment go out again under the same keys: their rows count once where the API honours idempotency "
+        "keys. Rows that are bad, or that the API rejects, are listed with their lines, and do not stop it. "
+        "The key is read from WINDBACK_API_KEY. Status 0 if all rows were sent, 1 if not, 2 if it could not "
+        "start.",
     )(import_file)
 
 

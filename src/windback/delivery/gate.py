@@ -27,6 +27,8 @@ class Gate:
         self.max_in_flight = max_in_flight
         self.limit = max_in_flight
         self.problem: Optional[str] = None
+        #: Why the last try failed, until one succeeds.
+        self.last_failure: Optional[str] = None
         self._closed_until_s = 0.0
         self._must_wait = False
         self._rounds = 0
@@ -46,7 +48,7 @@ class Gate:
 
         A request that was sent before the server asked us to wait does not end that.
         """
-        self.problem = None
+        self.problem = self.last_failure = None
         self._rounds = 0
         if self._must_wait and now_s < self._closed_until_s:
             return

@@ -453,6 +453,8 @@ class Scheduler:
         with self.lock:
             self._requests += 1
             self._retries += batch.was_tried or tries.made > 0
+            if not answer.ok:
+                self.gate.last_failure = str(error_of(answer, wall_s, self._config.redact))
             if is_throttle(answer):
                 self.gate.throttled(now_s, random.random(), retry_after_s(answer, wall_s))
                 self.queue.hold(self.gate.blocked_s(now_s))
@@ -499,13 +501,7 @@ class Scheduler:
                 self._flushes.remove(flush)
             after, before = self._snapshot(), flush.before
             pending = min(self.queue.unsettled_before(flush.target), after.pending)
-        return FlushResult(
-            pending=pending,
-            delivered=after.delivered - before.delivered,
-            rejected=after.rejected - before.rejected,
-            dropped=after.dropped - before.dropped,
-            problem=after.problem if pending else None,
-        )
+        return FlushResult.between(before, after, pending, self.gate.last_failure)
 
     def begin_close(self) -> None:
         """Accept nothing more, and let the workers leave once the queue is empty."""

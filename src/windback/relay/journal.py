@@ -103,7 +103,7 @@ class Relay(JournalSender):
         is_busy = super().poll()
         problem = self._dispatcher.stats().problem
         with self._dispatcher.lock:
-            tell = self._queue.progress(problem)
+            tell = self._queue.progress(problem, self._dispatcher.gate.last_failure)
         tell()
         return is_busy
 

@@ -155,18 +155,18 @@ class RelayQueue(SourcedQueue):
             rejected[report.reason] = rejected.get(report.reason, 0) + len(batch)
         return super().reject(batch, report)
 
-    def progress(self, problem: Optional[str]) -> Callable[[], None]:
-        """Look at how far the living are, under the lock; what is returned tells them, without it.
+    def progress(self, problem: Optional[str], last_failure: Optional[str]) -> Callable[[], None]:
+        """Look at how far running applications are, under the lock; the returned function tells them.
 
-        problem: why delivery is held up right now.
+        That is called without the lock. problem: why delivery is held up right now; last_failure: why the
+        last try failed.
         """
         news = []
         for name, reader in self.readers.items():
             if not reader.is_owned:
                 told = self._told_of(name)
-                news.append(
-                    (told, dict(told.rejected), Counters(reader.settled(), reader.seen, problem=problem))
-                )
+                counters = Counters(reader.settled(), reader.seen, problem=problem, last_failure=last_failure)
+                news.append((told, dict(told.rejected), counters))
 
         def tell() -> None:
             for told, rejected, counters in news:
@@ -230,7 +230,7 @@ class RelayQueue(SourcedQueue):
         """Leave what is there to who comes next."""
         if self._fsync:
             self.sync()
-        self.progress(None)()
+        self.progress(None, None)()
         for told in self._told.values():
             told.close()
         for reader in self.readers.values():

@@ -28,7 +28,7 @@ class Counters(NamedTuple):
     """What the sender knows. settled: events done with, by segment; seen: the highest segment it knows.
 
     adopted, adopted_pending: events that dead processes left, all and those still here. The others are
-    those of Stats.
+    those of Stats, but for last_failure: why the last try failed, None if it succeeded.
     """
 
     settled: Dict[int, int]
@@ -41,6 +41,7 @@ class Counters(NamedTuple):
     retries: int = 0
     worker_deaths: int = 0
     problem: Optional[str] = None
+    last_failure: Optional[str] = None
 
 
 class Block:

@@ -111,14 +111,8 @@ class RemoteEngine:
         return _pauses(lambda: self._link.is_done(flush), deadline_s)
 
     def _end_flush(self, flush: RemoteFlush) -> FlushResult:
-        before, after = flush.before, self._link.end_flush(flush)
-        return FlushResult(
-            pending=flush.pending,
-            delivered=after.delivered - before.delivered,
-            rejected=after.rejected - before.rejected,
-            dropped=after.dropped - before.dropped,
-            problem=after.problem if flush.pending else None,
-        )
+        after = self._link.end_flush(flush)
+        return FlushResult.between(flush.before, after, flush.pending, self._link.last_failure)
 
     def _end(self) -> None:
         self._link.close()

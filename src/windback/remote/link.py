@@ -62,6 +62,11 @@ class Link(ABC):
         """Whether the calling thread is one that a flush waits for."""
         return self._keeper.is_current
 
+    @property
+    def last_failure(self) -> Optional[str]:
+        """Why the sender's last try failed; None if it succeeded."""
+        return self._counters().last_failure
+
     def wake(self) -> None:
         """Have the keeper look at what there is to do; called by track_event, never waits."""
         self._queue.wake_at = NEVER

@@ -183,6 +183,7 @@ class Sender(JournalSender):
                 retries=before.retries + stats.retries,
                 worker_deaths=before.worker_deaths + stats.worker_deaths,
                 problem=stats.problem,
+                last_failure=self._dispatcher.gate.last_failure,
             )
         )
 
