@@ -327,6 +327,19 @@ class _Client:
         customer.wait(send)
         return True
 
+    def _track_now(
+        self, event: str, properties: Optional[Properties], timestamp: Optional[Timestamp]
+    ) -> bool:
+        """Do what `track` does, in sync code and with either client; waits for no room in the queue."""
+        scope = context.current()
+        found = self._find_customer(scope, event, properties, timestamp)
+        if scope is None or isinstance(found, bool):
+            return bool(found)
+        prepared = self.prepare(
+            event, found, context.merged(scope.properties, properties), timestamp=timestamp
+        )
+        return prepared is not None and prepared.send()
+
     def stats(self) -> Stats:
         """Return what became of all events so far. Takes no lock that track_event ever waits for."""
         self._look_around()
@@ -805,8 +818,8 @@ class AsyncWindback(_Client):
         scope = context.current()
         email = None if scope is None else scope.customer.email
         if scope is None or email is None:
-            if scope is not None and not scope.customer.resolve(self._engine.hooks.failed):
-                await scope.customer.settle()
+            if scope is not None:
+                await scope.find_email(self._engine.hooks.failed)
             found = self._find_customer(scope, event, properties, timestamp)
             if scope is None or isinstance(found, bool):
                 return bool(found)

@@ -42,15 +42,21 @@ class Customer:
     __slots__ = ("_awaitables", "_is_known", "_on_error", "_resolvers", "_waiting", "email")
 
     def __init__(self, customer: CustomerSource) -> None:
-        self.email = customer if isinstance(customer, str) else None
-        self._is_known = not callable(customer)
-        self._resolvers: List[Resolver] = [customer] if callable(customer) else []
+        if not callable(customer):  # all that most requests need
+            self.email: Optional[str] = customer
+            self._is_known = True
+            return
+        self.email = None
+        self._is_known = False
+        self._resolvers: List[Resolver] = [customer]
         self._awaitables: List[Awaitable[Optional[str]]] = []
         self._waiting: Deque[Callable[[Optional[str]], object]] = deque()
         self._on_error: Optional[OnError] = None
 
     def resolve(self, on_error: OnError) -> bool:
         """Look the address up if nobody did; False while it is not known yet."""
+        if self._is_known:
+            return True
         try:
             resolver = self._resolvers.pop()  # by one thread only
         except IndexError:
@@ -123,6 +129,9 @@ class Customer:
             self._on_error("customer", error)
 
 
+NOBODY = Customer(None)
+
+
 class Scope:
     """What is bound, for one request or job. `track` reads `customer.email` and `properties`.
 
@@ -163,8 +172,15 @@ class Scope:
 
     def clear(self) -> None:
         """Forget the customer and the properties."""
-        self.customer = Customer(None)
+        self.customer = NOBODY
         self.properties = {}
+
+    async def find_email(self, on_error: OnError) -> Optional[str]:
+        """Return the customer's address, looked up and awaited if nobody did."""
+        customer = self.customer
+        if customer.email is None and not customer.resolve(on_error):
+            await customer.settle()
+        return customer.email
 
     async def settle(self) -> None:
         """Await the addresses that events wait for, and send these."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Optional
 
 from .errors import ConfigurationError
@@ -10,7 +11,10 @@ from .process import lifecycle
 if TYPE_CHECKING:
     from .client import Windback
 
+logger = logging.getLogger("windback")
+
 _client: Optional[Windback] = None
+_is_warned = False
 
 
 def get_client() -> Windback:
@@ -54,6 +58,18 @@ def set_client(client: Optional[Windback]) -> None:
             message = f"set_client takes a Windback, not {_kind(client)}"
             raise ConfigurationError(message)
     _client = client
+
+
+def client_or_none() -> Optional[Windback]:
+    """Return `get_client()` for an integration: one WARNING and None where the settings allow no client."""
+    global _is_warned  # noqa: PLW0603 - one line for a process
+    try:
+        return get_client()
+    except ConfigurationError as error:
+        if not _is_warned:
+            _is_warned = True
+            logger.warning("events are not sent, because no client could be made: %s", error)
+        return None
 
 
 def _kind(value: object) -> str:

@@ -21,7 +21,7 @@ PACKAGE = Path(windback.__file__).parent
 # A name stands for the module or for the whole package of that name.
 LAYERS = [
     ["__main__"],
-    ["aws_lambda", "cli", "testing"],
+    ["asgi", "aws_lambda", "cli", "fastapi", "testing"],
     ["default"],
     ["client"],
     ["context"],
@@ -62,12 +62,14 @@ IMPURE = {
     *("_thread", "anyio", "asyncio", "concurrent", "httpcore", "httpx", "multiprocessing", "queue", "sched"),
     *("selectors", "signal", "socket", "ssl", "subprocess", "tenacity", "threading", "trio"),
 }
-# Imported only by who has it at hand: `http_client=` is an httpx client, a trio worker runs under trio, and
+# Imported only by who has it at hand: an integration by who has the framework; `http_client=` is an httpx
+# client, a trio worker runs under trio, and
 # a plugin under pytest. Or done without: who has no redis-py has no broker, who has no prometheus-client no
 # metrics.
 LOADED_ALREADY = {
     *(("config", ":httpx"), ("delivery.workers.event_loops", ":trio"), ("testing.plugin", ":pytest")),
     *(("broker.connection", ":redis"), ("relay.health", ":prometheus_client")),
+    *(("fastapi", ":fastapi"), ("fastapi", ":typing_extensions")),
 }
 MAKERS = {
     *("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore", "Thread", "Timer"),

@@ -20,7 +20,7 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Protocol
 
 from .. import clock
 from ..config import Config
-from ..stats import Stats
+from ..stats import FlushResult, Stats
 
 logger = logging.getLogger("windback")
 
@@ -52,6 +52,10 @@ class Engine(Protocol):
 
     def stats(self) -> Stats:
         """Return what became of all events so far."""
+        ...
+
+    async def flush_async(self, timeout: Optional[float]) -> FlushResult:
+        """Deliver what is there, within *timeout* seconds."""
         ...
 
 
@@ -227,6 +231,26 @@ def flush_all() -> None:
     waits = [engine.flush_from_outside(started_s + engine.shutdown_timeout) for engine in engines()]
     for wait in waits:
         wait()
+
+
+async def flush_all_async(timeout: Optional[float]) -> int:
+    """Do the same in a task, where an event loop may not be blocked; returns how many events are left.
+
+    timeout: seconds; None: each client's own shutdown_timeout.
+    """
+    import anyio
+
+    left: List[int] = []
+
+    async def flush(engine: Engine) -> None:
+        left.append(
+            (await engine.flush_async(engine.shutdown_timeout if timeout is None else timeout)).pending
+        )
+
+    async with anyio.create_task_group() as tasks:
+        for engine in engines():
+            tasks.start_soon(flush, engine)
+    return sum(left)
 
 
 def _before_fork() -> None:
