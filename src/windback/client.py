@@ -30,8 +30,9 @@ from . import clock, context
 from .api import endpoints as api
 from .api.answer import Answer, error_of
 from .config import Config, Fsync, Overflow, Worker, resolve
+from .delivery import retry_loop
 from .delivery.engine import Engine, LocalEngine
-from .delivery.retry import Tries
+from .delivery.retry import RetryPolicy
 from .delivery.track_events import DirectSend, encode_all
 from .errors import ClosedError, DisabledError, QueueFullError
 from .event.batch import Limits
@@ -386,10 +387,12 @@ class _Client:
             raise DisabledError(message)
         self._config.check_key()
 
-    def _tries(self, request: api.Request) -> Tries:
+    def _retry_policy(self, request: api.Request) -> RetryPolicy:
         config = self._config
         deadline_s = clock.now_s() + config.timeout
-        return Tries(config.max_retries, config.timeout, once_only=request.once_only, deadline_s=deadline_s)
+        return RetryPolicy(
+            config.max_retries, config.timeout, once_only=request.once_only, deadline_s=deadline_s
+        )
 
     def _checked(self, answer: Answer) -> Answer:
         if not answer.ok:
@@ -494,7 +497,7 @@ class Windback(_Client):
             if batch is None:
                 return direct.result()
             request = api.track(batch.records, batch.key, gzip=direct.gzip)
-            answer = self._engine.transport().send(request, self._tries(request))
+            answer = self._send(request)
             direct.settle(batch, answer, time.time(), self._config.redact)
 
     def create_churn_event(
@@ -779,7 +782,11 @@ class Windback(_Client):
 
     def _call(self, request: api.Request) -> Answer:
         self._check_usable()
-        return self._checked(self._engine.transport().send(request, self._tries(request)))
+        return self._checked(self._send(request))
+
+    def _send(self, request: api.Request) -> Answer:
+        transport = self._engine.transport()
+        return retry_loop.send(lambda left_s: transport.attempt(request, left_s), self._retry_policy(request))
 
 
 class AsyncWindback(_Client):
@@ -836,7 +843,7 @@ class AsyncWindback(_Client):
             if batch is None:
                 return direct.result()
             request = api.track(batch.records, batch.key, gzip=direct.gzip)
-            answer = await (await self._engine.transport_async()).send(request, self._tries(request))
+            answer = await self._send(request)
             direct.settle(batch, answer, time.time(), self._config.redact)
 
     async def create_churn_event(
@@ -1037,7 +1044,13 @@ class AsyncWindback(_Client):
 
     async def _call(self, request: api.Request) -> Answer:
         self._check_usable()
-        return self._checked(await (await self._engine.transport_async()).send(request, self._tries(request)))
+        return self._checked(await self._send(request))
+
+    async def _send(self, request: api.Request) -> Answer:
+        transport = await self._engine.transport_async()
+        return await retry_loop.send_async(
+            lambda left_s: transport.attempt(request, left_s), self._retry_policy(request)
+        )
 
 
 class _Events(Iterator[ChurnEvent]):

@@ -85,7 +85,7 @@ class Customer:
             awaitable = self._awaitables.pop()
         except IndexError:
             return
-        from .delivery.workers.event_loops import move_on_after
+        from .event_loops import move_on_after
 
         found: object = None
         try:

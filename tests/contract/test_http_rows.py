@@ -24,6 +24,7 @@ from anyio.from_thread import start_blocking_portal
 from deadlines import SLACK_S
 
 import windback
+from windback import outage
 from windback.api import answer
 from windback.delivery import gate, retry
 from windback.devserver import DevServer
@@ -824,7 +825,7 @@ def test_an_outage_writes_one_warning_and_one_line_with_counts_at_its_end(server
 
 
 def test_a_long_outage_writes_a_line_now_and_then(server, drive, caplog, monkeypatch):
-    monkeypatch.setattr(gate.OutageLog, "EVERY_S", 0.1)
+    monkeypatch.setattr(outage.OutageLog, "EVERY_S", 0.1)
     server.faults([{"path": "/track", "status": 500}])
     driver = drive(server, max_retries=0)
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""The rules of delivery, with the clock and the dice as arguments."""
+"""The rules of delivery, with the clock and the jitter as arguments."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 import windback
 from windback.api.answer import Answer, Failure, error_of, retry_after_s
 from windback.delivery import gate as gates
-from windback.delivery.gate import Gate, OutageLog
-from windback.delivery.retry import Tries, backoff_s, retry_delay_s
+from windback.delivery.gate import Gate
+from windback.delivery.retry import RetryPolicy, backoff_s, retry_delay_s
 from windback.delivery.verdict import CLASSES, STATUSES, Action, Verdict, is_retryable, judge, rule_of
 from windback.models import parse_time
+from windback.outage import OutageLog
 
 LASTING = (Failure.REFUSED, Failure.FORBIDDEN)
 WALL = parse_time("2025-12-01T10:00:00Z").timestamp()
@@ -219,60 +220,54 @@ def test_a_broken_connection_is_tried_again_at_once_the_first_time():
     assert retry_delay_s(failed(Failure.CONNECT), 1, 1.0, WALL) == 0.5
 
 
-# Tries
-
-
-def again(tries, given, now_s=0.0, dice=1.0):
-    return tries.again(given, now_s=now_s, wall_s=WALL, dice=dice)
+# RetryPolicy
 
 
 def test_tries_end_after_max_retries():
-    tries = Tries(3, 10.0)
-    assert [again(tries, answer(500)) for _ in range(4)] == [True, True, True, False]
-    assert tries.made == 4
-    assert not again(Tries(0, 10.0), answer(500))
-
-
-def test_each_try_says_after_how_long_the_next_is_due():
-    tries = Tries(3, 10.0)
-    delays = []
-    for _ in range(3):
-        assert again(tries, answer(500))
-        delays.append(tries.delay_s)
-    assert delays == [0.5, 1.0, 2.0]
+    policy = RetryPolicy(3, 10.0)
+    assert [policy.is_last(attempt, 0.0, 0.0) for attempt in (1, 2, 3, 4)] == [False, False, False, True]
+    assert RetryPolicy(0, 10.0).is_last(1, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
     "given", [answer(200), answer(400), answer(401), answer(302)], ids=lambda a: str(a.status)
 )
 def test_an_answer_that_settles_it_ends_the_tries(given):
-    assert not again(Tries(3, 10.0), given)
+    assert not RetryPolicy(3, 10.0).allows_retry(given, 1)
 
 
 def test_once_only_tries_end_where_the_first_may_have_arrived():
-    assert not again(Tries(3, 10.0, once_only=True), failed(Failure.TIMEOUT))
-    assert not again(Tries(3, 10.0, once_only=True), answer(500))
-    assert again(Tries(3, 10.0, once_only=True), answer(429))
-    assert again(Tries(3, 10.0, once_only=True), failed(Failure.CONNECT))
+    policy = RetryPolicy(3, 10.0, once_only=True)
+    assert not policy.allows_retry(failed(Failure.TIMEOUT), 1)
+    assert not policy.allows_retry(answer(500), 1)
+    assert policy.allows_retry(answer(429), 1)
+    assert policy.allows_retry(failed(Failure.CONNECT), 1)
 
 
 def test_no_wait_goes_beyond_the_deadline():
-    assert again(Tries(3, 10.0, deadline_s=100.0), answer(429, retry_after="5"), now_s=94.0)
-    assert not again(Tries(3, 10.0, deadline_s=100.0), answer(429, retry_after="5"), now_s=95.0)
-    assert not again(Tries(3, 10.0, deadline_s=100.0), answer(500), now_s=100.0, dice=0.0)
+    policy = RetryPolicy(3, 10.0, deadline_s=100.0)
+    assert not policy.is_last(1, 94.0, 5.0)
+    assert policy.is_last(1, 95.0, 5.0)
+    assert policy.is_last(1, 100.0, 0.0)
 
 
 def test_a_try_may_take_its_timeout_or_what_the_deadline_leaves():
-    assert Tries(3, 10.0).left_s(1e9) == 10.0
-    tries = Tries(3, 10.0, deadline_s=100.0)
-    assert [tries.left_s(now) for now in (0.0, 95.0, 100.0, 200.0)] == [10.0, 5.0, 0.0, 0.0]
+    assert RetryPolicy(3, 10.0).left_s(1e9) == 10.0
+    policy = RetryPolicy(3, 10.0, deadline_s=100.0)
+    assert [policy.left_s(now) for now in (0.0, 95.0, 100.0, 200.0)] == [10.0, 5.0, 0.0, 0.0]
 
 
 def test_gated_tries_leave_a_throttle_to_the_gate():
-    tries = Tries(3, 10.0, gated=True)
-    assert not again(tries, answer(429))
-    assert not again(Tries(3, 10.0, gated=True), answer(503, retry_after="1"))
-    assert again(Tries(3, 10.0, gated=True), answer(503))
+    policy = RetryPolicy(3, 10.0, gated=True)
+    assert not policy.allows_retry(answer(429), 1)
+    assert not policy.allows_retry(answer(503, retry_after="1"), 1)
+    assert policy.allows_retry(answer(503), 1)
+
+
+def test_a_conflict_is_only_retried_where_an_earlier_try_may_be_running():
+    assert not RetryPolicy(3, 10.0).allows_retry(answer(409), 1)
+    assert RetryPolicy(3, 10.0).allows_retry(answer(409), 2)
+    assert RetryPolicy(3, 10.0, gated=True).allows_retry(answer(409), 1)
 
 
 # Errors

@@ -28,8 +28,9 @@ LAYERS = [
     ["sender"],
     ["relay"],
     ["remote"],
-    ["broker", "delivery", "http"],
-    ["process"],
+    ["delivery"],
+    ["broker", "http"],
+    ["event_loops", "process"],
     ["queue"],
     ["journal"],
     ["stats"],
@@ -37,7 +38,7 @@ LAYERS = [
     ["event", "models"],
     ["config"],
     ["options", "secrets"],
-    ["clock", "errors"],
+    ["clock", "errors", "outage"],
 ]
 PLACES = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 # The server is a program of its own that happens to come along: it shares nothing with the client it tests.
@@ -54,6 +55,7 @@ PURE = [
         "event.before_send",
         "models",
         "options",
+        "outage",
     ),
     *("broker.layout", "journal.format", "stats"),
 ]
@@ -67,7 +69,7 @@ IMPURE = {
 # a plugin under pytest. Or done without: who has no redis-py has no broker, who has no prometheus-client no
 # metrics.
 LOADED_ALREADY = {
-    *(("config", ":httpx"), ("delivery.workers.event_loops", ":trio"), ("testing.plugin", ":pytest")),
+    *(("config", ":httpx"), ("event_loops", ":trio"), ("testing.plugin", ":pytest")),
     *(("broker.connection", ":redis"), ("relay.health", ":prometheus_client")),
     *(("fastapi", ":fastapi"), ("fastapi", ":typing_extensions")),
 }
@@ -76,7 +78,7 @@ MAKERS = {
     *("LockType", "allocate_lock", "start_new_thread"),
 }
 # Who may make threads and locks, so that fork and exit can reach each of them.
-THREADED = {"delivery", "http", "journal", "process", "queue", "relay", "remote", "sender"}
+THREADED = {"delivery", "event_loops", "http", "journal", "process", "queue", "relay", "remote", "sender"}
 
 
 class Import(NamedTuple):
@@ -191,6 +193,12 @@ def test_imports_go_down():
     assert upward == []
 
 
+def test_no_two_packages_import_each_other():
+    """Packages in one layer may import one another in one direction only."""
+    edges = {(top(found.source), top(found.target)) for found in INSIDE}
+    assert [pair for pair in sorted(edges) if pair[0] < pair[1] and pair[::-1] in edges] == []
+
+
 def test_imports_make_no_circle():
     edges = {}
     for found in INSIDE:
@@ -282,7 +290,7 @@ def test_one_module_hears_of_fork_and_exit(hook):
 def test_one_module_has_the_clock(call):
     """Any other would stand still where a test library freezes time."""
     users = {name for name, path in MODULES.items() if call in path.read_text(encoding="utf-8")}
-    allowed = {"clock", "delivery.workers.event_loops"}
+    allowed = {"clock", "event_loops"}
     assert {name for name in users if top(name) != APART} <= allowed
 
 

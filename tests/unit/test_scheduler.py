@@ -10,7 +10,6 @@ import windback
 from windback.api.answer import Answer, Failure
 from windback.delivery import retry
 from windback.delivery.hooks import Hooks
-from windback.delivery.retry import Tries
 from windback.delivery.scheduler import PATIENCE_S, SPARE_WORKER_S, WATCH_CAP_S, Scheduler, Step
 from windback.queue.memory import NEVER, MemoryQueue
 
@@ -62,8 +61,8 @@ class World:
         return Worker(self)
 
     def settle(self, batch, answer=OK):
-        tries = Tries(0, 10.0, gated=True)
-        self.scheduler.tried(batch, tries, answer, self.now, self.now)
+        if not answer.ok:
+            self.scheduler.try_failed(batch, answer, self.now, self.now)
         self.scheduler.settle(batch, answer, self.now, self.now, gzipped=False)
 
     @property
@@ -362,14 +361,15 @@ def test_a_batch_that_was_given_up_after_the_deadline_is_dropped(world):
 def test_who_gave_up_tries_nothing_again_and_logs_nothing(world, caplog):
     world.put(10)
     batch = world.worker().step().batch
-    tries = world.scheduler.tries()
+    policy = world.scheduler.retry_policy()
     refused = Answer(None, failure=Failure.CONNECT)
-    assert tries.again(refused, now_s=world.now, wall_s=world.now, dice=0.5)
-    assert tries.left_s(world.now) > 0
+    assert policy.allows_retry(refused, 1)
+    assert not policy.is_last(1, world.now, 0.5)
+    assert policy.left_s(world.now) > 0
     world.scheduler.begin_close()
     world.scheduler.discard()
-    assert tries.left_s(world.now) == 0
-    assert not tries.again(refused, now_s=world.now, wall_s=world.now, dice=0.5)
+    assert policy.left_s(world.now) == 0
+    assert policy.is_last(1, world.now, 0.5)
     world.settle(batch, refused)
     assert world.stats.dropped == 10
     assert caplog.messages == []

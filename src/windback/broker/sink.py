@@ -7,13 +7,11 @@ outage and the counts are those of an HTTP server.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Awaitable, Callable, Optional
+from typing import TYPE_CHECKING, Awaitable, Callable
 
 from .. import clock
 from ..api.answer import Answer, Failure
 from ..config import Config
-from ..delivery.retry import Tries
-from ..delivery.retry_loop import OnTry, retry, retry_async
 from .connection import BrokerError, Connection
 from .layout import APPEND, PROJECTS, fields_of, keys_of
 
@@ -41,8 +39,9 @@ class RedisSink:
         self._is_checked = False
         self._named_s = float("-inf")
 
-    def attempt(self, batch: Batch, timeout_s: float) -> Answer:
-        """Make one try to append a batch. The same one may come to stand there twice, under one key."""
+    def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool = False) -> Answer:
+        """Make one try to append a batch. After a repeat the stream may hold it twice, under one key."""
+        del gzip  # the relay compresses what it sends
         fields = fields_of(batch.records, batch.key, self._project)
         try:
             connection = self._connection.within(timeout_s)
@@ -70,19 +69,6 @@ class RedisSink:
             with contextlib.suppress(BrokerError):  # they hear of it later, and nothing else needs it
                 self._connection.call("SADD", PROJECTS, self._project or "")
 
-    def deliver(
-        self,
-        batch: Batch,
-        tries: Tries,
-        sleep: Callable[[float], None] = clock.sleep,
-        on_try: Optional[OnTry] = None,
-        *,
-        gzip: bool = False,
-    ) -> Answer:
-        """Append a batch to the stream, trying again as `tries` says."""
-        del gzip  # a relay compresses for itself
-        return retry(lambda left_s: self.attempt(batch, left_s), tries, sleep, on_try)
-
     def abandon(self) -> None:
         """Let go of the sockets in a forked child, which redis-py closes there and does not shut down."""
 
@@ -98,22 +84,9 @@ class AsyncRedisSink:
         self._sink = sink
         self._in_thread = in_thread
 
-    async def deliver(
-        self,
-        batch: Batch,
-        tries: Tries,
-        sleep: Callable[[float], Awaitable[object]],
-        on_try: Optional[OnTry] = None,
-        *,
-        gzip: bool = False,
-    ) -> Answer:
-        """Append a batch to the stream, trying again as `tries` says."""
-        del gzip
-
-        async def attempt(left_s: float) -> Answer:
-            return await self._in_thread(lambda: self._sink.attempt(batch, left_s))
-
-        return await retry_async(attempt, tries, sleep, on_try)
+    async def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool = False) -> Answer:
+        """Make one try to append a batch."""
+        return await self._in_thread(lambda: self._sink.attempt(batch, timeout_s, gzip=gzip))
 
     async def aclose(self) -> None:
         """Close the connections."""

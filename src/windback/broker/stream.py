@@ -23,9 +23,9 @@ from contextlib import suppress
 from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 from .. import clock
-from ..delivery.gate import OutageLog
 from ..errors import ClosedError
 from ..event.batch import Batch
+from ..outage import OutageLog
 from ..queue.memory import MemoryQueue
 from ..stats import DeliveryReport
 from .connection import BrokerError, Connection, pairs

@@ -8,7 +8,9 @@ from typing import Callable, Deque, List, NamedTuple, Optional, Sequence
 
 from windback.api.answer import Answer, error_of
 from windback.config import Config, resolve_for_sender
-from windback.delivery.retry import Tries
+from windback.delivery import retry_loop
+from windback.delivery.retry import RetryPolicy
+from windback.delivery.sink import ApiSink
 from windback.delivery.verdict import Action, judge
 from windback.event.batch import Batch
 from windback.http.transport import SyncTransport
@@ -61,6 +63,7 @@ class BatchSender:
         self._retries = retries
         self._sleep = sleep
         self._transport = SyncTransport(config)
+        self._sink = ApiSink(self._transport)
         self._gzip = config.compress
 
     def send(self, records: Sequence[bytes], key: str) -> Outcome:
@@ -74,8 +77,7 @@ class BatchSender:
         while waiting:
             batch = waiting[0]
             gzip = self._gzip
-            tries = Tries(self._retries, self._config.timeout)
-            answer = self._transport.deliver(batch, tries, self._sleep, gzip=gzip)
+            answer = self._send_batch(batch, gzip=gzip)
             verdict = judge(answer, events=len(batch), gzipped=gzip)
             if verdict.action is Action.PLAIN:
                 self._gzip = False
@@ -92,6 +94,14 @@ class BatchSender:
             else:
                 return Outcome(delivered, rejected, self._text(answer))
         return Outcome(delivered, rejected, None)
+
+    def _send_batch(self, batch: Batch, *, gzip: bool) -> Answer:
+        """Send a batch, with retries."""
+        return retry_loop.send(
+            lambda left_s: self._sink.attempt(batch, left_s, gzip=gzip),
+            RetryPolicy(self._retries, self._config.timeout),
+            self._sleep,
+        )
 
     def _text(self, answer: Answer) -> str:
         error = error_of(answer, time.time(), self._config.redact)

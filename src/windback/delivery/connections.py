@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Optional
 
 from ..config import Config
 from ..process import lifecycle
+from . import retry_loop
+from .sink import ApiSink, Sink
 
 if TYPE_CHECKING:
+    from ..broker.sink import RedisSink
     from ..http.transport import SyncTransport
-    from .sink import Sink
 
 
 class Connections:
@@ -19,7 +21,7 @@ class Connections:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._transport: Optional[SyncTransport] = None
-        self._broker: Optional[Sink] = None
+        self._broker: Optional[RedisSink] = None
         if config.broker is not None:
             # redis-py loads it, which fails once the interpreter goes down: it registers an exit handler.
             importlib.import_module("concurrent.futures.thread")
@@ -43,10 +45,9 @@ class Connections:
         if self._transport is None:
             # No lock of ours is held: an import may switch to another greenlet, which would wait for it.
             with lifecycle.loading:
-                from ..http.transport import (
-                    SyncTransport,  # loads httpx and tenacity, which no importer should
-                )
+                from ..http.transport import SyncTransport  # loads httpx, which no importer should
 
+                retry_loop.load()
                 transport = SyncTransport(self._config)
                 if transport.broken is not None:  # the next one may find the file that is missing
                     return transport
@@ -57,11 +58,12 @@ class Connections:
     def sink(self) -> Sink:
         """Return where batches go: to the API, or to a broker."""
         if self._config.broker is None:
-            return self.transport()
+            return ApiSink(self.transport())
         if self._broker is None:
             with lifecycle.loading:
                 from ..broker.sink import RedisSink
 
+                retry_loop.load()
                 broker = RedisSink(self._config)
                 if self._broker is None:  # as above
                     self._broker = broker

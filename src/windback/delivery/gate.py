@@ -1,4 +1,4 @@
-"""Whether anything may be sent now, and the log lines of an outage.
+"""Whether anything may be sent now.
 
 Pure: times and random numbers are arguments.
 """
@@ -57,10 +57,10 @@ class Gate:
         self._closed_until_s = 0.0
         self.limit = min(self.max_in_flight, self.limit + 1)
 
-    def throttled(self, now_s: float, dice: float, delay_s: Optional[float]) -> None:
+    def throttled(self, now_s: float, jitter: float, delay_s: Optional[float]) -> None:
         """The server asked the client to stay away: for *delay_s* seconds, or it did not say for how long."""
         self._throttles += 1
-        own_s = retry.backoff_s(self._throttles, dice)
+        own_s = retry.backoff_s(self._throttles, jitter)
         self._close(now_s, max(own_s, delay_s or 0.0), must_wait=True)
 
     def hold(self, until_s: float) -> None:
@@ -77,14 +77,14 @@ class Gate:
         self.problem = problem
         return True
 
-    def failed(self, now_s: float, dice: float, problem: str) -> None:
+    def failed(self, now_s: float, jitter: float, problem: str) -> None:
         """A batch used up its retries: an outage, which lasts until something succeeds."""
         self._rounds += 1
         # Never less than half: the pause between rounds is what keeps an outage quiet.
         full_s = min(OUTAGE_CAP_S, retry.BACKOFF_CAP_S * 2.0 ** min(self._rounds - 1, 16))
         self.problem = problem
         if not self._must_wait or self.blocked_s(now_s) == 0.0:
-            self._close(now_s, full_s * (1 + dice) / 2, must_wait=False)
+            self._close(now_s, full_s * (1 + jitter) / 2, must_wait=False)
 
     def refused(self, now_s: float, problem: str) -> None:
         """The server won't take anything from us until somebody mends the key, the plan or the URL."""
@@ -95,37 +95,3 @@ class Gate:
         self._closed_until_s = now_s + seconds
         self._must_wait = must_wait
         self.limit = 1
-
-
-class OutageLog:
-    """The lines an outage may write: one at its start, one a minute, one at its end with counts."""
-
-    EVERY_S = 60.0
-
-    def __init__(self) -> None:
-        self._since_s: Optional[float] = None
-        self._last_s = 0.0
-        self._delivered_before = 0
-
-    @property
-    def is_on(self) -> bool:
-        """Whether there is an outage."""
-        return self._since_s is not None
-
-    def trouble(self, now_s: float, problem: str, pending: int, delivered: int) -> Optional[str]:
-        """Return the warning to write, if one is due."""
-        if self._since_s is None:
-            self._since_s, self._last_s, self._delivered_before = now_s, now_s, delivered
-            return f"delivery is held up: {problem}; {pending} events wait, and stay until the queue is full"
-        if now_s - self._last_s < self.EVERY_S:
-            return None
-        self._last_s = now_s
-        return f"delivery still held up after {now_s - self._since_s:.0f} s: {problem}; {pending} events wait"
-
-    def recovered(self, now_s: float, pending: int, delivered: int) -> Optional[str]:
-        """Return the line for the end of an outage; None if there was none."""
-        if self._since_s is None:
-            return None
-        lasted_s, self._since_s = now_s - self._since_s, None
-        done = delivered - self._delivered_before
-        return f"delivery goes on after {lasted_s:.0f} s: {done} events delivered, {pending} wait"

@@ -24,13 +24,14 @@ from ..config import Config
 from ..errors import WindbackError
 from ..event import batch as batching
 from ..event.batch import Batch, Limits
+from ..outage import OutageLog
 from ..queue.memory import NEVER, MemoryQueue
 from ..stats import DeliveryReport, FlushResult, Outcome, Stats
-from .gate import Gate, OutageLog
+from .gate import Gate
 from .hooks import Hooks
 from .parking import Waker
 from .refusals import log_refusal
-from .retry import Tries
+from .retry import RetryPolicy
 from .verdict import Action, is_throttle, judge
 
 logger = logging.getLogger("windback")
@@ -310,7 +311,6 @@ class Scheduler:
         with self.lock:
             self._in_flight -= 1
             self._deaths_in_a_row = 0
-            batch.was_tried = True
             if verdict.action is Action.ACK:
                 outcome = self._ack(batch, answer)
             elif verdict.action is Action.REJECT:
@@ -349,6 +349,7 @@ class Scheduler:
         return _Outcome(None, logging.INFO, line)
 
     def _ack(self, batch: Batch, answer: Answer) -> _Outcome:
+        self._count_try(batch)
         self.queue.ack(batch)
         self._delivered += len(batch)
         return _Outcome(_report("delivered", batch, "ok", answer))
@@ -378,7 +379,9 @@ class Scheduler:
         elif action is Action.KEEP:
             self.gate.failed(now_s, random.random(), problem)
         elif not self.gate.is_stuck(self._config.max_retries, problem):
-            return _Outcome(report)  # `tried` closed the gate; being asked to slow down is no trouble yet
+            return _Outcome(
+                report
+            )  # `try_failed` closed the gate; being asked to slow down is no trouble yet
         self._give_up_flushes(also_patient=action is Action.PAUSE)
         line = self._outage.trouble(now_s, problem, self.queue.counts()[2], self._delivered)
         return _Outcome(report, logging.WARNING, line)
@@ -437,10 +440,10 @@ class Scheduler:
             self._in_flight = 0
             self.workers = 0
 
-    def tries(self, deadline_s: Optional[float] = None) -> Tries:
-        """Return what decides on the tries of one batch; once the client has given up, there is none more."""
+    def retry_policy(self, deadline_s: Optional[float] = None) -> RetryPolicy:
+        """Return which tries a batch gets: no more of them once the client has given up."""
         config = self._config
-        return Tries(
+        return RetryPolicy(
             config.max_retries,
             config.timeout,
             deadline_s=deadline_s,
@@ -448,16 +451,19 @@ class Scheduler:
             is_over=lambda: self.given_up,
         )
 
-    def tried(self, batch: Batch, tries: Tries, answer: Answer, now_s: float, wall_s: float) -> None:
-        """Take in the answer to any try of a batch, before the next one."""
+    def try_failed(self, batch: Batch, answer: Answer, now_s: float, wall_s: float) -> None:
+        """Take in the answer to a try that failed; another try may follow before `settle`."""
         with self.lock:
-            self._requests += 1
-            self._retries += batch.was_tried or tries.made > 0
-            if not answer.ok:
-                self.gate.last_failure = str(error_of(answer, wall_s, self._config.redact))
+            self._count_try(batch)
+            self.gate.last_failure = str(error_of(answer, wall_s, self._config.redact))
             if is_throttle(answer):
                 self.gate.throttled(now_s, random.random(), retry_after_s(answer, wall_s))
                 self.queue.hold(self.gate.blocked_s(now_s))
+
+    def _count_try(self, batch: Batch) -> None:
+        self._requests += 1
+        self._retries += batch.was_tried
+        batch.was_tried = True
 
     def sleeper(self, waker: Waker) -> None:
         """Have *waker* released by a flush or a close: it is waiting out a backoff."""

@@ -1,53 +1,50 @@
-"""What takes batches off a worker's hands: the API over HTTP, or a broker."""
+"""Where the batches of workers go: to the API over HTTP, or to a broker. A sink makes one try."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Awaitable, Callable, Optional, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..api.answer import Answer
+from ..api.endpoints import track
 from ..event.batch import Batch
-from .retry import Tries
 
 if TYPE_CHECKING:
-    from .retry_loop import OnTry
+    from ..http.transport import AsyncTransport, SyncTransport
 
 
 class Sink(Protocol):
     """For threads. Nothing here raises for what a network or a server does."""
 
-    def deliver(
-        self,
-        batch: Batch,
-        tries: Tries,
-        sleep: Callable[[float], None],
-        on_try: Optional[OnTry],
-        *,
-        gzip: bool,
-    ) -> Answer:
-        """Send a batch, trying again as `tries` says; the last answer."""
+    def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool) -> Answer:
+        """Make one try to send *batch*, of at most *timeout_s* seconds."""
         ...
-
-    def abandon(self) -> None:
-        """Let go of the sockets in a forked child, where they are the parent's."""
-
-    def close(self) -> None:
-        """Close the connections."""
 
 
 class AsyncSink(Protocol):
     """The same for tasks."""
 
-    async def deliver(
-        self,
-        batch: Batch,
-        tries: Tries,
-        sleep: Callable[[float], Awaitable[object]],
-        on_try: Optional[OnTry],
-        *,
-        gzip: bool,
-    ) -> Answer:
-        """Send a batch, trying again as `tries` says; the last answer."""
+    async def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool) -> Answer:
+        """Make one try to send *batch*, of at most *timeout_s* seconds."""
         ...
 
-    async def aclose(self) -> None:
-        """Close the connections."""
+
+class ApiSink:
+    """The API: a batch becomes a request."""
+
+    def __init__(self, transport: SyncTransport) -> None:
+        self._transport = transport
+
+    def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool) -> Answer:
+        """Make one try to send *batch*, of at most *timeout_s* seconds."""
+        return self._transport.attempt(track(batch.records, batch.key, gzip=gzip), timeout_s)
+
+
+class AsyncApiSink:
+    """The same for tasks."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool) -> Answer:
+        """Make one try to send *batch*, of at most *timeout_s* seconds."""
+        return await self._transport.attempt(track(batch.records, batch.key, gzip=gzip), timeout_s)

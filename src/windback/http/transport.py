@@ -1,4 +1,4 @@
-"""HTTP: a request goes out, an Answer comes back; httpx makes the tries.
+"""HTTP: a request goes out, an Answer comes back. Each call makes one try.
 
 Nothing here raises for what a network or a server does: every outcome is an Answer, which `delivery`
 judges. That also keeps the key out of tracebacks, for an httpx exception's frames hold the headers.
@@ -14,19 +14,15 @@ import socket
 import ssl
 import sys
 import threading
-from typing import AsyncIterator, Awaitable, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import AsyncIterator, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 from weakref import WeakSet
 
 import httpx
 
-from .. import __version__, clock
+from .. import __version__, clock, event_loops
 from ..api.answer import Answer, Failure
-from ..api.endpoints import Request, track
+from ..api.endpoints import Request
 from ..config import Config
-from ..delivery.retry import Tries
-from ..delivery.retry_loop import OnTry, retry, retry_async
-from ..delivery.workers import event_loops
-from ..event.batch import Batch
 from ..secrets import without_frames
 from . import egress as guard
 from .interruption import raise_interruption
@@ -249,28 +245,6 @@ class SyncTransport(_Wire):
             raise without_frames(error)  # noqa: B904 - the frames of httpx hold the key
         return Answer(response.status_code, response.headers, body)
 
-    def send(
-        self,
-        request: Request,
-        tries: Tries,
-        sleep: Callable[[float], None] = clock.sleep,
-        on_try: Optional[OnTry] = None,
-    ) -> Answer:
-        """Send *request* until an answer settles it or `tries` has enough."""
-        return retry(lambda left_s: self.attempt(request, left_s), tries, sleep, on_try)
-
-    def deliver(
-        self,
-        batch: Batch,
-        tries: Tries,
-        sleep: Callable[[float], None] = clock.sleep,
-        on_try: Optional[OnTry] = None,
-        *,
-        gzip: bool = False,
-    ) -> Answer:
-        """Send a batch, as a sink."""
-        return self.send(track(batch.records, batch.key, gzip=gzip), tries, sleep, on_try)
-
     def abandon(self) -> None:
         """Let go of the sockets in a forked child, where they are the parent's.
 
@@ -340,28 +314,6 @@ class AsyncTransport(_Wire):
         except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
             raise without_frames(error)  # noqa: B904 - the frames of httpx hold the key
         return answer
-
-    async def send(
-        self,
-        request: Request,
-        tries: Tries,
-        sleep: Callable[[float], Awaitable[object]] = event_loops.sleep,
-        on_try: Optional[OnTry] = None,
-    ) -> Answer:
-        """Send *request* until an answer settles it or `tries` has enough."""
-        return await retry_async(lambda left_s: self.attempt(request, left_s), tries, sleep, on_try)
-
-    async def deliver(
-        self,
-        batch: Batch,
-        tries: Tries,
-        sleep: Callable[[float], Awaitable[object]] = event_loops.sleep,
-        on_try: Optional[OnTry] = None,
-        *,
-        gzip: bool = False,
-    ) -> Answer:
-        """Send a batch, as a sink."""
-        return await self.send(track(batch.records, batch.key, gzip=gzip), tries, sleep, on_try)
 
     async def aclose(self) -> None:
         """Close the connections; a client that the user gave us stays open."""

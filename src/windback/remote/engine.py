@@ -15,9 +15,9 @@ from ..delivery.connections import Connections
 from ..delivery.engine import flush_in_hook, is_past, put_of
 from ..delivery.hooks import Hooks
 from ..delivery.refusals import log_refusal
-from ..delivery.workers.event_loops import sleep
 from ..delivery.workers.fsync import Syncer
 from ..delivery.workers.loop_state import LoopStates
+from ..event_loops import sleep
 from ..process import lifecycle
 from ..queue.memory import NoRoomError
 from ..stats import FlushResult, Stats

@@ -10,15 +10,17 @@ import threading
 from typing import TYPE_CHECKING, Callable, Dict, Generator, List, Optional, Set, TypeVar
 
 from ...config import Config
+from ...event_loops import Loop, NoThreadError, current_loop, move_on_after
 from ...process import lifecycle
-from .event_loops import Loop, NoThreadError, current_loop, move_on_after
+from .. import retry_loop
+from ..sink import AsyncApiSink, AsyncSink
 
 if TYPE_CHECKING:
     import anyio
 
+    from ...broker.sink import AsyncRedisSink
     from ...event.batch import Batch
     from ...http.transport import AsyncTransport
-    from ..sink import AsyncSink
 
 T = TypeVar("T")
 
@@ -61,7 +63,7 @@ class LoopState:
         self.loop = loop
         self.transport: Optional[AsyncTransport] = None
         #: Where batches go, if that is a broker.
-        self.broker: Optional[AsyncSink] = None
+        self.broker: Optional[AsyncRedisSink] = None
         self.stop: Optional[TaskWaker] = None
         self.stopped: Optional[TaskWaker] = None
         self.workers = 0
@@ -208,22 +210,24 @@ class LoopStates:
         with lifecycle.loading:
             from ...http.transport import AsyncTransport
 
+            retry_loop.load()
             return AsyncTransport(self._config)
 
     async def sink(self, state: LoopState) -> AsyncSink:
         """Return where batches go from a loop: to the API, or to a broker."""
         if self._config.broker is None:
-            return await self._open(state)
+            return AsyncApiSink(await self._open(state))
         if state.broker is None:
             sink = await state.in_thread(lambda: self._make_broker(state))
             if state.broker is None:  # else another task was faster; this one has no connection yet
                 state.broker = sink
         return state.broker
 
-    def _make_broker(self, state: LoopState) -> AsyncSink:
+    def _make_broker(self, state: LoopState) -> AsyncRedisSink:
         with lifecycle.loading:
             from ...broker.sink import AsyncRedisSink, RedisSink
 
+            retry_loop.load()
             return AsyncRedisSink(RedisSink(self._config), state.in_thread)
 
     async def _reside(self, state: LoopState) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Optional
 
 from ... import clock
 from ...api.answer import Answer
+from .. import retry_loop
 from ..scheduler import Scheduler
 from .loop_state import LoopState, LoopStates, TaskWaker
 
@@ -103,16 +104,19 @@ class TaskWorkers:
     async def _send(self, state: LoopState, batch: Batch) -> None:
         scheduler = self._scheduler
         gzipped = scheduler.compress
-        tries = scheduler.tries()
 
-        def on_try(answer: Answer) -> None:
-            scheduler.tried(batch, tries, answer, clock.now_s(), time.time())
+        def on_failure(answer: Answer) -> None:
+            scheduler.try_failed(batch, answer, clock.now_s(), time.time())
 
         state.leases.add(batch)
         try:
             sink = await self._loops.sink(state)
-            nap = lambda seconds: self._nap(state, seconds)  # noqa: E731
-            answer = await sink.deliver(batch, tries, nap, on_try, gzip=gzipped)
+            answer = await retry_loop.send_async(
+                lambda left_s: sink.attempt(batch, left_s, gzip=gzipped),
+                scheduler.retry_policy(),
+                lambda seconds: self._nap(state, seconds),
+                on_failure,
+            )
         except BaseException:
             self._give_back(state, batch)
             raise

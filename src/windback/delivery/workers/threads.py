@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Callable, Optional, Set
 
 from ... import clock
 from ...api.answer import Answer
+from .. import retry_loop
 from ..connections import Connections
 from ..scheduler import Scheduler
 
@@ -136,13 +137,18 @@ class ThreadWorkers:
     def _send(self, batch: Batch, deadline_s: Optional[float]) -> None:
         scheduler = self._scheduler
         gzipped = scheduler.compress
-        tries = scheduler.tries(deadline_s)
 
-        def on_try(answer: Answer) -> None:
-            scheduler.tried(batch, tries, answer, clock.now_s(), time.time())
+        def on_failure(answer: Answer) -> None:
+            scheduler.try_failed(batch, answer, clock.now_s(), time.time())
 
         try:
-            answer = self._connections.sink().deliver(batch, tries, self._nap, on_try, gzip=gzipped)
+            sink = self._connections.sink()
+            answer = retry_loop.send(
+                lambda left_s: sink.attempt(batch, left_s, gzip=gzipped),
+                scheduler.retry_policy(deadline_s),
+                self._nap,
+                on_failure,
+            )
         except BaseException:
             scheduler.abandon(batch)
             raise

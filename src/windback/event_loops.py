@@ -12,7 +12,7 @@ import threading
 from contextvars import Context
 from typing import TYPE_CHECKING, Awaitable, Callable, Generator, List, Optional, Protocol, Set, TypeVar
 
-from ... import clock
+from . import clock
 
 if TYPE_CHECKING:
     import anyio
