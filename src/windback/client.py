@@ -50,7 +50,7 @@ from .models import (
 )
 from .process import lifecycle
 from .process.orphans import Handle
-from .queue.memory import NoRoomError
+from .queue.intake import NoRoomError
 from .secrets import hidden
 from .stats import DeliveryReport, FlushResult, Stats
 

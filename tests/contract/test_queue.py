@@ -6,13 +6,12 @@ import sys
 from contextlib import ExitStack
 
 import pytest
+from sides import Sides, journal_queue, memory_queue
 
 from windback.broker.connection import Connection
 from windback.broker.layout import GROUP, fields_of, keys_of
 from windback.broker.stream import StreamQueue
 from windback.event.batch import Limits
-from windback.queue.journal import JournalQueue
-from windback.queue.memory import MemoryQueue
 from windback.secrets import broker_address
 
 LIMITS = Limits(10, 500_000, 1.0)
@@ -29,7 +28,7 @@ class Memory:
 
     def __init__(self, stack, request):
         del stack, request
-        self.queue = MemoryQueue(PLENTY, PLENTY, "drop_newest", nothing, nothing)
+        self.queue = memory_queue(PLENTY, PLENTY, "drop_newest", nothing, nothing)
 
     def fill(self, start, stop):
         for n in range(start, stop):
@@ -45,7 +44,7 @@ class Journal(Memory):
         stack.callback(self.close)
 
     def _make(self):
-        queue = JournalQueue(PLENTY, PLENTY, "drop_newest", nothing, nothing, self._folder, 1 << 26)
+        queue = journal_queue(PLENTY, PLENTY, "drop_newest", nothing, nothing, self._folder, 1 << 26)
         queue.open()
         return queue
 
@@ -76,7 +75,7 @@ class Redis:
         def connect(timeout_s):
             return Connection(broker_address(self.server.url), timeout_s)
 
-        return StreamQueue(nothing, nothing, self.server.url, None, connect, 5.0, 60.0, 100, nothing)
+        return Sides(StreamQueue(self.server.url, None, connect, 5.0, 60.0, 100, nothing))
 
     def fill(self, start, stop):
         for first in range(start, stop, 10):

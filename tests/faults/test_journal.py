@@ -432,7 +432,7 @@ def test_an_async_client_has_a_journal_too(server, run, root, eventually, backen
     code = f"""\
     client = Windback(journal={str(root)!r}, flush_interval=3600)
     track(client, range(100))
-    client._engine.queue.take(client._engine.scheduler._limits)
+    client._engine.queue.outbox.take(client._engine.scheduler._limits)
     track(client, range(100, 150))
     kill()
     """
@@ -484,7 +484,7 @@ def test_flush_waits_for_what_was_accepted_before_it_whatever_is_adopted_meanwhi
     code = f"""\
     client = Windback(journal={str(root)!r}, flush_interval=3600)
     track(client, range(100))
-    client._engine.queue.take(client._engine.scheduler._limits)
+    client._engine.queue.outbox.take(client._engine.scheduler._limits)
     kill()
     """
     assert run(TOOLS + code, url=server.url).status == -signal.SIGKILL
@@ -524,7 +524,7 @@ def test_the_law_holds_at_every_instant_while_a_journal_is_adopted_and_much_fail
     code = f"""\
     client = Windback(journal={str(root)!r}, flush_interval=3600)
     track(client, range(10_000, 12_000))
-    client._engine.queue.take(client._engine.scheduler._limits)
+    client._engine.queue.outbox.take(client._engine.scheduler._limits)
     kill()
     """
     assert run(TOOLS + code, url=server.url).status == -signal.SIGKILL

@@ -97,7 +97,7 @@ def make_dead(root, numbers, *, leased=0):
     client._engine.scheduler._start_worker = lambda: False
     track(client, numbers)
     if leased:
-        client._engine.queue.take(Limits(leased, 500_000, 1.0))
+        client._engine.queue.outbox.take(Limits(leased, 500_000, 1.0))
     folder = root / client._engine.queue._own.name
     client._engine.queue.reset()
     client.close(0)

@@ -319,7 +319,7 @@ def test_a_copy_with_other_options_is_the_same_client(world, eventually):
         copy = client.with_options(timeout=20, max_retries=0)
         await track(client, range(2))
         await track(copy, range(2, 4))
-        assert client.stats() == copy.stats()
+        assert client.stats().accepted == copy.stats().accepted == 4
         assert (await done(copy.track_events([{"event": "now", "customer_email": JANE}]))).sent == 1
         assert world.server.counts().events == 1
         with world.relaying():

@@ -454,7 +454,7 @@ def test_who_waits_for_room_gets_it_as_soon_as_there_is_some(make, held):
     big = "x" * 60_000
     client = make(base_url=held.url, overflow="block", block_timeout=30, max_journal_bytes=8 << 20)
     accepted = 0
-    while client._engine.queue.has_room_for(70_000):
+    while client._engine.queue.intake.has_room_for(70_000):
         assert client.track_event("big", JANE, {"n": accepted, "big": big})
         accepted += 1
         assert accepted < 200
@@ -485,7 +485,7 @@ def test_idle_neither_of_the_two_wakes_up(make, eventually):
     client = make(flush_interval=0.01)
     track(client, range(10))
     assert client.flush(20)
-    eventually(lambda: client._engine.queue.wake_at == 0)
+    eventually(lambda: client._engine.queue.intake.wake_at == 0)
     pid = sender_of(client)
 
     def switches():

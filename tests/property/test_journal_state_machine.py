@@ -21,13 +21,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sides import journal_queue
 
 from windback.event.batch import Limits
 from windback.journal import format as fmt
 from windback.journal import segment
 from windback.journal.directory import names
 from windback.journal.ledger import OFFSET_BITS
-from windback.queue.journal import JournalQueue
 
 pytest.importorskip("fcntl", reason="this system has no flock")
 
@@ -101,7 +101,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     def open(self):
         with mock.patch("windback.journal.writer.SPARES", 1):
-            self.queue = JournalQueue(
+            self.queue = journal_queue(
                 100, MIB, "drop_newest", lambda: None, lambda _: None, self.root, 256 * MIB
             )
             self.queue.open()

@@ -7,10 +7,11 @@ import threading
 import time
 
 import pytest
+from sides import memory_queue
 
 from windback import QueueFullError
 from windback.event.batch import Limits
-from windback.queue.memory import NEVER, MemoryQueue, NoRoomError
+from windback.queue.intake import NEVER, NoRoomError
 
 LIMITS = Limits(100, 500_000, 1.0)
 POLICIES = ("drop_newest", "drop_oldest", "block", "raise")
@@ -23,7 +24,7 @@ class Made:
     def __init__(self, max_events=10, max_bytes=10_000, overflow="drop_newest"):
         self.wakes = 0
         self.full = []
-        self.queue = MemoryQueue(max_events, max_bytes, overflow, self.wake, self.full.append)
+        self.queue = memory_queue(max_events, max_bytes, overflow, self.wake, self.full.append)
 
     def wake(self):
         self.wakes += 1
@@ -166,7 +167,7 @@ def test_an_evicted_event_is_settled_for_whoever_waits_for_it():
 def test_drop_newest_refuses_and_counts():
     given = Made()
     assert fill(given.queue, 13) == [True] * 10 + [False] * 3
-    assert given.queue.refused["queue_full"].value == 3
+    assert given.queue.refusals.counts().get("queue_full", 0) == 3
     assert given.queue.counts() == (10, 0, 10, 0)
     assert given.full == ["drop_newest"]
 
@@ -192,7 +193,7 @@ def test_drop_oldest_refuses_where_all_the_bytes_are_in_requests():
     fill(made, 10)
     batch = made.take(LIMITS)
     assert not made.put(b"x")
-    assert made.refused["queue_full"].value == 1
+    assert made.refusals.counts().get("queue_full", 0) == 1
     assert made.counts() == (10, 0, 10, 10)
     made.ack(batch)
     assert made.put(b"x")
@@ -205,7 +206,7 @@ def test_raise_raises_and_counts():
         QueueFullError, match="10 events wait, and max_queue_size or max_queue_bytes allows no more"
     ):
         made.put(b"x")
-    assert made.refused["queue_full"].value == 1
+    assert made.refusals.counts().get("queue_full", 0) == 1
     assert made.size_bytes == 10
 
 
@@ -214,7 +215,7 @@ def test_block_asks_the_client_to_wait_and_counts_nothing():
     fill(made, 10)
     with pytest.raises(NoRoomError):
         made.put(b"x")
-    assert made.refused["queue_full"].value == 0
+    assert made.refusals.counts().get("queue_full", 0) == 0
     assert made.size_bytes == 10
 
 
@@ -253,7 +254,7 @@ def test_a_closed_queue_takes_nothing_whatever_the_policy(overflow):
     fill(made, 3)
     made.close("closed")
     assert made.put(b"x") is False
-    assert made.refused["closed"].value == 1
+    assert made.refusals.counts().get("closed", 0) == 1
     assert made.counts() == (3, 0, 3, 0)
     assert made.size_bytes == 3
 
@@ -263,7 +264,7 @@ def test_a_disabled_queue_counts_refusals(overflow):
     made = queue(overflow=overflow)
     made.close("disabled")
     assert fill(made, 3) == [False] * 3
-    assert made.refused["disabled"].value == 3
+    assert made.refusals.counts().get("disabled", 0) == 3
 
 
 def test_reset_forgets_everything():
@@ -273,7 +274,7 @@ def test_reset_forgets_everything():
     given.queue.close("closed")
     given.queue.reset()
     assert given.queue.counts() == (0, 0, 0, 0)
-    assert given.queue.size_bytes == given.queue.refused["queue_full"].value == 0
+    assert given.queue.size_bytes == given.queue.refusals.counts().get("queue_full", 0) == 0
     assert given.queue.put(b"x")
 
 
@@ -332,7 +333,7 @@ class Crowd:
 def test_eight_threads_overrun_the_bounds_by_no_more_than_they_are_and_lose_nothing(overflow, eager_switches):
     max_events, size = 300, 50
     max_bytes = 400 * size
-    made = MemoryQueue(max_events, max_bytes, overflow, lambda: None, lambda _: None)
+    made = memory_queue(max_events, max_bytes, overflow, lambda: None, lambda _: None)
     made.wake_at = NEVER
     lock = threading.Lock()  # the drain side's
     settled = most_waiting = most_bytes = 0
@@ -356,13 +357,13 @@ def test_eight_threads_overrun_the_bounds_by_no_more_than_they_are_and_lose_noth
     accepted, evicted, pending, leased = made.counts()
     assert accepted == sum(crowd.taken) == settled + evicted + pending
     assert (leased, made.size_bytes) == (0, pending * size)
-    refused = made.refused["queue_full"].value
+    refused = made.refusals.counts().get("queue_full", 0)
     assert refused == (0 if overflow == "block" else sum(crowd.refused))
     assert evicted == 0 or overflow == "drop_oldest"
 
 
 def test_the_byte_bound_is_exact_with_eight_threads(eager_switches):
-    made = MemoryQueue(10**6, 1_000, "drop_newest", lambda: None, lambda _: None)
+    made = memory_queue(10**6, 1_000, "drop_newest", lambda: None, lambda _: None)
     made.wake_at = NEVER
     most = 0
     with Crowd(made, b"x" * 10) as crowd:
@@ -379,7 +380,7 @@ def test_the_byte_bound_is_exact_with_eight_threads(eager_switches):
 
 
 def test_a_batch_cut_by_bytes_leaves_no_room_for_more_than_the_bound(eager_switches):
-    made = MemoryQueue(1_000, 10**9, "drop_newest", lambda: None, lambda _: None)
+    made = memory_queue(1_000, 10**9, "drop_newest", lambda: None, lambda _: None)
     made.wake_at = NEVER
     most = takes = 0
     with Crowd(made, b"x" * 100):
@@ -396,7 +397,7 @@ def test_a_batch_cut_by_bytes_leaves_no_room_for_more_than_the_bound(eager_switc
 
 
 def test_accepted_stays_between_the_calls_that_returned_and_those_that_began(eager_switches):
-    made = MemoryQueue(100, 10**9, "drop_oldest", lambda: None, lambda _: None)
+    made = memory_queue(100, 10**9, "drop_oldest", lambda: None, lambda _: None)
     made.wake_at = NEVER
     begun = returned = looks = 0
     over = threading.Event()

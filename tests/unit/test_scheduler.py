@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 
 import pytest
+from sides import Sides
 
 import windback
 from windback.api.answer import Answer, Failure
 from windback.delivery import retry
 from windback.delivery.hooks import Hooks
+from windback.delivery.refusals import log_refusal
 from windback.delivery.scheduler import PATIENCE_S, SPARE_WORKER_S, WATCH_CAP_S, Scheduler, Step
-from windback.queue.memory import NEVER, MemoryQueue
+from windback.queue.intake import NEVER, Refusals
+from windback.queue.memory import MemoryQueue
 
 OK = Answer(200)
 #: The one answer that rejects a batch as a whole.
@@ -42,11 +45,10 @@ class World:
         self.now = 1_000.0
         self.started = 0
         self.can_start = True
-        bounds = config.max_queue_size, config.max_queue_bytes, config.overflow
-        self.scheduler = Scheduler(
-            config, self.start, lambda wake, on_full: MemoryQueue(*bounds, wake, on_full), Hooks(config)
-        )
-        self.queue = self.scheduler.queue
+        refusals = Refusals(config.overflow, log_refusal)
+        self.whole_queue = MemoryQueue(config.max_queue_size, config.max_queue_bytes, refusals)
+        self.scheduler = Scheduler(config, self.start, self.whole_queue, Hooks(config))
+        self.queue = Sides(self.whole_queue)
 
     def start(self):
         if self.can_start:

@@ -20,13 +20,13 @@ import os
 import socket
 from collections import deque
 from contextlib import suppress
-from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple
 
 from .. import clock
-from ..errors import ClosedError
 from ..event.batch import Batch
 from ..outage import OutageLog
-from ..queue.memory import MemoryQueue
+from ..queue.line import Line
+from ..queue.outbox import Outbox
 from ..stats import DeliveryReport
 from .connection import BrokerError, Connection, pairs
 from .layout import (
@@ -94,43 +94,14 @@ class Held:
             self._on_done(self)
 
 
-class StreamQueue(MemoryQueue):
+class StreamQueue:
     """See the module. ahead: entries that are read before those before them are done."""
 
-    __slots__ = (
-        "_ahead",
-        "_buried",
-        "_claim_s",
-        "_claimed_s",
-        "_connect",
-        "_connection",
-        "_consumer",
-        "_cursor",
-        "_done",
-        "_foreign",
-        "_held",
-        "_is_prepared",
-        "_keys",
-        "_on_done",
-        "_outage",
-        "_pause_s",
-        "_pauses",
-        "_place",
-        "_retry_s",
-        "_settled",
-        "_timeout_s",
-        "_touched_s",
-        "adopted",
-        "claimed",
-        "paused_until_s",
-        "project",
-        "trouble",
-    )
+    intake = None
+    disk = None
 
     def __init__(
         self,
-        wake: Callable[[], None],
-        on_full: Callable[[str], None],
         place: str,
         project: Optional[str],
         connect: Callable[[float], Connection],
@@ -147,11 +118,15 @@ class StreamQueue(MemoryQueue):
         self._claim_s = claim_s
         self._ahead = ahead
         self._on_done = on_done
-        super().__init__(_UNBOUNDED, _UNBOUNDED, "drop_newest", wake, on_full)
+        self.outbox = Outbox(Line[NoReturn](_UNBOUNDED), bury=self._keep_letters)
+        self._start()
 
     def reset(self) -> None:
         """Become an empty queue, as in a forked child, which holds nothing there."""
-        super().reset()
+        self.outbox.reset(Line(_UNBOUNDED))
+        self._start()
+
+    def _start(self) -> None:
         self._connection = self._connect(self._timeout_s)
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
         self._is_prepared = False
@@ -172,17 +147,10 @@ class StreamQueue(MemoryQueue):
         self._pauses: Deque[float] = deque()
         #: Until when all relays of the project wait, as Redis says.
         self.paused_until_s = float("-inf")
-        self.adopted = 0
         #: Batches taken over from relays that are gone.
         self.claimed = 0
         #: Why nothing can be read right now.
         self.trouble: Optional[str] = None
-
-    def put(self, record: bytes) -> bool:
-        """Refuse: a relay makes no events of its own."""
-        del record
-        message = "a relay sends what others track; make a Windback client to track events"
-        raise ClosedError(message)
 
     @property
     def is_held_back(self) -> bool:
@@ -203,16 +171,13 @@ class StreamQueue(MemoryQueue):
             else:
                 self._is_well(now_s)
 
-        def take_in() -> int:
-            for held in found:
-                batch = Batch(held.entry.records, self._taken, held.entry.key, source=held)
-                self._taken += len(batch)
-                self.adopted += len(batch)
-                self._move_bytes(batch.size_bytes, 1)
-                self._returned.append(batch)
+        def add() -> int:
+            self.outbox.add_batches(
+                [Batch(held.entry.records, 0, held.entry.key, source=held) for held in found]
+            )
             return len(found)
 
-        return take_in
+        return add
 
     def _work(self, found: List[Held], now_s: float) -> None:
         """Raises BrokerError; what was found until then counts."""
@@ -389,22 +354,17 @@ class StreamQueue(MemoryQueue):
         self._done.append(held)
         self._on_done()
 
-    def hold(self, seconds: float) -> None:
+    def share_pause(self, seconds: float) -> None:
         """Have all relays of the project wait for so long."""
         self._pauses.append(clock.now_s() + seconds)
         self._on_done()
 
-    def reject(self, batch: Batch, report: DeliveryReport) -> bool:
-        """Forget a batch that the API will never take; its events become dead letters when the entry ends."""
+    def _keep_letters(self, batch: Batch, report: DeliveryReport) -> bool:
+        """Keep the events of a rejected batch as dead letters, which are written when the entry ends."""
         held = batch.source
         assert isinstance(held, Held)
         held.letters += letters_of(held.entry, batch.records, batch.key, report)
-        self.ack(batch)
         return True
-
-    def discard(self) -> List[Batch]:
-        """Take out nothing: all of it stays where it is, for others."""
-        return []
 
     def release(self) -> None:
         """Acknowledge what is done, and leave the rest to other relays, which need not wait for it."""

@@ -7,15 +7,16 @@ leaves in its journal is delivered by whoever comes next.
 
 from __future__ import annotations
 
-from collections import deque
 from pathlib import Path
-from typing import Callable, Collection, Deque, Dict, List, NamedTuple, Optional
+from typing import Collection, Dict, List, NamedTuple, Optional
 
 from windback.config import resolve_for_sender
 from windback.delivery.engine import LocalEngine
+from windback.delivery.refusals import log_refusal
 from windback.journal import dead
 from windback.journal.segment import sync_new
-from windback.queue.journal import JournalQueue
+from windback.queue.intake import Refusals
+from windback.queue.journal import JournalQueue, MemoryBounds
 
 from .. import clock
 from .common import stopped_by_signals
@@ -47,19 +48,6 @@ class Outcome(NamedTuple):
         return fields
 
 
-class _ReplayQueue(JournalQueue):
-    """Adopts nothing, so that what is counted is what was replayed."""
-
-    __slots__ = ()
-
-    def _look(self) -> Deque[str]:
-        return deque()
-
-    def sync(self) -> bool:
-        """Have all that was put on the disk itself; whether there was anything. Raises OSError."""
-        return sync_new(self._written_to())
-
-
 class Replay:
     """See the module. Raises ConfigurationError."""
 
@@ -70,11 +58,11 @@ class Replay:
         config = resolve_for_sender(
             base_url=base_url, journal=root, compress=compress, shutdown_timeout=_CLOSE_S
         )
-        self._engine = LocalEngine(config, make_queue=self._make_queue)
-
-    def _make_queue(self, wake: Callable[[], None], on_full: Callable[[str], None]) -> JournalQueue:
-        self._queue = _ReplayQueue(0, 0, "drop_newest", wake, on_full, self._root, 1 << 62, fsync=True)
-        return self._queue
+        # It adopts nothing, so that what is counted is what was replayed.
+        refusals = Refusals("drop_newest", log_refusal)
+        self._queue = JournalQueue(root, 1 << 62, MemoryBounds(0, 0), refusals, fsync=True, adopts=False)
+        self._queue.open()
+        self._engine = LocalEngine(config, queue=self._queue)
 
     def run(self, reasons: Collection[str], timeout: Optional[float]) -> Outcome:
         """Replay the letters with one of these reasons, or all if there are none. Raises OSError."""
@@ -110,14 +98,14 @@ class Replay:
                 elif (reasons and letter.reason not in reasons) or is_full:
                     rest.append(line)
                     kept += 1
-                elif self._queue.put(dead.event_of(line, letter)):
+                elif self._queue.intake.put(dead.event_of(line, letter)):
                     count += 1
                 else:
                     is_full = True
                     rest.append(line)
                     kept += 1
             if count:
-                self._queue.sync()
+                sync_new(self._queue.written_to())
                 taking.keep(rest)
         self._outcome = self._outcome._replace(replayed=self._outcome.replayed + count)
         self._note("the journal has no room for more" if is_full else None, kept=kept)

@@ -7,17 +7,20 @@ process sends. Each is made of the parts that it uses, and a client sees only th
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Callable, Optional, Protocol, Union
+from typing import TYPE_CHECKING, Callable, Optional, Protocol, Tuple, Union
 
 from .. import clock
 from ..config import Config
 from ..errors import WindbackError
 from ..process import lifecycle
-from ..queue.memory import MemoryQueue, NoRoomError
+from ..queue.intake import NoRoomError, Refusals
+from ..queue.memory import MemoryQueue
+from ..queue.protocol import Queue
 from ..stats import FlushResult, Stats
 from .connections import Connections
 from .hooks import Hooks
-from .scheduler import Flush, MakeQueue, Scheduler
+from .refusals import log_refusal
+from .scheduler import Flush, Scheduler
 from .workers.fsync import Syncer
 from .workers.loop_state import LoopStates
 from .workers.tasks import TaskWorkers
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from ..http.transport import AsyncTransport, SyncTransport
 
 logger = logging.getLogger("windback")
+
+#: Syncs a queue to disk; whether there was anything new.
+Sync = Callable[[], bool]
 
 
 class Engine(lifecycle.Engine, Protocol):
@@ -88,7 +94,8 @@ class LocalEngine:
 
     `loops` has the connections of an async client's plain calls. `tasks` drains the queue unless
     worker="thread". `threads` sends the rest at exit, when no event loop runs any more.
-    is_watched: the end of the process drains this engine, and a fork empties it.
+    queue: that of a relay; by default the one that the options of a client ask for. sync: syncs it to disk.
+    on_throttle: see Scheduler. is_watched: the end of the process drains this engine, and a fork empties it.
     """
 
     def __init__(
@@ -96,15 +103,20 @@ class LocalEngine:
         config: Config,
         *,
         is_async: bool = False,
-        make_queue: Optional[MakeQueue] = None,
+        queue: Optional[Queue] = None,
+        sync: Optional[Sync] = None,
+        on_throttle: Optional[Callable[[float], None]] = None,
         is_watched: bool = True,
     ) -> None:
         self.config = config
         self.shutdown_timeout = config.shutdown_timeout
         self.hooks = Hooks(config)
-        self._syncer = None if config.fsync is None else Syncer(self._sync, config.fsync)
-        self.scheduler = Scheduler(config, self._start_worker, make_queue or self._make_queue, self.hooks)
-        self.queue = self.scheduler.queue
+        self._refusals = Refusals(config.overflow, log_refusal)
+        if queue is None:
+            queue, sync = self._make_queue()
+        self.queue = queue
+        self._syncer = None if sync is None or config.fsync is None else Syncer(sync, config.fsync)
+        self.scheduler = Scheduler(config, self._start_worker, self.queue, self.hooks, on_throttle)
         self.connections = Connections(config)
         self.loops = LoopStates(config)
         self.threads = ThreadWorkers(self.scheduler, self.connections)
@@ -115,33 +127,30 @@ class LocalEngine:
         self._last_flush: Optional[Flush] = None
         #: Why no thread may be started, as far as it was logged.
         self._obstacle: Optional[str] = None
-        self.put = put_of(self.queue.put, self._syncer)
-        self.queue.open()
+        #: As in Engine; a relay has nothing to put.
+        self.put: Callable[[bytes], bool]
+        if queue.intake is not None:
+            self.put = put_of(queue.intake.put, self._syncer)
         self._is_watched = is_watched
         if is_watched:
             lifecycle.register(self)
 
-    def _make_queue(self, wake: Callable[[], None], on_refusal: Callable[[str], None]) -> MemoryQueue:
+    def _make_queue(self) -> Tuple[Queue, Optional[Sync]]:
+        """Return the queue of a client, and what syncs it to disk."""
         config = self.config
-        bounds = config.max_queue_size, config.max_queue_bytes, config.overflow
         if config.journal is None:
-            return MemoryQueue(*bounds, wake, on_refusal)
-        from ..queue.journal import JournalQueue  # nothing else needs mmap and its kind
+            return MemoryQueue(config.max_queue_size, config.max_queue_bytes, self._refusals), None
+        from ..queue.journal import JournalQueue, MemoryBounds  # nothing else needs mmap and its kind
 
-        return JournalQueue(
-            *bounds,
-            wake,
-            on_refusal,
+        queue = JournalQueue(
             config.journal,
             config.max_journal_bytes,
-            fsync=self._syncer is not None,
+            MemoryBounds(config.max_queue_size, config.max_queue_bytes),
+            self._refusals,
+            fsync=config.fsync is not None,
         )
-
-    def _sync(self) -> bool:
-        from ..queue.sourced import SourcedQueue
-
-        assert isinstance(self.queue, SourcedQueue)
-        return self.queue.sync()
+        queue.open()
+        return queue, queue.sync
 
     def sync_soon(self) -> None:
         """Have new records of journals synced to disk, if that was asked for; never waits."""
@@ -151,7 +160,7 @@ class LocalEngine:
     @property
     def is_closed(self) -> bool:
         """Whether close() was called, or the process is ending."""
-        return self.queue.closed == "closed"
+        return self._refusals.closed == "closed"
 
     @property
     def compress(self) -> bool:
@@ -160,7 +169,7 @@ class LocalEngine:
 
     def refuse(self, reason: str, count: int = 1) -> bool:
         """Count events that were not accepted; returns False."""
-        return self.queue.refuse(reason, count)
+        return self._refusals.refuse(reason, count)
 
     def transport(self) -> SyncTransport:
         """Return the connections for plain calls of threads."""
@@ -212,7 +221,7 @@ class LocalEngine:
                 return self.put(record)
             except NoRoomError:
                 if gave_up:
-                    return self.queue.refuse("queue_full")
+                    return self._refusals.refuse("queue_full")
 
     def flush(self, timeout: Optional[float]) -> FlushResult:
         """Block until everything that was accepted is settled; see Windback.flush."""
@@ -281,7 +290,7 @@ class LocalEngine:
                 return self.put(record)
             except NoRoomError:
                 if gave_up:
-                    return self.queue.refuse("queue_full")
+                    return self._refusals.refuse("queue_full")
 
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:
         """Wait until everything that was accepted is settled; see Windback.flush."""

@@ -25,12 +25,12 @@ from ..errors import WindbackError
 from ..event import batch as batching
 from ..event.batch import Batch, Limits
 from ..outage import OutageLog
-from ..queue.memory import NEVER, MemoryQueue
+from ..queue.intake import NEVER
+from ..queue.protocol import Queue
 from ..stats import DeliveryReport, FlushResult, Outcome, Stats
 from .gate import Gate
 from .hooks import Hooks
 from .parking import Waker
-from .refusals import log_refusal
 from .retry import RetryPolicy
 from .verdict import Action, is_throttle, judge
 
@@ -84,29 +84,40 @@ class Flush:
         self.done = False
 
 
-#: Makes a queue of what wakes its drain side, and what tells that it is full.
-MakeQueue = Callable[[Callable[[], None], Callable[[str], None]], MemoryQueue]
-
-
 class Scheduler:
     """See the module."""
 
     def __init__(
-        self, config: Config, start_worker: Callable[[], bool], make_queue: MakeQueue, hooks: Hooks
+        self,
+        config: Config,
+        start_worker: Callable[[], bool],
+        queue: Queue,
+        hooks: Hooks,
+        on_throttle: Optional[Callable[[float], None]] = None,
     ) -> None:
+        """on_throttle: called with the seconds for which the API wants nothing of this project."""
         self._config = config
         self._hooks = hooks
+        self._on_throttle = on_throttle
         self._limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
         #: Starts a worker and says whether it could; it is called without the lock.
         self._start_worker = start_worker
-        self.queue = make_queue(self.wake, log_refusal)
-        self.reset()
+        self._whole_queue = queue
+        self.queue, self._intake, self._disk = queue.outbox, queue.intake, queue.disk
+        if self._intake is not None:
+            self._intake.wake = self.wake
+        self._start()
 
     def reset(self) -> None:
         """Start anew with nothing, as in a forked child."""
-        self.queue.reset()
-        if not self._config.enabled:
-            self.queue.close("disabled")
+        self._whole_queue.reset()
+        self._start()
+
+    def _start(self) -> None:
+        #: At how many waiting events, and bytes, a worker must be woken; the callers' side has a copy.
+        self._wake_at, self._wake_at_bytes = 0, NEVER
+        if self._intake is not None and not self._config.enabled:
+            self._intake.close("disabled")
         self.lock = threading.Lock()
         self.gate = Gate(self._config.max_in_flight)
         self.compress = self._config.compress
@@ -142,9 +153,21 @@ class Scheduler:
 
     def wake(self) -> None:
         """Wake a sleeping worker, or start one if there may be more. Never waits for a worker."""
-        self.queue.wake_at = NEVER  # whoever wakes sets it again
-        self.queue.wake_at_bytes = NEVER
+        self._set_wake_at(NEVER, NEVER)  # the worker that wakes sets it again
         self.call_helper()
+
+    def _set_wake_at(self, events: int, size_bytes: int) -> None:
+        self._wake_at, self._wake_at_bytes = events, size_bytes
+        if self._intake is not None:
+            self._intake.wake_at_bytes = size_bytes
+            self._intake.wake_at = events
+
+    @property
+    def must_wake(self) -> bool:
+        """Whether a worker must be woken for what waits; for events that came by another way than `put`."""
+        waiting = self.queue.waiting()
+        is_much = waiting.events > self._wake_at or self.queue.size_bytes >= self._wake_at_bytes
+        return is_much or self.queue.has_returned
 
     def call_helper(self) -> None:
         """Get one more worker to look at the queue: a sleeping one, else a new one."""
@@ -166,13 +189,14 @@ class Scheduler:
         with self.lock:
             self.workers -= 1
             # Nobody sleeps here, so callers must try again: not each of them, but one in a thousand.
-            self.queue.wake_at = self.queue.waiting().events + 1000
+            self._set_wake_at(self.queue.waiting().events + 1000, self._wake_at_bytes)
         return False
 
     def wait_for_room(self, waker: Waker, size: int) -> bool:
         """Have *waker* released when *size* bytes may fit; False if they do already, or never will."""
         self._room_waiters.append(waker)
-        return not self.queue.has_room_for(size) and not self.closing
+        assert self._intake is not None
+        return not self._intake.has_room_for(size) and not self.closing
 
     def stop_waiting(self, waker: Waker, *, gave_up: bool) -> None:
         """The counterpart of `wait_for_room`; a caller that gave up leaves the room to the next."""
@@ -191,7 +215,7 @@ class Scheduler:
         """
         with self.lock:
             self._unpark(previous)
-            if self.queue.wants_upkeep and not (self._in_upkeep or self.closing):
+            if self._disk is not None and self._disk.wants_upkeep and not (self._in_upkeep or self.closing):
                 self._in_upkeep = True
                 return Step(upkeep=True)
             step = self._try_lease(now_s)
@@ -265,7 +289,7 @@ class Scheduler:
     def _leave(self) -> Step:
         self.workers -= 1
         if self.workers == 0:
-            self.queue.wake_at = 0
+            self._set_wake_at(0, self._wake_at_bytes)
         return Step(leave=True)
 
     def _unpark(self, waker: Optional[Waker]) -> None:
@@ -292,15 +316,15 @@ class Scheduler:
             wake_at = self._limits.max_events - 1
         self._on_watch = wake_at == 0
         held, waiting = self.queue.size_bytes, self.queue.waiting().size_bytes
-        self.queue.wake_at_bytes = NEVER if wake_at == NEVER else held - waiting + self._limits.max_bytes
-        self.queue.wake_at = wake_at
+        self._set_wake_at(wake_at, NEVER if wake_at == NEVER else held - waiting + self._limits.max_bytes)
 
     def upkeep(self) -> None:
         """Do what a step said; it may take milliseconds, of the disk's, and holds nobody up."""
+        assert self._disk is not None
         try:
-            take_in = self.queue.upkeep()
+            add = self._disk.upkeep()
             with self.lock:
-                take_in()
+                add()
                 self._release_room()
         finally:
             self._in_upkeep = False
@@ -458,7 +482,8 @@ class Scheduler:
             self.gate.last_failure = str(error_of(answer, wall_s, self._config.redact))
             if is_throttle(answer):
                 self.gate.throttled(now_s, random.random(), retry_after_s(answer, wall_s))
-                self.queue.hold(self.gate.blocked_s(now_s))
+                if self._on_throttle is not None:
+                    self._on_throttle(self.gate.blocked_s(now_s))
 
     def _count_try(self, batch: Batch) -> None:
         self._requests += 1
@@ -478,7 +503,9 @@ class Scheduler:
 
     def _release_room(self) -> None:
         """Wake as many callers as there is room for; each tries again, and may have to wait again."""
-        for _ in range(min(len(self._room_waiters), self.queue.room())):
+        if self._intake is None or not self._room_waiters:
+            return
+        for _ in range(min(len(self._room_waiters), self._intake.room())):
             self._room_waiters.popleft().release()
 
     def _wake_one(self) -> None:
@@ -512,8 +539,8 @@ class Scheduler:
     def begin_close(self) -> None:
         """Accept nothing more, and let the workers leave once the queue is empty."""
         with self.lock:
-            if self.queue.closed != "disabled":
-                self.queue.close("closed")
+            if self._intake is not None and self._intake.refusals.closed is None:
+                self._intake.close("closed")
             self.closing = True
             self.gate.hurry()
             self._wake_all()
@@ -540,7 +567,6 @@ class Scheduler:
     def _snapshot(self) -> Stats:
         accepted, evicted, pending, leased = self.queue.counts()
         dropped = {**self._dropped, **({"queue_full": evicted} if evicted else {})}
-        refused = {reason: counter.value for reason, counter in self.queue.refused.items() if counter.value}
         return Stats(
             accepted=accepted,
             delivered=self._delivered,
@@ -549,7 +575,7 @@ class Scheduler:
             pending=pending,
             in_flight=leased,
             pending_bytes=self.queue.size_bytes,
-            refused=refused,
+            refused={} if self._intake is None else self._intake.refusals.counts(),
             rejected_by_reason=dict(self._rejected),
             dropped_by_reason=dropped,
             requests=self._requests,
@@ -558,7 +584,7 @@ class Scheduler:
             worker_deaths=self._deaths,
             hook_errors=self._hooks.errors,
             adopted=self.queue.adopted,
-            journal_bytes=self.queue.journal_bytes,
+            journal_bytes=0 if self._disk is None else self._disk.size_on_disk,
             problem=self.gate.problem,
         )
 

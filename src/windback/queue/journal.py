@@ -2,11 +2,10 @@
 
 The rule of this file is that of `memory`, **a caller takes no lock**, and one more: **it makes no system
 call**. It copies the event into a segment that no other caller holds, payload first, then the header that
-makes it count, and then appends the place, not the event, to the same deque that the memory queue has. All
-else, bounds, leases, positions, is inherited. While the disk has trouble, the events themselves wait in the
-deque, as they would without a journal.
+makes it count, and then appends the place, not the event, to a line like that of the queue in memory. While
+the disk has trouble, the events themselves wait in the line, as they would without a journal.
 
-What processes that died left behind is adopted by `upkeep`, in a worker, without the drain side's lock.
+What exited processes left behind is adopted by a worker between batches, without the drain side's lock.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ import threading
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable, Deque, List, Optional, Tuple
+from typing import Callable, Deque, List, NamedTuple, Optional, Tuple, Union
 from zlib import crc32
 
 from ..event.batch import Batch, Source
+from ..journal import dead
 from ..journal.directory import JournalDirectory, names, open_root, sweep
 from ..journal.format import (
     K_LENGTH,
@@ -32,84 +32,68 @@ from ..journal.format import (
     ForeignError,
 )
 from ..journal.ledger import OFFSET_BITS
-from ..journal.reader import Reader
-from ..journal.segment import Segment
+from ..journal.reader import Found, Reader
+from ..journal.segment import Segment, sync_new
 from ..journal.writer import OwnJournal
-from .memory import nothing
-from .sourced import READ_AHEAD, Item, SourcedQueue
+from ..stats import DeliveryReport
+from .intake import NEVER, Refusals
+from .line import Line
+from .outbox import Outbox
 
 logger = logging.getLogger("windback")
+
+#: Events of one other process that are queued at once: a few batches for each of several workers.
+READ_AHEAD = 1000
+#: The bound of such a queue is that of its segments.
+UNBOUNDED = 1 << 62
+
+#: A place in this process's own journal, or an event that another process's holds.
+JournalPlace = Union[int, Found]
 
 _pack = RECORD.pack
 
 
-class JournalQueue(SourcedQueue):
-    """See the module. max_events and max_bytes bound what is kept in memory while the disk has trouble."""
+class MemoryBounds(NamedTuple):
+    """How many events, and bytes of them, may wait in memory while the disk has trouble."""
+
+    max_events: int
+    max_bytes: int
+
+
+class JournalIntake:
+    """The callers' side: writes events into this process's own journal."""
 
     __slots__ = (
-        "_claim",
-        "_fsync",
-        "_give_back",
-        "_is_released",
-        "_leased_in",
-        "_max_in_memory",
-        "_max_journal_bytes",
-        "_own",
-        "_reader",
-        "_tending",
-        "_to_adopt",
+        *("_bounds", "_claim", "_give_back", "_in_memory", "_line", "_move_bytes", "_own", "_places"),
+        *("max_waiting", "refusals", "wake", "wake_at", "wake_at_bytes"),
     )
 
     def __init__(
-        self,
-        max_events: int,
-        max_bytes: int,
-        overflow: str,
-        wake: Callable[[], None],
-        on_full: Callable[[str], None],
-        root: Path,
-        max_journal_bytes: int,
-        *,
-        fsync: bool = False,
+        self, line: Line[JournalPlace], own: OwnJournal, bounds: MemoryBounds, refusals: Refusals
     ) -> None:
-        self._root = root
-        self._max_journal_bytes = max_journal_bytes
-        self._max_in_memory = (max_events, max_bytes)
-        self._fsync = fsync
-        self._own = self._make_own()
-        self._reader: Optional[Reader] = None
-        super().__init__(root, overflow, wake, on_full)
+        self._bounds = bounds
+        self.refusals = refusals
+        #: Set by what drains the queue.
+        self.wake: Callable[[], None] = _nobody
+        self.reset(line, own)
 
-    def reset(self) -> None:
-        """Become an empty queue with nothing on disk yet, as in a forked child, which owns nothing there."""
-        self._own.abandon()
-        if self._reader is not None:
-            self._reader.close()
-        super().reset()
-        self._own = self._make_own()
-        self._claim = self._own.open.pop
-        self._give_back = self._own.open.append
-        self._reader = None
-        #: Names of directories that may be those of dead processes; None before anybody looked.
-        self._to_adopt: Optional[Deque[str]] = None
-        #: Held by whoever tends the files: a worker, or who closes the client.
-        self._tending = threading.Lock()
-        self._is_released = False
-        self._leased_in = 0
-
-    def _make_own(self) -> OwnJournal:
-        return OwnJournal(self._root, self._max_journal_bytes, fsync=self._fsync)
-
-    def open(self) -> None:
-        """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
-        with suppress(OSError):  # upkeep meets it as well, and says so
-            open_root(self._root)
-        self._own.upkeep()
-
-    # -- the callers' side ---------------------------------------------------------------------
+    def reset(self, line: Line[JournalPlace], own: OwnJournal) -> None:
+        """Start anew with another line and journal, as in a forked child."""
+        self._line = line
+        self._own = own
+        self._claim = own.open.pop
+        self._give_back = own.open.append
+        self._places: Deque[Union[bytes, JournalPlace]] = line.items
+        self._move_bytes = line.move_bytes
+        self._in_memory = line.in_memory
+        #: Callers compare with this, so that -1 sends them all the slow way.
+        self.max_waiting = UNBOUNDED
+        self.wake_at = 0
+        self.wake_at_bytes = NEVER
+        self.refusals.reset()
 
     def put(self, record: bytes) -> bool:
-        """Accept an encoded event, which then survives this process; see MemoryQueue.put."""
+        """Accept an encoded event, which then survives this process; see Intake.put."""
         places = self._places
         waiting = len(places)
         size = len(record)
@@ -144,66 +128,135 @@ class JournalQueue(SourcedQueue):
                 finally:
                     self._give_back(segment)
         if waiting >= self.wake_at or held >= self.wake_at_bytes:
-            self._wake()
+            self.wake()
         return True
+
+    def _put_without_room(self, record: bytes) -> bool:
+        self._move_bytes(-len(record), 1)
+        return self.refusals.turn_away(self._line.announced, self._why_full)
+
+    def _why_full(self) -> str:
+        if self._own.trouble is not None:
+            return f"the journal can't be written ({self._own.trouble}), and memory has no room for more"
+        return "the journal is full, and max_journal_bytes allows no more"
 
     def _put_elsewhere(self, segment: Optional[Segment], record: bytes) -> bool:
         """Put an event into another segment than the one at hand, or into memory; whether it could be."""
         own = self._own
-        item: Optional[Item] = own.append_elsewhere(segment, record)
+        item: Union[bytes, JournalPlace, None] = own.append_elsewhere(segment, record)
         if item is None and own.trouble is not None and self._has_memory_for(len(record)):
             self._in_memory.add(len(record))
             item = record
         if item is not None:
             self._places.append(item)
         if own.wants_upkeep:
-            self._wake()
+            self.wake()
         return item is not None
 
     def _has_memory_for(self, size: int) -> bool:
-        max_events, max_bytes = self._max_in_memory
+        max_events, max_bytes = self._bounds
         return len(self._places) < max_events and self._in_memory.value + size <= max_bytes
 
-    # -- the drain side, under its lock --------------------------------------------------------
-
-    def _resolve(self, item: Item) -> Tuple[Optional[Source], int, bytes]:
-        if type(item) is int:
-            return self._own, item, self._own.payload_at(item)
-        return super()._resolve(item)
-
-    def _name(self) -> str:
-        return self._own.name
-
-    def take_in_leased(self, leased: List[Batch]) -> None:
-        """Queue batches that a reader found leased, without moving the positions of what waits.
-
-        They go out first, so whoever flushes now waits for them as well.
-        """
-        taken = self._taken
-        super().take_in_leased(leased)
-        self._leased_in += self._taken - taken
-        self._taken = taken
-        for batch in leased:
-            batch.position = taken - 1
-
-    def counts(self) -> Tuple[int, int, int, int]:
-        """Return (accepted, evicted, pending, leased) at one instant."""
-        accepted, evicted, pending, leased = super().counts()
-        return accepted + self._leased_in, evicted, pending, leased
+    def room(self) -> int:
+        """Return how many more events may wait: that is not what bounds a journal."""
+        return max(0, self.max_waiting)
 
     def has_room_for(self, size: int) -> bool:
         """Whether an event of *size* bytes would be accepted now."""
         own = self._own
-        return super().has_room_for(size) and (
+        return self.max_waiting > 0 and (
             own.has_room_for(size) or (own.trouble is not None and self._has_memory_for(size))
         )
 
-    @property
-    def journal_bytes(self) -> int:  # type: ignore[override]  # a number there, that never changes
-        """What this process's segments take on the disk."""
-        return len(self._own.segments) * SEGMENT_BYTES
+    def close(self, reason: str) -> None:
+        """Accept nothing more; see Intake.close."""
+        self.refusals.closed = reason
+        self.max_waiting = -1
+
+
+class JournalQueue:
+    """Both sides of a queue on disk. bounds: for events in memory. adopts: what exited processes left."""
+
+    def __init__(
+        self,
+        root: Path,
+        max_journal_bytes: int,
+        bounds: MemoryBounds,
+        refusals: Refusals,
+        *,
+        fsync: bool = False,
+        adopts: bool = True,
+    ) -> None:
+        self._root = root
+        self._max_journal_bytes = max_journal_bytes
+        self._fsync = fsync
+        self._adopts = adopts
+        line: Line[JournalPlace] = Line(UNBOUNDED)
+        self._own = self._make_own()
+        self.intake = JournalIntake(line, self._own, bounds, refusals)
+        self.outbox = Outbox(line, self._resolve, self._bury)
+        self._start()
+
+    def _make_own(self) -> OwnJournal:
+        return OwnJournal(self._root, self._max_journal_bytes, fsync=self._fsync)
+
+    def _start(self) -> None:
+        self._reader: Optional[Reader] = None
+        #: Names of directories that may be those of exited processes; None before they were looked for.
+        self._to_adopt: Optional[Deque[str]] = None if self._adopts else deque()
+        #: Held while the files are maintained, by a worker or by the thread that closes the client.
+        self._maintaining = threading.Lock()
+        self._is_released = False
+        #: Records of other processes that were damaged.
+        self.lost = 0
+
+    def reset(self) -> None:
+        """Become an empty queue with nothing on disk yet, as in a forked child, which owns nothing there."""
+        self._own.abandon()
+        if self._reader is not None:
+            self._reader.close()
+        line: Line[JournalPlace] = Line(UNBOUNDED)
+        self._own = self._make_own()
+        self.intake.reset(line, self._own)
+        self.outbox.reset(line)
+        self._start()
+
+    def open(self) -> None:
+        """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
+        with suppress(OSError):  # upkeep meets it as well, and says so
+            open_root(self._root)
+        self._own.upkeep()
+
+    def _resolve(self, place: JournalPlace) -> Tuple[Source, int, bytes]:
+        if isinstance(place, int):
+            return self._own, place, self._own.payload_at(place)
+        return place
+
+    def _bury(self, batch: Batch, report: DeliveryReport) -> bool:
+        return bury(self._root, self._own.name, batch, report)
+
+    def sync(self) -> bool:
+        """Sync to disk what was written here; whether there was anything new. Raises nothing.
+
+        For one thread, which takes no lock that a caller wants.
+        """
+        return sync(self._root, self.written_to())
+
+    def written_to(self) -> List[Segment]:
+        """Return the segments that this process writes to."""
+        return self._own.written_to()
 
     # -- a worker, without the drain side's lock -----------------------------------------------
+
+    @property
+    def disk(self) -> JournalQueue:
+        """What a worker maintains."""
+        return self
+
+    @property
+    def size_on_disk(self) -> int:
+        """What this process's segments take on disk (bytes)."""
+        return len(self._own.segments) * SEGMENT_BYTES
 
     @property
     def wants_upkeep(self) -> bool:
@@ -215,15 +268,15 @@ class JournalQueue(SourcedQueue):
             return bool(self._to_adopt)
         return reader.is_done or (reader.has_more and reader.outstanding < READ_AHEAD // 2)
 
-    def _written_to(self) -> List[Segment]:
-        return self._own.written_to()
+    def upkeep(self) -> Callable[[], None]:
+        """Make segments ahead, remove those that are settled, read what exited processes left.
 
-    def upkeep(self) -> Callable[[], object]:
-        """Make segments ahead, remove those that are done with, read what the dead left. Raises nothing."""
-        with self._tending:
-            return nothing if self._is_released else self._tend()
+        Raises nothing. What is returned is called under the drain side's lock.
+        """
+        with self._maintaining:
+            return _nothing if self._is_released else self._maintain()
 
-    def _tend(self) -> Callable[[], object]:
+    def _maintain(self) -> Callable[[], None]:
         self._own.upkeep()
         if self._to_adopt is None:
             self._to_adopt = self._look()
@@ -235,18 +288,26 @@ class JournalQueue(SourcedQueue):
                 name = self._to_adopt.popleft()
                 reader = self._reader = None if name == self._own.name else _adopt(self._root, name)
                 if reader is not None:
-                    leased = reader.leased()
-                    return lambda: self.take_in_leased(leased)
+                    return self._begin(reader)
             if reader is None:
-                return nothing
+                return _nothing
             found = reader.read(max(1, READ_AHEAD - reader.outstanding))
         except (OSError, ForeignError) as error:
             if reader is not None:
                 reader.stop(error)
             else:
                 logger.warning("journal %s: events of a dead process are left alone: %s", self._root, error)
-            return nothing
-        return lambda: self.take_in(found)
+            return _nothing
+        return lambda: add_found(self.outbox.add, found)
+
+    def _begin(self, reader: Reader) -> Callable[[], None]:
+        leased = reader.leased()
+
+        def add() -> None:
+            hand_out(reader, leased)
+            self.outbox.add_in_front(leased)
+
+        return add
 
     def _look(self) -> Deque[str]:
         with suppress(OSError):
@@ -255,7 +316,7 @@ class JournalQueue(SourcedQueue):
         return deque()
 
     def _clear(self, reader: Reader) -> bool:
-        """Remove what is done with; whether that is all of it."""
+        """Remove what is settled; whether that is all of it."""
         is_over = reader.clear()
         if is_over:
             self.lost += reader.lost
@@ -264,8 +325,8 @@ class JournalQueue(SourcedQueue):
         return is_over
 
     def release(self) -> None:
-        """Close what is on disk; what is settled is removed, the rest is for who comes next."""
-        with self._tending:
+        """Close what is on disk; what is settled is removed, the rest is for the next process."""
+        with self._maintaining:
             self._is_released = True
             if self._reader is not None:
                 with suppress(OSError):
@@ -274,8 +335,54 @@ class JournalQueue(SourcedQueue):
             self._own.release()
 
 
+def hand_out(reader: Reader, batches: List[Batch]) -> None:
+    """Tell a reader that batches it found leased are queued."""
+    for batch in batches:
+        reader.hand_out(batch.spots)
+
+
+def add_found(add: Callable[[Found, int], None], found: List[Found]) -> None:
+    """Queue events that readers found, by the *add* of an outbox."""
+    for item in found:
+        item.source.hand_out((item.spot,))
+        add(item, len(item.payload))
+
+
+def sync(root: Path, segments: List[Segment]) -> bool:
+    """Sync segments to disk; whether there was anything new, or an error, which is logged."""
+    try:
+        return sync_new(segments)
+    except OSError as error:
+        logger.warning(
+            "journal %s: what was written can't be brought to the disk, a power cut may take it: %s",
+            root,
+            error.strerror or error,
+        )
+        return True
+
+
+def bury(root: Path, name: str, batch: Batch, report: DeliveryReport) -> bool:
+    """Keep the events of a rejected batch as dead letters; whether that worked.
+
+    name: the name that is used for events that are in no journal.
+    """
+    try:
+        return dead.write(
+            root,
+            name if batch.source is None else batch.source.name,
+            batch.records,
+            reason=report.reason,
+            status=report.status,
+            message=report.message,
+            key=batch.key,
+        )
+    except OSError as error:
+        logger.warning("journal %s: a rejected event can't be kept: %s", root, error)
+        return False
+
+
 def _adopt(root: Path, name: str) -> Optional[Reader]:
-    """Take over the directory of a dead process; None if it is not dead, or another adopts it."""
+    """Take over the directory of an exited process; None if it runs, or another process adopts it."""
     home = JournalDirectory.adopt(root, name)
     if home is None:
         return None
@@ -284,3 +391,11 @@ def _adopt(root: Path, name: str) -> Optional[Reader]:
     except BaseException:
         home.close()
         raise
+
+
+def _nothing() -> None:
+    """Queue nothing."""
+
+
+def _nobody() -> None:
+    """Wake nothing: nothing drains the queue yet."""

@@ -31,7 +31,6 @@ from ..delivery.retry import BACKOFF_CAP_S
 from ..delivery.workers.threads import ThreadWaker
 from ..errors import ConfigurationError
 from ..options import seconds
-from ..queue.memory import MemoryQueue
 from ..secrets import Secret, broker_address, hidden, hidden_keys
 from ..stats import DeliveryReport, FlushResult, Stats, sum_of_results, sum_of_stats
 from .forwarder import POLL_S, Forwarder
@@ -127,22 +126,10 @@ class BrokerRelay:
             config = replace(config, journal=None, project_slug=project or None)
             stopper = ThreadWaker()
 
-            def make_queue(wake: Callable[[], None], on_full: Callable[[str], None]) -> MemoryQueue:
-                return StreamQueue(
-                    wake,
-                    on_full,
-                    place.place,
-                    config.project_slug,
-                    connect,
-                    timeout,
-                    claim_s,
-                    8 * concurrency,
-                    stopper.release,
-                )
-
-            engine = LocalEngine(config, make_queue=make_queue)
-            queue = engine.queue
-            assert isinstance(queue, StreamQueue)
+            queue = StreamQueue(
+                place.place, config.project_slug, connect, timeout, claim_s, 8 * concurrency, stopper.release
+            )
+            engine = LocalEngine(config, queue=queue, on_throttle=queue.share_pause)
             return _ProjectRelay(engine, queue, poll_s, stopper)
 
         self._place = place.place

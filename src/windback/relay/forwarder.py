@@ -10,7 +10,7 @@ from typing import Callable, Optional, Protocol
 from .. import clock
 from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
-from ..event.batch import Waiting
+from ..queue.protocol import Drain
 from ..stats import FlushResult, Stats
 
 #: Between two looks for new events, while there are some (seconds), and while there are none.
@@ -18,12 +18,15 @@ BUSY_S, POLL_S = 0.002, 0.05
 
 
 class PolledQueue(Protocol):
-    """A queue of events that somebody else wrote, and that have to be looked for."""
+    """A queue of events that other processes wrote, and that have to be looked for."""
 
-    wake_at: int
+    @property
+    def outbox(self) -> Drain:
+        """The drain side."""
+        ...
 
     def poll(self) -> Callable[[], int]:
-        """Read what is new. What is returned is called under the lock, and says how much there was."""
+        """Read what is new. What is returned is called under the lock, and returns how much there was."""
         ...
 
     @property
@@ -33,21 +36,12 @@ class PolledQueue(Protocol):
 
     @property
     def paused_until_s(self) -> float:
-        """Until when nothing may be sent, as others were told who send from there."""
+        """Until when nothing may be sent, by what other relays of the project were told."""
         ...
 
     @property
     def trouble(self) -> Optional[str]:
         """Why nothing can be read right now."""
-        ...
-
-    @property
-    def has_returned(self) -> bool:
-        """Whether a whole batch waits."""
-        ...
-
-    def waiting(self) -> Waiting:
-        """Return what can be sent."""
         ...
 
 
@@ -70,13 +64,13 @@ class Forwarder:
         """Look for events once, and have the workers send them; whether to look again at once."""
         queue = self._polled
         self.looked_s = clock.now_s()
-        take_in = queue.poll()
+        add = queue.poll()
         with self._dispatcher.lock:
-            count = take_in()
+            count = add()
             if queue.paused_until_s > clock.now_s():
                 self._dispatcher.gate.hold(queue.paused_until_s)
-            wants_worker = queue.waiting().events > queue.wake_at or queue.has_returned
-        if count and wants_worker:
+            must_wake = self._dispatcher.must_wake
+        if count and must_wake:
             self._dispatcher.wake()
         return count > 0 or queue.is_held_back
 
@@ -107,7 +101,7 @@ class Forwarder:
                 on_progress()
             left_s = None if deadline_s is None else deadline_s - clock.now_s()
             trouble = self._polled.trouble
-            is_idle = not is_busy and not self._polled.waiting().events
+            is_idle = not is_busy and not self._polled.outbox.waiting().events
             if was_settled and is_idle and not trouble:
                 return True
             if (left_s is not None and left_s <= 0) or (

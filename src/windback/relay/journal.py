@@ -14,7 +14,6 @@ from ..config import Config, resolve_for_sender
 from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
 from ..journal.directory import open_root
-from ..queue.memory import MemoryQueue
 from ..secrets import hidden
 from ..stats import DeliveryReport, Stats
 from .forwarder import POLL_S, Forwarder
@@ -34,12 +33,8 @@ class JournalSender(Forwarder):
         root: Path = config.journal
         open_root(root)
 
-        def make_queue(wake: Callable[[], None], on_full: Callable[[str], None]) -> MemoryQueue:
-            return RelayQueue(root, wake, on_full, only, fsync=config.fsync is not None)
-
-        engine = LocalEngine(config, make_queue=make_queue, is_watched=is_watched)
-        queue = engine.queue
-        assert isinstance(queue, RelayQueue)
+        queue = RelayQueue(root, only, fsync=config.fsync is not None)
+        engine = LocalEngine(config, queue=queue, sync=queue.sync, is_watched=is_watched)
         self._queue = queue
         super().__init__(engine, queue, poll_s, ThreadWaker())
 

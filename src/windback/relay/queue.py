@@ -10,13 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Callable, Collection, Dict, List, Mapping, Optional, Tuple
 
-from ..errors import ClosedError
 from ..event.batch import Batch
 from ..journal.directory import COUNTERS, JournalDirectory, names
 from ..journal.format import ForeignError
 from ..journal.reader import Found, Reader
 from ..journal.segment import Segment
-from ..queue.sourced import READ_AHEAD, SourcedQueue
+from ..queue.journal import READ_AHEAD, UNBOUNDED, add_found, bury, hand_out, sync
+from ..queue.line import Line
+from ..queue.outbox import Outbox
 from ..remote.counters import Block, Counters
 from ..stats import DeliveryReport
 
@@ -58,28 +59,21 @@ class _Told:
             self._block = None
 
 
-class RelayQueue(SourcedQueue):
+class RelayQueue:
     """See the module. only: names of directories to care for; None for all under *root*.
 
     fsync: `sync` is called now and then.
     """
 
-    __slots__ = ("_fsync", "_left_alone", "_only", "_queued_before", "_told", "is_held_back", "readers")
+    intake = None
+    disk = None
 
-    def __init__(
-        self,
-        root: Path,
-        wake: Callable[[], None],
-        on_full: Callable[[str], None],
-        only: Optional[Collection[str]] = None,
-        *,
-        fsync: bool = False,
-    ) -> None:
+    def __init__(self, root: Path, only: Optional[Collection[str]] = None, *, fsync: bool = False) -> None:
+        self._root = root
         self._only = only
         self._fsync = fsync
-        self.readers: Dict[str, Reader] = {}
-        self._told: Dict[str, _Told] = {}
-        super().__init__(root, "drop_newest", wake, on_full)
+        self.outbox = Outbox(Line[Found](UNBOUNDED), lambda found: found, self._bury)
+        self._start()
 
     def reset(self) -> None:
         """Become an empty queue, as in a forked child, which owns nothing there."""
@@ -87,37 +81,33 @@ class RelayQueue(SourcedQueue):
             reader.close()
         for told in self._told.values():
             told.close()
-        super().reset()
-        self.readers = {}
-        self._told = {}
+        self.outbox.reset(Line(UNBOUNDED))
+        self._start()
+
+    def _start(self) -> None:
+        self.readers: Dict[str, Reader] = {}
+        self._told: Dict[str, _Told] = {}
         self._left_alone: List[str] = []
         self._queued_before = 0
         #: Whether there may be more to read as soon as some of what is queued is sent.
         self.is_held_back = False
-
-    def put(self, record: bytes) -> bool:
-        """Refuse: a relay makes no events of its own."""
-        del record
-        message = "a relay sends what others track; make a Windback client to track events"
-        raise ClosedError(message)
 
     def poll(self) -> Callable[[], int]:
         """Read what is new. What is returned is called under the lock, and says how many events there were.
 
         Raises nothing: a directory with trouble is left alone, with one log line.
         """
-        leased: List[Batch] = []
+        leased: List[Tuple[Reader, List[Batch]]] = []
         found: List[Found] = []
         for name in self._new_names():
             reader = self._open(name)
             if reader is not None:
                 self.readers[name] = reader
-                leased += reader.leased()
+                leased.append((reader, reader.leased()))
         self.is_held_back = False
         for name, reader in list(self.readers.items()):
             try:
                 if reader.clear():
-                    self.lost += reader.lost
                     self._queued_before += reader.queued
                     self._forget(name)
                 elif reader.outstanding < READ_AHEAD:
@@ -129,12 +119,15 @@ class RelayQueue(SourcedQueue):
                 reader.close()
                 self._forget(name)
 
-        def take_in() -> int:
-            self.take_in_leased(leased)
-            self.take_in(found)
-            return len(found) + sum(map(len, leased))
+        def add() -> int:
+            before = self.outbox.adopted
+            for reader, batches in leased:
+                hand_out(reader, batches)
+                self.outbox.add_batches(batches)
+            add_found(self.outbox.add, found)
+            return self.outbox.adopted - before
 
-        return take_in
+        return add
 
     def _forget(self, name: str) -> None:
         del self.readers[name]
@@ -148,12 +141,11 @@ class RelayQueue(SourcedQueue):
             told = self._told[name] = _Told(self._root / name)
         return told
 
-    def reject(self, batch: Batch, report: DeliveryReport) -> bool:
-        """Forget a batch that the API will never take, and keep its events; see SourcedQueue."""
-        if batch.source is not None:
-            rejected = self._told_of(batch.source.name).rejected
-            rejected[report.reason] = rejected.get(report.reason, 0) + len(batch)
-        return super().reject(batch, report)
+    def _bury(self, batch: Batch, report: DeliveryReport) -> bool:
+        assert batch.source is not None  # all of it is in a journal
+        rejected = self._told_of(batch.source.name).rejected
+        rejected[report.reason] = rejected.get(report.reason, 0) + len(batch)
+        return bury(self._root, batch.source.name, batch, report)
 
     def progress(self, problem: Optional[str], last_failure: Optional[str]) -> Callable[[], None]:
         """Look at how far running applications are, under the lock; the returned function tells them.
@@ -197,6 +189,10 @@ class RelayQueue(SourcedQueue):
         self._left_alone.append(name)
         logger.warning("journal %s/%s: left alone: %s", self._root, name, error)
 
+    def sync(self) -> bool:
+        """Sync to disk what was noted of deliveries; whether there was anything new. Raises nothing."""
+        return sync(self._root, self._written_to())
+
     def _written_to(self) -> List[Segment]:
         return [reader.written_to for reader in list(self.readers.values())]
 
@@ -224,7 +220,7 @@ class RelayQueue(SourcedQueue):
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to wait for: no directory is cared for, and no event waits."""
-        return not self.readers and not self.waiting().events
+        return not self.readers and not self.outbox.waiting().events
 
     def release(self) -> None:
         """Leave what is there to who comes next."""

@@ -19,7 +19,7 @@ from ..delivery.workers.fsync import Syncer
 from ..delivery.workers.loop_state import LoopStates
 from ..event_loops import sleep
 from ..process import lifecycle
-from ..queue.memory import NoRoomError
+from ..queue.intake import NoRoomError, Refusals
 from ..stats import FlushResult, Stats
 from .link import LOOK_S, Link, RemoteFlush
 from .queue import SharedQueue
@@ -42,29 +42,25 @@ class RemoteEngine:
         # With a relay: what is in the journal is safe, and how soon it is sent is not known here.
         self.shutdown_timeout = 0.0 if config.worker is None else config.shutdown_timeout
         self.hooks = Hooks(config)
+        self._refusals = Refusals(config.overflow, log_refusal)
         self.queue = SharedQueue(
-            config.max_queue_size,
-            config.max_queue_bytes,
-            config.overflow,
-            lambda: self._link.wake(),  # noqa: PLW0108 - there is none yet
-            log_refusal,
-            config.journal,
-            config.max_journal_bytes,
-            fsync=config.fsync is not None,
+            config.journal, config.max_journal_bytes, self._refusals, fsync=config.fsync is not None
         )
+        self._intake = self.queue.intake
         self._syncer = None if config.fsync is None else Syncer(self.queue.sync, config.fsync)
         self._link = make_link(config, self.queue, self.hooks)
         self.connections = Connections(config)
         self.loops = LoopStates(config)
         self._closed: Optional[FlushResult] = None
-        self.put = put_of(self.queue.put, self._syncer)
+        self._intake.wake = self._link.wake
+        self.put = put_of(self._intake.put, self._syncer)
         self.queue.open()
         lifecycle.register(self)
 
     @property
     def is_closed(self) -> bool:
         """Whether close() was called, or the process is ending."""
-        return self.queue.closed is not None
+        return self._refusals.closed is not None
 
     @property
     def compress(self) -> bool:
@@ -73,7 +69,7 @@ class RemoteEngine:
 
     def refuse(self, reason: str, count: int = 1) -> bool:
         """Count events that were not accepted; returns False."""
-        return self.queue.refuse(reason, count)
+        return self._refusals.refuse(reason, count)
 
     def transport(self) -> SyncTransport:
         """Return the connections for plain calls of threads."""
@@ -96,7 +92,7 @@ class RemoteEngine:
 
         def may_fit() -> bool:
             self._link.wake()
-            return self.is_closed or self.queue.has_room_for(size)
+            return self.is_closed or self._intake.has_room_for(size)
 
         return _pauses(may_fit, deadline_s)
 
@@ -104,7 +100,7 @@ class RemoteEngine:
         try:
             return self.put(record)
         except NoRoomError:
-            return self.queue.refuse("queue_full")
+            return self._refusals.refuse("queue_full")
 
     def _wait_for(self, flush: RemoteFlush, deadline_s: Optional[float]) -> Iterator[float]:
         """Yield the pauses until a flush is done, or the deadline is over."""
@@ -201,7 +197,7 @@ class RemoteEngine:
 
     def begin_exit(self) -> None:
         """Accept nothing more."""
-        self.queue.close("closed")
+        self._intake.close("closed")
 
     def finish_exit(self, deadline_s: float) -> int:
         """Leave what waits to the sender, which outlives this process."""

@@ -13,7 +13,7 @@ from typing import Optional
 from .. import clock
 from ..config import Config
 from ..delivery.workers.maintenance import Keeper
-from ..queue.memory import NEVER
+from ..queue.intake import NEVER
 from ..stats import Stats
 from .counters import Block, Counters
 from .queue import Mark, SharedQueue
@@ -69,7 +69,7 @@ class Link(ABC):
 
     def wake(self) -> None:
         """Have the keeper look at what there is to do; called by track_event, never waits."""
-        self._queue.wake_at = NEVER
+        self._queue.intake.wake_at = NEVER
         self._keeper.wake()
 
     def attend(self) -> None:
@@ -125,7 +125,7 @@ class Link(ABC):
     def stats(self) -> Stats:
         """Return the counters at one instant, those of the end after it."""
         with self._lock:
-            refused = {reason: count.value for reason, count in self._queue.refused.items() if count.value}
+            refused = self._queue.intake.refusals.counts()
             if self._last is not None:
                 return replace(self._last, refused=refused)
             counters = self._counters()
@@ -146,7 +146,7 @@ class Link(ABC):
                 retries=counters.retries,
                 worker_deaths=counters.worker_deaths,
                 adopted=counters.adopted,
-                journal_bytes=self._queue.journal_bytes,
+                journal_bytes=self._queue.size_on_disk,
                 problem=counters.problem,
             )
         )

@@ -1,36 +1,60 @@
-"""The queue of worker="process" and None: callers write, and another process takes out and sends.
+"""The callers' side alone, for worker="process" and None: another process takes events out and sends them.
 
-`put` is the journal's. The deque of places, which it looks at to see whether somebody has to be woken, keeps
-one of them, so it is empty before the first event alone.
+The line of places, which `put` looks at to see whether the sender must be woken, keeps one of them. So it is
+empty before the first event only.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from contextlib import suppress
 from pathlib import Path
-from typing import Deque, Dict, Mapping
+from typing import Dict, List, Mapping
 
+from ..journal.directory import open_root
+from ..journal.format import SEGMENT_BYTES
+from ..journal.segment import Segment
 from ..journal.writer import OwnJournal
-from ..queue.journal import JournalQueue
-from ..queue.sourced import Item
+from ..queue.intake import Refusals
+from ..queue.journal import UNBOUNDED, JournalIntake, JournalPlace, MemoryBounds, sync
+from ..queue.line import Line
 
 #: How many events each segment held at one moment.
 Mark = Mapping[int, int]
 
+#: While the disk has trouble nothing is accepted: the sender can't see memory.
+_NO_MEMORY = MemoryBounds(0, 0)
 
-class SharedQueue(JournalQueue):
-    """See the module. While the disk has trouble nothing is accepted: the sender can't see memory."""
 
-    __slots__ = ()
+class SharedQueue:
+    """See the module."""
 
-    def reset(self) -> None:
-        """Become an empty queue, as in a forked child, which owns nothing there."""
-        super().reset()
-        self._places: Deque[Item] = deque(maxlen=1)
-        self._max_in_memory = (0, 0)
+    def __init__(
+        self, root: Path, max_journal_bytes: int, refusals: Refusals, *, fsync: bool = False
+    ) -> None:
+        self._root = root
+        self._max_journal_bytes = max_journal_bytes
+        self._fsync = fsync
+        self._own = self._make_own()
+        self.intake = JournalIntake(self._make_line(), self._own, _NO_MEMORY, refusals)
 
     def _make_own(self) -> OwnJournal:
         return OwnJournal(self._root, self._max_journal_bytes, drains=False, fsync=self._fsync)
+
+    @staticmethod
+    def _make_line() -> Line[JournalPlace]:
+        return Line(UNBOUNDED, length=1)
+
+    def reset(self) -> None:
+        """Become an empty queue, as in a forked child, which owns nothing on disk."""
+        self._own.abandon()
+        self._own = self._make_own()
+        self.intake.reset(self._make_line(), self._own)
+
+    def open(self) -> None:
+        """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
+        with suppress(OSError):  # the maintenance meets it as well, and says so
+            open_root(self._root)
+        self._own.upkeep()
 
     @property
     def has_home(self) -> bool:
@@ -48,18 +72,31 @@ class SharedQueue(JournalQueue):
         return self._root / self._own.name
 
     @property
+    def size_on_disk(self) -> int:
+        """What this process's segments take on disk (bytes)."""
+        return len(self._own.segments) * SEGMENT_BYTES
+
+    @property
     def written(self) -> int:
         """How many events were ever accepted."""
         return self._own.written
 
+    def written_to(self) -> List[Segment]:
+        """Return the segments that this process writes to."""
+        return self._own.written_to()
+
+    def sync(self) -> bool:
+        """Sync to disk what was written here; whether there was anything new. Raises nothing."""
+        return sync(self._root, self.written_to())
+
     def mark(self) -> Mark:
-        """Return what there is now, to ask later whether all of it is off our hands."""
+        """Return what there is now, to ask later whether all of it is settled."""
         return {segment_id: each.count for segment_id, each in list(self._own.segments.items()) if each.count}
 
     def unsettled(self, settled: Mapping[int, int], seen: int, mark: Mark) -> int:
-        """Return how many events of *mark* are not off our hands, by what the sender says.
+        """Return how many events of *mark* are not settled, by what the sender reports.
 
-        settled: events done with, by segment; one up to *seen* that is missing is gone, all events with it.
+        settled: settled events, by segment. A segment up to *seen* that is missing is gone, and its events.
         """
         return sum(
             max(0, count - (settled.get(segment_id, count if segment_id <= seen else 0)))
@@ -67,8 +104,12 @@ class SharedQueue(JournalQueue):
         )
 
     def tidy(self, settled: Dict[int, int], seen: int) -> None:
-        """Let go of segments that are done with, and make spares."""
+        """Let go of segments that are settled, and make spares."""
         own = self._own
         for segment_id, segment in list(own.segments.items()):
             segment.settled = settled.get(segment_id, segment.count if segment_id <= seen else 0)
         own.upkeep()
+
+    def release(self) -> None:
+        """Close what is on disk; the rest of the events is for the sender."""
+        self._own.release()

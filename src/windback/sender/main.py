@@ -83,7 +83,7 @@ class Sender(JournalSender):
                 may_sleep = asked and SLEEP_ON in lines
                 is_busy = self.poll() or bool(lines and not may_sleep)
                 self._hurry(lines)
-                if not self._dispatcher.workers and self._queue.waiting().events:
+                if not self._dispatcher.workers and self._queue.outbox.waiting().events:
                     self._engine.flush(POLL_S)  # which sends from here, where no thread can be started
                 self._publish()
                 now_s = clock.now_s()
@@ -138,7 +138,7 @@ class Sender(JournalSender):
         for number, flush in list(self._flushes.items()):
             if not flush.done:
                 continue
-            if self._queue.unsettled_before(flush.target):
+            if self._queue.outbox.unsettled_before(flush.target):
                 self._say({"gave_up": number.decode()})
             self._flushes[number] = self._begin(patient=number not in self._impatient)
 
@@ -147,7 +147,7 @@ class Sender(JournalSender):
 
     def _is_idle(self) -> bool:
         with self._dispatcher.lock:
-            _, _, pending, _ = self._queue.counts()
+            _, _, pending, _ = self._queue.outbox.counts()
         return not pending and not self._flushes
 
     def end(self, *_: object) -> None:

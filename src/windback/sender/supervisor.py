@@ -256,7 +256,7 @@ class SenderLink(Link):
         if "ready" in message:
             self._stillborn = 0
         elif "asleep" in message:
-            self._queue.wake_at = 0  # from here on the next event wakes it, and it looks once more
+            self._queue.intake.wake_at = 0  # from here on the next event wakes it, and it looks once more
             self._tell(SLEEP_ON)
         elif "log" in message:
             level, text = message["log"]
@@ -341,7 +341,7 @@ class SenderLink(Link):
         except subprocess.TimeoutExpired:
             running.process.kill()
             running.process.wait()
-        self._queue.wake_at = 0
+        self._queue.intake.wake_at = 0
 
     def wait_if_closed(self, deadline_s: float) -> None:
         """Wait until the sender of a closed client is done."""

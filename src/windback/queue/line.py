@@ -1,0 +1,34 @@
+"""What the two sides of one queue share: the events that wait, and how many bytes are held."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Deque, Generic, Optional, TypeVar, Union
+
+from ..stats import AtomicCounter
+
+Place = TypeVar("Place")
+
+
+class Line(Generic[Place]):
+    """Events in order, each as bytes or, if it is in a journal, as the place where it is.
+
+    The callers' side appends and the drain side pops; under overflow="drop_oldest" callers pop, too.
+    max_events: the bound of a queue in memory. length: if it is given, older items are forgotten.
+    """
+
+    __slots__ = ("announced", "evicted", "evicting", "in_memory", "items", "max_events", "move_bytes")
+
+    def __init__(self, max_events: int, length: Optional[int] = None) -> None:
+        self.max_events = max_events
+        self.items: Deque[Union[bytes, Place]] = deque(maxlen=length)
+        bytes_held = AtomicCounter()
+        #: Adds to the bytes of all events held, leased ones included.
+        self.move_bytes = bytes_held.move
+        # Evictions are counted before and after, so that each use can take the safe side of the two.
+        self.evicting = AtomicCounter()
+        self.evicted = AtomicCounter()
+        #: In a queue with a journal: bytes of the events that wait in memory instead.
+        self.in_memory = AtomicCounter()
+        #: Holds one item while nothing was logged about a full queue; each time there is room again, it does.
+        self.announced: Deque[bool] = deque((False,))
