@@ -28,7 +28,7 @@ from windback import outage
 from windback.api import answer
 from windback.delivery import gate, retry
 from windback.devserver import DevServer
-from windback.http import transport
+from windback.http import wire as wires
 from windback.models import parse_time
 
 KEY = "sk_test_contract"
@@ -196,13 +196,13 @@ def drive(kind, caplog):
 def wire(monkeypatch):
     """Every try's request, in order, seen just before it becomes one of httpx's."""
     tries = []
-    build = transport._Wire.build
+    build = wires.Wire.build
 
     def record(self, request, timeout_s):
         tries.append(request)
         return build(self, request, timeout_s)
 
-    monkeypatch.setattr(transport._Wire, "build", record)
+    monkeypatch.setattr(wires.Wire, "build", record)
     return tries
 
 

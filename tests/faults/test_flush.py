@@ -196,11 +196,11 @@ def test_flush_is_false_when_the_key_is_refused_and_says_why(server):
 
 
 def test_flush_counts_what_the_server_rejected_and_is_true(server):
-    """It is off our hands, and nothing that the client could do would help."""
-    server.faults([{"path": "/track", "status": 409, "times": 1}])
+    """It is settled, and nothing that the client could do would help."""
+    server.faults([{"path": "/track", "event": "wrong", "status": 400}])
     with Windback(**OPTIONS, base_url=server.url, batch_size=10, max_in_flight=1) as client:
-        for _ in range(20):
-            client.track_event("login", JANE)
+        for n in range(20):
+            client.track_event("wrong" if n % 2 else "login", JANE)
         result = client.flush(10)
         assert result
         assert (result.delivered, result.rejected) == (10, 10)

@@ -140,7 +140,7 @@ def test_doctor_finds_nothing_wrong_and_says_how_long_it_took(run, server):
     head, *rows, last = done.out.splitlines()
     assert head.split() == ["state", "check", "took", "found"]
     assert [re.split(r" {2,}", row)[:2] for row in rows] == [
-        ["ok", name] for name in ("key", "URL", "connection", "clock", "test event")
+        ["ok", name] for name in ("key", "URL", "proxy", "connection", "clock", "test event")
     ]
     assert re.search(r"test event +\d+ ms  windback_doctor was taken", done.out)
     assert last == "nothing is wrong"

@@ -18,7 +18,7 @@ from windback.delivery.verdict import CLASSES, STATUSES, Action, Verdict, is_ret
 from windback.models import parse_time
 from windback.outage import OutageLog
 
-LASTING = (Failure.REFUSED, Failure.FORBIDDEN)
+LASTING = (Failure.REFUSED, Failure.FORBIDDEN, Failure.FOREIGN)
 WALL = parse_time("2025-12-01T10:00:00Z").timestamp()
 
 
@@ -41,6 +41,7 @@ MEANINGS = [
     *((failed(each), Action.KEEP, each.name.lower()) for each in Failure if each not in LASTING),
     (failed(Failure.REFUSED), Action.PAUSE, "refused"),
     (failed(Failure.FORBIDDEN), Action.REJECT, "forbidden"),
+    (failed(Failure.FOREIGN), Action.PAUSE, "foreign"),
     *(
         (answer(status), Action.KEEP, f"status_{status}")
         for status in (408, 409, 421, 425, 500, 502, 503, 504)

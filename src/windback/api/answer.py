@@ -29,6 +29,7 @@ class Failure(enum.Enum):
     FULL = "the broker takes no more"
     REFUSED = "the broker refuses"
     FORBIDDEN = "not allowed"
+    FOREIGN = "this is not the API"
 
 
 class Answer(NamedTuple):

@@ -11,12 +11,12 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple, cast
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import typer
 
 from windback.config import DEFAULT_BASE_URL, OPTIONS, Config, is_loopback
 from windback.errors import ConfigurationError, WindbackError
+from windback.http.proxy import route_to
 from windback.options import switched
 
 from .. import clock
@@ -102,10 +102,13 @@ def _checks(base_url: Optional[str], timeout_s: float, *, with_event: bool) -> I
     place = urlsplit(config.base_url)
     host = place.hostname or ""
     port = place.port or (443 if place.scheme == "https" else 80)
-    proxy = None if is_loopback(host) else getproxies().get(place.scheme)
-    if proxy is not None:
-        yield Check("proxy", OK, f"the environment says to go through {_without_password(proxy)}")
+    route = route_to(config.base_url)
+    if route.problem is not None:
+        yield Check("proxy", WARNING, route.problem)
+    if route.proxy is not None:
+        yield Check("proxy", OK, f"used: {route.why}")
     else:
+        yield Check("proxy", OK, f"not used: {route.why}")
         reachable = True
         for check in _way(host, port, timeout_s, is_tls=place.scheme == "https"):
             yield check
@@ -154,11 +157,6 @@ def _url(url: str, *, is_given: bool) -> Check:
     if url != DEFAULT_BASE_URL:
         return Check("URL", WARNING, f"{url} is of Windback, but its API is at {DEFAULT_BASE_URL}")
     return Check("URL", OK, url)
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
 
 # -- the way there -----------------------------------------------------------------------------------

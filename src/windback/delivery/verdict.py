@@ -94,7 +94,11 @@ STATUSES: Dict[int, Rule] = {
 }
 
 #: Failures without an answer that another try does not change.
-_LASTING = {Failure.REFUSED: Action.PAUSE, Failure.FORBIDDEN: Action.REJECT}
+_LASTING = {
+    Failure.REFUSED: Action.PAUSE,
+    Failure.FORBIDDEN: Action.REJECT,
+    Failure.FOREIGN: Action.PAUSE,
+}
 #: Failures after which the server cannot have processed the request.
 _UNSENT: Tuple[Failure, ...] = (Failure.CONNECT, Failure.CONNECT_TIMEOUT)
 _REASONS = {400: "invalid", 413: "too_large", 422: "invalid"}

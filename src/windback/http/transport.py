@@ -9,251 +9,129 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import os
-import socket
+import logging
 import ssl
 import sys
-import threading
-from typing import AsyncIterator, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
-from weakref import WeakSet
+from typing import Mapping, Optional, Set, Tuple, TypedDict
+from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 
-from .. import __version__, clock, event_loops
+from .. import event_loops
 from ..api.answer import Answer, Failure
 from ..api.endpoints import Request
 from ..config import Config
 from ..secrets import without_frames
-from . import egress as guard
+from . import egress
 from .interruption import raise_interruption
+from .network import AsyncBackend, Backend, Deadline
+from .proxy import Route, route_to
+from .wire import MAX_ANSWER_BYTES, Wire, response_of
 
 # For getaddrinfo, which loads it at first use: a fork at that moment would break the child for good.
 codecs.lookup("idna")
 
-#: No answer of this API is larger; what comes after it is not read.
-MAX_ANSWER_BYTES = 8_000_000
+logger = logging.getLogger("windback")
+
 #: Longer than the default of httpx, so that a low but steady stream of batches keeps its connection.
 KEEPALIVE_S = 30.0
 
-_PHASES = ("connect", "read", "write", "pool")
+_problems_logged: Set[str] = set()
 
 
-class _Wire:
-    """What both transports share: requests made, exceptions read."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._urls: Dict[str, httpx.URL] = {}
-        self._extensions: Dict[str, object] = {}
-        #: Why no connection can be made at all: the answer to every try.
-        self.broken: Optional[Answer] = None
-        url = httpx.URL(config.base_url)
-        self._common = [
-            (b"Host", url.netloc),
-            (b"User-Agent", f"windback-python/{__version__}".encode()),
-        ]
-
-    def build(self, request: Request, timeout_s: float) -> httpx.Request:
-        # With `stream` httpx adds no headers and copies no body; each of ours is already there.
-        return httpx.Request(
-            request.method,
-            self._url(request),
-            headers=self._headers(request),
-            stream=_Body(request.body),
-            extensions={**self._extensions, "timeout": dict.fromkeys(_PHASES, timeout_s)},
-        )
-
-    def build_for(
-        self, client: Union[httpx.Client, httpx.AsyncClient], request: Request, timeout_s: float
-    ) -> httpx.Request:
-        """The same for a client the user gave us, with the headers and cookies it adds."""
-        return client.build_request(
-            request.method,
-            self._url(request),
-            headers=self._headers(request),
-            content=request.body,
-            timeout=timeout_s,
-            extensions=self._extensions,
-        )
-
-    def _url(self, request: Request) -> httpx.URL:
-        target = f"{request.path}?{request.query}" if request.query else request.path
-        url = self._urls.get(target)
-        if url is None:
-            if len(self._urls) > 100:
-                self._urls.clear()
-            url = self._urls[target] = httpx.URL(self._config.base_url + target)
-        return url
-
-    def _headers(self, request: Request) -> List[Tuple[bytes, bytes]]:
-        config = self._config
-        # Without a key of its own kind a call is made with the one there is (both are documented to work).
-        key = (config.public_key or config.api_key) if request.public else config.api_key
-        headers: List[Tuple[bytes, bytes]] = [
-            *self._common,
-            (b"X-API-Key", b"" if key is None else key.reveal().encode()),
-        ]
-        if request.method != "GET":
-            headers += (b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(request.body))
-        if request.idempotency_key is not None:
-            headers.append((b"Idempotency-Key", request.idempotency_key.encode()))
-        if request.gzip:
-            headers.append((b"Content-Encoding", b"gzip"))
-        return headers
-
-    def read_failure(self, error: Exception, otherwise: Failure = Failure.BROKEN) -> Answer:
-        """Say why there is no answer, without the key."""
-        if isinstance(error, guard.RefusedError):
-            return Answer(None, failure=Failure.FORBIDDEN, detail=str(error))
-        if isinstance(error, (httpx.ConnectTimeout, httpx.PoolTimeout)):
-            failure = Failure.CONNECT_TIMEOUT
-        elif isinstance(error, httpx.TimeoutException):
-            failure = Failure.TIMEOUT
-        elif isinstance(error, httpx.ConnectError):
-            failure = Failure.CONNECT
-        else:
-            failure = otherwise
-        name = type(error).__name__
-        # httpx says in words what happened; what others raise is often a value alone.
-        detail = (str(error) or name) if isinstance(error, httpx.HTTPError) else f"{name}: {error}"
-        return Answer(None, failure=failure, detail=self._config.redact(detail))
+class _PoolLimits(TypedDict):
+    ssl_context: ssl.SSLContext
+    max_connections: Optional[int]
+    max_keepalive_connections: int
+    keepalive_expiry: float
 
 
-def _goes_through_proxy() -> bool:
-    from urllib.request import getproxies
-
-    return any(scheme != "no" for scheme in getproxies())
-
-
-class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A request's body. The iterators are no generators, which complain if a loop ends in the middle."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter((self._body,))
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Once(self._body)
-
-
-class _Once:
-    def __init__(self, body: bytes) -> None:
-        self._left = [body]
-
-    def __aiter__(self) -> _Once:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._left:
-            raise StopAsyncIteration
-        return self._left.pop()
-
-
-class _Deadline:
-    """Makes the sockets of a thread keep one deadline for a whole request.
-
-    httpx limits each read by itself, so a server that sends a byte now and then holds a caller for ever.
-    The documented "trace" extension shows each new connection's stream, whose reads and writes are then
-    bound by what is left.
-    """
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-        self.sockets: WeakSet[socket.socket] = WeakSet()
-
-    def start(self, timeout_s: float) -> None:
-        self._local.until_s = clock.now_s() + timeout_s
-
-    def on_trace(self, name: str, info: Mapping[str, object]) -> None:
-        if name == "connection.connect_tcp.started":
-            guard.check(info["host"])
-        if name in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            stream = info.get("return_value")
-            if stream is not None:
-                self._bind(stream)
-
-    def _bind(self, stream: object) -> None:
-        read: Callable[..., bytes] = stream.read  # type: ignore[attr-defined]  # of httpcore's NetworkStream
-        write: Callable[..., None] = stream.write  # type: ignore[attr-defined]
-
-        def bound_read(max_bytes: int, timeout: Optional[float] = None) -> bytes:
-            return read(max_bytes, self._left_s(timeout))
-
-        def bound_write(buffer: bytes, timeout: Optional[float] = None) -> None:
-            write(buffer, self._left_s(timeout))
-
-        stream.read, stream.write = bound_read, bound_write  # type: ignore[attr-defined]
-        self.sockets.add(stream.get_extra_info("socket"))  # type: ignore[attr-defined]
-
-    def _left_s(self, timeout: Optional[float]) -> float:
-        # Not 0, which would mean not to block at all: a hair's breadth ends in the usual timeout error.
-        until_s: float = self._local.until_s
-        left_s = max(0.001, until_s - clock.now_s())
-        return left_s if timeout is None else min(timeout, left_s)
-
-
-class SyncTransport(_Wire):
+class SyncTransport:
     """Sends from threads. Safe to share between them."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self._deadline = _Deadline()
-        self._extensions["trace"] = self._deadline.on_trace
+        self._config = config
+        self._wire = Wire(config)
+        self._deadline = Deadline()
+        self._backend = Backend(self._deadline)
         self._client: Optional[httpx.Client] = None
         self._direct: Optional[httpx.HTTPTransport] = None
+        #: The API's host, if a proxy leads there: the egress block sees the proxy's host alone.
+        self._behind_proxy: Optional[str] = None
+        #: Why no connection can be made at all: the answer to every try.
+        self.broken: Optional[Answer] = None
         before = sys.exc_info()[1]
         try:
             if isinstance(config.http_client, httpx.Client):
                 self._client = config.http_client
-            elif _goes_through_proxy():
-                self._client = httpx.Client(limits=_limits())
+                self._wire.extensions["trace"] = self._on_trace
             else:
                 # A client costs a fifth more CPU a request than the transport below it, for cookies, auth
                 # and redirects that we do not want.
-                self._direct = httpx.HTTPTransport(verify=_verify(config), limits=_limits())
+                route = _route(config)
+                self._behind_proxy = None if route.proxy is None else urlsplit(config.base_url).hostname
+                self._direct = httpx.HTTPTransport(verify=_no_certificates(), limits=_limits())
+                self._direct._pool = self._pool(route)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # httpx has no way in for a network backend
         except Exception as error:  # noqa: BLE001 - a certificate file or proxy that the environment has wrong
             raise_interruption(error, before)
-            self.broken = self.read_failure(error, Failure.CONNECT)
+            self.broken = self._wire.read_failure(error, Failure.CONNECT)
+
+    def _pool(self, route: Route) -> httpcore.ConnectionPool:
+        limits = _pool_limits(self._config)
+        if route.proxy is None:
+            return httpcore.ConnectionPool(network_backend=self._backend, **limits)
+        url, auth = _proxy(route.proxy)
+        if url.scheme.startswith(b"socks"):
+            return httpcore.SOCKSProxy(url, auth, network_backend=self._backend, **limits)
+        return httpcore.HTTPProxy(url, auth, network_backend=self._backend, **limits)
+
+    def _on_trace(self, name: str, info: Mapping[str, object]) -> None:
+        """Watch the connections of a user's client: it has a network of its own."""
+        if name == "connection.connect_tcp.started":
+            egress.check(info["host"])
+        if name in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            stream = info.get("return_value")
+            if stream is not None:
+                self._backend.bind(stream)
 
     def attempt(self, request: Request, timeout_s: float) -> Answer:
-        """Make one try, of at most *timeout_s* seconds after the connection stands."""
+        """Make one try, of at most *timeout_s* seconds."""
         if self.broken is not None:
             return self.broken
         self._deadline.start(timeout_s)
         before = sys.exc_info()[1]
         try:
+            if self._behind_proxy is not None:
+                egress.check(self._behind_proxy)
             if self._direct is not None:
-                response = self._direct.handle_request(self.build(request, timeout_s))
+                response = self._direct.handle_request(self._wire.build(request, timeout_s))
             else:
                 assert self._client is not None
-                wire = self.build_for(self._client, request, timeout_s)
+                wire = self._wire.build_for(self._client, request, timeout_s)
                 response = self._client.send(wire, stream=True, follow_redirects=False)
+            raw: Optional[bytes] = b""
             try:
-                body = b""
-                for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
+                for chunk in response.iter_raw():
+                    assert raw is not None
+                    raw += chunk
+                    if len(raw) > MAX_ANSWER_BYTES:
                         break
+            except Exception as error:  # noqa: BLE001 - the status has come, and it is the answer
+                raise_interruption(error, before)
+                raw = None
             finally:
                 response.close()
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
             raise_interruption(error, before)
-            return self.read_failure(error)
+            return response_of(error) or self._wire.read_failure(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
             raise without_frames(error)  # noqa: B904 - the frames of httpx hold the key
-        return Answer(response.status_code, response.headers, body)
+        return self._wire.read(request, response, raw)
 
     def abandon(self) -> None:
-        """Let go of the sockets in a forked child, where they are the parent's.
-
-        Not by closing the pool: a thread that is not here any more may hold its lock.
-        """
-        for each in list(self._deadline.sockets):
-            descriptor = each.detach()
-            if descriptor >= 0:
-                os.close(descriptor)  # the connection itself stays open, for the parent has it too
+        """Let go of the sockets in a forked child, where they are the parent's."""
+        self._backend.abandon()
 
     def close(self) -> None:
         """Close the connections; a client that the user gave us stays open."""
@@ -264,26 +142,40 @@ class SyncTransport(_Wire):
                 self._client.close()
 
 
-class AsyncTransport(_Wire):
+class AsyncTransport:
     """Sends from tasks of one event loop, on asyncio or trio."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        if guard.refuse is not None:
-            self._extensions["trace"] = _check_host
+        self._config = config
+        self._wire = Wire(config)
         self._client: Optional[httpx.AsyncClient] = None
         self._direct: Optional[httpx.AsyncHTTPTransport] = None
+        #: The API's host, if a proxy leads there: the egress block sees the proxy's host alone.
+        self._behind_proxy: Optional[str] = None
+        #: Why no connection can be made at all: the answer to every try.
+        self.broken: Optional[Answer] = None
         before = sys.exc_info()[1]
         try:
             if isinstance(config.http_client, httpx.AsyncClient):
                 self._client = config.http_client
-            elif _goes_through_proxy():
-                self._client = httpx.AsyncClient(limits=_limits())
+                self._wire.extensions["trace"] = _on_trace
             else:
-                self._direct = httpx.AsyncHTTPTransport(verify=_verify(config), limits=_limits())
+                route = _route(config)
+                self._behind_proxy = None if route.proxy is None else urlsplit(config.base_url).hostname
+                self._direct = httpx.AsyncHTTPTransport(verify=_no_certificates(), limits=_limits())
+                self._direct._pool = self._pool(route)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as above
         except Exception as error:  # noqa: BLE001 - a certificate file or proxy that the environment has wrong
             raise_interruption(error, before)
-            self.broken = self.read_failure(error, Failure.CONNECT)
+            self.broken = self._wire.read_failure(error, Failure.CONNECT)
+
+    def _pool(self, route: Route) -> httpcore.AsyncConnectionPool:
+        limits, backend = _pool_limits(self._config), AsyncBackend()
+        if route.proxy is None:
+            return httpcore.AsyncConnectionPool(network_backend=backend, **limits)
+        url, auth = _proxy(route.proxy)
+        if url.scheme.startswith(b"socks"):
+            return httpcore.AsyncSOCKSProxy(url, auth, network_backend=backend, **limits)
+        return httpcore.AsyncHTTPProxy(url, auth, network_backend=backend, **limits)
 
     async def attempt(self, request: Request, timeout_s: float) -> Answer:
         """Make one try, of at most *timeout_s* seconds."""
@@ -292,25 +184,21 @@ class AsyncTransport(_Wire):
         answer = Answer(None, failure=Failure.TIMEOUT)
         before = sys.exc_info()[1]
         try:
+            if self._behind_proxy is not None:
+                egress.check(self._behind_proxy)
             with event_loops.move_on_after(timeout_s):
                 if self._direct is not None:
-                    response = await self._direct.handle_async_request(self.build(request, timeout_s))
+                    response = await self._direct.handle_async_request(self._wire.build(request, timeout_s))
                 else:
                     assert self._client is not None
-                    wire = self.build_for(self._client, request, timeout_s)
+                    wire = self._wire.build_for(self._client, request, timeout_s)
                     response = await self._client.send(wire, stream=True, follow_redirects=False)
-                try:
-                    body = b""
-                    async for chunk in response.aiter_bytes():
-                        body += chunk
-                        if len(body) > MAX_ANSWER_BYTES:
-                            break
-                finally:
-                    await response.aclose()
-                answer = Answer(response.status_code, response.headers, body)
+                # The status has come: should the time be over before the body is read, it stands.
+                answer = self._wire.read(request, response, None)
+                answer = self._wire.read(request, response, await _body(response, before))
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
             raise_interruption(error, before)
-            return self.read_failure(error)
+            return response_of(error) or self._wire.read_failure(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
             raise without_frames(error)  # noqa: B904 - the frames of httpx hold the key
         return answer
@@ -324,14 +212,55 @@ class AsyncTransport(_Wire):
                 await self._client.aclose()
 
 
-async def _check_host(name: str, info: Mapping[str, object]) -> None:
+async def _body(response: httpx.Response, before: Optional[BaseException]) -> Optional[bytes]:
+    """Return the body as it came; None if it cannot be read to its end: the status stands without it."""
+    body = b""
+    try:
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > MAX_ANSWER_BYTES:
+                break
+    except Exception as error:  # noqa: BLE001 - as above
+        raise_interruption(error, before)
+        return None
+    finally:
+        await response.aclose()
+    return body
+
+
+async def _on_trace(name: str, info: Mapping[str, object]) -> None:
     if name == "connection.connect_tcp.started":
-        guard.check(info["host"])
+        egress.check(info["host"])
 
 
-def _verify(config: Config) -> Union[ssl.SSLContext, bool]:
-    """Certificates are verified, and loading them takes 0.1 s; plain http, which is loopback, needs none."""
-    return True if config.base_url.startswith("https") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+def _route(config: Config) -> Route:
+    """Return how to reach the API; a problem with the environment's proxies is logged once."""
+    route = route_to(config.base_url)
+    if route.problem is not None and route.problem not in _problems_logged:
+        _problems_logged.add(route.problem)
+        logger.warning("%s", route.problem)
+    return route
+
+
+def _proxy(proxy: str) -> Tuple[httpcore.URL, Optional[Tuple[bytes, bytes]]]:
+    given = httpx.Proxy(proxy)
+    url = given.url
+    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=b"/"), given.raw_auth
+
+
+def _no_certificates() -> ssl.SSLContext:
+    """Loading certificates takes 0.1 s; plain http, which is loopback, needs none."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _pool_limits(config: Config) -> _PoolLimits:
+    is_https = config.base_url.startswith("https")
+    return {
+        "ssl_context": httpx.create_ssl_context() if is_https else _no_certificates(),
+        "max_connections": None,
+        "max_keepalive_connections": 100,
+        "keepalive_expiry": KEEPALIVE_S,
+    }
 
 
 def _limits() -> httpx.Limits:

@@ -1,0 +1,367 @@
+"""The network below httpx: one deadline for a whole request, from the look-up of a name to the last byte.
+
+httpx limits each read and write by itself, so a server that sends a byte now and then holds a caller for
+ever, and it has no limit for the look-up of a name. httpcore, below httpx, takes a network backend of one's
+own. This is it, for threads and for tasks. It also asks the egress block of `windback.testing`,
+sends the head and the body of a request in one write, and has the sockets that a forked child must let go of.
+
+For threads each wait ends at the deadline of its thread. For tasks the transport cancels the whole request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import ssl
+import threading
+from typing import Callable, Dict, Generator, Iterable, List, Optional, Type, TypeVar, Union
+from weakref import WeakSet
+
+import httpcore
+
+from .. import clock
+from . import egress
+from .interruption import interruption
+from .names import Resolver
+
+A = TypeVar("A")
+T = TypeVar("T")
+SocketOptions = Optional[Iterable[object]]
+#: Longest single wait of a socket (seconds). Setting another timeout costs a system call, so it is set once,
+#: and the wait is repeated while there is time left.
+_SLICE_S = 1.0
+_TLS_RECORD_BYTES = 16_384
+#: Not 0, which means not to wait at all: a hair's breadth ends in the usual timeout error (seconds).
+_HAIR_S = 0.001
+#: A request without a timeout, of which the SDK makes none (seconds).
+_LONG_S = 3600.0
+
+
+class Deadline:
+    """When the request of the calling thread must be over."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def start(self, timeout_s: float) -> None:
+        """Begin a request that may take *timeout_s* seconds."""
+        self._local.until_s = clock.now_s() + timeout_s
+
+    def left_s(self, limit_s: Optional[float] = None) -> float:
+        """Return the seconds that are left, at most *limit_s*; 0 if the time is over."""
+        left_s = max(0.0, getattr(self._local, "until_s", 0.0) - clock.now_s())
+        return left_s if limit_s is None else min(limit_s, left_s)
+
+
+@contextlib.contextmanager
+def _mapped(late: Type[Exception], failed: Type[Exception]) -> Generator[None, None, None]:
+    try:
+        yield
+    except (socket.timeout, TimeoutError) as error:
+        raise late(str(error) or "timed out") from error
+    except OSError as error:
+        raise failed(str(error)) from error
+
+
+class Endpoint:
+    """A socket with a deadline; the socket may be one of TLS."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        self.sock = sock
+        self.deadline = deadline
+        self._timeout_s: Optional[float] = sock.gettimeout()
+
+    def wait(self, call: Callable[[A], T], argument: A) -> T:
+        """Return what *call* returns. Raises socket.timeout if it still waits at the deadline."""
+        while True:
+            left_s = self.deadline.left_s()
+            if left_s <= 0.0:
+                raise socket.timeout("timed out")
+            # Less than a slice is left: the last wait must end in time.
+            timeout_s = min(left_s, _SLICE_S)
+            if timeout_s != self._timeout_s:
+                self.sock.settimeout(timeout_s)
+                self._timeout_s = timeout_s
+            try:
+                return call(argument)
+            except socket.timeout as error:
+                if interruption(error) is not None:  # a signal handler's, which is the same class
+                    raise
+
+    def receive(self, max_bytes: int) -> bytes:
+        """Return what arrives next; nothing at the end."""
+        return self.wait(self.sock.recv, max_bytes)
+
+    def send(self, data: bytes) -> None:
+        """Send all of *data*."""
+        view = memoryview(data)
+        while view:
+            view = view[self.wait(self.sock.send, view) :]
+
+
+class InnerTLS:
+    """TLS inside of TLS, as to an API behind a proxy with https: `ssl` wraps no socket that is one of TLS."""
+
+    def __init__(self, outer: Endpoint, context: ssl.SSLContext, name: Optional[str]) -> None:
+        self.sock = outer.sock
+        self._outer = outer
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        self._run(lambda _: self.tls.do_handshake(), None)
+
+    def _run(self, call: Callable[[A], T], argument: A) -> T:
+        while True:
+            try:
+                result = call(argument)
+            except ssl.SSLWantReadError:
+                self._flush()
+                data = self._outer.receive(_TLS_RECORD_BYTES)
+                if data:
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
+            else:
+                self._flush()
+                return result
+
+    def _flush(self) -> None:
+        self._outer.send(self._outgoing.read())
+
+    def receive(self, max_bytes: int) -> bytes:
+        """Return what arrives next; nothing at the end."""
+        return self._run(self.tls.read, max_bytes)
+
+    def send(self, data: bytes) -> None:
+        """Send all of *data*."""
+        view = memoryview(data)
+        while view:
+            view = view[self._run(self.tls.write, view) :]
+
+
+class Stream(httpcore.NetworkStream):
+    """A connection. The first part of a request waits for the second one, and both are one write."""
+
+    def __init__(self, endpoint: Union[Endpoint, InnerTLS], backend: Backend) -> None:
+        self._endpoint = endpoint
+        self._backend = backend
+        self._held = b""
+
+    def read(self, max_bytes: int, timeout: Optional[float] = None) -> bytes:
+        """Read up to *max_bytes* bytes; nothing at the end."""
+        if self._held:
+            self.write(b"")
+        with _mapped(httpcore.ReadTimeout, httpcore.ReadError):
+            return self._endpoint.receive(max_bytes)
+
+    def write(self, buffer: bytes, timeout: Optional[float] = None) -> None:
+        """Write all of *buffer*; what begins a request waits for the next call."""
+        if buffer and not self._held and buffer.endswith(b"\r\n\r\n"):
+            self._held = bytes(buffer)
+            return
+        data, self._held = self._held + buffer, b""
+        with _mapped(httpcore.WriteTimeout, httpcore.WriteError):
+            self._endpoint.send(data)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._endpoint.sock.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: Optional[str] = None,
+        timeout: Optional[float] = None,
+    ) -> httpcore.NetworkStream:
+        """Return the same connection with TLS on it."""
+        outer = self._endpoint
+        assert isinstance(outer, Endpoint)
+        with _mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
+            try:
+                if isinstance(outer.sock, ssl.SSLSocket):
+                    return Stream(InnerTLS(outer, ssl_context, server_hostname), self._backend)
+                secure = ssl_context.wrap_socket(
+                    outer.sock, server_hostname=server_hostname, do_handshake_on_connect=False
+                )
+                inner = Endpoint(secure, outer.deadline)
+                inner.wait(lambda _: secure.do_handshake(), None)
+            except BaseException:
+                self.close()
+                raise
+        self._backend.sockets.add(secure)
+        return Stream(inner, self._backend)
+
+    def get_extra_info(self, info: str) -> object:
+        """Return what httpcore asks for: the socket, and whether it has news while nothing is expected."""
+        sock = self._endpoint.sock
+        if info == "ssl_object":
+            inner = self._endpoint
+            return inner.tls if isinstance(inner, InnerTLS) else getattr(sock, "_sslobj", None)
+        if info == "socket":
+            return sock
+        if info == "is_readable":
+            return _is_readable(sock)
+        if info == "client_addr":
+            return sock.getsockname()
+        return sock.getpeername() if info == "server_addr" else None
+
+
+class Backend(httpcore.NetworkBackend):
+    """Makes the connections of threads."""
+
+    def __init__(self, deadline: Deadline) -> None:
+        self.deadline = deadline
+        self.sockets: WeakSet[socket.socket] = WeakSet()
+        self._resolver = Resolver()
+        self._good: Dict[str, str] = {}
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: Optional[float] = None,
+        local_address: Optional[str] = None,
+        socket_options: SocketOptions = None,
+    ) -> httpcore.NetworkStream:
+        """Connect to the first address of *host* that answers."""
+        egress.check(host)
+        with _mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
+            addresses = self._resolver.look_up(host, port, self.deadline.left_s(timeout))
+            sock = self._connect(host, port, addresses, timeout)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sockets.add(sock)
+        return Stream(Endpoint(sock, self.deadline), self)
+
+    def _connect(self, host: str, port: int, addresses: List[str], timeout: Optional[float]) -> socket.socket:
+        """Try one address after the other; each gets its share of the time that is left."""
+        error = OSError(f"{host} has no address")
+        for number, address in enumerate(first(self._good.get(host), addresses)):
+            share_s = self.deadline.left_s(timeout) / (len(addresses) - number)
+            try:
+                sock = socket.create_connection((address, port), max(share_s, _HAIR_S))
+            except OSError as refused:
+                error = refused
+            else:
+                self._good[host] = address
+                return sock
+        raise error
+
+    def bind(self, stream: object) -> None:
+        """Make a connection of a user's client keep the deadline of the calling thread, as far as that goes.
+
+        A client that was made elsewhere has a network of its own; httpcore's documented trace shows it.
+        """
+        read: Callable[..., bytes] = stream.read  # type: ignore[attr-defined]  # of httpcore's NetworkStream
+        write: Callable[..., None] = stream.write  # type: ignore[attr-defined]
+
+        def bound_read(max_bytes: int, timeout: Optional[float] = None) -> bytes:
+            return read(max_bytes, max(_HAIR_S, self.deadline.left_s(timeout)))
+
+        def bound_write(buffer: bytes, timeout: Optional[float] = None) -> None:
+            write(buffer, max(_HAIR_S, self.deadline.left_s(timeout)))
+
+        stream.read, stream.write = bound_read, bound_write  # type: ignore[attr-defined]
+        self.sockets.add(stream.get_extra_info("socket"))  # type: ignore[attr-defined]
+
+    def abandon(self) -> None:
+        """Let go of the sockets in a forked child, where they are the parent's.
+
+        Not by closing the pool: a thread that does not exist here may hold its lock.
+        """
+        for each in list(self.sockets):
+            descriptor = each.detach()
+            if descriptor >= 0:
+                os.close(descriptor)  # the connection itself stays open: the parent has it, too
+
+
+def first(good: Optional[str], addresses: List[str]) -> List[str]:
+    """Return *addresses* with the one first that answered last time."""
+    return addresses if good not in addresses else [good, *(each for each in addresses if each != good)]
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    """Return whether there is something to read, which on an idle connection means that it was closed."""
+    descriptor = sock.fileno()
+    if descriptor < 0:
+        return True
+    if hasattr(select, "poll"):  # not on Windows; select can't see descriptors above 1,023
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
+class AsyncStream(httpcore.AsyncNetworkStream):
+    """The same for tasks, around a stream of anyio."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._held = b""
+
+    async def read(self, max_bytes: int, timeout: Optional[float] = None) -> bytes:
+        """Read up to *max_bytes* bytes; nothing at the end."""
+        if self._held:
+            await self.write(b"", timeout)
+        return await self._stream.read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: Optional[float] = None) -> None:
+        """Write all of *buffer*; what begins a request waits for the next call."""
+        if buffer and not self._held and buffer.endswith(b"\r\n\r\n"):
+            self._held = bytes(buffer)
+            return
+        data, self._held = self._held + buffer, b""
+        if data:
+            await self._stream.write(data, timeout)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: Optional[str] = None,
+        timeout: Optional[float] = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Return the same connection with TLS on it."""
+        return AsyncStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> object:
+        """Return what httpcore asks for."""
+        extra: object = self._stream.get_extra_info(info)
+        return extra
+
+
+class AsyncBackend(httpcore.AsyncNetworkBackend):
+    """Makes the connections of tasks."""
+
+    def __init__(self) -> None:
+        self._backend: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()  # pyright: ignore[reportAttributeAccessIssue]  # without anyio it would be another
+        self._resolver = Resolver()
+        self._good: Dict[str, str] = {}
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: Optional[float] = None,
+        local_address: Optional[str] = None,
+        socket_options: SocketOptions = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to the first address of *host* that answers; each gets its share of the time left."""
+        egress.check(host)
+        until_s = clock.now_s() + (_LONG_S if timeout is None else timeout)
+        with _mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
+            addresses = await self._resolver.look_up_async(host, port, until_s - clock.now_s())
+        error: Exception = httpcore.ConnectError(f"{host} has no address")
+        for number, address in enumerate(first(self._good.get(host), addresses)):
+            share_s = (until_s - clock.now_s()) / (len(addresses) - number)
+            try:
+                stream = await self._backend.connect_tcp(address, port, max(share_s, _HAIR_S))
+            except (httpcore.ConnectTimeout, httpcore.ConnectError) as refused:
+                error = refused
+            else:
+                self._good[host] = address
+                return AsyncStream(stream)
+        raise error

@@ -1,0 +1,194 @@
+"""Bytes of a request and of an answer, for both transports.
+
+Nothing here raises for what a network or a server does: every outcome is an Answer, which `delivery` judges.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import AsyncIterator, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+
+import httpx
+import orjson
+
+from .. import __version__
+from ..api.answer import Answer, Failure
+from ..api.endpoints import Request
+from ..config import Config
+from . import egress
+
+#: No answer of this API is larger, before or after it is unpacked; what comes after it is not read.
+MAX_ANSWER_BYTES = 8_000_000
+#: The `wbits` of zlib for the encodings that are unpacked.
+_ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+_PHASES = ("connect", "read", "write", "pool")
+
+
+class Wire:
+    """Builds requests and reads answers."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._urls: Dict[str, httpx.URL] = {}
+        self.extensions: Dict[str, object] = {}
+        url = httpx.URL(config.base_url)
+        self._common = [
+            (b"Host", url.netloc),
+            (b"User-Agent", f"windback-python/{__version__}".encode()),
+        ]
+
+    def build(self, request: Request, timeout_s: float) -> httpx.Request:
+        """Return the request for a transport of our own."""
+        # With `stream` httpx adds no headers and copies no body; each of ours is already there.
+        return httpx.Request(
+            request.method,
+            self._url(request),
+            headers=self._headers(request),
+            stream=_Body(request.body),
+            extensions={**self.extensions, "timeout": dict.fromkeys(_PHASES, timeout_s)},
+        )
+
+    def build_for(
+        self, client: Union[httpx.Client, httpx.AsyncClient], request: Request, timeout_s: float
+    ) -> httpx.Request:
+        """Return the request for a client of the user's, with the headers and cookies that it adds."""
+        return client.build_request(
+            request.method,
+            self._url(request),
+            headers=self._headers(request),
+            content=request.body,
+            timeout=timeout_s,
+            extensions=self.extensions,
+        )
+
+    def _url(self, request: Request) -> httpx.URL:
+        target = f"{request.path}?{request.query}" if request.query else request.path
+        url = self._urls.get(target)
+        if url is None:
+            if len(self._urls) > 100:
+                self._urls.clear()
+            url = self._urls[target] = httpx.URL(self._config.base_url + target)
+        return url
+
+    def _headers(self, request: Request) -> List[Tuple[bytes, bytes]]:
+        config = self._config
+        # Without a key of its own kind a call is made with the one there is (both are documented to work).
+        key = (config.public_key or config.api_key) if request.public else config.api_key
+        headers: List[Tuple[bytes, bytes]] = [
+            *self._common,
+            (b"X-API-Key", b"" if key is None else key.reveal().encode()),
+        ]
+        if request.method != "GET":
+            headers += (b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(request.body))
+        if request.idempotency_key is not None:
+            headers.append((b"Idempotency-Key", request.idempotency_key.encode()))
+        if request.gzip:
+            headers.append((b"Content-Encoding", b"gzip"))
+        return headers
+
+    def read(self, request: Request, response: httpx.Response, raw: Optional[bytes]) -> Answer:
+        """Return the answer.
+
+        raw: the body as it came; None if it could not be read to its end. A status of success stands without
+        its body, because the server has processed the request: a repeat would double what it did. Only a GET
+        does nothing, so it is repeated.
+        """
+        status, headers = response.status_code, response.headers
+        is_success = 200 <= status < 300
+        body = None if raw is None else unpacked(raw, headers)
+        if body is None:
+            if is_success and request.method == "GET":
+                return Answer(None, failure=Failure.BROKEN, detail="the body of the answer could not be read")
+            return Answer(status, headers)
+        if is_success and body.strip() and not is_json_object(body):
+            kind = headers.get("content-type", "no content type").partition(";")[0]
+            detail = f"{self._url(request)} answered {status} with {kind}: set base_url to the API"
+            return Answer(None, failure=Failure.FOREIGN, detail=self._config.redact(detail))
+        return Answer(status, headers, body)
+
+    def read_failure(self, error: Exception, otherwise: Failure = Failure.BROKEN) -> Answer:
+        """Return why there is no answer, without the key."""
+        if isinstance(error, egress.RefusedError):
+            return Answer(None, failure=Failure.FORBIDDEN, detail=str(error))
+        if isinstance(error, (httpx.ConnectTimeout, httpx.PoolTimeout)):
+            failure = Failure.CONNECT_TIMEOUT
+        elif isinstance(error, httpx.TimeoutException):
+            failure = Failure.TIMEOUT
+        elif isinstance(error, (httpx.ConnectError, httpx.ProxyError)):
+            failure = Failure.CONNECT
+        else:
+            failure = otherwise
+        name = type(error).__name__
+        # httpx says in words what happened; what others raise is often a value alone.
+        detail = (str(error) or name) if isinstance(error, httpx.HTTPError) else f"{name}: {error}"
+        return Answer(None, failure=failure, detail=self._config.redact(detail))
+
+
+def response_of(error: Exception) -> Optional[Answer]:
+    """Return the answer that an exception of a user's client carries, as of httpx's `raise_for_status`."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if response is None or not isinstance(status, int):
+        return None
+    try:
+        body = bytes(response.content)
+    except Exception:  # noqa: BLE001 - it was not read, and now it can't be
+        body = b""
+    headers = {str(name).lower(): str(value) for name, value in dict(response.headers).items()}
+    return Answer(status, headers, body)
+
+
+def unpacked(raw: bytes, headers: Mapping[str, str]) -> Optional[bytes]:
+    """Return a body without its content encoding; None if it cannot be unpacked or is too large.
+
+    One encoding at most: each level of a body that was packed twice can make it a thousand times larger.
+    """
+    encodings = [each.strip().lower() for each in headers.get("content-encoding", "").split(",")]
+    encodings = [each for each in encodings if each not in ("", "identity")]
+    if len(raw) > MAX_ANSWER_BYTES or len(encodings) > 1:
+        return None
+    if not encodings or not raw:
+        return raw
+    bits = _ENCODINGS.get(encodings[0])
+    if bits is None:
+        return None
+    unpacker = zlib.decompressobj(bits)
+    try:
+        body = unpacker.decompress(raw, MAX_ANSWER_BYTES)
+    except zlib.error:
+        return None
+    return body if unpacker.eof else None
+
+
+def is_json_object(body: bytes) -> bool:
+    """Return whether *body* is what the API answers with."""
+    try:
+        return isinstance(orjson.loads(body), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A request's body. The iterators are no generators, which complain if a loop ends in the middle."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter((self._body,))
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Once(self._body)
+
+
+class _Once:
+    def __init__(self, body: bytes) -> None:
+        self._left = [body]
+
+    def __aiter__(self) -> _Once:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()

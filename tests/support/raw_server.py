@@ -1,0 +1,79 @@
+"""A server that answers each request with the bytes that a test wants, over plain sockets or TLS."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from contextlib import closing, suppress
+from typing import Callable, List, Optional
+
+Answer = Callable[[socket.socket, bytes], None]
+
+
+def response(status: str, body: bytes = b"{}", kind: str = "application/json", extra: str = "") -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
+    return head.encode() + body
+
+
+class RawServer:
+    """Reads one request at a time, keeps it in `requests`, and calls *answer* with the connection and it."""
+
+    def __init__(self, answer: Answer, tls: Optional[ssl.SSLContext] = None) -> None:
+        self.requests: List[bytes] = []
+        self.connections = 0
+        self._answer = answer
+        self._tls = tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def url(self, host: str = "127.0.0.1") -> str:
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self.port}/api/v1"
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with suppress(OSError):
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            with closing(connection):
+                while True:
+                    request = self._read(connection)
+                    if not request:
+                        return
+                    self.requests.append(request)
+                    self._answer(connection, request)
+
+    @staticmethod
+    def _read(connection: socket.socket) -> bytes:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            more = connection.recv(65_536)
+            if not more:
+                return b""
+            data += more
+        head, _, body = data.partition(b"\r\n\r\n")
+        lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        length = int(lengths[0].partition(b":")[2]) if lengths else 0
+        while len(body) < length:
+            body += connection.recv(65_536)
+        return head + b"\r\n\r\n" + body
+
+
+def drip(connection: socket.socket, _: bytes) -> None:
+    """Answer one byte after the other, without an end."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    while True:
+        connection.sendall(b"x")
+        threading.Event().wait(0.05)
