@@ -1121,7 +1121,8 @@ def _to_sender(config: Config, queue: SharedQueue, hooks: Hooks) -> Link:
     from .sender.supervisor import HereSender, SenderLink
 
     def make_sender(config: Config, name: str, commands: int, answers: int, block: Block) -> HereSender:
-        from .sender.main import Sender  # loads httpx
+        with lifecycle.loading:
+            from .sender.main import Sender  # loads httpx
 
         return Sender(config, name, commands, answers, block)
 

@@ -315,7 +315,7 @@ def test_waiting_inside_before_send_is_allowed(world, eventually):
 
 def test_a_copy_with_other_options_is_the_same_client(world, eventually):
     async def main():
-        client = world.client()
+        client = world.client(flush_interval=60)
         copy = client.with_options(timeout=20, max_retries=0)
         await track(client, range(2))
         await track(copy, range(2, 4))
