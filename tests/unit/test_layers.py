@@ -71,6 +71,8 @@ IMPURE = {
 LOADED_ALREADY = {
     *(("config", ":httpx"), ("event_loops", ":trio"), ("testing.plugin", ":pytest")),
     *(("broker.connection", ":redis"), ("relay.health", ":prometheus_client")),
+    # httpx is built on httpcore, and is never there without it.
+    *(("http.network", ":httpcore"), ("http.transport", ":httpcore")),
     *(("fastapi", ":fastapi"), ("fastapi", ":typing_extensions")),
 }
 MAKERS = {

@@ -10,7 +10,7 @@ import _thread
 import socket
 from typing import Dict, List, Optional, Tuple
 
-from .. import clock
+from .. import clock, event_loops
 
 #: The pauses between two looks at a look-up by a task: no event loop has a call from threads that all share.
 _PAUSE_S, _PAUSE_CAP_S = 0.001, 0.05
@@ -70,15 +70,13 @@ class Resolver:
         """Do the same for a task."""
         if is_address(host):
             return [host]
-        import anyio
-
         started = self._start(host, port)
         deadline_s = clock.now_s() + timeout_s
         pause_s = _PAUSE_S
         while started.lock.locked():
             if clock.now_s() >= deadline_s:
                 raise _too_late(host)
-            await anyio.sleep(pause_s)
+            await event_loops.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_CAP_S)
         return started.result()
 
