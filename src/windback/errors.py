@@ -14,6 +14,7 @@
      ├─ ConflictError                 409
      ├─ RateLimitError                429
      ├─ ServerError                   5xx
+     ├─ WebhookError                  a webhook that is refused: signature, age or payload
      └─ WindbackConnectionError       no answer came
          └─ WindbackTimeoutError      none came in time
 
@@ -137,6 +138,14 @@ class ServerError(WindbackError):
 
 class WindbackConnectionError(WindbackError):
     """No answer came: refused, reset, unresolved, or TLS failed."""
+
+
+class WebhookError(WindbackError):
+    """A webhook that must not be acted on; see `windback.webhooks`.
+
+    code: "missing_signature", "bad_signature", "too_old", "too_large" or "bad_payload"; status: the HTTP
+    status to answer with, 401, 413 or 400.
+    """
 
 
 class WindbackTimeoutError(WindbackConnectionError):

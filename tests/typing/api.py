@@ -5,7 +5,7 @@ An argument that should not be taken stands below an ignore, and a checker says 
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from types import MappingProxyType
 from typing import AsyncIterator, Dict, Iterator, List, Literal, Mapping, Optional, Sequence, Tuple
@@ -40,6 +40,7 @@ from windback import (
     TrackResult,
     ValidationError,
     Variant,
+    WebhookError,
     Windback,
     WindbackConnectionError,
     WindbackError,
@@ -55,6 +56,7 @@ from windback.testing import (
     WindbackTestCase,
     capturing,
 )
+from windback.webhooks import ChurnRiskAlert, Seen, WebhookAnswer, WebhookReceiver, parse, sign, verify
 
 assert_type(windback.__version__, str)
 
@@ -446,3 +448,29 @@ class Case(WindbackTestCase, LocalServerTestCase):
         assert_type(self.windback_events, CapturedEvents)
         assert_type(self.windback_dev, Inbox)
         assert_type(self.assert_tracked("login"), List[CapturedEvent])
+
+
+def on_alert(alert: ChurnRiskAlert) -> None:
+    assert_type(alert.risk_score, float)
+    assert_type(alert.customer_email, Optional[str])
+    assert_type(alert.raw, Mapping[str, object])
+    assert_type([signal.weight for signal in alert.signals], List[Optional[float]])
+
+
+async def on_alert_async(alert: ChurnRiskAlert) -> None:
+    on_alert(alert)
+
+
+def use_webhooks(body: bytes) -> None:
+    seen: Seen = {"alert_1"}
+    receiver = WebhookReceiver(on_alert, "whsec_1", seen=seen, tolerance=timedelta(minutes=10))
+    assert_type(receiver.receive(body, None), WebhookAnswer)
+    WebhookReceiver(on_alert_async, ["whsec_1", "whsec_2"])
+    WebhookReceiver(on_alert, 7)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    WebhookReceiver(on_alert, seen=7)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    assert_type(sign(body, "whsec_1"), str)
+    verify(body, sign(body, "whsec_1"), "whsec_1")
+    try:
+        on_alert(parse(body, b"00"))
+    except WebhookError as error:
+        assert_type(error.status, Optional[int])

@@ -22,6 +22,7 @@ PACKAGE = Path(windback.__file__).parent
 LAYERS = [
     ["__main__"],
     ["asgi", "aws_lambda", "cli", "fastapi", "testing"],
+    ["webhooks"],
     ["default"],
     ["client"],
     ["context"],

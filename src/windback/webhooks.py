@@ -1,0 +1,602 @@
+"""Churn risk webhooks: check the signature, read the alert, and answer each delivery once.
+
+    from windback.webhooks import parse
+
+    alert = parse(raw_body, request.headers.get("X-Windback-Signature"))
+    print(alert.customer_email, alert.risk_score)
+
+`windback.fastapi.webhook_router`, `windback.django.webhook_view` and `windback.flask.webhook_blueprint` do
+all of it; `WebhookReceiver` is what they are made of, for other frameworks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import inspect
+import logging
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from math import isfinite
+from typing import (
+    Awaitable,
+    Callable,
+    Deque,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Protocol,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
+
+import orjson
+
+from .errors import ConfigurationError, WebhookError
+from .models import parse_time
+from .secrets import Secret, hidden, kind_of
+
+__all__ = [
+    "MAX_BODY_BYTES",
+    "SIGNATURE_HEADER",
+    "TOLERANCE",
+    "ChurnRiskAlert",
+    "RecentAlerts",
+    "Seen",
+    "Signal",
+    "WebhookAnswer",
+    "WebhookError",
+    "WebhookReceiver",
+    "parse",
+    "sign",
+    "verify",
+]
+
+logger = logging.getLogger("windback")
+
+#: The header that holds the signature (docs page "Churn Risk Webhook Delivery").
+SIGNATURE_HEADER = "X-Windback-Signature"
+#: The environment variable that holds the secret; several are separated by commas.
+SECRET_VARIABLE = "WINDBACK_WEBHOOK_SECRET"  # noqa: S105 - a name
+#: The longest body that is read (bytes).
+MAX_BODY_BYTES = 256 * 1024
+#: How old an alert may be. The API's last retry comes 370 s after the first try, with the same time in it.
+TOLERANCE = timedelta(minutes=15)
+
+SecretOrSecrets = Union[str, Sequence[str], None]
+
+_STATUS = {
+    "bad_signature": 401,
+    "missing_signature": 401,
+    "too_old": 400,
+    "bad_payload": 400,
+    "too_large": 413,
+}
+
+
+def _error(code: str, message: str) -> WebhookError:
+    return WebhookError(message, status=_STATUS[code], code=code)
+
+
+# -- the alert -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One reason for a risk score. The two editions of the API's docs describe it differently.
+
+    weight: its share of the score; description: what it is, in words. None where it was not sent.
+    """
+
+    name: str
+    weight: Optional[float] = None
+    description: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class ChurnRiskAlert:
+    """A customer is likely to leave. What was not sent is None; unknown fields are in `raw`.
+
+    risk_score: 0 to 100; risk_level: "critical", "high", "medium" or "low", an open set. triggered_at: an
+    aware datetime. customer_email, or customer_id in the other edition of the docs: one of them is always
+    set. subject, body_html: an email that the API suggests. id: equal for all deliveries of one alert; the
+    `opaque_id`, or the SHA-256 of the body where none was sent.
+    """
+
+    id: str
+    risk_score: float
+    risk_level: Optional[str] = None
+    customer_email: Optional[str] = None
+    customer_id: Optional[str] = None
+    customer_name: Optional[str] = None
+    project_id: Optional[str] = None
+    signals: Tuple[Signal, ...] = ()
+    triggered_at: Optional[datetime] = None
+    subject: Optional[str] = None
+    body_html: Optional[str] = None
+    opaque_id: Optional[str] = None
+    raw: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
+
+
+# -- signatures ------------------------------------------------------------------------------------
+
+
+def sign(body: bytes, secret: str) -> str:
+    """Return the signature of a body, as the API makes it.
+
+    Args:
+        body: The raw bytes of the body.
+        secret: The webhook secret.
+
+    Returns:
+        The HMAC-SHA256 in lower-case hex, without a prefix.
+
+    Raises:
+        ConfigurationError: The secret can't work, such as an empty one.
+    """
+    hidden_secret = _hidden(secret)
+    del secret  # before anything can raise: a traceback may be shown with the variables of its frames
+    return _signature(_checked_body(body), _checked_secrets(hidden_secret)[0])
+
+
+def verify(body: bytes, signature: Union[str, bytes, None], secret: SecretOrSecrets = None) -> None:
+    """Check that a body was signed with the secret, in constant time.
+
+    Args:
+        body: The raw bytes of the request's body. JSON that was decoded and encoded again has another
+            signature.
+        signature: The value of the header X-Windback-Signature; None if there was none.
+        secret: The webhook secret, or several while you replace one. None: WINDBACK_WEBHOOK_SECRET, where
+            several are separated by commas.
+
+    Raises:
+        WebhookError: The code is "missing_signature", "bad_signature", "too_large" (over 256 kB), or
+            "bad_payload" for a body that is not bytes.
+        ConfigurationError: There is no secret, or one can't work.
+    """
+    hidden_secret = _hidden(secret)
+    del secret  # as above
+    _verify(_checked_body(body), signature, _checked_secrets(hidden_secret))
+
+
+def parse(
+    body: bytes,
+    signature: Union[str, bytes, None],
+    secret: SecretOrSecrets = None,
+    *,
+    tolerance: Optional[timedelta] = TOLERANCE,
+    now: Optional[datetime] = None,
+) -> ChurnRiskAlert:
+    """Check the signature and the age of a webhook, and read the alert.
+
+    Args:
+        body: See `verify`.
+        signature: See `verify`.
+        secret: See `verify`.
+        tolerance: How far `triggered_at` may be from now, in the past or in the future: an older copy is
+            refused. At least 7 minutes let the API's own last retry in. None: any age.
+        now: An aware datetime in place of the time of day, for tests.
+
+    Returns:
+        The alert.
+
+    Raises:
+        WebhookError: `code` says why: "missing_signature", "bad_signature", "too_old", "too_large",
+            "bad_payload"; `status` is the HTTP status to answer with.
+        ConfigurationError: There is no secret, or an argument can't work.
+    """
+    hidden_secret = _hidden(secret)
+    del secret  # as above
+    keys = _checked_secrets(hidden_secret)
+    _check_tolerance(tolerance)
+    moment: object = now
+    if moment is not None and (not isinstance(moment, datetime) or moment.utcoffset() is None):
+        message = "now must be a datetime with a time zone, such as datetime.now(timezone.utc)"
+        raise ConfigurationError(message)
+    return _parse(body, signature, keys, tolerance, now)
+
+
+def _parse(
+    body: object,
+    signature: object,
+    keys: Sequence[Secret],
+    tolerance: Optional[timedelta],
+    now: Optional[datetime],
+) -> ChurnRiskAlert:
+    raw = _checked_body(body)
+    _verify(raw, signature, keys)
+    alert = _read(raw)
+    if tolerance is not None:
+        _check_age(alert, tolerance, datetime.now(timezone.utc) if now is None else now)
+    return alert
+
+
+def _checked_body(body: object) -> bytes:
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        raise _error("bad_payload", f"the body must be the raw bytes of the request, not {kind_of(body)}")
+    raw = bytes(body)
+    if len(raw) > MAX_BODY_BYTES:
+        raise too_large()
+    return raw
+
+
+def too_large() -> WebhookError:
+    """Return the error for a body that is too long to be read."""
+    return _error("too_large", f"the body is larger than {MAX_BODY_BYTES // 1024} kB")
+
+
+def _verify(body: bytes, signature: object, keys: Sequence[Secret]) -> None:
+    given = signature
+    if isinstance(given, str):
+        given = given.encode("utf-8", "surrogatepass")
+    if given is None or (isinstance(given, bytes) and not given.strip()):
+        raise _error("missing_signature", f"there is no {SIGNATURE_HEADER} header")
+    if not isinstance(given, bytes):
+        raise _error("bad_signature", f"the signature must be the text of a header, not {kind_of(given)}")
+    digits = given.strip().lower()
+    # Every secret is tried, so that the time does not show which one it was.
+    matches = [hmac.compare_digest(_signature(body, key).encode(), digits) for key in keys]
+    if not any(matches):
+        raise _error(
+            "bad_signature",
+            "the signature does not match: either the secret is another one, or the body is not the bytes "
+            "that were sent (JSON that was decoded and encoded again has another signature)",
+        )
+
+
+def _signature(body: bytes, key: Secret) -> str:
+    return hmac.new(key.reveal().encode("utf-8", "surrogatepass"), body, hashlib.sha256).hexdigest()
+
+
+def _hidden(given: object) -> object:
+    """Return one secret or a list of them with each one hidden. Raises nothing."""
+    if isinstance(given, (list, tuple)):
+        return [hidden(each) for each in given]
+    return hidden(given)
+
+
+def _checked_secrets(given: object) -> Tuple[Secret, ...]:
+    """Check what `_hidden` returned; None is the environment variable. Raises ConfigurationError."""
+    place = "secret"
+    if given is None:
+        place, given = SECRET_VARIABLE, _from_environment()
+        if not given:
+            message = (
+                f"there is no webhook secret: set {SECRET_VARIABLE}, or pass secret=… (it is on the page of "
+                "the webhook in the dashboard, and is not the API key)"
+            )
+            raise ConfigurationError(message, code="MISSING_WEBHOOK_SECRET")
+    if not isinstance(given, list):
+        return (_checked_secret(given, place),)
+    if not given:
+        message = "secret is an empty list: pass at least one webhook secret"
+        raise ConfigurationError(message)
+    return tuple(_checked_secret(key, f"{place}[{number}]") for number, key in enumerate(given))
+
+
+def _from_environment() -> Union[Secret, List[Secret]]:
+    parts = os.environ.get(SECRET_VARIABLE, "").split(",")
+    secrets = [Secret(part.strip()) for part in parts if part.strip()]
+    return secrets[0] if len(secrets) == 1 else secrets
+
+
+def _checked_secret(key: object, place: str) -> Secret:
+    if not isinstance(key, Secret):
+        message = f"{place} must be a text, not {kind_of(key)}"
+        raise ConfigurationError(message)
+    problem = _problem_of_secret(key.reveal())
+    if problem is not None:
+        message = f"{place} {problem}"
+        raise ConfigurationError(message)
+    return key
+
+
+def _problem_of_secret(text: str) -> Optional[str]:
+    """Say what is wrong with it. This frame has it as text, and nothing in it raises."""
+    if not text.strip():
+        return "is empty: an empty secret would let anybody sign"
+    if text != text.strip():
+        return "starts or ends with a space or a line end, perhaps from the file that it was read from"
+    if text.startswith(("sk_", "pub_")):
+        return "is an API key; the webhook secret is on the page of the webhook in the dashboard"
+    return None
+
+
+def _check_tolerance(tolerance: object) -> None:
+    if tolerance is not None and (not isinstance(tolerance, timedelta) or tolerance <= timedelta(0)):
+        message = f"tolerance must be a timedelta of more than 0, or None for any age, not {tolerance!r}"
+        raise ConfigurationError(message)
+
+
+def _check_age(alert: ChurnRiskAlert, tolerance: timedelta, now: datetime) -> None:
+    if alert.triggered_at is None:
+        message = 'the alert has no "triggered_at" and no "timestamp", so its age is not known'
+        raise _error("bad_payload", message)
+    try:
+        age = now - alert.triggered_at
+    except OverflowError:  # a zone that leads out of the calendar
+        age = timedelta.max
+    if age > tolerance:
+        raise _error("too_old", f"the alert is {_shown(age)} old, which is more than {_shown(tolerance)}")
+    if -age > tolerance:
+        raise _error(
+            "too_old", f"the alert is from {_shown(-age)} in the future: one of the two clocks is wrong"
+        )
+
+
+def _shown(span: timedelta) -> str:
+    minutes = span.total_seconds() / 60
+    return f"{minutes:,.0f} min" if minutes >= 1 else f"{span.total_seconds():g} s"
+
+
+# -- the payload -----------------------------------------------------------------------------------
+
+
+def _read(body: bytes) -> ChurnRiskAlert:
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise _error("bad_payload", f"the body is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise _error("bad_payload", f"the body must be a JSON object, not {kind_of(found)}")
+    payload: Dict[str, object] = found
+    event = payload.get("event", "churn_risk.alert")
+    if event != "churn_risk.alert":
+        raise _error("bad_payload", f'"event" must be "churn_risk.alert", not {_json(event)}')
+    email, customer_id = _text(payload, "customer_email"), _text(payload, "customer_id")
+    if not email and not customer_id:
+        raise _error("bad_payload", 'the alert has neither "customer_email" nor "customer_id"')
+    if payload.get("risk_score") is None:
+        raise _error("bad_payload", 'the alert has no "risk_score"')
+    opaque_id = _text(payload, "opaque_id")
+    return ChurnRiskAlert(
+        id=opaque_id or hashlib.sha256(body).hexdigest(),
+        risk_score=_number(payload, "risk_score") or 0,
+        risk_level=_text(payload, "risk_level"),
+        customer_email=email,
+        customer_id=customer_id,
+        customer_name=_text(payload, "customer_name"),
+        project_id=_text(payload, "project_id"),
+        signals=tuple(_signals(payload)),
+        triggered_at=_time(payload),
+        subject=_text(payload, "subject"),
+        body_html=_text(payload, "body_html"),
+        opaque_id=opaque_id,
+        raw=payload,
+    )
+
+
+def _signals(payload: Mapping[str, object]) -> Iterator[Signal]:
+    signals = payload.get("signals")
+    if signals is None:
+        return
+    if not isinstance(signals, list):
+        raise _error("bad_payload", f'"signals" must be a list, not {_json(signals)}')
+    for number, signal in enumerate(signals):
+        place = f"signals[{number}]"
+        if not isinstance(signal, dict):
+            raise _error("bad_payload", f'"{place}" must be an object, not {_json(signal)}')
+        name = _text(signal, "name", place)
+        if name is None:
+            raise _error("bad_payload", f'"{place}" has no "name"')
+        yield Signal(name, _number(signal, "weight", place), _text(signal, "description", place))
+
+
+def _time(payload: Mapping[str, object]) -> Optional[datetime]:
+    for name in ("triggered_at", "timestamp"):
+        text = _text(payload, name)
+        if text is not None:
+            at = parse_time(text)
+            if at is None:
+                raise _error("bad_payload", f'"{name}" must be a time in ISO 8601, not {_json(text)}')
+            return at
+    return None
+
+
+def _text(values: Mapping[str, object], name: str, place: str = "") -> Optional[str]:
+    value = values.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise _wrong(name, place, "a text", value)
+
+
+def _number(values: Mapping[str, object], name: str, place: str = "") -> Optional[float]:
+    value = values.get(name)
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
+        return value
+    raise _wrong(name, place, "a number", value)
+
+
+def _wrong(name: str, place: str, wanted: str, value: object) -> WebhookError:
+    where = f"{place}.{name}" if place else name
+    return _error("bad_payload", f'"{where}" must be {wanted}, not {_json(value)}')
+
+
+def _json(value: object) -> str:
+    """Return a value of the payload for a message: cut off, and without what is in lists and objects."""
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
+# -- deliveries ------------------------------------------------------------------------------------
+
+
+class Seen(Protocol):
+    """Remembers the alerts that were handled. A `set` is one; so is a class of yours over a database."""
+
+    def __contains__(self, alert_id: object, /) -> bool:
+        """Return whether the alert with this id was handled."""
+        ...
+
+    def add(self, alert_id: str, /) -> object:
+        """Remember it. It is called after the handler returned."""
+        ...
+
+
+class RecentAlerts:
+    """Remembers the last alerts of this process, up to *size*. Safe in threads."""
+
+    def __init__(self, size: int = 10_000) -> None:
+        self._size = size
+        self._ids: Set[str] = set()
+        self._order: Deque[str] = deque()
+
+    def __contains__(self, alert_id: object) -> bool:
+        return alert_id in self._ids
+
+    def add(self, alert_id: str) -> None:
+        """Remember an alert, and forget the oldest one if there are too many."""
+        if alert_id in self._ids:
+            return
+        self._ids.add(alert_id)
+        self._order.append(alert_id)
+        if len(self._order) > self._size:
+            self._ids.discard(self._order.popleft())
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+class WebhookAnswer(NamedTuple):
+    """What to answer a delivery with: the HTTP status, and a JSON object as the body."""
+
+    status: int
+    body: Mapping[str, str]
+
+
+#: Gets each alert once. What it returns is not used; what it raises makes the API deliver again.
+Handler = Callable[[ChurnRiskAlert], object]
+AsyncHandler = Callable[[ChurnRiskAlert], Awaitable[object]]
+
+
+class WebhookReceiver:
+    """Turns deliveries into calls of a handler, and says what to answer. The views are made of it.
+
+    Answers: 200 once the handler returned, and for a duplicate, which does not call it; 401 for a signature,
+    400 for a payload or an age, 413 for a body over 256 kB; 409 while another delivery of the same alert is
+    being handled. An exception of the handler passes through, so that the framework reports it and answers
+    500: the API then delivers again.
+
+    Args:
+        handler: Gets each `ChurnRiskAlert`. Sync or async.
+        secret: See `verify`. Read and checked once, here.
+        seen: Remembers what was handled; the last 10,000 alerts of this process if None. Several processes
+            need one in common, such as the Redis one in `examples/winback`.
+        tolerance: See `parse`.
+
+    Raises:
+        ConfigurationError: There is no secret, or an argument can't work.
+    """
+
+    def __init__(
+        self,
+        handler: Union[Handler, AsyncHandler],
+        secret: SecretOrSecrets = None,
+        *,
+        seen: Optional[Seen] = None,
+        tolerance: Optional[timedelta] = TOLERANCE,
+    ) -> None:
+        hidden_secret = _hidden(secret)
+        del secret  # as above
+        self._secrets = _checked_secrets(hidden_secret)
+        if not callable(handler):
+            message = f"handler must be a function that gets a ChurnRiskAlert, not {kind_of(handler)}"
+            raise ConfigurationError(message)
+        if seen is not None and not (hasattr(seen, "__contains__") and hasattr(seen, "add")):
+            message = f"seen must know `in` and `add`, as a set does, or be None; {kind_of(seen)} does not"
+            raise ConfigurationError(message)
+        _check_tolerance(tolerance)
+        self._handler = handler
+        self._seen: Seen = RecentAlerts() if seen is None else seen
+        self._tolerance = tolerance
+        #: The alerts whose handler runs right now, each with a token of the delivery that runs it.
+        self._running: Dict[str, object] = {}
+        self._warned: Set[Optional[str]] = set()
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the handler is an async function: then `receive_async` is to be called."""
+        function: object = self._handler
+        while isinstance(function, partial):
+            function = function.func
+        return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 - of an object with an async __call__
+        )
+
+    def refuse(self, error: WebhookError) -> WebhookAnswer:
+        """Return the answer for a delivery that is refused; log the first of each kind as a WARNING."""
+        is_first = error.code not in self._warned
+        self._warned.add(error.code)
+        logger.log(logging.WARNING if is_first else logging.DEBUG, "a webhook was refused: %s", error)
+        return WebhookAnswer(error.status or 400, {"error": error.message, "code": error.code or ""})
+
+    def receive(self, body: bytes, signature: Union[str, bytes, None]) -> WebhookAnswer:
+        """Handle one delivery with a sync handler.
+
+        Args:
+            body: The raw bytes of the request's body. Read no more than `MAX_BODY_BYTES` + 1 of them.
+            signature: The value of the header X-Windback-Signature; None if there is none.
+
+        Returns:
+            What to answer. An exception of the handler passes through.
+        """
+        alert = self._open(body, signature)
+        if isinstance(alert, WebhookAnswer):
+            return alert
+        try:
+            self._handler(alert)
+            self._seen.add(alert.id)
+        finally:
+            del self._running[alert.id]
+        return _DONE
+
+    async def receive_async(self, body: bytes, signature: Union[str, bytes, None]) -> WebhookAnswer:
+        """Handle one delivery with an async handler; see `receive`."""
+        alert = self._open(body, signature)
+        if isinstance(alert, WebhookAnswer):
+            return alert
+        try:
+            result = self._handler(alert)
+            if inspect.isawaitable(result):
+                await result
+            self._seen.add(alert.id)
+        finally:
+            del self._running[alert.id]
+        return _DONE
+
+    def _open(self, body: bytes, signature: Union[str, bytes, None]) -> Union[ChurnRiskAlert, WebhookAnswer]:
+        """Return the alert that is to be handled, or the answer if none is."""
+        try:
+            alert = _parse(body, signature, self._secrets, self._tolerance, None)
+        except WebhookError as error:
+            return self.refuse(error)
+        token = object()
+        # One step, so that of two deliveries at the same time one is handled.
+        if self._running.setdefault(alert.id, token) is not token:
+            return _RUNNING
+        try:
+            is_duplicate = alert.id in self._seen
+        except BaseException:
+            del self._running[alert.id]
+            raise
+        if is_duplicate:
+            del self._running[alert.id]
+            return _DUPLICATE
+        return alert
+
+
+_DONE = WebhookAnswer(200, {"status": "ok"})
+_DUPLICATE = WebhookAnswer(200, {"status": "duplicate"})
+_RUNNING = WebhookAnswer(409, {"status": "in progress"})
