@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections import deque
+from types import TracebackType
 from typing import (
     TYPE_CHECKING,
     AsyncIterator,
@@ -16,6 +17,7 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    NoReturn,
     Optional,
     Sequence,
     Type,
@@ -37,6 +39,7 @@ from .delivery.track_events import DirectSend, encode_all
 from .errors import ClosedError, DisabledError, QueueFullError
 from .event.batch import Limits
 from .event.encode import BeforeSend, Event, Properties, Timestamp, encode
+from .http_client import AsyncHttpClient, SyncHttpClient
 from .models import (
     CancelFlowResult,
     ChurnEvent,
@@ -48,6 +51,7 @@ from .models import (
     TrackResult,
     Variant,
 )
+from .options import PathLike
 from .process import lifecycle
 from .process.orphans import Handle
 from .queue.intake import NoRoomError
@@ -55,10 +59,6 @@ from .secrets import hidden
 from .stats import DeliveryReport, FlushResult, Stats
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    import httpx
-
     from .delivery.hooks import Hooks
     from .remote.counters import Block
     from .remote.link import Link
@@ -106,7 +106,7 @@ class _Client:
         *,
         public_key: Optional[str] = None,
         base_url: Optional[str] = None,
-        journal: Union[str, os.PathLike[str], None] = None,
+        journal: Union[str, PathLike, None] = None,
         max_journal_bytes: int = 256 * 1024 * 1024,
         fsync: Optional[Fsync] = None,
         broker: Optional[str] = None,
@@ -128,7 +128,7 @@ class _Client:
         on_delivery: Optional[Callable[[DeliveryReport], object]] = None,
         shutdown_timeout: float = 5.0,
         handle_signals: bool = False,
-        http_client: Union[httpx.Client, httpx.AsyncClient, None] = None,
+        http_client: Union[SyncHttpClient, AsyncHttpClient, None] = None,
         enabled: Optional[bool] = None,
     ) -> None:
         """Make a client. It starts no thread and opens no connection; the first event does.
@@ -182,7 +182,7 @@ class _Client:
                 while the application goes on; then do what would have happened. A second signal does not
                 wait. An application that gets signals from its event loop goes on to do so. Main thread
                 only: elsewhere a WARNING, and the next `stats()` in the main thread does it.
-            http_client: An httpx client of your own, for proxies or certificates. You close it.
+            http_client: An httpx or httpx2 client of your own, for proxies or certificates. You close it.
             enabled: False: check events, then refuse them; send nothing, and need no key. Environment:
                 WINDBACK_ENABLED.
 
@@ -243,6 +243,18 @@ class _Client:
         state = " closed" if self._engine.is_closed else ""
         where = f"project_slug={config.project_slug!r} base_url={config.base_url!r}"
         return f"<{type(self).__name__}{state} {where}>"
+
+    def __copy__(self: Client) -> Client:
+        """Return another that shares everything, as `with_options` does."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise _not_copied(self)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise _not_copied(self)
 
     def with_options(
         self: Client, *, timeout: Optional[float] = None, max_retries: Optional[int] = None
@@ -1127,6 +1139,14 @@ def _to_sender(config: Config, queue: SharedQueue, hooks: Hooks) -> Link:
         return Sender(config, name, commands, answers, block)
 
     return SenderLink(config, queue, hooks, make_sender)
+
+
+def _not_copied(client: object) -> TypeError:
+    name = type(client).__name__
+    return TypeError(
+        f"{name} can't be pickled or deep-copied: its queue, threads and connections are of this process. "
+        f"Make one in each process that needs one, at its start; in one process, share the one there is"
+    )
 
 
 def _new_key() -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, Dict, List, Literal, Mapping, Option
 from urllib.parse import urlsplit
 
 from .errors import ConfigurationError
+from .http_client import AsyncHttpClient, SyncHttpClient, check_http_client
 from .options import (
     boolean,
     checked,
@@ -25,8 +26,6 @@ from .secrets import BrokerAddress, Secret, broker_address, fingerprint, hidden,
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import httpx
 
     from .event.encode import BeforeSend
     from .stats import DeliveryReport
@@ -232,9 +231,9 @@ class Config:
         ),
         check=boolean,
     )
-    http_client: Union[httpx.Client, httpx.AsyncClient, None] = option(
+    http_client: Union[SyncHttpClient, AsyncHttpClient, None] = option(
         default=None,
-        about="An httpx client of your own, for proxies or certificates. You close it.",
+        about="An httpx or httpx2 client of your own, for proxies or certificates. You close it.",
     )
     enabled: bool = option(
         default=True,
@@ -552,17 +551,10 @@ def _worker(options: Mapping[str, object], *, is_async: bool) -> Optional[str]:
     return None
 
 
-def _http_client(
-    value: object, worker: object, *, is_async: bool
-) -> Union[httpx.Client, httpx.AsyncClient, None]:
+def _http_client(value: object, worker: object, *, is_async: bool) -> object:
     if value is None:
         return None
-    import httpx  # whoever passes a client has it loaded
-
-    wanted = httpx.AsyncClient if is_async else httpx.Client
-    if not isinstance(value, wanted):
-        message = f"http_client must be an httpx.{wanted.__name__}, not {kind_of(value)}"
-        raise ConfigurationError(message)
+    check_http_client(value, is_async=is_async)
     if worker == "process" or (is_async and worker == "thread"):
         kind = "connections" if worker == "process" else "a sync client"
         message = f"http_client can't serve worker={worker!r}, which needs {kind} of its own; leave one out"

@@ -13,12 +13,10 @@ import logging
 import sys
 from collections import deque
 from contextvars import ContextVar, Token
+from types import TracebackType
 from typing import TYPE_CHECKING, Awaitable, Callable, Deque, Dict, List, Mapping, Optional, Type, Union
 
 from .event.encode import build, encode_built
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 logger = logging.getLogger("windback")
 
@@ -193,18 +191,23 @@ class Scope:
             self.unsettled.popleft().give_up(why)
 
 
+if TYPE_CHECKING:
+    ScopeToken = Token[Optional[Scope]]
+else:  # on Python 3.8 a Token takes no type
+    ScopeToken = Token
+
 _current: ContextVar[Optional[Scope]] = ContextVar("windback.scope", default=None)
 
 #: Return the scope of this request or job, None outside of any.
 current = _current.get
 
 
-def open_scope(scope: Scope) -> Token[Optional[Scope]]:
+def open_scope(scope: Scope) -> ScopeToken:
     """Make *scope* the current one; `close_scope` takes what is returned."""
     return _current.set(scope)
 
 
-def close_scope(token: Token[Optional[Scope]]) -> None:
+def close_scope(token: ScopeToken) -> None:
     """Return to the scope before; does nothing where that was in another context, which is gone."""
     try:
         _current.reset(token)
@@ -280,7 +283,7 @@ class Bound:
     def __init__(self, customer: CustomerSource, properties: Dict[str, object]) -> None:
         self._customer = customer
         self._properties = properties
-        self._opened: List[Token[Optional[Scope]]] = []
+        self._opened: List[ScopeToken] = []
         #: Set if it is the outermost one.
         self._outermost: Optional[Scope] = None
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
+from .client import Windback
 from .errors import ConfigurationError
 from .process import lifecycle
-
-if TYPE_CHECKING:
-    from .client import Windback
 
 logger = logging.getLogger("windback")
 
@@ -32,8 +30,6 @@ def get_client() -> Windback:
         return _client
     with lifecycle.loading:  # one thread makes it, and no fork happens halfway
         if _client is None:
-            from .client import Windback
-
             set_client(Windback())
     assert _client is not None
     return _client
@@ -51,12 +47,9 @@ def set_client(client: Optional[Windback]) -> None:
         ConfigurationError: It is not a `Windback`. An `AsyncWindback` is passed to an integration itself.
     """
     global _client  # noqa: PLW0603 - it is what a process has one of
-    if client is not None:
-        from .client import Windback
-
-        if not isinstance(client, Windback):
-            message = f"set_client takes a Windback, not {_kind(client)}"
-            raise ConfigurationError(message)
+    if client is not None and not isinstance(client, Windback):
+        message = f"set_client takes a Windback, not {_kind(client)}"
+        raise ConfigurationError(message)
     _client = client
 
 

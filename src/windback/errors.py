@@ -24,7 +24,7 @@ the request's headers, and so the key.
 
 from __future__ import annotations
 
-from typing import Dict, Optional, Type
+from typing import Dict, Optional, Tuple, Type
 
 
 class WindbackError(Exception):
@@ -55,12 +55,12 @@ class WindbackError(Exception):
         head = " ".join(str(part) for part in (self.status, self.code) if part is not None)
         return f"{head}: {self.message}" if head else self.message
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self) -> Tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and errors cross process pools.
         return _rebuild, (type(self), self.message), self.__dict__.copy()
 
 
-def _rebuild(kind: type[WindbackError], message: str) -> WindbackError:
+def _rebuild(kind: Type[WindbackError], message: str) -> WindbackError:
     error = kind.__new__(kind, message)
     error.args = (message,)
     return error
@@ -166,6 +166,6 @@ _BY_STATUS: Dict[int, Type[WindbackError]] = {
 }
 
 
-def error_class(status: int) -> type[WindbackError]:
+def error_class(status: int) -> Type[WindbackError]:
     """Return the class for an HTTP status that is not a success."""
     return _BY_STATUS.get(status, ServerError if status >= 500 else WindbackError)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
-from typing import Callable, Dict, Mapping, Optional, Sequence, Type, TypeVar
+from typing import Callable, Dict, Mapping, Optional, Protocol, Sequence, Type, TypeVar
 
 from .errors import ConfigurationError
 
@@ -19,6 +19,14 @@ T = TypeVar("T")
 Check = Callable[[str, object], object]
 
 _KEY = "option"
+
+
+class PathLike(Protocol):
+    """What os.PathLike[str] is, which Python 3.8 can't evaluate in an annotation."""
+
+    def __fspath__(self) -> str:
+        """Return the path."""
+        ...
 
 
 @dataclass(frozen=True)

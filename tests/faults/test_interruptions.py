@@ -25,6 +25,10 @@ def load():
             each.with_options(timeout=0.2, max_retries=0).get_recovery_stats()
         except WindbackError:
             pass
+    try:
+        asyncio.run(AsyncWindback(timeout=0.2, max_retries=0).get_recovery_stats())
+    except WindbackError:
+        pass
 
 """
 HANDLERS = {

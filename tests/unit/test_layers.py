@@ -38,6 +38,7 @@ LAYERS = [
     ["api"],
     ["event", "models"],
     ["config"],
+    ["http_client"],
     ["options", "secrets"],
     ["clock", "errors", "outage"],
 ]
@@ -50,6 +51,7 @@ PURE = [
     *(
         "delivery.verdict",
         "errors",
+        "http_client",
         "secrets",
         "event.batch",
         "event.encode",

@@ -9,7 +9,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional
 
 from ..secrets import BrokerAddress
 from .connection import BrokerError, Connection, pairs
-from .layout import COUNT, GROUP, PROJECTS, REVIVE, Keys, fields_of, keys_of
+from .layout import COUNT, GROUP, PROJECTS, REVIVE, Keys, Numbers, fields_of, keys_of
 
 _TIMEOUT_S = 10.0
 #: Letters that are read at once.
@@ -23,15 +23,6 @@ class Consumer(NamedTuple):
     project: str
     held: int
     idle_s: float
-
-
-class Numbers(NamedTuple):
-    """What stands in a broker of one project: batches, seconds since the oldest came, dead letters."""
-
-    project: str
-    batches: int
-    oldest_s: Optional[float]
-    dead_letters: int
 
 
 class Letter(NamedTuple):

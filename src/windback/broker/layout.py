@@ -27,6 +27,16 @@ from ..stats import DeliveryReport
 
 Value = Union[str, bytes, int]
 
+
+class Numbers(NamedTuple):
+    """What stands in a broker of one project: batches, seconds since the oldest came, dead letters."""
+
+    project: str
+    batches: int
+    oldest_s: Optional[float]
+    dead_letters: int
+
+
 PROJECTS = "{windback}:projects"
 GROUP = "relays"
 

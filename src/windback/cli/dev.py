@@ -8,7 +8,6 @@ import inspect
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
@@ -18,6 +17,7 @@ import typer
 
 from windback.devserver import main as devserver
 from windback.devserver import options as declared
+from windback.devserver.process import DevServerError, interpreter
 
 from .. import clock
 from .common import CommandError, command
@@ -142,13 +142,17 @@ def add_to(app: typer.Typer) -> None:
 
 def _run_beside(program: Sequence[str], line: Sequence[str], options: declared.Options) -> int:
     """Start a server and, once it listens, *program*, whose clients find it; end with it."""
+    try:
+        executable, _ = interpreter()
+    except DevServerError as error:
+        raise CommandError(str(error), status=1) from None
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(options.ready_file or Path(folder) / "ready")
         with contextlib.suppress(OSError):
             ready.unlink()  # of another server
         server = subprocess.Popen(  # noqa: S603 - our own module
             [
-                *(sys.executable, "-m", "windback.devserver", *line),
+                *(executable, "-m", "windback.devserver", *line),
                 *("--until-stdin-closes", f"--ready-file={ready}"),
             ],
             stdin=subprocess.PIPE,

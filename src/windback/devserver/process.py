@@ -16,7 +16,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Type, Union, cast
+from typing import IO, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union, cast
 from urllib.parse import quote, urlencode
 
 from .options import (
@@ -52,8 +52,6 @@ __all__ = [
     "WebhookDelivery",
 ]
 
-if TYPE_CHECKING:
-    from typing_extensions import Self  # for Python before 3.11; type checkers bring it
 
 #: Seconds a child may take to start, and to stop before it is killed.
 START_S, STOP_S = 30.0, 5.0
@@ -66,6 +64,26 @@ _PAGE = 5_000
 
 class DevServerError(Exception):
     """The server did not start, is not running, or refused a control call."""
+
+
+def interpreter() -> Tuple[str, Path]:
+    """Return what runs the server in a process of its own, and the folder that this package is in.
+
+    Raises DevServerError where there is no such thing: a frozen program would start a copy of itself, and
+    Python starts nothing in an archive.
+    """
+    if getattr(sys, "frozen", False) or "__compiled__" in globals():
+        raise DevServerError(
+            "this program is frozen, so there is no Python to run the local server with; run `windback dev` "
+            "where windback is installed, and give its address to the client as base_url"
+        )
+    root = Path(__file__).resolve().parents[2]
+    if not root.is_dir():
+        raise DevServerError(
+            f"the local server runs from a folder, and this package is in an archive ({root}): "
+            "pip install 'windback[dev-server]', which unpacks it"
+        )
+    return sys.executable, root
 
 
 class DevServer:
@@ -142,11 +160,12 @@ class DevServer:
         if self._process is not None:
             raise DevServerError("the server is running already")
         self._log = ""
+        executable, root = interpreter()
         # Appending, so that the child always writes at the end while this side reads from the start.
         self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - closed when the child has ended
         process = subprocess.Popen(  # noqa: S603 - our own module
             [
-                *(sys.executable, "-m", "windback.devserver", "--quiet", "--until-stdin-closes"),
+                *(executable, "-m", "windback.devserver", "--quiet", "--until-stdin-closes"),
                 *("--port", str(self.port), *self._arguments),
             ],
             stdin=subprocess.PIPE,
@@ -154,7 +173,7 @@ class DevServer:
             stderr=self._stderr,
             # `-m` looks in the working directory first: there the child finds the code that this process has
             # loaded, and not some file of the caller that has the name of a module.
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=root,
         )
         self._process = process
         output = cast("IO[bytes]", process.stdout)
@@ -197,7 +216,7 @@ class DevServer:
         cast("IO[bytes]", self._stderr).close()
         self._stderr = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> DevServer:
         self.start()
         return self
 

@@ -111,7 +111,7 @@ def to_jsonable(value: object) -> object:  # noqa: PLR0911 - one line a type
         if value.utcoffset() is None:
             message = "a naive datetime: which zone is it in? Give it a tzinfo, such as timezone.utc"
             raise _UnfitError(message)
-        return value.isoformat()
+        return iso(value)
     if isinstance(value, (date, time)):
         return value.isoformat()
     if isinstance(value, Decimal):
@@ -184,16 +184,39 @@ def build(event: object, customer_email: object, properties: object, timestamp: 
     Raises InvalidEventError for what can't be right, whatever it would encode to.
     """
     payload: Dict[str, object] = {
-        "event": _check_name(event),
-        "customer_email": _check_email(customer_email),
-        "timestamp": now_text() if timestamp is None else _check_timestamp(timestamp),
+        "event": _checked("event", _check_name, event),
+        "customer_email": _checked("customer_email", _check_email, customer_email),
+        "timestamp": now_text() if timestamp is None else _checked("timestamp", _check_timestamp, timestamp),
     }
     if properties is not None:
-        if not isinstance(properties, Mapping):
-            message = f"must be a mapping such as {{'plan': 'pro'}}, not {_kind(properties)}"
-            raise InvalidEventError(message, path="properties")
-        payload["properties"] = properties
+        payload["properties"] = _checked("properties", _check_properties, properties)
     return payload
+
+
+def _checked(path: str, check: Callable[[object], object], value: object) -> object:
+    """Return what *check* does; any method of a caller's object may raise anything."""
+    try:
+        return check(value)
+    except InvalidEventError:
+        raise
+    except Exception as error:  # noqa: BLE001 - see above
+        # `from None`: the chain would print the value, which is the caller's data.
+        raise InvalidEventError(_failed("reading", value, error), path=path) from None
+
+
+def _failed(doing: str, value: object, error: Exception) -> str:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the error is the caller's as well
+        text = "it can't be shown"
+    return f"{doing} {_kind(value)} failed with {type(error).__name__}: {text}"
+
+
+def _check_properties(properties: object) -> object:
+    if not isinstance(properties, Mapping):
+        message = f"must be a mapping such as {{'plan': 'pro'}}, not {_kind(properties)}"
+        raise InvalidEventError(message, path="properties")
+    return properties
 
 
 def encode_built(payload: Dict[str, object], max_event_bytes: int) -> bytes:
@@ -230,6 +253,14 @@ def _check_email(customer_email: object) -> str:
     return str(customer_email)
 
 
+def iso(moment: datetime) -> str:
+    """Return an aware time as ISO 8601, whose offsets have no seconds, as some of the 19th century do."""
+    offset = moment.utcoffset()
+    if offset is not None and (offset.microseconds or offset.seconds % 60):
+        moment = moment.astimezone(timezone.utc)
+    return moment.isoformat()
+
+
 _TIMESTAMP = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(:\d\d)?(?:\.\d+)?([Zz]|[+-](?:[01]\d|2[0-3]):?[0-5]\d)?", re.ASCII
 )
@@ -237,13 +268,18 @@ _TIMESTAMP = re.compile(
 
 def _check_timestamp(timestamp: object) -> str:
     if isinstance(timestamp, datetime):
+        if timestamp != timestamp:  # noqa: PLR0124 - as NaN does
+            message = (
+                f"is {timestamp}, which is not a time; without a timestamp an event has that of the call"
+            )
+            raise InvalidEventError(message, path="timestamp")
         if timestamp.utcoffset() is None:
             message = (
                 f"{timestamp.isoformat()} has no time zone; pass an aware datetime, "
                 "such as datetime.now(timezone.utc)"
             )
             raise InvalidEventError(message, path="timestamp")
-        return timestamp.isoformat()
+        return iso(timestamp)
     if not isinstance(timestamp, str):
         message = f"must be an aware datetime or an ISO 8601 string with a zone, not {_kind(timestamp)}"
         raise InvalidEventError(message, path="timestamp")
@@ -268,14 +304,13 @@ def _encode_unusual(payload: Dict[str, object]) -> bytes:
     try:
         return dumps(payload, to_jsonable, _OPTIONS | orjson.OPT_NON_STR_KEYS)
     except TypeError as error:
-        found = _locate(payload, "", 0)
-        path, reason = found or ("", str(error))
+        path, reason = _locate_any(payload) or ("", str(error))
         # `from None`: the chain would print the value, which is the caller's data.
         raise InvalidEventError(reason, path=path) from None
 
 
 def _refuse_nonfinite(payload: Dict[str, object]) -> None:
-    found = _locate(payload, "", 0)
+    found = _locate_any(payload)
     if found is not None:
         path, reason = found
         raise InvalidEventError(reason, path=path)
@@ -284,6 +319,14 @@ def _refuse_nonfinite(payload: Dict[str, object]) -> None:
 def _refuse_size(size: int, limit: int) -> NoReturn:
     message = f"{size:,} bytes as JSON, and max_event_bytes is {limit:,}"
     raise InvalidEventError(message, path="event")
+
+
+def _locate_any(payload: Dict[str, object]) -> Optional[Tuple[str, str]]:
+    """Return the path and the reason of the first value that can't be sent, or None."""
+    try:
+        return _locate(payload, "", 0)
+    except Exception as error:  # noqa: BLE001 - any method of a caller's object may raise anything
+        return "properties", _failed("reading", payload.get("properties"), error)
 
 
 def _locate(value: object, path: str, depth: int) -> Optional[Tuple[str, str]]:  # noqa: PLR0911
@@ -322,7 +365,7 @@ def _locate_in_mapping(value: Mapping[object, object], path: str, depth: int) ->
     try:
         items = list(value.items())
     except Exception as error:  # noqa: BLE001 - a mapping of the caller's own
-        return path, f"reading {_kind(value)} failed with {type(error).__name__}: {error}"
+        return path, _failed("reading", value, error)
     for key, item in items:
         place = f"{path}.{key}" if path else str(key)
         try:
@@ -352,7 +395,7 @@ def _locate_in_other(value: object, path: str, depth: int) -> Optional[Tuple[str
     except _UnfitError as error:
         return path, str(error)
     except Exception as error:  # noqa: BLE001 - a conversion of the value's own
-        return path, f"converting {_kind(value)} failed with {type(error).__name__}: {error}"
+        return path, _failed("converting", value, error)
 
 
 def _kind(value: object) -> str:

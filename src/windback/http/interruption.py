@@ -14,8 +14,8 @@ from typing import Iterator, Optional, Set
 
 #: Where exceptions are defined that mean something about a connection, or nothing particular.
 _OF_REQUESTS = {
-    *("anyio", "asyncio", "builtins", "h11", "httpcore", "httpx", "idna", "select", "socket", "ssl", "trio"),
-    *("windback", "zlib"),
+    *("anyio", "asyncio", "builtins", "h11", "httpcore", "httpcore2", "httpx", "httpx2", "idna", "select"),
+    *("socket", "ssl", "trio", "windback", "zlib"),
 }
 
 

@@ -54,7 +54,7 @@ class Wire:
         """Return the request for a client of the user's, with the headers and cookies that it adds."""
         return client.build_request(
             request.method,
-            self._url(request),
+            str(self._url(request)),  # the class of URLs is the client's own
             headers=self._headers(request),
             content=request.body,
             timeout=timeout_s,
@@ -110,17 +110,19 @@ class Wire:
         """Return why there is no answer, without the key."""
         if isinstance(error, egress.RefusedError):
             return Answer(None, failure=Failure.FORBIDDEN, detail=str(error))
-        if isinstance(error, (httpx.ConnectTimeout, httpx.PoolTimeout)):
+        # By their names, which httpx and its successor share.
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {"ConnectTimeout", "PoolTimeout"}:
             failure = Failure.CONNECT_TIMEOUT
-        elif isinstance(error, httpx.TimeoutException):
+        elif "TimeoutException" in kinds:
             failure = Failure.TIMEOUT
-        elif isinstance(error, (httpx.ConnectError, httpx.ProxyError)):
+        elif kinds & {"ConnectError", "ProxyError"}:
             failure = Failure.CONNECT
         else:
             failure = otherwise
         name = type(error).__name__
         # httpx says in words what happened; what others raise is often a value alone.
-        detail = (str(error) or name) if isinstance(error, httpx.HTTPError) else f"{name}: {error}"
+        detail = (str(error) or name) if "HTTPError" in kinds else f"{name}: {error}"
         return Answer(None, failure=failure, detail=self._config.redact(detail))
 
 

@@ -25,6 +25,7 @@ from typing import (
 )
 
 from ..api.answer import Failure
+from ..broker.layout import Numbers
 from ..config import relay_keys, resolve_for_sender
 from ..delivery.engine import LocalEngine
 from ..delivery.retry import BACKOFF_CAP_S
@@ -36,7 +37,6 @@ from ..stats import DeliveryReport, FlushResult, Stats, sum_of_results, sum_of_s
 from .forwarder import POLL_S, Forwarder
 
 if TYPE_CHECKING:
-    from ..broker.inspect import Numbers
     from ..broker.stream import StreamQueue
 
 logger = logging.getLogger("windback")

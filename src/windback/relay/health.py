@@ -11,17 +11,15 @@ import http.server
 import json
 import socket
 import threading
-from typing import TYPE_CHECKING, Generator, Iterable, List, Mapping, Optional, Protocol, Tuple, Type
+from typing import Generator, Iterable, List, Mapping, Optional, Protocol, Tuple, Type
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .. import clock
+from ..broker.layout import Numbers
 from ..stats import Stats
-
-if TYPE_CHECKING:
-    from ..broker.inspect import Numbers
 
 #: A relay that did not look for so long hangs (seconds): one look waits for Redis a few times, 5 s each.
 STALE_S = 60.0

@@ -6,21 +6,19 @@ which send nothing themselves, and for what exited processes left. The sender of
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Collection, Dict, List, Optional, Union
+from typing import Callable, Collection, Dict, List, Optional, Union
 
+from ..broker.layout import Numbers
 from ..config import Config, resolve_for_sender
 from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
 from ..journal.directory import open_root
+from ..options import PathLike
 from ..secrets import hidden
 from ..stats import DeliveryReport, Stats
 from .forwarder import POLL_S, Forwarder
 from .queue import RelayQueue
-
-if TYPE_CHECKING:
-    from ..broker.inspect import Numbers
 
 
 class JournalSender(Forwarder):
@@ -51,7 +49,7 @@ class Relay(JournalSender):
 
     def __init__(
         self,
-        journal: Union[str, os.PathLike[str]],
+        journal: Union[str, PathLike],
         api_key: Optional[str] = None,
         *,
         base_url: Optional[str] = None,

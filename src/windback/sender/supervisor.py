@@ -152,6 +152,9 @@ class SenderLink(Link):
         import subprocess
 
         executable = sys.executable or ""
+        if getattr(sys, "frozen", False) or "__compiled__" in globals():
+            message = "this program is frozen, and would start a copy of itself"
+            raise ValueError(message)
         if not os.path.basename(executable).lower().startswith(("python", "pypy")):  # noqa: PTH119
             message = f"this program, {executable or 'unknown'}, is no Python interpreter to start one with"
             raise ValueError(message)
