@@ -1,4 +1,4 @@
-"""FastAPI: the middleware, and `Track`, a dependency that tracks for the customer of the request.
+"""FastAPI: the middleware, `Track`, which tracks for the customer of a request, and `webhook_router`.
 
 from windback.fastapi import Track, WindbackMiddleware
 
@@ -12,19 +12,34 @@ def export(track: Track):
 from __future__ import annotations
 
 import logging
-from typing import Set
+from datetime import timedelta
+from typing import Optional, Set, Union
 
 from .asgi import KEY, Tracker, WindbackMiddleware
+from .webhooks import (
+    MAX_BODY_BYTES,
+    SIGNATURE_HEADER,
+    TOLERANCE,
+    AsyncHandler,
+    Handler,
+    SecretOrSecrets,
+    Seen,
+    WebhookReceiver,
+    hidden_secrets,
+    too_large,
+)
 
 try:
-    from fastapi import Depends
-    from fastapi.requests import HTTPConnection
+    from fastapi import APIRouter, Depends
+    from fastapi.concurrency import run_in_threadpool
+    from fastapi.requests import HTTPConnection, Request
+    from fastapi.responses import JSONResponse
     from typing_extensions import Annotated
 except ImportError as error:
     message = 'windback.fastapi needs FastAPI: pip install "windback[fastapi]"'
     raise ImportError(message) from error
 
-__all__ = ["Track", "Tracker", "WindbackMiddleware", "get_tracker"]
+__all__ = ["Track", "Tracker", "WindbackMiddleware", "get_tracker", "webhook_router"]
 
 logger = logging.getLogger("windback")
 
@@ -47,3 +62,63 @@ _TRACKER = Tracker()
 
 #: Annotate an argument of an endpoint or of a dependency with it, and call that as `Windback.track`.
 Track = Annotated[Tracker, Depends(get_tracker)]
+
+
+def webhook_router(
+    handler: Union[Handler, AsyncHandler],
+    secret: SecretOrSecrets = None,
+    *,
+    path: str = "/windback",
+    seen: Optional[Seen] = None,
+    tolerance: Optional[timedelta] = TOLERANCE,
+) -> APIRouter:
+    """Return a router that receives churn risk alerts, for `app.include_router`.
+
+    Args:
+        handler: Gets each `ChurnRiskAlert` once. An async function runs in the event loop, any other in a
+            thread. What it raises is answered with 500, and the API delivers again.
+        secret: The webhook secret, or several; WINDBACK_WEBHOOK_SECRET if None.
+        path: Where to receive, with and without a slash at its end.
+        seen: Remembers the alerts that were handled; see `windback.webhooks.WebhookReceiver`. It is used
+            in a thread, too, unless the handler is async.
+        tolerance: How old an alert may be; None: any age.
+
+    Returns:
+        The router.
+
+    Raises:
+        ConfigurationError: There is no secret, or an argument can't work.
+    """
+    secret = hidden_secrets(secret)  # before anything can raise
+    receiver = WebhookReceiver(handler, secret, seen=seen, tolerance=tolerance)
+    router = APIRouter()
+
+    async def receive_webhook(request: Request) -> JSONResponse:
+        body = await _read(request)
+        signature = request.headers.get(SIGNATURE_HEADER)
+        if body is None:
+            status, answer = receiver.refuse(too_large())
+        elif receiver.is_async:
+            status, answer = await receiver.receive_async(body, signature)
+        else:
+            status, answer = await run_in_threadpool(receiver.receive, body, signature)
+        return JSONResponse(answer, status)
+
+    path = "/" + path.strip("/")
+    router.add_api_route(path, receive_webhook, methods=["POST"])
+    if path != "/":
+        router.add_api_route(path + "/", receive_webhook, methods=["POST"], include_in_schema=False)
+    return router
+
+
+async def _read(request: Request) -> Optional[bytes]:
+    """Return the body, or None as soon as it is known to be too long."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > MAX_BODY_BYTES:
+        return None
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            return None
+    return body

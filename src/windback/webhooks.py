@@ -36,6 +36,7 @@ from typing import (
     Set,
     Tuple,
     Union,
+    cast,
 )
 
 import orjson
@@ -141,10 +142,11 @@ def sign(body: bytes, secret: str) -> str:
 
     Raises:
         ConfigurationError: The secret can't work, such as an empty one.
+        WebhookError: The body is not bytes ("bad_payload").
     """
-    hidden_secret = _hidden(secret)
-    del secret  # before anything can raise: a traceback may be shown with the variables of its frames
-    return _signature(_checked_body(body), _checked_secrets(hidden_secret)[0])
+    keys = hidden_secrets(secret)
+    del secret  # before anything can raise: frames may be shown
+    return _signature(_bytes_of(body), _checked_secrets(keys)[0])
 
 
 def verify(body: bytes, signature: Union[str, bytes, None], secret: SecretOrSecrets = None) -> None:
@@ -162,9 +164,8 @@ def verify(body: bytes, signature: Union[str, bytes, None], secret: SecretOrSecr
             "bad_payload" for a body that is not bytes.
         ConfigurationError: There is no secret, or one can't work.
     """
-    hidden_secret = _hidden(secret)
-    del secret  # as above
-    _verify(_checked_body(body), signature, _checked_secrets(hidden_secret))
+    secret = hidden_secrets(secret)  # before anything can raise: frames may be shown
+    _verify(_checked_body(body), signature, _checked_secrets(secret))
 
 
 def parse(
@@ -193,9 +194,8 @@ def parse(
             "bad_payload"; `status` is the HTTP status to answer with.
         ConfigurationError: There is no secret, or an argument can't work.
     """
-    hidden_secret = _hidden(secret)
-    del secret  # as above
-    keys = _checked_secrets(hidden_secret)
+    secret = hidden_secrets(secret)  # before anything can raise: frames may be shown
+    keys = _checked_secrets(secret)
     _check_tolerance(tolerance)
     moment: object = now
     if moment is not None and (not isinstance(moment, datetime) or moment.utcoffset() is None):
@@ -219,10 +219,14 @@ def _parse(
     return alert
 
 
-def _checked_body(body: object) -> bytes:
+def _bytes_of(body: object) -> bytes:
     if not isinstance(body, (bytes, bytearray, memoryview)):
         raise _error("bad_payload", f"the body must be the raw bytes of the request, not {kind_of(body)}")
-    raw = bytes(body)
+    return bytes(body)
+
+
+def _checked_body(body: object) -> bytes:
+    raw = _bytes_of(body)
     if len(raw) > MAX_BODY_BYTES:
         raise too_large()
     return raw
@@ -256,15 +260,14 @@ def _signature(body: bytes, key: Secret) -> str:
     return hmac.new(key.reveal().encode("utf-8", "surrogatepass"), body, hashlib.sha256).hexdigest()
 
 
-def _hidden(given: object) -> object:
-    """Return one secret or a list of them with each one hidden. Raises nothing."""
-    if isinstance(given, (list, tuple)):
-        return [hidden(each) for each in given]
-    return hidden(given)
+def hidden_secrets(given: object) -> SecretOrSecrets:
+    """Return one secret or a list of them with each one hidden, to be passed on. Raises nothing."""
+    found = [hidden(each) for each in given] if isinstance(given, (list, tuple)) else hidden(given)
+    return cast("SecretOrSecrets", found)
 
 
 def _checked_secrets(given: object) -> Tuple[Secret, ...]:
-    """Check what `_hidden` returned; None is the environment variable. Raises ConfigurationError."""
+    """Check what `hidden_secrets` returned; None is the environment variable. Raises ConfigurationError."""
     place = "secret"
     if given is None:
         place, given = SECRET_VARIABLE, _from_environment()
@@ -508,9 +511,8 @@ class WebhookReceiver:
         seen: Optional[Seen] = None,
         tolerance: Optional[timedelta] = TOLERANCE,
     ) -> None:
-        hidden_secret = _hidden(secret)
-        del secret  # as above
-        self._secrets = _checked_secrets(hidden_secret)
+        secret = hidden_secrets(secret)  # before anything can raise: frames may be shown
+        self._secrets = _checked_secrets(secret)
         if not callable(handler):
             message = f"handler must be a function that gets a ChurnRiskAlert, not {kind_of(handler)}"
             raise ConfigurationError(message)

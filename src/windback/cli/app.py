@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Optional, Sequence
 
-from . import broker, dev, doctor, importing, journal, relay, send, tail
+from . import broker, dev, doctor, importing, journal, relay, send, tail, webhook
 from .common import group
 
 app = group("Tools for Windback on your own machine.", add_completion=True)
@@ -16,6 +16,7 @@ doctor.add_to(app)
 relay.add_to(app)
 app.add_typer(journal.app, name="journal")
 app.add_typer(broker.app, name="broker")
+app.add_typer(webhook.app, name="webhook")
 
 
 def run(argv: Optional[Sequence[str]] = None) -> int:

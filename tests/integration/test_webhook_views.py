@@ -1,0 +1,244 @@
+"""Webhooks that `windback dev` sends, received by applications in real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from http.client import HTTPConnection
+
+import pytest
+from calls import eventually
+from commands import Ended, set_environment
+from servers import UVICORN, AppServer
+
+from windback.cli import main
+from windback.devserver import DevServer
+from windback.webhooks import MAX_BODY_BYTES, sign
+
+SECRET = "whsec_local"
+
+FASTAPI = """\
+from fastapi import FastAPI
+from windback.fastapi import webhook_router
+
+app = FastAPI()
+calls = []
+
+@app.get("/calls")
+def get_calls():
+    return calls
+
+async def save(alert):
+    calls.append(alert.id)
+    print("handled", alert.id, flush=True)
+    if alert.customer_email.startswith("fails") and calls.count(alert.id) == 1:
+        raise RuntimeError("a bug of the handler")
+
+def save_in_a_thread(alert):
+    import threading
+    assert threading.current_thread() is not threading.main_thread()
+    print("handled in a thread", alert.id, flush=True)
+
+app.include_router(webhook_router(save))
+app.include_router(webhook_router(save_in_a_thread, path="/hooks/thread/"))
+"""
+
+APPS = {"fastapi": ({"app.py": FASTAPI}, [*UVICORN, "app:app"])}
+
+
+@pytest.fixture(scope="module", params=APPS)
+def app(request, tmp_path_factory):
+    files, command = APPS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    with AppServer(
+        folder, files, command, "http://127.0.0.1:9", path="/calls", WINDBACK_WEBHOOK_SECRET=SECRET
+    ) as server:
+        yield server
+
+
+def alert(number, *, at=None, email="jane@example.com", **more):
+    at = datetime.now(timezone.utc) if at is None else at
+    payload = {
+        "event": "churn_risk.alert",
+        "customer_email": email,
+        "risk_score": 90,
+        "triggered_at": at.isoformat(),
+        "opaque_id": f"alert_{number}",
+        **more,
+    }
+    return json.dumps(payload).encode()
+
+
+def post(app, body, signature=None, path="/windback"):
+    signature = sign(body, SECRET) if signature is None else signature
+    return app.get(path, "POST", body, X_Windback_Signature=signature)
+
+
+def handled(app, number):
+    return app.output().splitlines().count(f"handled {number}")
+
+
+def test_an_alert_of_the_local_server_arrives_and_a_bug_of_the_handler_makes_it_come_again(app):
+    url = f"http://127.0.0.1:{app.port}/windback"
+    with DevServer(webhook_url=url, webhook_delays=[0.1, 0.1, 0.1]) as server:
+        for email, statuses in (("jane@example.com", [200]), ("fails@example.com", [500, 200])):
+            server.reset()
+            sent = server.send_alert(email, 92)
+            eventually(lambda: server.webhooks()[0].state == "delivered", within_s=30)
+            assert [each.status for each in server.webhooks()[0].attempts] == statuses
+            assert handled(app, sent.id) == len(statuses)
+
+
+def test_a_duplicate_is_answered_without_a_call_of_the_handler(app):
+    body = alert("twice")
+    assert [post(app, body) for _ in range(3)] == [200, 200, 200]
+    assert handled(app, "alert_twice") == 1
+
+
+@pytest.mark.parametrize("path", ["/windback/", "/windback"])
+def test_a_slash_at_the_end_makes_no_difference(app, path):
+    body = alert(f"slash {path}")
+    assert post(app, body, path=path) == 200
+
+
+def test_a_sync_handler_does_not_block_the_loop(app):
+    body = alert("thread")
+    assert post(app, body, path="/hooks/thread") == 200
+
+
+@pytest.mark.parametrize(
+    ("signature", "status"),
+    [("00" * 32, 401), ("", 401), ("\xe9" * 64, 401), ("a, b", 401)],
+)
+def test_a_wrong_signature_is_answered_401(app, signature, status):
+    assert post(app, alert("wrong"), signature) == status
+    assert handled(app, "alert_wrong") == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"[]", 400),
+        (b"\xff", 400),
+        (alert("late", at=datetime.now(timezone.utc) - timedelta(hours=1)), 400),
+        (b"x" * (MAX_BODY_BYTES + 1), 413),
+    ],
+    ids=["empty", "no object", "no JSON", "late", "large"],
+)
+def test_a_wrong_body_is_answered_400_or_413(app, body, status):
+    assert post(app, body) == status
+
+
+def test_a_body_without_an_end_is_read_no_further(app):
+    """The answer comes though most of what was announced was never sent."""
+    with socket.create_connection(("127.0.0.1", app.port), timeout=60) as connection:
+        head = "POST /windback HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
+        connection.sendall(head.encode() + b"x" * 1000)
+        assert connection.recv(12) == b"HTTP/1.1 413"
+
+
+def test_a_get_is_not_a_delivery(app):
+    assert app.get("/windback") == 405
+
+
+def test_no_request_of_a_thousand_fuzzed_ones_is_a_5xx(app):
+    rng = random.Random(7)
+    statuses = set()
+    with closing(HTTPConnection("127.0.0.1", app.port, timeout=30)) as connection:
+        for _ in range(1000):
+            body = bytearray(alert("fuzz"))
+            for _ in range(rng.randrange(3)):
+                body[rng.randrange(len(body))] = rng.randrange(256)
+            signature = sign(bytes(body), SECRET)
+            if rng.random() < 0.3:
+                signature = "".join(chr(rng.randrange(33, 256)) for _ in range(rng.randrange(80)))
+            connection.request("POST", "/windback", bytes(body), {"X-Windback-Signature": signature})
+            answer = connection.getresponse()
+            answer.read()
+            statuses.add(answer.status)
+    assert {200, 400, 401} <= statuses
+    assert max(statuses) < 500
+
+
+@pytest.mark.parametrize("secret", [None, "", "sk_live_1"])
+def test_a_server_without_a_secret_does_not_start(tmp_path, secret):
+    files, _ = APPS["fastapi"]
+    (tmp_path / "app.py").write_text(files["app.py"], encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WINDBACK_")}
+    if secret is not None:
+        environment["WINDBACK_WEBHOOK_SECRET"] = secret
+    ended = subprocess.run(
+        [sys.executable, "-c", "import app"],
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        timeout=60,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert "WINDBACK_WEBHOOK_SECRET" in ended.stderr
+
+
+# -- windback webhook send -------------------------------------------------------------------------
+
+
+def sent(capsys, app, *options, path="/windback"):
+    status = main(["webhook", "send", "--to", f"http://127.0.0.1:{app.port}{path}", *options])
+    return Ended(status, *capsys.readouterr())
+
+
+def test_the_command_sends_an_alert_that_is_handled(app, capsys, monkeypatch):
+    set_environment(monkeypatch)  # the secret is that of the local server
+    ended = sent(capsys, app, "--id", "alert_cli", "--email", "jo@example.com", "--score", "55")
+    assert (ended.status, ended.out, ended.err) == (0, 'alert: 200 {"status":"ok"}\n', "")
+    again = sent(capsys, app, "--id", "alert_cli", "--json")
+    assert again.json["answer"] == '{"status":"duplicate"}'
+    assert handled(app, "alert_cli") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "statuses"),
+    [
+        (["--duplicate"], ["200", "200"]),
+        (["--late"], ["400"]),
+        (["--wrong-signature"], ["401"]),
+        (["--wrong-signature", "--duplicate"], ["401", "401"]),
+    ],
+)
+def test_the_command_sends_wrong_ones_on_demand(app, capsys, monkeypatch, options, statuses):
+    set_environment(monkeypatch, WEBHOOK_SECRET=f"{SECRET},whsec_old")
+    ended = sent(capsys, app, *options)
+    assert ended.status == 0
+    assert [line.split()[1] for line in ended.out.splitlines()] == statuses
+
+
+def test_the_command_says_why_an_answer_is_not_the_right_one(app, capsys, monkeypatch):
+    set_environment(monkeypatch, WEBHOOK_SECRET=f"{SECRET}_other")
+    ended = sent(capsys, app)
+    assert ended.status == 1
+    assert "expected 2xx: the application has another secret" in ended.out
+    assert sent(capsys, app, path="/nowhere").out.endswith("is this the path of the webhook?\n")
+
+
+@pytest.mark.parametrize(
+    ("url", "variables", "says"),
+    [
+        ("http://127.0.0.1:9/x", {}, "http://127.0.0.1:9/x: "),
+        ("https://app.example.com/x", {}, "set WINDBACK_WEBHOOK_SECRET"),
+        ("http://127.0.0.1:9/x", {"WEBHOOK_SECRET": "sk_live_1"}, "is an API key"),
+        ("ftp://app", {}, "starts with http"),
+        ("127.0.0.1:8000/x", {}, "starts with http"),
+    ],
+)
+def test_the_command_refuses_what_can_not_work(capsys, monkeypatch, url, variables, says):
+    set_environment(monkeypatch, **variables)
+    assert main(["webhook", "send", "--to", url]) == 2
+    assert says in capsys.readouterr().err
