@@ -578,7 +578,7 @@ def test_check_finds_a_flipped_bit(run, root):
     assert shown.status == 1
     assert shown.out.splitlines() == [
         f"damage: {name}/{path.name}: damaged between records; lost: 1 or more",
-        "3 segments, 1 ledger, 49 events: damaged: 1, lost: 1 or more",
+        "1 segment, 1 ledger, 49 events: damaged: 1, lost: 1 or more",
     ]
     found = run("journal", "check", "--json", root)
     assert (found.status, found.json["lost"]) == (1, 1)
@@ -643,7 +643,7 @@ def test_check_names_files_of_others_newer_versions_and_what_was_set_aside(run, 
         "not ours: other.db",
         f"not ours: {name}/notes.txt",
         f"set aside: bad/{name}-00000009.seg",
-        "3 segments, 1 ledger, 5 events: no damage",
+        "1 segment, 1 ledger, 5 events: no damage",
     ]
     stats = run("journal", "stats", root).out
     assert f"{newer}: left alone: a journal of version 2" in stats

@@ -231,7 +231,7 @@ class LocalEngine:
     def _flush_until(self, deadline_s: Optional[float], *, in_caller: bool) -> FlushResult:
         """in_caller: there is no event loop, so no task can do it."""
         waker = ThreadWaker()
-        flush = self.scheduler.begin_flush(waker, patient=deadline_s is not None)
+        flush = self.scheduler.begin_flush(waker, patient=deadline_s is not None, adopts=True)
         return self._await(flush, waker, deadline_s, in_caller=in_caller)
 
     def _await(
@@ -297,7 +297,7 @@ class LocalEngine:
         self.check_may_wait()
         deadline_s = None if timeout is None else clock.now_s() + timeout
         # It begins before this task has anything to sleep on: what is delivered in the meantime counts.
-        flush = self.scheduler.begin_flush(ThreadWaker(), patient=deadline_s is not None)
+        flush = self.scheduler.begin_flush(ThreadWaker(), patient=deadline_s is not None, adopts=True)
         try:
             flush.waker = waker = await self.loops.waker()
             while not flush.done and not is_past(deadline_s):
@@ -363,6 +363,9 @@ class LocalEngine:
         self.close(0)
         self.loops.stop()
         return True
+
+    def forked(self) -> None:
+        """Take notice of a fork, in the parent: nothing changes here."""
 
     def reset(self) -> None:
         """Become a client that has done nothing yet, in a forked child."""

@@ -75,8 +75,10 @@ class _Outcome(NamedTuple):
 class Flush:
     """A flush in progress: done once everything below `target` is settled, or there is no hope."""
 
-    def __init__(self, target: int, waker: Waker, *, patient: bool, before: Stats) -> None:
+    def __init__(self, target: int, waker: Waker, *, patient: bool, adopts: bool, before: Stats) -> None:
         self.target = target
+        #: Whether it is also about what exited processes left.
+        self.adopts = adopts
         self.waker = waker
         #: A patient flush has a timeout of its own; the other gives up when the server can't be reached.
         self.patient = patient
@@ -215,17 +217,25 @@ class Scheduler:
         """
         with self.lock:
             self._unpark(previous)
-            if self._disk is not None and self._disk.wants_upkeep and not (self._in_upkeep or self.closing):
+            is_kept = not self.closing or self._is_adopting
+            if self._disk is not None and self._disk.wants_upkeep and is_kept and not self._in_upkeep:
                 self._in_upkeep = True
                 return Step(upkeep=True)
             step = self._try_lease(now_s)
             if step is not None:
                 return step
             is_last = self.workers <= 1
-            is_over = self.closing and (self.given_up or not self.queue.waiting().events)
+            has_rest = self.queue.waiting().events or self._is_adopting
+            is_over = self.closing and (self.given_up or not has_rest)
             if is_over or (idle and not is_last):
                 return self._leave()
             return self._park(now_s, waker)
+
+    @property
+    def _is_adopting(self) -> bool:
+        """Whether events of exited processes are to be read before this client is closed."""
+        adopting = 0 if self._disk is None else self._disk.adopting
+        return adopting > 0 and any(flush.adopts for flush in self._flushes)
 
     def _try_lease(self, now_s: float) -> Optional[Step]:
         if self.given_up or self._due_in(now_s) != 0.0:
@@ -237,7 +247,9 @@ class Scheduler:
             self._watch_s = PATIENCE_S
         self._in_flight += 1
         # What is left now came after the last take, and after the first event was seen.
-        since_s = max(self._last_take_s, now_s if self._first_seen_s is None else self._first_seen_s)
+        since_s = now_s if self._first_seen_s is None else self._first_seen_s
+        if not self.queue.is_cut:
+            since_s = max(self._last_take_s, since_s)
         self._first_seen_s = since_s if self.queue.waiting().events else None
         self._last_take_s = now_s
         due_s = self._due_in(now_s)
@@ -276,6 +288,9 @@ class Scheduler:
         self._arm(now_s)
         # Looked at only now: what came before `wake_at` was set woke nobody.
         due_s = self._due_in(now_s)
+        retry_s = None if self._disk is None else self._disk.retry_in_s(now_s)
+        if retry_s is not None:
+            due_s = retry_s if due_s is None else min(due_s, retry_s)
         if due_s is not None and self._timed is None:
             if self._in_flight and due_s <= PATIENCE_S:
                 due_s = max(due_s, self._watch_s)
@@ -326,6 +341,9 @@ class Scheduler:
             with self.lock:
                 add()
                 self._release_room()
+                self._end_flushes()  # there may have been nothing to adopt, or it is all settled
+                if self._disk.trouble is not None:
+                    self._give_up_flushes(also_patient=False)
         finally:
             self._in_upkeep = False
 
@@ -514,12 +532,18 @@ class Scheduler:
 
     # -- flush, close, stats -------------------------------------------------------------------
 
-    def begin_flush(self, waker: Waker, *, patient: bool) -> Flush:
-        """Start to send everything that was accepted so far; *waker* is released when it is done."""
+    def begin_flush(self, waker: Waker, *, patient: bool, adopts: bool = False) -> Flush:
+        """Start to send everything that was accepted so far; *waker* is released when it is done.
+
+        adopts: what exited processes left in the journal counts, too.
+        """
+        adopts = adopts and not self.exiting and self._disk is not None
+        if adopts and self._disk is not None:
+            self._disk.look()
         with self.lock:
             _, target = self.queue.positions()
-            flush = Flush(target, waker, patient=patient, before=self._snapshot())
-            if self.queue.unsettled_before(target) == 0:
+            flush = Flush(target, waker, patient=patient, adopts=adopts, before=self._snapshot())
+            if not self._unsettled(flush):
                 flush.done = True
                 return flush
             self._flushes.append(flush)
@@ -533,7 +557,7 @@ class Scheduler:
             if flush in self._flushes:
                 self._flushes.remove(flush)
             after, before = self._snapshot(), flush.before
-            pending = min(self.queue.unsettled_before(flush.target), after.pending)
+            pending = self._unsettled(flush)
         return FlushResult.between(before, after, pending, self.gate.last_failure)
 
     def begin_close(self) -> None:
@@ -585,12 +609,17 @@ class Scheduler:
             hook_errors=self._hooks.errors,
             adopted=self.queue.adopted,
             journal_bytes=0 if self._disk is None else self._disk.size_on_disk,
-            problem=self.gate.problem,
+            problem=self.gate.problem or (None if self._disk is None else self._disk.trouble),
         )
+
+    def _unsettled(self, flush: Flush) -> int:
+        """Return how many of the events that a flush is about are still here."""
+        pending = min(self.queue.unsettled_before(flush.target), self.queue.counts()[2])
+        return max(pending, self._disk.adopting) if flush.adopts and self._disk is not None else pending
 
     def _end_flushes(self) -> None:
         for flush in list(self._flushes):
-            if self.queue.unsettled_before(flush.target) == 0:
+            if not self._unsettled(flush):
                 self._end(flush)
 
     def _give_up_flushes(self, *, also_patient: bool) -> None:

@@ -13,15 +13,18 @@ closed: a forked child that unlocked would free its parent's.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
 import re
 import secrets
+import stat
 import time
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Iterator, List, NamedTuple, Optional, Sequence
 
+from .. import clock
 from ..errors import ConfigurationError
 from . import format as fmt
 from . import segment
@@ -34,37 +37,70 @@ OWNER, DRAIN = "owner.lock", "drain.lock"
 COUNTERS = "counters"
 BAD, DEAD = "bad", "dead"
 
+#: What is short for a moment, or fails and works again. EACCES and the like are for somebody to see to.
+_TRANSIENT = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EAGAIN", "EBUSY", "EDQUOT", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOBUFS", "ENOLCK", "ENOMEM"),
+        "ENOSPC",
+    )
+)
 _NAME = re.compile(r"[0-9a-f]{16}")
 _UNFINISHED = ".new"
 #: A directory takes a moment to make; one that takes so long belongs to a process that died meanwhile.
 _UNFINISHED_S = 3600.0
 _MOUNTS = Path("/proc/self/mountinfo")
-#: Where a store into a mapping of allocated blocks can't fail for lack of space.
-_MAPPED = frozenset({"ext2", "ext3", "ext4", "overlay", "ramfs", "tmpfs", "xfs"})
+#: Where a store into a mapping of allocated blocks can't fail for lack of space, unless files share them.
+_MAPPED = frozenset({"ext2", "ext3", "ext4", "ramfs", "tmpfs", "xfs"})
+#: Of these, the ones where a copy of a file may share its blocks, so that a store needs a new one.
+_SHARING = frozenset({"xfs"})
+#: Of Linux: have a file share the blocks of another.
+_FICLONE = 0x40049409
+#: Others could put events there, and this process would send them with its key.
+_OPEN_TO_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 #: Where other machines may be involved: no coherent mappings, and locks that lie.
 _NETWORK = frozenset(
     {"9p", "afs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs", "virtiofs"}
 )
 
 
+class Mount(NamedTuple):
+    """A file system: its type, as Linux calls it, where it is mounted, and its options."""
+
+    kind: str
+    point: Path
+    options: Sequence[str]
+
+
 def filesystem(path: Path, mountinfo: Path = _MOUNTS) -> Optional[str]:
     """Return the type of the file system that *path* is on, as Linux calls it; None where nothing tells."""
+    mount = mount_of(path, mountinfo)
+    return None if mount is None else mount.kind
+
+
+def mount_of(path: Path, mountinfo: Path = _MOUNTS) -> Optional[Mount]:
+    """Return the file system that *path* is on; None where nothing tells."""
     try:
         mounts = mountinfo.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return None
-    best, kind = "", None
+    best, found = "", None
     real = str(path.resolve())
     for mount in mounts:
         fields = mount.split()
         if len(fields) < 5 or "-" not in fields[5:-1]:
             continue
         # proc(5): mount point, fifth; after a "-" of its own the type. Spaces in a path are octal there.
-        point = re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), fields[4])
+        point = _unescaped(fields[4])
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):  # of two mounts at one point the later is on top
-            best, kind = point, fields[fields.index("-") + 1]
-    return kind
+            kind, *_, options = fields[fields.index("-", 5) + 1 :]
+            best, found = point, Mount(kind, Path(point), options.split(","))
+    return found
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), text)
 
 
 def open_root(root: Path) -> bool:
@@ -72,15 +108,78 @@ def open_root(root: Path) -> bool:
 
     Raises ConfigurationError for a place that can't hold a journal, and OSError for one that can't right now.
     """
-    root.mkdir(0o700, parents=True, exist_ok=True)
-    if root.stat().st_uid != os.geteuid():
+    make_private(root)
+    status = root.stat()
+    if status.st_uid != os.geteuid():
         message = f"journal {str(root)!r} belongs to another user; choose a directory of this one's"
         raise ConfigurationError(message)
-    kind = filesystem(root)
-    if kind in _NETWORK or (kind or "").startswith("fuse"):
-        message = f"journal {str(root)!r} is on {kind}, where locks and mappings fail; choose a local disk"
+    if status.st_mode & _OPEN_TO_OTHERS:
+        message = (
+            f"journal {str(root)!r} may be written to by others than its owner, whose events would be sent "
+            f"with this key: chmod go-w {root}"
+        )
         raise ConfigurationError(message)
-    return kind in _MAPPED
+    mount = mount_of(root)
+    if mount is not None and (mount.kind in _NETWORK or mount.kind.startswith("fuse")):
+        message = (
+            f"journal {str(root)!r} is on {mount.kind}, where locks and mappings fail; choose a local disk"
+        )
+        raise ConfigurationError(message)
+    return mount is not None and _keeps_blocks(root, mount)
+
+
+def make_private(folder: Path) -> None:
+    """Make a directory, and those that are missing above it, for this user alone. Raises OSError."""
+    missing = [folder]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    for each in reversed(missing):
+        each.mkdir(0o700, exist_ok=True)
+
+
+def _keeps_blocks(root: Path, mount: Mount, mountinfo: Path = _MOUNTS) -> bool:
+    """Whether a store into an allocated block of a file there never needs another one."""
+    if mount.kind == "overlay":
+        upper = _upper_of(root, mount)
+        below = None if upper is None else mount_of(upper, mountinfo)
+        if below is None or below.kind == "overlay":
+            return False  # in a container it can't be seen, and it may be anything
+        kind = below.kind
+    else:
+        kind = mount.kind
+    return kind in _MAPPED and not (kind in _SHARING and _shares_blocks(root))
+
+
+def _upper_of(root: Path, mount: Mount) -> Optional[Path]:
+    """Return where the files of an overlay are in truth; None if that can't be seen from here."""
+    for option in mount.options:
+        name, _, value = option.partition("=")
+        upper = Path(_unescaped(value)) / root.resolve().relative_to(mount.point)
+        with contextlib.suppress(OSError):
+            if name == "upperdir" and upper.is_absolute():
+                here, there = root.stat(), upper.stat()  # a path of that name may be anything in here
+                return upper if here.st_mtime_ns == there.st_mtime_ns else None
+    return None
+
+
+def _shares_blocks(root: Path) -> bool:
+    """Whether files can share blocks there, as a copy made by `cp` does."""
+    import fcntl
+
+    names = [root / f"{secrets.token_hex(8)}.probe" for _ in range(2)]
+    descriptors: List[int] = []
+    try:
+        for name in names:
+            descriptors.append(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            segment.remove(name)
+        os.pwrite(descriptors[0], bytes(4096), 0)
+        fcntl.ioctl(descriptors[1], _FICLONE, descriptors[0])
+    except OSError as error:
+        return error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return True
 
 
 def names(root: Path) -> List[str]:
@@ -89,30 +188,31 @@ def names(root: Path) -> List[str]:
 
 
 def used_bytes(root: Path, without: str) -> int:
-    """Return the size of all segments of events under *root*, *without* those of one directory."""
-    count = 0
-    for name in names(root):
-        if name != without:
-            with contextlib.suppress(OSError):  # not ours to look into
-                count += len(segment.ids(root / name, fmt.EVENTS))
-    return count * fmt.SEGMENT_BYTES
+    """Return what everything under *root* takes on the disk, *without* one directory."""
+    return segment.allocated_under(root, 1) - segment.allocated_under(root / without, 0)
+
+
+class HeldError(BlockingIOError):
+    """A lock that another holds."""
 
 
 class Lock:
     """A locked file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BlockingIOError if it is another's, OSError."""
+        """Raises HeldError if it is another's, NotOursError, OSError."""
         import fcntl
 
         self.name = path.name
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
-            self.descriptor = os.open(path, flags, 0o600)
+            self.descriptor = segment.open_file(path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if is_same(self.descriptor, path):
                     return
+            except BlockingIOError as error:
+                self.close()
+                raise HeldError(*error.args) from None
             except BaseException:
                 self.close()
                 raise
@@ -138,6 +238,7 @@ class JournalDirectory:
         self.mapped = mapped
         self.synced = synced
         self._locks = list(locks)
+        self._is_owned = any(lock.name == OWNER for lock in locks)
         #: Callers and the drain side both make segments; `next` is one step.
         self._ids = itertools.count(1)
 
@@ -169,25 +270,29 @@ class JournalDirectory:
 
     @classmethod
     def adopt(cls, root: Path, name: str) -> Optional[JournalDirectory]:
-        """Take over the directory of a dead process; None if somebody lives there, or drains it."""
+        """Take over the directory of an exited process; None if it runs, or if another drains it.
+
+        Raises OSError if that may work later.
+        """
         try:
             return cls._lock(root, name, (OWNER, DRAIN))
-        except (
-            BlockingIOError,
-            FileNotFoundError,
-            PermissionError,
-        ):  # held by others, gone, not ours to open
-            return None
-        except OSError as error:  # such as no file descriptor left
-            logger.warning("journal %s/%s: left alone: %s", root, name, error)
-            return None
+        except OSError as error:
+            if is_transient(error):  # such as no file descriptor left
+                raise
+            return None  # held by others, gone, not ours to open
 
     @classmethod
     def attend(cls, root: Path, name: str, *, synced: bool = False) -> Optional[JournalDirectory]:
-        """Drain the directory of a process, dead or alive; None if another does, or it is gone."""
-        home = None
-        with contextlib.suppress(OSError):
+        """Drain the directory of a process, exited or running; None if another does, or it is gone.
+
+        Raises OSError if that may work later.
+        """
+        try:
             home = cls._lock(root, name, (DRAIN,))
+        except OSError as error:
+            if is_transient(error):
+                raise
+            return None
         if home is not None:
             home.synced = synced
             home.own()
@@ -196,6 +301,8 @@ class JournalDirectory:
     @classmethod
     def _lock(cls, root: Path, name: str, locks: Sequence[str]) -> Optional[JournalDirectory]:
         folder = root / name
+        if not _is_ours(folder):
+            return None
         # Locks may have been removed by people. Where there is nothing of ours, a lock is not put either.
         if not any(each in (OWNER, DRAIN) or segment.is_segment(each) for each in segment.listed(folder)):
             return None
@@ -208,27 +315,29 @@ class JournalDirectory:
     @property
     def is_owned(self) -> bool:
         """Whether nobody else can write here."""
-        return any(lock.name == OWNER for lock in self._locks)
+        return self._is_owned
 
     def own(self) -> bool:
-        """Take the owner lock, if the process that held it is dead."""
-        if not self.is_owned:
-            try:
-                self._locks.append(Lock(self.folder / OWNER))
-            except OSError:
-                return False
-        return True
+        """See whether the process that writes here has exited.
 
-    def new_segment(self, kind: int) -> Segment:
-        """Make the next segment. Raises OSError."""
+        Its lock need not be kept: a directory is written to by the process that made it, and by no other.
+        """
+        if not self._is_owned:
+            with contextlib.suppress(OSError):
+                Lock(self.folder / OWNER).close()
+                self._is_owned = True
+        return self._is_owned
+
+    def new_segment(self, kind: int, limit: int = fmt.SEGMENT_BYTES) -> Segment:
+        """Make the next segment, with room up to *limit*. Raises OSError."""
         header = segment.new_header(kind, next(self._ids), self.nonce)
-        return segment.create(self.folder, header, mapped=self.mapped, synced=self.synced)
+        return segment.create(self.folder, header, mapped=self.mapped, synced=self.synced, limit=limit)
 
     def restore(self) -> bool:
         """Make the directory again if somebody removed it; whether that was so. Raises OSError."""
         if self.folder.is_dir():
             return False
-        self.root.mkdir(0o700, parents=True, exist_ok=True)
+        make_private(self.root)
         gone, self._locks = self._locks, self._make(self.root, self.name, [lock.name for lock in self._locks])
         for lock in gone:
             lock.close()
@@ -242,6 +351,27 @@ class JournalDirectory:
         path = folder / f"{self.name}-{source.name}"
         source.rename(path)
         return path
+
+    def trim(self) -> bool:
+        """Give back what was allocated here and not used, with all locks held; whether an event is left."""
+        is_left = False
+        for segment_id in segment.ids(self.folder, fmt.EVENTS):
+            path = segment.path_of(self.folder, fmt.EVENTS, segment_id)
+            try:
+                if segment.trim(path):
+                    is_left = True
+                else:
+                    segment.remove(path)
+            except OSError:  # it stays as it is
+                is_left = True
+        for segment_id in segment.ids(self.folder, fmt.LEDGER):
+            path = segment.path_of(self.folder, fmt.LEDGER, segment_id)
+            with contextlib.suppress(OSError):
+                if is_left:
+                    segment.trim(path)
+                else:
+                    segment.remove(path)
+        return is_left
 
     def remove(self) -> None:
         """Remove the directory with the locks, last; what is not ours in it stays, and so does it then."""
@@ -260,6 +390,47 @@ class JournalDirectory:
         for lock in self._locks:
             lock.close()
         self._locks.clear()
+
+
+def trim(root: Path, name: str) -> bool:
+    """Give back what an exited process allocated and did not use; False if it runs, or if it is drained.
+
+    What holds no event goes, the directory too if that is all of it.
+    """
+    try:
+        home = JournalDirectory.adopt(root, name)
+    except OSError:
+        return False
+    if home is None:
+        return False
+    if home.trim():
+        home.close()
+    else:
+        home.remove()
+    return True
+
+
+@contextlib.contextmanager
+def growing(root: Path, most_s: float) -> Iterator[None]:
+    """Be the only one to make a segment under *root*, while a block of code runs, or one after *most_s*."""
+    import fcntl
+
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    except OSError:  # not there yet, or no descriptor left: the next step says so
+        yield
+        return
+    try:
+        deadline_s = clock.now_s() + most_s
+        while clock.now_s() < deadline_s:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                clock.sleep(0.001)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sweep(root: Path) -> None:
@@ -291,12 +462,38 @@ def _lock_all(folder: Path, names_of_locks: Sequence[str]) -> List[Lock]:
     return locks
 
 
+def left_behind(root: Path, own: str) -> List[str]:
+    """Return the names of directories of exited processes that nobody sends from. Raises OSError."""
+    return [
+        name
+        for name in names(root)
+        if name != own and not is_held(root / name / OWNER) and not is_held(root / name / DRAIN)
+    ]
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether what failed may work a little later: the system is short of something, or a disk hiccups."""
+    return isinstance(error, OSError) and error.errno in _TRANSIENT and not isinstance(error, HeldError)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether *folder* is a directory of this user, and nobody else may write to it."""
+    try:
+        status = folder.lstat()
+    except OSError as error:
+        if is_transient(error):
+            raise
+        return False
+    is_private = status.st_uid == os.geteuid() and not status.st_mode & _OPEN_TO_OTHERS
+    return is_private and stat.S_ISDIR(status.st_mode)
+
+
 def is_held(path: Path) -> bool:
     """Whether somebody has the lock on a lock file; of one that can't be opened, by others' rights, too."""
     import fcntl
 
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = segment.open_file(path, of_any_user=True)
     except FileNotFoundError:
         return False
     except OSError:

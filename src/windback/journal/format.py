@@ -2,7 +2,7 @@ r"""The bytes of a segment: how a record is written so that a half-written one n
 
 Pure: bytes in, bytes out. All numbers are little-endian, and everything stands at multiples of 8.
 
-A segment is a file of `SEGMENT_BYTES`, zero behind its last record:
+A segment is a file of `SEGMENT_BYTES`, zero behind its last record (some of that may be a hole):
 
     header, 64 bytes    magic "WBSG\r\n\x1a\n" (8), version (2), header length (2), kind (2), flags (2),
                         segment id (4), nonce of the directory (8), pid (4), created, ns since the epoch,
@@ -27,6 +27,8 @@ from typing import Iterator, NamedTuple, Optional, Union
 from zlib import crc32
 
 SEGMENT_BYTES = 1 << 20
+#: What a ledger, and the first segment of a process, may take of that before there is another.
+SMALL_BYTES = 1 << 16
 HEADER_BYTES = 64
 RECORD_BYTES = 16
 #: No event is longer: what an empty segment has room for.
@@ -47,6 +49,9 @@ END_AT = 60
 K_OFFSET, K_LENGTH, K_SEQUENCE = 2654435761, 2246822519, 668265263
 MASK = 0xFFFFFFFF
 
+#: How many bytes a scan looks at, at most, where no valid record is. Damage needs little: rubbish seldom
+#: has the zeros of a header at the right place. What is made to look like headers must not keep a scan busy.
+_MAX_RUBBISH_BYTES = 32 * SEGMENT_BYTES
 #: Zeros are skipped by up to so many bytes at a time: the free end of a segment takes no time, and rubbish
 #: with gaps in it does not have all of the rest copied for each of them.
 _MAX_STRIDE = 4096
@@ -157,11 +162,26 @@ def record_at(data: Bytes, at: int, start: int) -> Optional[Record]:
     return Record(at, at + padded(length), sequence, payload)
 
 
+def _cost(data: Bytes, at: int) -> int:
+    """Return how many bytes `record_at` looked at to find no valid record at offset *at*."""
+    if at + RECORD_BYTES > len(data):
+        return 0
+    length, _, _, zero = RECORD.unpack_from(data, at)
+    return 0 if zero or at + RECORD_BYTES + length > len(data) else length
+
+
 def scan(data: bytes, start: int, at: int = HEADER_BYTES) -> Iterator[Record]:
-    """Yield every valid record from offset *at* on; never raises, whatever the bytes are."""
+    """Yield every valid record from offset *at* on; never raises, whatever the bytes are.
+
+    It ends early in a segment that somebody filled with what looks like headers and is not.
+    """
+    left = _MAX_RUBBISH_BYTES
     while at < len(data):
         record = record_at(data, at, start)
         if record is None:
+            left -= _cost(data, at)
+            if left < 0:
+                return
             at = _next_candidate(data, at)
         else:
             yield record

@@ -263,12 +263,15 @@ class _Read(NamedTuple):
 def _read(path: Path, *, is_alive: bool) -> Optional[_Read]:
     """Return a segment; None if it is gone. Raises OSError."""
     try:
-        with path.open("rb") as file:
-            # In this order: what is written after it was sealed is nothing.
-            is_whole = not is_alive or any(os.pread(file.fileno(), fmt.END.size, fmt.END_AT))
-            return _Read(file.read(fmt.SEGMENT_BYTES), is_whole)
-    except FileNotFoundError:
+        descriptor = segment.open_file(path, of_any_user=True)
+    except (FileNotFoundError, segment.NotOursError):
         return None
+    try:
+        # In this order: what is written after it was sealed is nothing.
+        is_whole = not is_alive or any(os.pread(descriptor, fmt.END.size, fmt.END_AT))
+        return _Read(os.pread(descriptor, fmt.SEGMENT_BYTES, 0), is_whole)
+    finally:
+        os.close(descriptor)
 
 
 def _scan(home: JournalReport, path: Path, segment_id: int, read: _Read) -> Scanned:
@@ -335,11 +338,10 @@ def _newer(folder: Path) -> Optional[Problem]:
         for segment_id in segment.ids(folder, kind):
             path = segment.path_of(folder, kind, segment_id)
             try:
-                with path.open("rb") as file:
-                    fmt.read_header(file.read(fmt.HEADER_BYTES))
+                fmt.read_header(segment.read_file(path, fmt.HEADER_BYTES, of_any_user=True))
             except fmt.NewerError as error:
                 return Problem(path, str(error))
-            except (fmt.ForeignError, FileNotFoundError):
+            except (fmt.ForeignError, FileNotFoundError, segment.NotOursError):
                 continue
     return None
 

@@ -32,8 +32,8 @@ OFFSET_BITS = 20
 #: (segment id, first offset, offset behind the last record, how many records)
 Extent = Tuple[int, int, int, int]
 
-#: With less room than this left the next ledger is made ahead.
-_LOW_BYTES = fmt.SEGMENT_BYTES // 4
+#: With less than this part of its room left the next ledger is made ahead.
+_LOW_PART = 4
 
 
 def spot_of(segment_id: int, at: int) -> Spot:
@@ -123,7 +123,7 @@ class Ledger:
     @classmethod
     def start(cls, home: JournalDirectory) -> Ledger:
         """Begin one in a directory that has none. Raises OSError."""
-        ledger = cls(home, State({}, {}), home.new_segment(fmt.LEDGER))
+        ledger = cls(home, State({}, {}), home.new_segment(fmt.LEDGER, fmt.SMALL_BYTES))
         ledger._write_snapshot()
         return ledger
 
@@ -138,8 +138,7 @@ class Ledger:
         damaged: List[int] = []
         for segment_id in reversed(left[:]):
             path = segment.path_of(home.folder, fmt.LEDGER, segment_id)
-            with path.open("rb") as file:
-                data = file.read(fmt.SEGMENT_BYTES)
+            data = segment.read_file(path)
             _refuse_newer(data)
             records = list(fmt.scan(data, fmt.seed(home.nonce, segment_id, fmt.LEDGER)))
             state = state_of(records)
@@ -172,11 +171,21 @@ class Ledger:
     @property
     def wants_room(self) -> bool:
         """Whether `make_room` should be called."""
-        return self._next is None and fmt.SEGMENT_BYTES - self._current.end < _LOW_BYTES
+        current = self._current
+        return self._next is None and current.limit - current.end < current.limit // _LOW_PART
+
+    @property
+    def size(self) -> int:
+        """What it takes on the disk."""
+        return self._current.limit + (0 if self._next is None else self._next.limit)
 
     def make_room(self) -> None:
         """Make the next segment ahead. Raises OSError."""
-        self._next = self._home.new_segment(fmt.LEDGER)
+        self._next = self._new_segment(len(self._snapshot()))
+
+    def _new_segment(self, snapshot_bytes: int) -> Segment:
+        """Make a segment in which there is room behind a snapshot."""
+        return self._home.new_segment(fmt.LEDGER, _limit_for(snapshot_bytes))
 
     def lease(self, key: str, extents: List[Extent]) -> None:
         """Record that these events are about to be sent under *key*. Raises OSError if it can't."""
@@ -206,10 +215,11 @@ class Ledger:
         snapshot = self._snapshot()
         old = self._current
         spare, self._next = self._next, None
-        if spare is not None and self._is_gone:
-            spare.close()
+        if spare is not None and (self._is_gone or spare.limit < _limit_for(len(snapshot))):
+            with contextlib.suppress(OSError):
+                spare.unlink()
             spare = None
-        self._current = spare or self._home.new_segment(fmt.LEDGER)
+        self._current = spare or self._new_segment(len(snapshot))
         self._is_gone = False
         self._current.append(snapshot)
         old.unlink()
@@ -241,6 +251,11 @@ class Ledger:
             self._next.unlink()
 
 
+def _limit_for(snapshot_bytes: int) -> int:
+    """Return how much of a ledger's segment to allocate for a snapshot and what comes behind it."""
+    return fmt.SMALL_BYTES if 2 * snapshot_bytes < fmt.SMALL_BYTES else fmt.SEGMENT_BYTES
+
+
 def _refuse_newer(data: bytes) -> None:
     try:
         fmt.read_header(data)
@@ -254,6 +269,13 @@ def state_of(records: Sequence[fmt.Record]) -> Optional[State]:
     """Return what the records of one ledger come to; None without the snapshot that each begins with."""
     if not records or records[0].at != fmt.HEADER_BYTES:
         return None
+    try:
+        return _state_of(records)
+    except (AttributeError, KeyError, TypeError, ValueError):  # whole records, but not of a ledger
+        return None
+
+
+def _state_of(records: Sequence[fmt.Record]) -> State:
     snapshot = orjson.loads(records[0].payload)
     leases = {key: _read(extents) for key, extents in snapshot["leases"].items()}
     done = {int(segment_id): Ranges(parts) for segment_id, parts in snapshot["segments"].items()}

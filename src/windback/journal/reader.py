@@ -13,14 +13,16 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence, Set
+from zlib import crc32
 
 from ..event.batch import Batch
 from . import format as fmt
 from . import segment
-from .directory import JournalDirectory
+from .directory import JournalDirectory, is_transient
 from .ledger import OFFSET_BITS, Extent, Ledger, Ranges, Spot, extents_of
-from .segment import Segment
+from .segment import NotOursError, Segment
 
 logger = logging.getLogger("windback")
 
@@ -38,7 +40,7 @@ class Found(NamedTuple):
 class _Progress:
     """How far one segment is."""
 
-    __slots__ = ("at", "descriptor", "handed", "is_damaged", "is_left", "is_read", "sequence", "settled")
+    __slots__ = ("at", "handed", "is_damaged", "is_left", "is_read", "sequence", "settled")
 
     def __init__(self, settled: int) -> None:
         #: Behind the last record that was read, and its number.
@@ -51,22 +53,19 @@ class _Progress:
         self.is_damaged = False
         #: Whether it can't be removed.
         self.is_left = False
-        #: Open from the first read to the last.
-        self.descriptor = -1
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
 
 
 class Reader:
-    """See the module. `home` is a directory whose drain lock is held. Raises OSError, NewerError."""
+    """See the module. `home` is a directory whose drain lock is held. Raises OSError, NewerError.
+
+    It has two descriptors open, the lock's and the ledger's: one relay reads from hundreds of applications.
+    """
 
     def __init__(self, home: JournalDirectory) -> None:
         self._home = home
         self._is_stopped = False
+        #: Segments that are no files of ours.
+        self._ignored: Set[int] = set()
         self._ledger = Ledger.resume(home)
         #: What a scan has to leave out: what is done, and what goes out again as it was leased.
         self._skip: Dict[int, Ranges] = {}
@@ -122,17 +121,23 @@ class Reader:
     def _look(self) -> None:
         """Take in new segments. Raises OSError, NewerError."""
         for segment_id in segment.ids(self._home.folder, fmt.EVENTS):
-            if segment_id not in self._progress:
-                with segment.path_of(self._home.folder, fmt.EVENTS, segment_id).open("rb") as file:
-                    head = file.read(fmt.HEADER_BYTES)
-                try:
-                    fmt.read_header(head)
-                except fmt.NewerError:
-                    raise
-                except fmt.ForeignError:
-                    pass  # the scan finds what is left
-                self._progress[segment_id] = _Progress(self._count_done(segment_id))
-                self._seen = segment_id
+            if segment_id in self._progress or segment_id in self._ignored:
+                continue
+            try:
+                head = segment.read_file(self._path(segment_id), fmt.HEADER_BYTES)
+                fmt.read_header(head)
+            except FileNotFoundError:  # somebody removed it
+                continue
+            except NotOursError as error:
+                self._ignored.add(segment_id)
+                logger.warning("journal %s: ignored: %s", self._path(segment_id), error.strerror)
+                continue
+            except fmt.NewerError:
+                raise
+            except fmt.ForeignError:
+                pass  # the scan finds what is left
+            self._progress[segment_id] = _Progress(self._count_done(segment_id))
+            self._seen = segment_id
 
     def _count_done(self, segment_id: int) -> int:
         """Return how many records of a segment are done by the ledger of an earlier reader."""
@@ -143,12 +148,17 @@ class Reader:
         return sum(record.at in ranges for record in fmt.scan(data, self._seed(segment_id)))
 
     def leased(self) -> List[Batch]:
-        """Return the batches that were under way, each under its key; call it once, first."""
+        """Return the batches that were under way, each under its key; call it once, first.
+
+        Raises OSError if that may work later; nothing was changed then.
+        """
         batches = []
         for key, extents in list(self._ledger.state.leases.items()):
             try:
                 batch = self._load(key, extents)
             except OSError as error:
+                if is_transient(error):
+                    raise
                 self.stop(error)
                 break
             if batch is not None:
@@ -173,13 +183,18 @@ class Reader:
             return None
         batch = Batch(records, 0, key, source=self, spots=spots)
         if len(records) != sum(extent[3] for extent in extents):
-            # Other bytes than those that went out before must not go under the same key.
-            batch = Batch(records, 0, source=self, spots=spots)
-            self._ledger.split(key, [(batch.key, extents_of(spots, map(len, records)))])
+            # Other bytes than those that went out before must not go under the same key. The new key follows
+            # from the old one and from what is left, so after another kill it is the same.
+            batch = Batch(records, 0, _rest_key(key, spots), source=self, spots=spots)
+            with suppress(OSError):
+                self._ledger.split(key, [(batch.key, extents_of(spots, map(len, records)))])
         return batch
 
     def read(self, most: int) -> List[Found]:
-        """Return up to *most* more events that nobody leased. Raises OSError, NewerError."""
+        """Return up to *most* more events that nobody leased.
+
+        Raises OSError if that may work later, NewerError.
+        """
         if self._is_stopped:
             return []
         if not self._home.is_owned:
@@ -190,7 +205,11 @@ class Reader:
             if not progress.is_read:
                 try:
                     self._read_on(segment_id, progress, found, most)
-                except OSError as error:  # and what was found is in no one else's hands
+                except OSError as error:
+                    if is_transient(error):
+                        if not found:
+                            raise
+                        break  # what was found is in nobody else's hands; the next call meets it again
                     self.stop(error)
                 if len(found) >= most or self._is_stopped:
                     break
@@ -203,19 +222,21 @@ class Reader:
             logger.warning("journal %s: what is left there is left alone: %s", self._home.folder, error)
 
     def _read_on(self, segment_id: int, progress: _Progress, found: List[Found], most: int) -> None:
-        if progress.descriptor < 0:
-            path = segment.path_of(self._home.folder, fmt.EVENTS, segment_id)
-            try:
-                progress.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:  # somebody removed it
-                progress.is_read = True
-                return
+        try:
+            descriptor = segment.open_file(self._path(segment_id))
+        except FileNotFoundError:  # somebody removed it
+            progress.is_read = True
+            return
         base = progress.at
-        # In this order: what is written after it was sealed is nothing.
-        is_whole = self._home.is_owned or any(os.pread(progress.descriptor, fmt.END.size, fmt.END_AT))
-        if not is_whole and not any(os.pread(progress.descriptor, 4, base)):
-            return  # nothing more yet
-        data = os.pread(progress.descriptor, fmt.SEGMENT_BYTES - base, base)
+        try:
+            # In this order: what is written after it was sealed is nothing.
+            sealed_at = _number(os.pread(descriptor, fmt.END.size, fmt.END_AT))
+            is_whole = self._home.is_owned or sealed_at > 0
+            if not is_whole and not any(os.pread(descriptor, 4, base)):
+                return  # nothing more yet
+            data = os.pread(descriptor, fmt.SEGMENT_BYTES - base, base)
+        finally:
+            os.close(descriptor)
         skip = self._skip.get(segment_id, _NOTHING)
         scan = fmt.scan if is_whole else fmt.prefix
         for record in scan(data, fmt.seed_at(self._seed(segment_id), base), 0):
@@ -230,22 +251,23 @@ class Reader:
                     return
         if is_whole:
             rest = data[progress.at - base :]
-            # A length was written there, or the end is missing; a record that was not accepted has none.
-            if any(rest[:4]) or base + len(data) < fmt.SEGMENT_BYTES:
+            # A length is there, where a record that was not accepted has none; or it was sealed behind this.
+            if any(rest[:4]) or sealed_at > progress.at:
                 progress.is_damaged = True
             progress.is_read = True
-            progress.close()
 
     def _read_file(self, segment_id: int) -> bytes:
         """Return a whole segment; the last few are kept, for leases share them."""
         data = self._data.get(segment_id)
         if data is None:
-            with segment.path_of(self._home.folder, fmt.EVENTS, segment_id).open("rb") as file:
-                data = file.read(fmt.SEGMENT_BYTES)
+            data = segment.read_file(self._path(segment_id))
             while len(self._data) >= 2:
                 self._data.pop(next(iter(self._data)))
             self._data[segment_id] = data
         return data
+
+    def _path(self, segment_id: int) -> Path:
+        return segment.path_of(self._home.folder, fmt.EVENTS, segment_id)
 
     def _seed(self, segment_id: int) -> int:
         # From the names, not from the header, which may be damaged.
@@ -308,13 +330,20 @@ class Reader:
                     "journal %s: damaged, now %s; what is whole in it is delivered", self.name, path
                 )
         else:
-            segment.remove(segment.path_of(self._home.folder, fmt.EVENTS, segment_id))
+            segment.remove(self._path(segment_id))
         del self._progress[segment_id]
         self._ledger.state.forget(segment_id)
 
     def close(self) -> None:
         """Leave the rest to whoever comes next."""
-        for progress in self._progress.values():
-            progress.close()
         self._ledger.close()
         self._home.close()
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def _rest_key(key: str, spots: Sequence[Spot]) -> str:
+    """Return the key for what is whole of a batch: the same for the same rest."""
+    return f"{key}-{crc32(repr(list(spots)).encode()):08x}"

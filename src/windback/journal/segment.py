@@ -3,9 +3,11 @@
 Rules, each from something that bit others:
 
 - No store into a mapping whose blocks don't exist: on a full disk that is a SIGBUS, which no Python survives.
-  So a segment is allocated and written with zeros first, and a full disk is an OSError there.
-- No file is ever truncated; what is done with is unlinked, which leaves mappings intact.
-- Only its writer maps a segment. Whoever reads another process's uses pread, where a short file is an error.
+  So the part that may be written to, up to `limit`, is allocated and written with zeros first, and a full
+  disk is an OSError there. Behind it the file is a hole, which takes nothing on the disk.
+- No file of a running process is ever truncated; what is done with is unlinked, which leaves mappings intact.
+- Only its writer maps a segment. Readers of another process's use pread, where a short file is an error.
+- Only regular files of this user are opened, no symbolic links, and never in a way that may wait.
 - A name ending in .seg or .ledger is a whole segment: it is made under another name.
 """
 
@@ -16,6 +18,7 @@ import errno
 import mmap
 import os
 import re
+import stat
 import sys
 import time
 from pathlib import Path
@@ -26,8 +29,11 @@ from .format import Header
 
 _SUFFIXES = {fmt.EVENTS: ".seg", fmt.LEDGER: ".ledger"}
 _UNFINISHED = ".tmp"
-_FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+#: How every file is opened: a FIFO must not make this process wait, nor a link lead it elsewhere.
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _PAGE_BYTES = 4096
+#: The unit in which `stat` counts what a file takes on the disk.
+_BLOCK_BYTES = 512
 #: More records than a segment has room for.
 _MORE_THAN_ALL = 1 << 32
 
@@ -35,21 +41,25 @@ _MORE_THAN_ALL = 1 << 32
 class Segment:
     """A segment that is appended to. `memory` is its mapping; None where the file system is not fit for one.
 
-    end: the offset where the next record will stand; count: how many there are. Both belong to whoever
-    holds the segment: it is taken out of a deque to write, and put back.
+    end: the offset where the next record will be; count: how many there are. Both belong to the thread that
+    holds the segment: it is taken out of a deque to write, and put back. limit: the offset that no record
+    may reach beyond, because nothing is allocated there.
     """
 
     __slots__ = (
-        *("count", "descriptor", "end", "is_sealed", "memory", "path", "seed", "segment_id"),
+        *("count", "descriptor", "end", "is_sealed", "limit", "memory", "path", "seed", "segment_id"),
         *("settled", "synced"),
     )
 
-    def __init__(self, path: Path, header: Header, descriptor: int, memory: Optional[mmap.mmap]) -> None:
+    def __init__(
+        self, path: Path, header: Header, descriptor: int, memory: Optional[mmap.mmap], limit: int
+    ) -> None:
         self.path = path
         self.segment_id = header.segment_id
         self.seed = fmt.seed(header.nonce, header.segment_id, header.kind)
         self.descriptor = descriptor
         self.memory = memory
+        self.limit = limit
         self.end = fmt.HEADER_BYTES
         self.count = 0
         self.is_sealed = False
@@ -60,7 +70,7 @@ class Segment:
 
     def has_room_for(self, length: int) -> bool:
         """Whether a payload of *length* bytes fits behind the last one."""
-        return self.end + fmt.RECORD_BYTES + length <= fmt.SEGMENT_BYTES
+        return self.end + fmt.RECORD_BYTES + length <= self.limit
 
     def append(self, payload: bytes) -> int:
         """Write a record and return its offset. The caller has seen that it fits.
@@ -93,7 +103,7 @@ class Segment:
             self.end, self.count = at + record.until, sequence + 1
             return True
         self.end, self.count = at, sequence
-        rubbish = bytes(min(fmt.RECORD_BYTES + length, fmt.SEGMENT_BYTES - at))
+        rubbish = bytes(min(fmt.RECORD_BYTES + length, self.limit - at))
         if self.memory is not None:
             self.memory[at : at + len(rubbish)] = rubbish
         else:
@@ -104,8 +114,8 @@ class Segment:
     def read(self, at: int) -> bytes:
         """Return everything from offset *at* on."""
         if self.memory is None:
-            return os.pread(self.descriptor, fmt.SEGMENT_BYTES - at, at)
-        return self.memory[at:]
+            return os.pread(self.descriptor, self.limit - at, at)
+        return self.memory[at : self.limit]
 
     def payload_at(self, at: int) -> bytes:
         """Return the payload of the record at offset *at*, which this process wrote there."""
@@ -154,23 +164,27 @@ class Segment:
         remove(self.path)
 
 
-def create(folder: Path, header: Header, *, mapped: bool, synced: bool) -> Segment:
-    """Make a segment, ready to be written to without a fault. Raises OSError, on a full disk for one."""
+def create(
+    folder: Path, header: Header, *, mapped: bool, synced: bool, limit: int = fmt.SEGMENT_BYTES
+) -> Segment:
+    """Make a segment, ready to be written to up to *limit* without a fault. Raises OSError on a full disk."""
     path = path_of(folder, header.kind, header.segment_id)
     unfinished = path.with_name(path.name + _UNFINISHED)
     remove(unfinished)  # of one that was killed while it did this
-    descriptor = os.open(unfinished, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(unfinished, _FLAGS | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     memory = None
     try:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, fmt.SEGMENT_BYTES)
+            os.posix_fallocate(descriptor, 0, limit)
         # Allocated is not written: the first store into such a block may need another one.
-        _write_all(descriptor, fmt.pack_header(header).ljust(fmt.SEGMENT_BYTES, b"\0"))
+        _write_all(descriptor, fmt.pack_header(header).ljust(limit, b"\0"))
+        if limit < fmt.SEGMENT_BYTES:
+            os.ftruncate(descriptor, fmt.SEGMENT_BYTES)
         if synced:
             _sync(descriptor)
         if mapped:
             memory = mmap.mmap(descriptor, fmt.SEGMENT_BYTES)
-            for at in range(fmt.END_AT, fmt.SEGMENT_BYTES, _PAGE_BYTES):
+            for at in range(fmt.END_AT, limit, _PAGE_BYTES):
                 memory[at] = 0  # the first store into a page costs hundreds of µs, now and not in a request
         unfinished.rename(path)
         if synced:
@@ -181,14 +195,89 @@ def create(folder: Path, header: Header, *, mapped: bool, synced: bool) -> Segme
         os.close(descriptor)
         remove(unfinished)
         raise
-    return Segment(path, header, descriptor, memory)
+    return Segment(path, header, descriptor, memory, limit)
 
 
 def reopen(path: Path, header: Header, end: int, count: int) -> Segment:
-    """Open a segment of a dead process to append to it, without a mapping. Raises OSError."""
-    segment = Segment(path, header, os.open(path, _FLAGS), None)
+    """Open a segment of an exited process to append to it, without a mapping. Raises OSError."""
+    segment = Segment(path, header, open_file(path, os.O_RDWR), None, fmt.SEGMENT_BYTES)
     segment.end, segment.count = end, count
     return segment
+
+
+class NotOursError(OSError):
+    """A file that is not a regular file of this user."""
+
+
+def open_file(path: Path, flags: int = os.O_RDONLY, *, of_any_user: bool = False) -> int:
+    """Open a regular file of this user; never waits. Raises NotOursError, OSError."""
+    try:
+        descriptor = os.open(path, flags | _FLAGS, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR, errno.EOPNOTSUPP):
+            raise NotOursError(error.errno, "not a regular file", str(path)) from None
+        raise
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and (of_any_user or status.st_uid == os.geteuid()):
+        return descriptor
+    os.close(descriptor)
+    what = "a file of another user" if stat.S_ISREG(status.st_mode) else "not a regular file"
+    raise NotOursError(errno.EINVAL, what, str(path))
+
+
+def read_file(path: Path, size: int = fmt.SEGMENT_BYTES, *, of_any_user: bool = False) -> bytes:
+    """Return up to *size* bytes of a regular file of this user. Raises NotOursError, OSError."""
+    descriptor = open_file(path, of_any_user=of_any_user)
+    try:
+        return os.pread(descriptor, size, 0)
+    finally:
+        os.close(descriptor)
+
+
+def trim(path: Path) -> bool:
+    """Free what an exited process allocated behind its last record; whether there is a record at all.
+
+    Nothing that is written is lost, whenever this is cut off: what is cut away are zeros, and the file is
+    made as long again, with a hole. Raises OSError.
+    """
+    descriptor = open_file(path, os.O_RDWR)
+    try:
+        status = os.fstat(descriptor)
+        data = os.pread(descriptor, fmt.SEGMENT_BYTES, 0)
+        end = max(fmt.HEADER_BYTES, len(data.rstrip(b"\0")))
+        if status.st_size != fmt.SEGMENT_BYTES:
+            return True
+        if allocated(status) > -(-end // _PAGE_BYTES) * _PAGE_BYTES:
+            os.ftruncate(descriptor, end)
+            os.ftruncate(descriptor, fmt.SEGMENT_BYTES)
+    finally:
+        os.close(descriptor)
+    try:
+        fmt.read_header(data)
+    except fmt.ForeignError:  # damaged, or of a version that is not known here: to be looked at
+        return True
+    return end > fmt.HEADER_BYTES
+
+
+def allocated(status: os.stat_result) -> int:
+    """Return how many bytes a file takes on the disk."""
+    return status.st_blocks * _BLOCK_BYTES
+
+
+def allocated_under(folder: Path, depth: int) -> int:
+    """Return how many bytes the files in *folder* take, and those in folders up to *depth* levels below."""
+    total = 0
+    names: List[str] = []
+    with contextlib.suppress(OSError):  # it is gone, or closed to this user
+        names = os.listdir(folder)  # noqa: PTH208 - no iterator to be left open when a caller is interrupted
+    for name in names:
+        with contextlib.suppress(OSError):
+            status = os.lstat(folder / name)
+            if stat.S_ISREG(status.st_mode):
+                total += allocated(status)
+            elif depth and stat.S_ISDIR(status.st_mode):
+                total += allocated_under(folder / name, depth - 1)
+    return total
 
 
 def new_header(kind: int, segment_id: int, nonce: int) -> Header:

@@ -21,7 +21,7 @@ from .. import clock
 from ..errors import ConfigurationError
 from ..event.batch import Batch
 from . import format as fmt
-from .directory import JournalDirectory, open_root, used_bytes
+from .directory import JournalDirectory, growing, names, open_root, trim, used_bytes
 from .ledger import OFFSET_BITS, Ledger, Spot, extents_of
 from .segment import Segment, sync_new
 
@@ -29,19 +29,27 @@ logger = logging.getLogger("windback")
 
 #: Full segments come one after the other in a burst; each takes a worker 2 ms to replace.
 SPARES = 3
+#: How much of a segment is allocated: of the first, as little as possible, for many processes track a few
+#: events; of later ones all of it or, near the bound, the most that fits.
+_LIMITS = (fmt.SEGMENT_BYTES, 4 * fmt.SMALL_BYTES, fmt.SMALL_BYTES)
 #: What is left free on the disk for others, the smaller of the two.
 _FREE_BYTES, _FREE_PART = 64 * 1024 * 1024, 0.05
 _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 30.0
 #: A disk that is nearly full, and has room now and then, is worth a line this often, at most.
 _LINE_S = 60.0
-#: What the others have on the disk is counted this often, at most.
-_COUNT_S = 0.1
+#: When there is no room, what others have on the disk is counted this often at most (seconds), and never for
+#: more than this part of the time.
+_COUNT_S, _COUNT_PART = 0.1, 0.05
+#: How long a process waits for another that makes a segment (seconds): two must not take the same room.
+_GROWING_S = 0.1
+#: Spares are made only while less than this part of the bound is used: another process can't use them.
+_SPARE_SHARE = 0.25
 #: How long the end waits for a caller in the middle of a `put`, which takes a few µs of its own time.
 _IN_HAND_S = 0.2
 
 
 class OwnJournal:
-    """See the module. max_bytes: of all segments under *root*, those of dead processes included.
+    """See the module. max_bytes: of all that is under *root*, what exited processes left included.
 
     drains: this process also sends what it writes; else that is another's, and so is the ledger.
     fsync: what is `written_to` is synced, so files and their names have to be on the disk before that.
@@ -66,6 +74,10 @@ class OwnJournal:
         self._is_released = False
         self._others_bytes = 0
         self._count_at_s = 0.0
+        #: Whether there was an event.
+        self._has_begun = False
+        #: Directories that were looked at for what can be given back.
+        self._trimmed: Set[str] = set()
         self._has_failed = False
         self._retry_at_s = 0.0
         self._retry_s = _RETRY_FIRST_S
@@ -91,9 +103,9 @@ class OwnJournal:
 
     def has_room_for(self, length: int) -> bool:
         """Whether an event of *length* bytes can be written, as far as the bound goes."""
-        if self._spares or any(each.has_room_for(length) for each in list(self.open)):
+        if any(each.has_room_for(length) for each in (*self._spares, *list(self.open))):
             return True
-        return self.may_grow and self.trouble is None
+        return self.trouble is None and self._limit(length) > 0
 
     # -- callers -------------------------------------------------------------------------------
 
@@ -107,7 +119,7 @@ class OwnJournal:
             full = None
         if full is None:
             self.wants_upkeep = True  # for another spare; or there is none, and it finds something to remove
-            full = self._fresh()
+            full = self._fresh(len(payload))
             if full is None:
                 return None
         try:
@@ -123,36 +135,53 @@ class OwnJournal:
             self._recover()
         return full.segment_id << OFFSET_BITS | at
 
-    def _fresh(self) -> Optional[Segment]:
-        """Return an empty segment, made now if there is no spare; None if there may be none, or trouble."""
-        try:
-            return self._spares.popleft()
-        except IndexError:
-            pass
-        with self._making:
-            try:
-                return self._spares.popleft()  # another made more meanwhile
-            except IndexError:
-                return self._make()
+    def _fresh(self, length: int) -> Optional[Segment]:
+        """Return an empty segment for an event of *length* bytes, made now if no spare will do.
 
-    def _make(self) -> Optional[Segment]:
-        """Make a segment; whoever calls holds `_making`."""
-        if self._is_released or not self.may_grow:
-            return None
-        if self.trouble is not None and clock.now_s() < self._retry_at_s:
+        None if there may be none, or if there is trouble.
+        """
+        spare = self._spare_for(length)
+        if spare is None:
+            with self._making:
+                spare = self._spare_for(length) or self._make(length)  # another may have made more by now
+        if spare is not None:
+            self._has_begun = True
+        return spare
+
+    def _spare_for(self, length: int) -> Optional[Segment]:
+        for _ in range(len(self._spares)):
+            try:
+                spare = self._spares.popleft()
+            except IndexError:  # another was faster
+                break
+            if spare.has_room_for(length):
+                return spare
+            self._spares.append(spare)  # for a shorter one
+        return None
+
+    def _make(self, length: int, share: float = 1.0) -> Optional[Segment]:
+        """Make a segment for an event of *length* bytes; the caller holds `_making`.
+
+        share: the part of the bound that may be used then.
+        """
+        if self._is_released or (self.trouble is not None and clock.now_s() < self._retry_at_s):
             return None
         try:
-            if self._home is None:
-                self._start()
-            assert self._home is not None
-            if self._home.restore() and self._ledger is not None:
-                self._ledger.renew()
-            self._check_free()
-            made = self._home.new_segment(fmt.EVENTS)
+            with growing(self._root, _GROWING_S):
+                limit = self._counted_limit(length, share)
+                if not limit:
+                    return None
+                if self._home is None:
+                    self._start()
+                assert self._home is not None
+                if self._home.restore() and self._ledger is not None:
+                    self._ledger.renew()
+                self._check_free(limit)
+                made = self._home.new_segment(fmt.EVENTS, limit)
+                self.segments[made.segment_id] = made
         except OSError as error:
             self._fail(error)
             return None
-        self.segments[made.segment_id] = made
         self._recover()
         return made
 
@@ -165,9 +194,42 @@ class OwnJournal:
                 logger.info("journal %s: events are written to the disk again", self._root)
 
     @property
-    def may_grow(self) -> bool:
-        """Whether the bound allows one more segment."""
-        return (len(self.segments) + 1) * fmt.SEGMENT_BYTES + self._others_bytes <= self._max_bytes
+    def size(self) -> int:
+        """What the segments of events of this process take on the disk."""
+        return sum(segment.limit for segment in list(self.segments.values()))
+
+    def _limit(self, length: int, share: float = 1.0) -> int:
+        """Return how large the next segment may be for an event of *length* bytes; 0 if there is no room."""
+        # A ledger is there beside the next one for a moment. With another process to send, it is that one's.
+        ledger = max(2 * fmt.SMALL_BYTES, 0 if self._ledger is None else self._ledger.size)
+        room = self._max_bytes * share - self._others_bytes - self.size - ledger
+        needed = fmt.HEADER_BYTES + fmt.RECORD_BYTES + length
+        fitting = [limit for limit in _LIMITS if needed <= limit <= room]
+        is_first = not self.segments and not self._has_begun
+        return (min if is_first else max)(fitting, default=0)
+
+    def _counted_limit(self, length: int, share: float) -> int:
+        """Count what others have, if it is time to, and return the same."""
+        if clock.now_s() < self._count_at_s:
+            return self._limit(length, share)
+        self._count_others()
+        limit = self._limit(length, share)
+        if not limit and share == 1.0 and self._give_back():
+            self._count_others()
+            limit = self._limit(length, share)
+        if not limit:  # it stays so for a while, and callers ask again and again
+            self._count_at_s = max(self._count_at_s, clock.now_s() + _COUNT_S)
+        return limit
+
+    def _give_back(self) -> bool:
+        """Have the space given back that exited processes did not use; whether any was looked at."""
+        new: Set[str] = set()
+        with contextlib.suppress(OSError):
+            new = {name for name in names(self._root) if name not in self._trimmed and name != self.name}
+            for name in new:
+                if trim(self._root, name):
+                    self._trimmed.add(name)
+        return bool(new & self._trimmed)
 
     def _start(self) -> None:
         try:
@@ -181,7 +243,6 @@ class OwnJournal:
             home.remove()
             raise
         self._home = home
-        self._count_others()
 
     def recount(self) -> None:
         """Take in that something of another process was removed."""
@@ -189,14 +250,15 @@ class OwnJournal:
         self.wants_upkeep = True
 
     def _count_others(self) -> None:
-        self._count_at_s = clock.now_s() + _COUNT_S
-        with contextlib.suppress(OSError):
-            self._others_bytes = used_bytes(self._root, self.name)
+        began_s = clock.now_s()
+        self._others_bytes = used_bytes(self._root, self.name)
+        now_s = clock.now_s()
+        self._count_at_s = now_s + (now_s - began_s) / _COUNT_PART
 
-    def _check_free(self) -> None:
+    def _check_free(self, size: int) -> None:
         disk = os.statvfs(self._root)
         floor = min(_FREE_BYTES, int(_FREE_PART * disk.f_blocks * disk.f_frsize))
-        if disk.f_bavail * disk.f_frsize - fmt.SEGMENT_BYTES < floor:
+        if disk.f_bavail * disk.f_frsize - size < floor:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _fail(self, error: OSError) -> None:
@@ -267,11 +329,10 @@ class OwnJournal:
                     self._drop(segment)
                 except OSError as error:
                     self._fail(error)
-        if self._home is not None and clock.now_s() >= self._count_at_s:
-            self._count_others()
         with self._making:
-            while len(self._spares) < SPARES:
-                made = self._make()
+            # Before the first event one will do.
+            while len(self._spares) < (SPARES if self._has_begun else 1):
+                made = self._make(0, share=_SPARE_SHARE if self.segments else 1.0)
                 if made is None:
                     break
                 self._spares.append(made)
@@ -332,6 +393,7 @@ class OwnJournal:
                     is_left = True
             if is_left:
                 ledger.close()
+                home.trim()
                 home.close()
             else:
                 with contextlib.suppress(OSError):

@@ -46,6 +46,9 @@ class Engine(Protocol):
         """Deliver what is left of a client that nobody refers to; close it if nothing is, and say so."""
         ...
 
+    def forked(self) -> None:
+        """Take notice of a fork, in the parent."""
+
     def flush_from_outside(self, deadline_s: float) -> Callable[[], object]:
         """Start to deliver what is there; what is returned waits for it, until the deadline."""
         ...
@@ -259,6 +262,12 @@ def _before_fork() -> None:
 
 
 def _in_parent() -> None:
+    _after_fork()
+    for engine in _engines:
+        engine.forked()
+
+
+def _after_fork() -> None:
     if _waits.pop():
         loading.release()
 
@@ -266,7 +275,7 @@ def _in_parent() -> None:
 def _in_child() -> None:
     global _pid, exiting, loading  # noqa: PLW0603 - a child is another process
     if _waits:
-        _in_parent()
+        _after_fork()
     else:  # nobody waited before the fork, so its holder may be a thread that is not here
         loading = threading.RLock()
     _pid = os.getpid()

@@ -15,12 +15,13 @@ import threading
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable, Deque, List, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Deque, List, NamedTuple, Optional, Set, Tuple, Union
 from zlib import crc32
 
+from .. import clock
 from ..event.batch import Batch, Source
 from ..journal import dead
-from ..journal.directory import JournalDirectory, names, open_root, sweep
+from ..journal.directory import JournalDirectory, is_transient, left_behind, open_root, sweep
 from ..journal.format import (
     K_LENGTH,
     K_OFFSET,
@@ -28,7 +29,6 @@ from ..journal.format import (
     MASK,
     RECORD,
     RECORD_BYTES,
-    SEGMENT_BYTES,
     ForeignError,
 )
 from ..journal.ledger import OFFSET_BITS
@@ -49,6 +49,9 @@ UNBOUNDED = 1 << 62
 
 #: A place in this process's own journal, or an event that another process's holds.
 JournalPlace = Union[int, Found]
+
+#: Pauses while the system is short of something (seconds): the first, which doubles, and the longest.
+_PAUSE_S, _PAUSE_CAP_S = 0.1, 5.0
 
 _pack = RECORD.pack
 
@@ -109,7 +112,7 @@ class JournalIntake:
             at, sequence = segment.end, segment.count
             until = at + RECORD_BYTES + size
             memory = segment.memory
-            if until > SEGMENT_BYTES or memory is None:
+            if until > segment.limit or memory is None:
                 if not self._put_elsewhere(segment, record):
                     return self._put_without_room(record)
             else:
@@ -209,6 +212,12 @@ class JournalQueue:
         self._is_released = False
         #: Records of other processes that were damaged.
         self.lost = 0
+        #: Directories that are looked at no more: they are gone, or something there can't be read or removed.
+        self._left_alone: Set[str] = set()
+        #: When what failed for a moment is tried again, and how long to wait the next time.
+        self._retry_s, self._pause_s = 0.0, _PAUSE_S
+        #: Why not all that exited processes left can be read right now.
+        self.trouble: Optional[str] = None
 
     def reset(self) -> None:
         """Become an empty queue with nothing on disk yet, as in a forked child, which owns nothing there."""
@@ -256,7 +265,7 @@ class JournalQueue:
     @property
     def size_on_disk(self) -> int:
         """What this process's segments take on disk (bytes)."""
-        return len(self._own.segments) * SEGMENT_BYTES
+        return self._own.size
 
     @property
     def wants_upkeep(self) -> bool:
@@ -264,9 +273,34 @@ class JournalQueue:
         if self._own.wants_upkeep or self._to_adopt is None:
             return True
         reader = self._reader
+        if reader is not None and reader.is_done:
+            return True
+        if self.trouble is not None and clock.now_s() < self._retry_s:
+            return False
         if reader is None:
             return bool(self._to_adopt)
-        return reader.is_done or (reader.has_more and reader.outstanding < READ_AHEAD // 2)
+        return reader.has_more and reader.outstanding < READ_AHEAD // 2
+
+    def retry_in_s(self, now_s: float) -> Optional[float]:
+        """Return the seconds until `upkeep` tries again what failed; None if nothing did."""
+        return None if self.trouble is None else max(0.0, self._retry_s - now_s)
+
+    @property
+    def adopting(self) -> int:
+        """Events of exited processes that are not settled, as far as known; not 0 until all of them are."""
+        reader = self._reader
+        if reader is None:
+            return 1 if self._to_adopt is None else len(self._to_adopt)
+        return max(1, reader.outstanding)
+
+    def look(self) -> None:
+        """Look for what exited processes left, unless that is known to be unsettled; raises nothing."""
+        if self._adopts and self._maintaining.acquire(blocking=False):  # else a worker is at it
+            try:
+                if not self._to_adopt and not self._is_released:
+                    self._to_adopt = self._look()
+            finally:
+                self._maintaining.release()
 
     def upkeep(self) -> Callable[[], None]:
         """Make segments ahead, remove those that are settled, read what exited processes left.
@@ -285,23 +319,43 @@ class JournalQueue:
             if reader is not None and self._clear(reader):
                 reader = None
             while reader is None and self._to_adopt:
-                name = self._to_adopt.popleft()
-                reader = self._reader = None if name == self._own.name else _adopt(self._root, name)
-                if reader is not None:
-                    return self._begin(reader)
-            if reader is None:
-                return _nothing
-            found = reader.read(max(1, READ_AHEAD - reader.outstanding))
+                begin = self._adopt_next(self._to_adopt)
+                if begin is not None:
+                    return begin
+            found = [] if reader is None else reader.read(max(1, READ_AHEAD - reader.outstanding))
         except (OSError, ForeignError) as error:
-            if reader is not None:
+            if isinstance(error, OSError) and is_transient(error):
+                self._is_short(error)
+            elif reader is not None:
                 reader.stop(error)
             else:
-                logger.warning("journal %s: events of a dead process are left alone: %s", self._root, error)
+                logger.warning(
+                    "journal %s: events of an exited process are left alone: %s", self._root, error
+                )
             return _nothing
+        self._is_well()
         return lambda: add_found(self.outbox.add, found)
 
-    def _begin(self, reader: Reader) -> Callable[[], None]:
-        leased = reader.leased()
+    def _adopt_next(self, waiting: Deque[str]) -> Optional[Callable[[], None]]:
+        """Take over the next directory, if it can be; what queues its leased batches. Raises OSError."""
+        try:
+            adopted = _adopt(self._root, waiting[0])
+        except OSError as error:
+            if is_transient(error):
+                waiting.rotate(-1)
+            else:
+                self._left_alone.add(waiting.popleft())
+            raise
+        except ForeignError:
+            self._left_alone.add(waiting.popleft())
+            raise
+        if adopted is not None:
+            self._reader = adopted[0]
+        waiting.popleft()  # not before: a flush must not find that nothing is left to adopt
+        if adopted is None:
+            return None
+        self._is_well()
+        reader, leased = adopted
 
         def add() -> None:
             hand_out(reader, leased)
@@ -309,10 +363,24 @@ class JournalQueue:
 
         return add
 
+    def _is_short(self, error: OSError) -> None:
+        """Try again later what failed because the system is short of something."""
+        is_news = self.trouble is None
+        self.trouble = f"journal {self._root}: {error.strerror or error}; exited processes' events must wait"
+        self._retry_s = clock.now_s() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _PAUSE_CAP_S)
+        if is_news:
+            logger.warning("%s", self.trouble)
+
+    def _is_well(self) -> None:
+        if self.trouble is not None:
+            self.trouble, self._pause_s = None, _PAUSE_S
+
     def _look(self) -> Deque[str]:
         with suppress(OSError):
             sweep(self._root)
-            return deque(names(self._root))
+            left = left_behind(self._root, self._own.name)
+            return deque(name for name in left if name not in self._left_alone)
         return deque()
 
     def _clear(self, reader: Reader) -> bool:
@@ -320,6 +388,7 @@ class JournalQueue:
         is_over = reader.clear()
         if is_over:
             self.lost += reader.lost
+            self._left_alone.add(reader.name)  # should something of it stay: it is looked at once
             self._reader = None
             self._own.recount()
         return is_over
@@ -381,15 +450,20 @@ def bury(root: Path, name: str, batch: Batch, report: DeliveryReport) -> bool:
         return False
 
 
-def _adopt(root: Path, name: str) -> Optional[Reader]:
-    """Take over the directory of an exited process; None if it runs, or another process adopts it."""
+def _adopt(root: Path, name: str) -> Optional[Tuple[Reader, List[Batch]]]:
+    """Take over the directory of an exited process, with the batches that were under way.
+
+    None if it runs, or if another process adopts it. Raises OSError, ForeignError.
+    """
     home = JournalDirectory.adopt(root, name)
     if home is None:
         return None
+    reader: Optional[Reader] = None
     try:
-        return Reader(home)
+        reader = Reader(home)
+        return reader, reader.leased()
     except BaseException:
-        home.close()
+        (home if reader is None else reader).close()
         raise
 
 

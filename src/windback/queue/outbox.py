@@ -22,7 +22,16 @@ class Outbox(Generic[Place]):
 
     __slots__ = (
         *("_announced", "_bury", "_evicted", "_evicting", "_in_memory", "_items", "_leased", "_leased_bytes"),
-        *("_max_events", "_move_bytes", "_overtaking", "_resolve", "_returned", "_taken", "adopted"),
+        *(
+            "_max_events",
+            "_move_bytes",
+            "_overtaking",
+            "_resolve",
+            "_returned",
+            "_taken",
+            "adopted",
+            "is_cut",
+        ),
     )
 
     def __init__(
@@ -47,6 +56,8 @@ class Outbox(Generic[Place]):
         self._overtaking = 0
         #: Events of other processes.
         self.adopted = 0
+        #: Whether the last batch ended where the events of another journal begin.
+        self.is_cut = False
 
     def take(self, limits: Limits) -> Optional[Batch]:
         """Lease the next batch: one given back, else up to the limits from the front."""
@@ -75,6 +86,7 @@ class Outbox(Generic[Place]):
         records: List[bytes] = []
         offsets: List[int] = []
         source: Optional[Source] = None
+        self.is_cut = False
         room = max_bytes - BATCH_FRAME_BYTES + 1  # a comma less than there are events
         with suppress(IndexError):  # under drop_oldest callers pop too, so the length says nothing
             for _ in range(max_events):
@@ -88,6 +100,7 @@ class Outbox(Generic[Place]):
                 room -= len(record) + 1
                 if records and (room < 0 or of is not source):
                     self._items.appendleft(item)
+                    self.is_cut = of is not source
                     break
                 source = of
                 records.append(record)

@@ -47,6 +47,8 @@ class Drain(Protocol):
 
     #: Events of other processes that were queued here.
     adopted: int
+    #: Whether the last batch ended where the events of another journal begin, so that more are due as well.
+    is_cut: bool
 
     def take(self, limits: Limits) -> Optional[Batch]:
         """Lease the next batch: one given back, else up to the limits from the front."""
@@ -105,6 +107,23 @@ class Disk(Protocol):
     @property
     def size_on_disk(self) -> int:
         """What this process's segments take on disk (bytes)."""
+        ...
+
+    @property
+    def adopting(self) -> int:
+        """Events of exited processes that are not settled, as far as known; not 0 until all of them are."""
+        ...
+
+    @property
+    def trouble(self) -> Optional[str]:
+        """Why not everything on disk can be read right now."""
+        ...
+
+    def look(self) -> None:
+        """Look for what exited processes left; without the scheduler's lock. Raises nothing."""
+
+    def retry_in_s(self, now_s: float) -> Optional[float]:
+        """Return the seconds until `upkeep` tries again what failed; None if nothing did."""
         ...
 
     @property

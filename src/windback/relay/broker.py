@@ -53,11 +53,6 @@ class _ProjectRelay(Forwarder):
         super().__init__(engine, queue, poll_s, stopper)
         self.queue = queue
 
-    def stats(self) -> Stats:
-        """Return what became of the events that were read so far; all of them are `adopted`."""
-        stats = super().stats()
-        return stats if stats.problem is not None else replace(stats, problem=self.queue.trouble)
-
 
 class BrokerRelay:
     """A relay of what stands in Redis. Safe to use from several threads; `run`, `drain` are for one of them.

@@ -5,6 +5,7 @@ It is the same worker as in an application, from another queue.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Callable, Optional, Protocol
 
 from .. import clock
@@ -121,7 +122,8 @@ class Forwarder:
 
     def stats(self) -> Stats:
         """Return what became of the events that were read so far; all of them are `adopted`."""
-        return self._dispatcher.stats()
+        stats = self._dispatcher.stats()
+        return stats if stats.problem is not None else replace(stats, problem=self._polled.trouble)
 
     def close(self) -> FlushResult:
         """Deliver what was read within shutdown_timeout, leave the rest where it is, and stop."""

@@ -94,7 +94,7 @@ class Relay(JournalSender):
     def poll(self) -> bool:
         """Look for events once, have the workers send them, and tell living processes how far they are."""
         is_busy = super().poll()
-        problem = self._dispatcher.stats().problem
+        problem = self.stats().problem
         with self._dispatcher.lock:
             tell = self._queue.progress(problem, self._dispatcher.gate.last_failure)
         tell()

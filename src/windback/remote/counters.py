@@ -17,6 +17,7 @@ from zlib import crc32
 import orjson
 
 from ..journal.directory import is_same
+from ..journal.segment import open_file
 
 _BYTES = 1 << 16
 _HEAD = struct.Struct("<II")
@@ -42,6 +43,8 @@ class Counters(NamedTuple):
     worker_deaths: int = 0
     problem: Optional[str] = None
     last_failure: Optional[str] = None
+    #: The last look for what exited processes left whose finds are all settled. A relay does not count them.
+    looked: int = 0
 
 
 class Block:
@@ -65,8 +68,7 @@ class Block:
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> Block:
         """Open the one at *path*, which is made if it isn't there and *create*. Raises OSError."""
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-        return cls(os.open(path, flags, 0o600))
+        return cls(open_file(path, os.O_RDWR | (os.O_CREAT if create else 0)))
 
     def is_at(self, path: Path) -> bool:
         """Whether it is the file at *path*, and not one that was removed or replaced since."""
@@ -74,9 +76,12 @@ class Block:
 
     def write(self, counters: Counters) -> None:
         """Replace the counters. A reader that meets this in the middle reads again. Raises OSError."""
-        data = orjson.dumps(counters._asdict(), option=orjson.OPT_NON_STR_KEYS)
+        # Without the fields that earlier versions do not know, where there is nothing to say.
+        optional = ("last_failure", "looked")
+        fields = {name: value for name, value in counters._asdict().items() if value or name not in optional}
+        data = orjson.dumps(fields, option=orjson.OPT_NON_STR_KEYS)
         if len(data) > _BYTES - _HEAD.size:  # thousands of segments; what is missing counts as pending
-            data = orjson.dumps(counters._replace(settled={}, seen=0)._asdict())
+            data = orjson.dumps({**fields, "settled": {}, "seen": 0})
         os.pwrite(self.descriptor, _HEAD.pack(len(data), crc32(data)) + data, 0)
 
     def read(self) -> Counters:
@@ -88,7 +93,9 @@ class Block:
             length, crc = _HEAD.unpack_from(content)
             data = content[_HEAD.size : _HEAD.size + length]
             if crc32(data) == crc:
-                counters = Counters(**orjson.loads(data))
+                read: Dict[str, object] = orjson.loads(data)
+                known = {name: value for name, value in read.items() if name in Counters._fields}
+                counters = Counters(**known)  # type: ignore[arg-type]  # as they were written
                 settled = {int(segment_id): count for segment_id, count in counters.settled.items()}
                 return counters._replace(settled=settled)
         return Counters({})

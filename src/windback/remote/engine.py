@@ -219,6 +219,10 @@ class RemoteEngine:
         self.loops.stop()
         return True
 
+    def forked(self) -> None:
+        """Take notice of a fork, in the parent."""
+        self._link.forked()
+
     def reset(self) -> None:
         """Become a client that has done nothing yet, in a forked child, with a sender of its own."""
         self.hooks.reset()

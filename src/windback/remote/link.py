@@ -30,6 +30,8 @@ class RemoteFlush:
         self.mark = mark
         self.before = before
         self.patient = patient
+        #: The number of the look for what exited processes left that it is also about; 0 if there is nothing.
+        self.look = 0
         self.pending = 0
         #: When somebody who sends was last seen, as far as it is looked for.
         self.attended_s = clock.now_s()
@@ -51,7 +53,7 @@ class Link(ABC):
         self._block = None
         #: Held while the sender is looked after, and while counters and segments are compared.
         self._lock = threading.RLock()
-        self._keeper = Keeper(self.attend)
+        self._keeper = Keeper(self.attend, look=self._look, rest_s=self._rest_s)
         self._is_closed = False
         #: The counters at the end: the journal is another's from then on.
         self._last: Optional[Stats] = None
@@ -79,6 +81,13 @@ class Link(ABC):
                 self._tidy()
                 self._ensure()
 
+    def _look(self) -> None:  # noqa: B027 - for a link that has something to look for
+        """Do what is to be done every `_rest_s` seconds."""
+
+    def _rest_s(self) -> Optional[float]:
+        """Return how long the keeper sleeps (seconds) if it is not woken."""
+        return None
+
     @abstractmethod
     def _ensure(self) -> None:
         """See to it that there is a sender; the lock is held."""
@@ -97,9 +106,17 @@ class Link(ABC):
         with self._lock:
             self._flush_number += 1
             flush = RemoteFlush(self._flush_number, self._queue.mark(), self.stats(), patient=patient)
-        if flush.mark:
+            flush.look = self._next_look()
+        if flush.mark or flush.look:
             self._ask(flush)
         return flush
+
+    def _next_look(self) -> int:
+        """Return the number of a look for what exited processes left; 0 if there is nothing to look for."""
+        return 0
+
+    def forked(self) -> None:  # noqa: B027 - as above
+        """Take notice of a fork, in the parent."""
 
     @abstractmethod
     def _ask(self, flush: RemoteFlush) -> None:
@@ -109,6 +126,8 @@ class Link(ABC):
         """Whether all of it is off our hands, or there is no hope."""
         counters = self._counters()
         flush.pending = self._queue.unsettled(counters.settled, counters.seen, flush.mark)
+        if counters.looked < flush.look:
+            flush.pending += max(1, counters.adopted_pending)
         return not flush.pending or self._is_hopeless(flush, counters)
 
     @abstractmethod

@@ -21,13 +21,13 @@ import orjson
 from .. import clock
 from ..config import Config, resolve_for_sender
 from ..delivery.scheduler import Flush
-from ..journal.directory import JournalDirectory, names
+from ..journal.directory import left_behind
 from ..relay.forwarder import BUSY_S, POLL_S
 from ..relay.journal import JournalSender
 from ..remote.counters import Block, Counters
 from ..secrets import hidden
 from ..stats import DeliveryReport
-from .protocol import FLUSH, FLUSH_END, SLEEP_ON
+from .protocol import FLUSH, FLUSH_END, LOOK, SLEEP_ON
 
 logger = logging.getLogger("windback")
 
@@ -37,6 +37,10 @@ _IDLE_S = 0.5
 _LIVENESS_S = 30.0
 #: What can't be delivered after the application is gone is left to whoever comes next after this long.
 ORPHAN_S = 600.0
+
+
+#: The flush that this process begins itself.
+_OWN = b"own"
 
 
 class _Nobody:
@@ -51,6 +55,7 @@ class Sender(JournalSender):
 
     def __init__(self, config: Config, name: str, commands: int, answers: int, block: Block) -> None:
         assert config.journal is not None
+        self._config = config
         self._name = name
         self._commands = commands
         self._answers = answers
@@ -59,6 +64,9 @@ class Sender(JournalSender):
         self._before = block.read()
         self._flushes: Dict[bytes, Flush] = {}
         self._impatient: Set[bytes] = set()
+        #: What was found by looks whose finds are not settled yet, by their numbers.
+        self._looks: Dict[int, List[str]] = {}
+        self._last_look = block.read().looked
         self._rest = b""
         self._orphaned_s: Optional[float] = None
         self._parent = os.getppid()
@@ -82,7 +90,8 @@ class Sender(JournalSender):
                 lines = self._listen(wait_s)
                 may_sleep = asked and SLEEP_ON in lines
                 is_busy = self.poll() or bool(lines and not may_sleep)
-                self._hurry(lines)
+                self._obey(lines)
+                self._expedite()
                 if not self._dispatcher.workers and self._queue.outbox.waiting().events:
                     self._engine.flush(POLL_S)  # which sends from here, where no thread can be started
                 self._publish()
@@ -121,8 +130,8 @@ class Sender(JournalSender):
         *lines, self._rest = (self._rest + data).split(b"\n")
         return lines
 
-    def _hurry(self, lines: List[bytes]) -> None:
-        """Send without waiting for full batches while somebody flushes, or the application is gone."""
+    def _obey(self, lines: List[bytes]) -> None:
+        """Do what the application asks for."""
         for line in lines:
             command, *arguments = line.split()
             if command == FLUSH:
@@ -133,14 +142,36 @@ class Sender(JournalSender):
             elif command == FLUSH_END:
                 self._flushes.pop(arguments[0], None)
                 self._impatient.discard(arguments[0])
-        if self._orphaned_s is not None and not self._flushes:
-            self._flushes[b"orphaned"] = self._begin(patient=True)
+            elif command == LOOK:
+                self._look(int(arguments[0]))
+
+    def _expedite(self) -> None:
+        """Send without waiting for full batches during a flush, and what exited processes left."""
+        if self._orphaned_s is None and not self._looks:
+            self._flushes.pop(_OWN, None)
+        elif not self._flushes:
+            self._flushes[_OWN] = self._begin(patient=True)
         for number, flush in list(self._flushes.items()):
             if not flush.done:
                 continue
-            if self._queue.outbox.unsettled_before(flush.target):
+            if number != _OWN and self._queue.outbox.unsettled_before(flush.target):
                 self._say({"gave_up": number.decode()})
             self._flushes[number] = self._begin(patient=number not in self._impatient)
+
+    def _look(self, number: int) -> None:
+        """Send what exited processes left, those that there are by now."""
+        assert self._config.journal is not None
+        self._queue.add(_dead(self._config.journal, self._name))
+        self._looks[number] = self._queue.others_than(self._name)
+
+    def _looked(self) -> int:
+        """Return the number of the last look whose finds are all settled."""
+        for number, found in sorted(self._looks.items()):
+            if not all(map(self._queue.is_over, found)):
+                break
+            self._last_look = max(self._last_look, number)
+            del self._looks[number]
+        return self._last_look
 
     def _begin(self, *, patient: bool) -> Flush:
         return self._dispatcher.begin_flush(_Nobody(), patient=patient)
@@ -184,6 +215,7 @@ class Sender(JournalSender):
                 worker_deaths=before.worker_deaths + stats.worker_deaths,
                 problem=stats.problem,
                 last_failure=self._dispatcher.gate.last_failure,
+                looked=self._looked(),
             )
         )
 
@@ -207,14 +239,10 @@ class Sender(JournalSender):
 
 
 def _dead(root: Path, own: str) -> List[str]:
-    """Return the directories of dead processes."""
-    found = []
-    for name in names(root):
-        home = None if name == own else JournalDirectory.adopt(root, name)
-        if home is not None:
-            home.close()
-            found.append(name)
-    return found
+    """Return the directories of exited processes that nobody sends from."""
+    with contextlib.suppress(OSError):
+        return left_behind(root, own)
+    return []
 
 
 class _ToApplication(logging.Handler):

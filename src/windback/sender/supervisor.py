@@ -21,11 +21,12 @@ from .. import clock
 from ..config import OPTIONS, Config
 from ..delivery.hooks import Hooks
 from ..http import egress
+from ..journal.directory import left_behind
 from ..remote.counters import Block, Counters
 from ..remote.link import LOOK_S, Link, RemoteFlush
 from ..remote.queue import SharedQueue
 from ..stats import DeliveryReport, Stats
-from .protocol import FLUSH, FLUSH_END, SLEEP_ON, WAKE
+from .protocol import FLUSH, FLUSH_END, LOOK, SLEEP_ON, WAKE
 
 if TYPE_CHECKING:
     import subprocess
@@ -49,6 +50,8 @@ except BaseException as error:
     os.write(answers, json.dumps({"log": [30, text]}).encode() + b"\\n")
     raise
 """
+#: How often journals of exited children are looked for (seconds): at first, after a while; when that begins.
+_CHILDREN_SOON_S, _CHILDREN_S, _FRESH_S = 0.25, 2.0, 10.0
 #: After so many senders in a row that never got as far as to say that they are ready, a thread takes over.
 _DEATHS_IN_A_ROW = 3
 #: A process that is ended may take this long (seconds) to deliver the rest.
@@ -110,6 +113,13 @@ class SenderLink(Link):
         self._use_thread = False
         self._deaths = self._soon_deaths = self._stillborn = 0
         self._gave_up: Set[int] = set()
+        #: How often the sender was told to look for what exited processes left, and what was there.
+        self._looks = 0
+        self._left: Set[str] = set()
+        #: When this process last forked: a child may exit with events in its journal and without a sender.
+        self._forked_s: Optional[float] = None
+        #: When the next sender is started, while there is none.
+        self._restart_s: Optional[float] = None
         self._listener: Optional[int] = None
 
     @property
@@ -129,6 +139,8 @@ class SenderLink(Link):
     def _ensure(self) -> None:
         """Start a sender, if none runs and there is a directory for it; the lock is held."""
         if self._running is not None or not self._queue.has_home:
+            return
+        if not self._queue.written and not self._looks:
             return
         if self._block is None:
             self._block = Block.create()
@@ -231,6 +243,43 @@ class SenderLink(Link):
                 with contextlib.suppress(OSError):
                     os.write(self._running.commands, b" ".join(words) + b"\n")
 
+    # -- what exited children left -------------------------------------------------------------
+
+    def forked(self) -> None:
+        """Look for what children leave, from now on."""
+        self._forked_s = clock.now_s()
+        self._keeper.wake()
+
+    def _rest_s(self) -> Optional[float]:
+        if self._forked_s is None or self._is_closed:
+            return None
+        is_fresh = clock.now_s() - self._forked_s < _FRESH_S
+        return _CHILDREN_SOON_S if is_fresh else _CHILDREN_S
+
+    def _look(self) -> None:
+        """Have the sender deliver what children left that have exited."""
+        left = self._left_behind()
+        if left - self._left:
+            self._left = left
+            number = self._next_look()
+            if number:
+                super().attend()
+                self._tell(LOOK, b"%d" % number)
+
+    def _left_behind(self) -> Set[str]:
+        assert self.config.journal is not None
+        with contextlib.suppress(OSError):
+            return set(left_behind(self.config.journal, self._queue.name))
+        return set()
+
+    def _next_look(self) -> int:
+        counters = self._counters()
+        is_under_way = counters.adopted_pending > 0 or counters.looked < self._looks
+        if not self._queue.has_home or not (is_under_way or self._left_behind()):
+            return 0
+        self._looks += 1
+        return self._looks
+
     # -- the listener --------------------------------------------------------------------------
 
     def _listen(self, running: _Running) -> None:
@@ -292,6 +341,7 @@ class SenderLink(Link):
             if self._stillborn >= _DEATHS_IN_A_ROW:
                 self._take_over("each one that is started dies at once")
             pause_s = min(_PAUSE_S * 2.0 ** min(self._soon_deaths, 16), _PAUSE_CAP_S) if is_soon else 0.0
+        self._restart_s = clock.now_s() + pause_s
         clock.sleep(pause_s)
         self.wake()
 
@@ -299,6 +349,8 @@ class SenderLink(Link):
 
     def _ask(self, flush: RemoteFlush) -> None:
         self.attend()
+        if flush.look:
+            self._tell(LOOK, b"%d" % flush.look)
         self._tell(FLUSH, b"%d" % flush.number, b"%d" % flush.patient)
 
     def _is_hopeless(self, flush: RemoteFlush, counters: Counters) -> bool:
@@ -315,8 +367,13 @@ class SenderLink(Link):
         return super().end_flush(flush)
 
     def _complete(self, stats: Stats) -> Stats:
+        problem = stats.problem
+        if self._running is None and self._deaths and stats.pending:
+            left_s = max(0.0, (self._restart_s or 0.0) - clock.now_s())
+            problem = f"the sender process ended before its time; another is started in {left_s:.1f} s"
         return replace(
             stats,
+            problem=problem,
             workers=int(self._running is not None),
             worker_deaths=stats.worker_deaths + self._deaths,
         )

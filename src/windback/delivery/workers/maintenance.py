@@ -15,10 +15,22 @@ logger = logging.getLogger("windback")
 
 
 class Keeper:
-    """See the module. The first `wake` starts it; attend: what it does each time; name: of the thread."""
+    """See the module. The first `wake` starts it; attend: what it does each time; name: of the thread.
 
-    def __init__(self, attend: Callable[[], object], name: str = "windback-keeper") -> None:
+    look: what it does when it was not woken for `rest_s()` seconds; None there is for ever.
+    """
+
+    def __init__(
+        self,
+        attend: Callable[[], object],
+        name: str = "windback-keeper",
+        *,
+        look: Callable[[], object] = lambda: None,
+        rest_s: Callable[[], Optional[float]] = lambda: None,
+    ) -> None:
         self._attend = attend
+        self._look = look
+        self._rest_s = rest_s
         self._name = name
         #: Held while the thread is started.
         self._lock = threading.Lock()
@@ -51,15 +63,16 @@ class Keeper:
         self._ident = threading.get_ident()
         with contextlib.suppress(Exception):
             threading.current_thread().name = self._name
+        was_woken = True
         while True:
             self._waker = waker = ThreadWaker()
             if self._is_closed:  # looked at after that: `close` may have released the one before
                 return
             try:
-                self._attend()
+                (self._attend if was_woken else self._look)()
             except Exception as error:  # noqa: BLE001 - whatever it is, the next event tries again
                 logger.warning("the journal can't be looked after: %s: %s", type(error).__name__, error)
-            waker.sleep(None)
+            was_woken = waker.sleep(self._rest_s())
 
     def close(self) -> None:
         """Have the thread end."""
