@@ -719,6 +719,32 @@ def test_what_a_dead_relay_held_is_taken_over(make, redis_server, server, relayi
     assert numbers(server) == list(range(100))
 
 
+def test_a_relay_that_was_stopped_and_goes_on_sends_nothing_under_a_second_key(
+    make, redis_server, server, relaying, held, eventually
+):
+    """SIGSTOP for longer than the others wait, as of a laptop or a machine that is moved."""
+    client = make(batch_size=10)
+    track(client, range(100))
+    assert client.flush(20)
+    process = relay_process(held, redis_server.url, "--claim-after", "1")
+    try:
+        held.wait_until_holding(1)
+        process.send_signal(signal.SIGSTOP)
+        with relaying(claim_after=1):
+            eventually(lambda: len(server.events()) == 100)
+            eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
+        process.send_signal(signal.SIGCONT)
+        held.answer()  # and its requests are answered as well
+        track(client, range(100, 110))
+        assert client.flush(20)
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)  # it works on
+    finally:
+        process.kill()
+        process.wait()
+    assert numbers(server)[:100] == list(range(100))
+    assert server.counts().by_status.get(409, 0) == 0  # no key came with another body
+
+
 def test_what_a_living_relay_holds_in_an_outage_stays_its_own(
     make, redis_server, server, relaying, held, eventually
 ):

@@ -23,6 +23,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
+import orjson
+
 from ..stats import DeliveryReport
 
 Value = Union[str, bytes, int]
@@ -183,6 +185,8 @@ def entry_of(entry_id: bytes, fields: Mapping[bytes, bytes], project: Optional[s
     records = fields[b"events"].split(b"\n")
     if fields[b"count"] != b"%d" % len(records) or not all(records):
         raise ForeignError("its count is not the number of its events")
+    if not all(map(_is_object, records)):
+        raise ForeignError("one of its events is not a JSON object")
     try:
         key = fields[b"key"].decode("ascii")
     except UnicodeDecodeError:
@@ -192,6 +196,14 @@ def entry_of(entry_id: bytes, fields: Mapping[bytes, bytes], project: Optional[s
     if not 0 < len(key) <= _MAX_KEY or not key.isprintable() or " " in key:
         raise ForeignError("its key is none")
     return Entry(entry_id, key, project or "", records)
+
+
+def _is_object(record: bytes) -> bool:
+    """Whether *record* is one JSON object, and nothing more that would get into the body of a request."""
+    try:
+        return isinstance(orjson.loads(record), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def letters_of(

@@ -106,8 +106,8 @@ def relay(
         "--claim-after",
         metavar="S",
         callback=above_0,
-        help="seconds after which what another relay holds, but says nothing about any more, is taken over "
-        "(default: longer than a request with all its retries; broker only)",
+        help="take over another relay's batches after it was silent for this many seconds "
+        "(default: 15, or twice the shutdown timeout; broker only)",
     ),
     compress: bool = COMPRESS,
     shutdown_timeout: float = typer.Option(

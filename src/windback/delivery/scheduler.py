@@ -412,7 +412,8 @@ class Scheduler:
     def _keep(self, batch: Batch, answer: Answer, problem: str, now_s: float, action: Action) -> _Outcome:
         """Hold on to a batch that could not be delivered, and close the gate for a while."""
         report = None
-        if self._nack_or_drop(batch):
+        # Where there was an answer the fault may be with this batch; else nothing gets through.
+        if self._nack_or_drop(batch, others_first=action is Action.KEEP and answer.status is not None):
             report = _report("dropped", batch, "closed", answer, problem)
         if self.given_up:
             return _Outcome(report)  # whoever closed the client was told, and nothing is sent any more
@@ -437,7 +438,7 @@ class Scheduler:
         if is_dropped:
             self._deliver_reports(_report("dropped", batch, "closed", Answer(None)))
 
-    def _nack_or_drop(self, batch: Batch) -> bool:
+    def _nack_or_drop(self, batch: Batch, *, others_first: bool = False) -> bool:
         """Keep a batch that is not delivered; return True if it was dropped instead.
 
         That is what becomes of it once the client has given up, unless it is on disk for who comes next.
@@ -446,7 +447,7 @@ class Scheduler:
             self.queue.ack(batch)
             self._dropped["closed"] += len(batch)
             return True
-        self.queue.nack(batch)
+        (self.queue.set_back if others_first else self.queue.nack)(batch)
         return False
 
     def retire(self, waker: Optional[Waker], now_s: float, *, died: bool) -> None:

@@ -73,7 +73,7 @@ class Batch:
     source, spots: the journal that they stand in, and where there; it outlives this process.
     """
 
-    __slots__ = ("key", "position", "records", "size_bytes", "source", "spots", "was_tried")
+    __slots__ = ("failures", "key", "position", "records", "size_bytes", "source", "spots", "was_tried")
 
     def __init__(
         self,
@@ -92,6 +92,8 @@ class Batch:
         self.size_bytes = sum(map(len, records))
         #: Whether a request was made for these bytes, under this key.
         self.was_tried = False
+        #: How often it used up its retries.
+        self.failures = 0
 
     def __len__(self) -> int:
         return len(self.records)

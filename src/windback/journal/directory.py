@@ -22,7 +22,7 @@ import secrets
 import stat
 import time
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional, Sequence
+from typing import Generator, List, NamedTuple, Optional, Sequence
 
 from .. import clock
 from ..errors import ConfigurationError
@@ -411,7 +411,7 @@ def trim(root: Path, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def growing(root: Path, most_s: float) -> Iterator[None]:
+def growing(root: Path, most_s: float) -> Generator[None, None, None]:
     """Be the only one to make a segment under *root*, while a block of code runs, or one after *most_s*."""
     import fcntl
 

@@ -16,12 +16,26 @@ Resolve = Callable[[Place], Tuple[Source, int, bytes]]
 #: Keeps the events of a rejected batch as dead letters; whether it could.
 Bury = Callable[[Batch, DeliveryReport], bool]
 
+#: So many batches are set back, at most, before one of them is tried again although others wait.
+_MOST_LATE = 8
+
 
 class Outbox(Generic[Place]):
     """See the module. resolve: needed where items are places. bury: where dead letters are kept."""
 
     __slots__ = (
-        *("_announced", "_bury", "_evicted", "_evicting", "_in_memory", "_items", "_leased", "_leased_bytes"),
+        *(
+            "_announced",
+            "_bury",
+            "_evicted",
+            "_evicting",
+            "_in_memory",
+            "_items",
+            "_late",
+            "_leased",
+            "_leased_bytes",
+        ),
+        "_settled",
         *(
             "_max_events",
             "_move_bytes",
@@ -49,6 +63,9 @@ class Outbox(Generic[Place]):
         self._evicting, self._evicted = line.evicting, line.evicted
         self._announced, self._max_events = line.announced, line.max_events
         self._returned: Deque[Batch] = deque()
+        #: Batches that used up their retries, each with the number of settled batches at which it is next.
+        self._late: List[Tuple[int, Batch]] = []
+        self._settled = 0
         self._leased: Set[Batch] = set()
         self._leased_bytes = 0
         self._taken = 0
@@ -61,7 +78,9 @@ class Outbox(Generic[Place]):
 
     def take(self, limits: Limits) -> Optional[Batch]:
         """Lease the next batch: one given back, else up to the limits from the front."""
-        if self._returned:
+        if self._is_late_due:
+            batch = self._late.pop(0)[1]
+        elif self._returned:
             batch = self._returned.popleft()
         else:
             # The lower count of evictions: the position may come out too low, never too high.
@@ -115,6 +134,7 @@ class Outbox(Generic[Place]):
 
     def ack(self, batch: Batch) -> None:
         """Forget a batch that is settled."""
+        self._settled += 1
         self._unlease(batch)
         self._move_bytes(-batch.size_bytes, 1)
         if batch.source is not None:
@@ -130,6 +150,25 @@ class Outbox(Generic[Place]):
         """Give a batch back; it is taken again, before anything else, with the same key."""
         self._unlease(batch)
         self._returned.appendleft(batch)
+
+    def set_back(self, batch: Batch) -> None:
+        """Give back a batch that used up its retries; others go first, and more of them each time.
+
+        What a server can't take must not hold up everything behind it. In an outage nothing is settled, so
+        only few batches are set back.
+        """
+        self._unlease(batch)
+        batch.failures += 1
+        self._late.append((self._settled + 2 ** min(batch.failures - 1, 10), batch))
+        self._late.sort(key=lambda late: late[0])
+
+    @property
+    def _is_late_due(self) -> bool:
+        """Whether a batch that was set back is the next one."""
+        if not self._late:
+            return False
+        has_others = bool(self._returned) or bool(self._items)
+        return not has_others or self._late[0][0] <= self._settled or len(self._late) >= _MOST_LATE
 
     def split(self, batch: Batch) -> None:
         """Give a batch back as its halves."""
@@ -178,24 +217,29 @@ class Outbox(Generic[Place]):
         self._move_bytes(batch.size_bytes, 1)
         self._returned.append(batch)
 
+    @property
+    def _given_back(self) -> List[Batch]:
+        """All batches that are to be taken again."""
+        return [*self._returned, *(batch for _, batch in self._late)]
+
     # -- what there is ---------------------------------------------------------------------------
 
     def waiting(self) -> Waiting:
         """Return what can be taken."""
         count = len(self._items)
-        if self._returned:
-            count += sum(map(len, self._returned))
+        if self._returned or self._late:
+            count += sum(map(len, self._given_back))
         return Waiting(count, self._move_bytes(0, 1) - self._leased_bytes)
 
     @property
     def has_returned(self) -> bool:
         """Whether a batch that was given back waits; it is due at once."""
-        return bool(self._returned)
+        return bool(self._returned) or self._is_late_due
 
     def positions(self) -> Tuple[int, int]:
         """Return (the lowest position not yet settled, the position the next put event will get)."""
         left = self._taken + self._evicted.value
-        lowest = min((batch.position for batch in (*self._leased, *self._returned)), default=left)
+        lowest = min((batch.position for batch in (*self._leased, *self._given_back)), default=left)
         # The higher count of evictions: what is being evicted now was accepted before.
         return min(lowest, left), self._taken + self._evicting.value + len(self._items)
 
@@ -204,7 +248,7 @@ class Outbox(Generic[Place]):
         # The higher count of evictions, read last: with the other one, `accepted` could fall for an instant.
         waiting, evicted = len(self._items), self._evicting.value
         leased = sum(map(len, self._leased))
-        pending = waiting + leased + sum(map(len, self._returned))
+        pending = waiting + leased + sum(map(len, self._given_back))
         return self._taken + self._overtaking + evicted + waiting, evicted, pending, leased
 
     @property
@@ -215,14 +259,15 @@ class Outbox(Generic[Place]):
     def unsettled_before(self, position: int) -> int:
         """Return how many events with a lower position are still here; never too low."""
         left = self._taken + self._evicted.value
-        held = sum(len(batch) for batch in (*self._leased, *self._returned) if batch.position < position)
+        held = sum(len(batch) for batch in (*self._leased, *self._given_back) if batch.position < position)
         return held + max(0, min(position - left, len(self._items)))
 
     def discard(self) -> List[Batch]:
         """Take out what only memory has, as batches that are then acked as dropped; the rest stays."""
-        batches = [batch for batch in self._returned if batch.source is None]
-        kept = [batch for batch in self._returned if batch.source is not None]
+        batches = [batch for batch in self._given_back if batch.source is None]
+        kept = [batch for batch in self._given_back if batch.source is not None]
         self._returned.clear()
+        self._late.clear()
         self._returned.extend(kept)
         lost: List[bytes] = []
         with suppress(IndexError):

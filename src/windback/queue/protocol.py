@@ -64,6 +64,9 @@ class Drain(Protocol):
     def nack(self, batch: Batch) -> None:
         """Give a leased batch back; it is taken again, before anything else, with the same key."""
 
+    def set_back(self, batch: Batch) -> None:
+        """Give back a batch that used up its retries; others go first."""
+
     def split(self, batch: Batch) -> None:
         """Give a leased batch back as its halves."""
 

@@ -28,7 +28,6 @@ from ..api.answer import Failure
 from ..broker.layout import Numbers
 from ..config import relay_keys, resolve_for_sender
 from ..delivery.engine import LocalEngine
-from ..delivery.retry import BACKOFF_CAP_S
 from ..delivery.workers.threads import ThreadWaker
 from ..errors import ConfigurationError
 from ..options import seconds
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("windback")
 T = TypeVar("T")
 
+#: A relay that said nothing for so long (seconds) is taken for dead: three commands to Redis may time out.
+_CLAIM_S = 15.0
 #: Between two looks at Redis as a whole, and what a command for that may take (seconds).
 WATCH_S, _LOOK_S = 5.0, 2.0
 
@@ -85,9 +86,9 @@ class BrokerRelay:
         several projects, by slug, "" for the applications that have none; without both, WINDBACK_API_KEYS
         (`shop=sk_…,blog=sk_…`) is read beside WINDBACK_API_KEY. Events of a project without a key here stay
         where they are, with one log line. concurrency: requests at once, of each project. claim_after:
-        seconds after which batches of a relay that says nothing any more are taken over; by default longer
-        than a request can take with all its retries. poll_interval: seconds between two looks for new batches
-        while there are none. The others are options of Windback.
+        seconds after which batches of a relay that says nothing any more are taken over, by default 15 or
+        twice shutdown_timeout; one that runs says every third of it that it does. poll_interval: seconds
+        between two looks for new batches while there are none. The others are options of Windback.
         Raises ConfigurationError, also if Redis refuses; one that can't be reached is waited for.
         """
         address, given = hidden(broker), (hidden(api_key), project_slug, hidden_keys(api_keys))
@@ -96,8 +97,8 @@ class BrokerRelay:
         if address is None:
             address = hidden(os.environ.get("WINDBACK_BROKER") or None)
         place = broker_address(address)
-        # A batch is under way for as long, and the end may take its time too.
-        default_s = max(timeout * (max_retries + 1) + BACKOFF_CAP_S * max_retries, 2 * shutdown_timeout, 10.0)
+        # A running relay says every third of this time that it holds what it holds, but not during its end.
+        default_s = max(_CLAIM_S, 2 * shutdown_timeout)
         claim_s = default_s if claim_after is None else seconds("claim_after", claim_after)
         poll_s = seconds("poll_interval", poll_interval)
         from ..broker.connection import Connection
