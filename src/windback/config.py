@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import stat
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Callable, Dict, List, Literal, Mapping, Optional, Tuple, Union
 from urllib.parse import urlsplit
@@ -23,6 +26,11 @@ from .options import (
     switched,
 )
 from .secrets import BrokerAddress, Secret, broker_address, fingerprint, hidden, key_pairs, kind_of, redact
+
+logger = logging.getLogger("windback")
+
+#: Where files are in memory. A directory in it is made for this user alone.
+_MEMORY = "/dev/shm"  # noqa: S108
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -306,6 +314,8 @@ def resolve(*, is_async: bool, **given: object) -> Config:
         http_client=_http_client(options["http_client"], options["worker"], is_async=is_async),
     )
     config = Config(**values)  # type: ignore[arg-type]  # each was checked above
+    if enabled and config.worker == "process" and config.journal is None:
+        config = replace(config, worker="task" if is_async else "thread")
     _check_sizes(config)
     return config
 
@@ -500,11 +510,11 @@ def _fsync(options: Mapping[str, object], *, enabled: bool) -> Optional[str]:
     return chosen
 
 
-def _shared_memory(options: Mapping[str, object]) -> Path:
-    """Return where journals live that need not outlive the machine.
+def _shared_memory(options: Mapping[str, object]) -> Optional[Path]:
+    """Return where journals are that need not outlive the machine; None if there is no place for them.
 
-    One place for each key and API, or broker, for what a dead process left is sent with the key of who adopts
-    it.
+    One place for each key and API, or broker: what an exited process left is sent with the key of the process
+    that adopts it. Another user may have taken the name, by chance or to do harm; then there are others.
     """
     import tempfile
     from pathlib import Path
@@ -515,9 +525,40 @@ def _shared_memory(options: Mapping[str, object]) -> Path:
     if isinstance(broker, BrokerAddress):
         broker = broker.url
     digest = fingerprint((key, url, broker) if broker else (key, url))
-    memory = Path("/dev/shm")  # noqa: S108 - a directory in it is made for this user alone
-    place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-    return place / f"windback-{os.getuid()}-{digest}"
+    places = [Path(_MEMORY)]
+    with suppress(OSError):  # no temporary directory can be written to either
+        places.append(Path(tempfile.gettempdir()))
+    name = f"windback-{os.getuid()}-{digest}"
+    folders = [place / f"{name}{suffix}" for place in places for suffix in ("", "-1", "-2", "-3")]
+    reasons: List[str] = []
+    for folder in folders:
+        reason = _why_not_private(folder)
+        if reason is None:
+            if reasons and folder.parent == places[0]:
+                logger.warning("%s can't be used (%s); journals are in %s", folders[0], reasons[0], folder)
+            return folder
+        reasons.append(reason)
+    logger.warning(
+        "worker='process' needs a directory, and none can be had: %s (%s); this process sends itself",
+        folders[0],
+        reasons[0],
+    )
+    return None
+
+
+def _why_not_private(folder: Path) -> Optional[str]:
+    """Make a directory for this user alone; why it can't be had, None if it can."""
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(0o700)
+        status = folder.lstat()
+    except OSError as error:
+        return error.strerror or str(error)
+    if not stat.S_ISDIR(status.st_mode):
+        return "it is not a directory"
+    if status.st_uid != os.geteuid():
+        return "it belongs to another user"
+    return "others may write to it" if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
 
 
 def _directory(name: str, value: object) -> Path:
