@@ -1,7 +1,7 @@
 """A journal and a stream that an earlier version wrote are delivered by this one, under the keys of then.
 
-The files in `tests/data/before` were made by that version: a journal of a killed process with a hundred events,
-of which ten were delivered, ten under way, and ten split in two halves; and three entries of a stream in Redis.
+The files in `tests/data/before` were made by that version: a journal of a killed process with a hundred
+events, of which ten were delivered, ten under way, and ten split in halves; three entries of a stream.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ def test_any_bytes_at_all_are_read_or_told():
 
 
 def test_a_dead_letter_says_all_there_is_to_say():
-    entry = entry_of(b"1-0", stored(fields_of([b"1", b"2"], "key", "shop")), "shop")
+    entry = entry_of(b"1-0", stored(fields_of([b"{}", b'{"n":2}'], "key", "shop")), "shop")
     report = DeliveryReport("rejected", 1, "invalid", 422, "no such plan")
-    (letter,) = letters_of(entry, [b"2"], "key-1", report)
+    (letter,) = letters_of(entry, [b'{"n":2}'], "key-1", report)
     assert stored(letter) == {
         b"reason": b"invalid",
         b"status": b"422",
@@ -73,7 +73,7 @@ def test_a_dead_letter_says_all_there_is_to_say():
         b"key": b"key-1",
         b"project": b"shop",
         b"entry": b"1-0",
-        b"event": b"2",
+        b"event": b'{"n":2}',
     }
 
 
