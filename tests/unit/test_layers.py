@@ -21,7 +21,7 @@ PACKAGE = Path(windback.__file__).parent
 # A name stands for the module or for the whole package of that name.
 LAYERS = [
     ["__main__"],
-    ["asgi", "aws_lambda", "cli", "fastapi", "testing"],
+    ["asgi", "aws_lambda", "cli", "fastapi", "prometheus", "testing"],
     ["webhooks"],
     ["default"],
     ["client"],
@@ -74,6 +74,7 @@ IMPURE = {
 LOADED_ALREADY = {
     *(("config", ":httpx"), ("event_loops", ":trio"), ("testing.plugin", ":pytest")),
     *(("broker.connection", ":redis"), ("relay.health", ":prometheus_client")),
+    ("prometheus", ":prometheus_client"),
     # httpx is built on httpcore, and is never there without it.
     *(("http.network", ":httpcore"), ("http.transport", ":httpcore")),
     *(("fastapi", ":fastapi"), ("fastapi", ":typing_extensions")),

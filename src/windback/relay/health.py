@@ -113,35 +113,69 @@ class _Collector(Collector):
         )
 
 
+#: What is counted of events, in a relay and in a client: the name's end, the help, the field of `Stats`.
+_COUNTERS = (
+    ("sent_events", "Events that the API took.", "delivered"),
+    ("dropped_events", "Events discarded here.", "dropped"),
+    ("requests", "HTTP requests made.", "requests"),
+    ("repeated_requests", "Requests that repeated one.", "retries"),
+)
+_GAUGES = (
+    ("pending_events", "Events not delivered yet.", "pending"),
+    ("in_flight_events", "Events in a request right now.", "in_flight"),
+)
+_REASONS = (("rejected_events", "Events that the API will never take.", "rejected_by_reason"),)
+#: What only one of the two has.
+_OF_RELAY = (("read_events", "Events read.", "adopted"),)
+_OF_CLIENT = (
+    (
+        "accepted_events",
+        "Events that track_event accepted, and those taken over from exited processes.",
+        "accepted",
+    ),
+    ("worker_deaths", "Workers that ended with an exception, and were replaced.", "worker_deaths"),
+    ("hook_errors", "Exceptions of before_send, on_delivery and what finds a customer.", "hook_errors"),
+)
+_GAUGES_OF_CLIENT = (
+    ("pending_bytes", "Bytes of events not delivered yet.", "pending_bytes"),
+    ("journal_bytes", "Bytes in this process's segments of the journal.", "journal_bytes"),
+)
+_REASONS_OF_CLIENT = (("refused_events", "Events that track_event turned away.", "refused"),)
+
+
 def _of_events(stats: Mapping[str, Stats]) -> Generator[Metric, None, None]:
-    counters = {
-        "read_events": ("Events read.", "adopted"),
-        "sent_events": ("Events that the API took.", "delivered"),
-        "dropped_events": ("Events discarded here.", "dropped"),
-        "requests": ("HTTP requests made.", "requests"),
-        "repeated_requests": ("Requests that repeated one.", "retries"),
-    }
-    for name, (text, field) in counters.items():
-        values = {project: getattr(each, field) for project, each in stats.items()}
-        yield _counter(f"windback_relay_{name}", text, values)
-    rejected = CounterMetricFamily(
-        "windback_relay_rejected_events",
-        "Events that the API will never take.",
-        labels=("project", "reason"),
+    return _families("windback_relay", stats, _OF_RELAY + _COUNTERS, _GAUGES, _REASONS)
+
+
+def client_metrics(stats: Mapping[str, Stats]) -> Generator[Metric, None, None]:
+    """Yield the metrics of clients, whose stats are given by project."""
+    return _families(
+        "windback_client",
+        stats,
+        _OF_CLIENT + _COUNTERS,
+        _GAUGES + _GAUGES_OF_CLIENT,
+        _REASONS + _REASONS_OF_CLIENT,
     )
-    for project, each in stats.items():
-        for reason, count in each.rejected_by_reason.items():
-            rejected.add_metric((project, reason), count)
-    yield rejected
-    gauges = {
-        "pending_events": ("Events read and not delivered yet.", "pending"),
-        "in_flight_events": ("Events in a request right now.", "in_flight"),
-    }
-    for name, (text, field) in gauges.items():
-        values = {project: getattr(each, field) for project, each in stats.items()}
-        yield _gauge(f"windback_relay_{name}", text, values)
+
+
+_Names = Tuple[Tuple[str, str, str], ...]
+
+
+def _families(
+    prefix: str, stats: Mapping[str, Stats], counters: _Names, gauges: _Names, reasons: _Names
+) -> Generator[Metric, None, None]:
+    for name, text, field in counters:
+        yield _counter(f"{prefix}_{name}", text, {key: getattr(each, field) for key, each in stats.items()})
+    for name, text, field in reasons:
+        family = CounterMetricFamily(f"{prefix}_{name}", text, labels=("project", "reason"))
+        for project, each in stats.items():
+            for reason, count in getattr(each, field).items():
+                family.add_metric((project, reason), count)
+        yield family
+    for name, text, field in gauges:
+        yield _gauge(f"{prefix}_{name}", text, {key: getattr(each, field) for key, each in stats.items()})
     held_up = {project: each.problem is not None for project, each in stats.items()}
-    yield _gauge("windback_relay_held_up", "Whether delivery is held up.", held_up)
+    yield _gauge(f"{prefix}_held_up", "Whether delivery is held up.", held_up)
 
 
 def _counter(name: str, text: str, values: Mapping[str, float]) -> Metric:

@@ -1,0 +1,132 @@
+"""Prometheus: the metrics of clients, read when they are scraped. `track_event` does nothing for it.
+
+    from windback.prometheus import register
+
+    register(client)
+
+The names are those of the relay's metrics, with `windback_client_` at their start; see docs/monitoring.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from typing import Dict, Generator, Iterable, List, Optional, Union
+from weakref import WeakKeyDictionary, ref
+
+from .client import AsyncWindback, Windback
+from .default import client_or_none
+from .delivery.engine import Engine
+from .errors import ConfigurationError
+from .process import lifecycle
+from .stats import Stats, sum_of_stats
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry
+    from prometheus_client.core import Metric
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    message = 'windback.prometheus needs prometheus-client: pip install "windback[metrics]"'
+    raise ImportError(message) from error
+
+from .relay.health import client_metrics
+
+__all__ = ["register"]
+
+logger = logging.getLogger("windback")
+
+Client = Union[Windback, AsyncWindback]
+
+
+def register(client: Optional[Client] = None, registry: Optional[CollectorRegistry] = None) -> None:
+    """Add the metrics of a client to a registry. A second call for the same client does nothing.
+
+    Clients of one project are added up; the label `project` is the project's slug. The client is not kept
+    alive: what it had counted at the last scrape stays in the sums.
+
+    Args:
+        client: The client; `windback.get_client()`, as it is when the metrics are read, if None.
+        registry: The registry; prometheus_client's own if None.
+
+    Raises:
+        ConfigurationError: An argument is of the wrong kind.
+    """
+    if client is not None and not isinstance(client, (Windback, AsyncWindback)):
+        message = f"client must be a Windback or an AsyncWindback, not {type(client).__name__}"
+        raise ConfigurationError(message)
+    target: object = REGISTRY if registry is None else registry
+    if not isinstance(target, CollectorRegistry):
+        message = f"registry must be a CollectorRegistry of prometheus_client, not {type(target).__name__}"
+        raise ConfigurationError(message)
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        logger.warning(
+            "prometheus_client is in multiprocess mode, which reads no collectors: "
+            "the metrics of windback are missing there"
+        )
+    collector = _collectors.get(target)
+    if collector is None:
+        collector = _collectors[target] = _Collector()
+        target.register(collector)
+    collector.add(client)
+
+
+class _Collector(Collector):
+    """Makes metrics of the clients that were registered, when somebody asks."""
+
+    def __init__(self) -> None:
+        self._clients: List[_Source] = []
+        self._has_default = False
+
+    def add(self, client: Optional[Client]) -> None:
+        """Add a client; None is the default one."""
+        if client is None:
+            self._has_default = True
+        elif not any(each.is_of(client) for each in self._clients):
+            self._clients.append(_Source(client))
+
+    def describe(self) -> Iterable[Metric]:
+        """Return the families without values: reading them now would make the default client."""
+        return client_metrics({})
+
+    def collect(self) -> Generator[Metric, None, None]:
+        """Yield all there is."""
+        if self._has_default:
+            default = client_or_none()
+            if default is not None and not any(each.is_of(default) for each in self._clients):
+                self._clients.append(_Source(default))
+        found: Dict[str, List[Stats]] = {}
+        for source in self._clients:
+            found.setdefault(source.project, []).append(source.stats())
+        yield from client_metrics({project: sum_of_stats(each) for project, each in found.items()})
+
+
+class _Source:
+    """The engine of a client and its copies, which is not kept alive, and what it counted."""
+
+    def __init__(self, client: Client) -> None:
+        self._engine = ref(_engine_of(client))
+        self.project = client._config.project_slug or ""  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        self._last = Stats()
+
+    def is_of(self, client: Client) -> bool:
+        """Whether it is that client, or a copy of it."""
+        return self._engine() is _engine_of(client)
+
+    def stats(self) -> Stats:
+        """Return the counters; those of the last time without what waits, if the client is gone."""
+        engine = self._engine()
+        if engine is None:
+            return replace(
+                self._last, pending=0, in_flight=0, pending_bytes=0, journal_bytes=0, workers=0, problem=None
+            )
+        lifecycle.notice_fork()
+        self._last = engine.stats()
+        return self._last
+
+
+def _engine_of(client: Client) -> Engine:
+    return client._engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+_collectors: WeakKeyDictionary[CollectorRegistry, _Collector] = WeakKeyDictionary()
