@@ -52,8 +52,8 @@ class Stats:
     and how many of them repeated one. worker_deaths: workers that ended with an exception, and were
     replaced. hook_errors: exceptions from on_delivery, before_send and what finds a customer.
     adopted: events that processes which died left in the journal, counted in `accepted` as well;
-    journal_bytes: of this process's segments. problem: why delivery is held up right now, None while it is
-    not.
+    journal_bytes: of this process's segments. problem: why delivery is held up right now, and for how many
+    seconds; from the first try that failed on, None while nothing holds it up.
     """
 
     accepted: int = 0
@@ -84,8 +84,8 @@ class FlushResult:
     """What flush and close achieved; true only if all that was accepted before the call is off our hands.
 
     pending: how many of those are still here. delivered, rejected, dropped: what happened during the
-    call, events accepted meanwhile included. problem: why some are still here, in words: the last failure,
-    or that time ran out; None if none are.
+    call, events accepted meanwhile included. problem: why some are still here, in words: the last failure
+    and the seconds until the next try, or that time ran out; None if none are.
     """
 
     pending: int
@@ -98,13 +98,13 @@ class FlushResult:
         return self.pending == 0
 
     @classmethod
-    def between(cls, before: Stats, after: Stats, pending: int, last_failure: Optional[str]) -> FlushResult:
+    def between(cls, before: Stats, after: Stats, pending: int) -> FlushResult:
         """Return what happened between two moments, of which *pending* events are left."""
         problem = None
         if pending:
             has_answers = after.delivered > before.delivered or after.rejected > before.rejected
             time_ran_out = "time ran out while deliveries went on" if has_answers else _NO_ANSWER
-            problem = after.problem or last_failure or time_ran_out
+            problem = after.problem or time_ran_out
         return cls(
             pending=pending,
             delivered=after.delivered - before.delivered,

@@ -508,7 +508,7 @@ def test_a_refused_key_pauses_for_long_with_one_line_and_flush_says_so(server, d
     answer = driver.flush()
     assert not answer
     assert answer.pending == 100
-    assert answer.problem == f"{status} NOT_YOU: no"
+    assert answer.problem.startswith(f"{status} NOT_YOU: no; the next try is in ")
     assert len(tracks(server)) == 2, "one of the worker's own accord, one because of the flush"
     assert driver.client._engine.scheduler.gate.blocked_s(time.monotonic()) > 60
     until(lambda: lines(caplog, logging.WARNING))

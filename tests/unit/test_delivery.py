@@ -377,7 +377,7 @@ def test_an_error_repeats_no_part_of_a_key_where_a_text_is_cut():
 
 def test_an_open_gate_blocks_nobody():
     gate = Gate(4)
-    assert (gate.blocked_s(0.0), gate.limit, gate.problem) == (0.0, 4, None)
+    assert (gate.blocked_s(0.0), gate.limit, gate.problem(0.0), gate.is_down) == (0.0, 4, None, False)
 
 
 def test_a_throttled_gate_waits_as_long_as_the_server_asked_and_lets_one_through():
@@ -409,8 +409,21 @@ def test_each_success_after_a_throttle_lets_one_more_through_up_to_the_limit():
 def test_a_success_while_the_server_wants_us_to_wait_leaves_the_gate_closed():
     gate = Gate(4)
     gate.throttled(100.0, 0.0, 30.0)
+    gate.last_failure = "429: slow down"
     gate.succeeded(101.0)
     assert (gate.blocked_s(101.0), gate.limit) == (29.0, 1)
+    assert gate.problem(101.0) == "429: slow down; the next try is in 29 s"
+    gate.succeeded(130.0)
+    assert gate.problem(130.0) is None
+
+
+def test_a_gate_that_another_sender_was_told_to_close_says_so():
+    gate = Gate(4)
+    gate.hold(130.0)
+    assert gate.problem(100.0) == (
+        "the server asked another sender of this project to wait; the next try is in 30 s"
+    )
+    assert not gate.is_down
 
 
 def test_nothing_hurries_a_gate_that_the_server_closed():
@@ -427,7 +440,7 @@ def test_a_failed_round_pauses_longer_each_time_up_to_a_minute():
         gate.failed(0.0, 0.99999, "down")
         pauses.append(round(gate.blocked_s(0.0)))
     assert pauses == [8, 16, 32, 60, 60, 60]
-    assert (gate.limit, gate.problem) == (1, "down")
+    assert (gate.limit, gate.problem(0.0)) == (1, "down; the next try is in 60 s")
     gate.failed(0.0, 0.0, "down")
     assert gate.blocked_s(0.0) == 30.0, "never less than half"
 
@@ -439,7 +452,7 @@ def test_a_flush_hurries_a_gate_that_an_outage_or_a_refusal_closed():
         assert gate.blocked_s(0.0) > 0
         gate.hurry()
         assert gate.blocked_s(0.0) == 0.0
-        assert gate.problem is not None
+        assert gate.problem(0.0).endswith("; trying again")
 
 
 def test_a_failed_round_does_not_shorten_what_the_server_asked_for():
@@ -453,7 +466,7 @@ def test_a_refusal_pauses_for_minutes():
     gate = Gate(4)
     gate.refused(100.0, "bad key")
     assert gate.blocked_s(100.0) == gates.REFUSED_PAUSE_S == 300.0
-    assert (gate.limit, gate.problem) == (1, "bad key")
+    assert (gate.limit, gate.problem(100.5)) == (1, "bad key; the next try is in 300 s")
 
 
 def test_a_success_ends_the_outage():
@@ -461,7 +474,7 @@ def test_a_success_ends_the_outage():
     gate.failed(0.0, 0.5, "down")
     gate.failed(0.0, 0.5, "down")
     gate.succeeded(1.0)
-    assert (gate.blocked_s(1.0), gate.problem, gate.limit) == (0.0, None, 2)
+    assert (gate.blocked_s(1.0), gate.problem(1.0), gate.limit) == (0.0, None, 2)
     gate.failed(2.0, 0.99999, "down")
     assert round(gate.blocked_s(2.0)) == 8, "a new outage starts anew"
 

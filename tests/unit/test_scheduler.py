@@ -321,7 +321,7 @@ def test_a_failed_batch_waits_behind_the_gate_and_is_taken_again_unchanged(world
     assert retry.BACKOFF_CAP_S / 2 <= step.wait_s <= retry.BACKOFF_CAP_S
     world.now += step.wait_s
     assert worker.step().batch is batch
-    assert world.stats.problem == "500: HTTP 500 without a message"
+    assert world.stats.problem.startswith("500: HTTP 500 without a message; ")
 
 
 def test_nothing_at_all_is_sent_while_the_server_asked_to_wait(world):
@@ -493,7 +493,7 @@ def test_a_flush_without_a_timeout_gives_up_in_an_outage_and_one_with_a_timeout_
     world.settle(worker.step().batch, Answer(None, failure=Failure.CONNECT))
     assert (hasty.done, patient.done) == (True, False)
     result = world.scheduler.end_flush(hasty)
-    assert (bool(result), result.pending, result.problem) == (False, 10, "could not connect")
+    assert (bool(result), result.pending, result.problem) == (False, 10, "could not connect; trying again")
 
 
 @pytest.mark.parametrize("patient", [False, True])
@@ -502,7 +502,7 @@ def test_every_flush_gives_up_on_a_refused_key(world, patient):
     flush = world.scheduler.begin_flush(Waker(), patient=patient)
     world.settle(world.worker().step().batch, Answer(401))
     assert flush.done
-    assert world.scheduler.end_flush(flush).problem == "401: HTTP 401 without a message"
+    assert world.scheduler.end_flush(flush).problem.startswith("401: HTTP 401 without a message; ")
 
 
 def test_a_flush_lets_one_request_through_a_gate_that_an_outage_closed(world):

@@ -124,5 +124,5 @@ class Replay:
                 is_done = left_s <= 0 or bool(self._engine.flush(left_s))
                 stats = self._engine.stats()
                 progress.show(stats.delivered + stats.rejected)
-                if is_done or (deadline_s is None and stats.problem):
+                if is_done or (deadline_s is None and self._engine.scheduler.gate.is_down):
                     return

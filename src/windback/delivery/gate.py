@@ -5,10 +5,12 @@ Pure: times and random numbers are arguments.
 
 from __future__ import annotations
 
+import math
 from typing import Optional
 
 from . import retry
 
+_OF_OTHERS = "the server asked another sender of this project to wait"
 #: The longest pause between rounds of retries in an outage.
 OUTAGE_CAP_S = 60.0
 #: After 401, 402, 403: somebody has to do something first.
@@ -26,7 +28,8 @@ class Gate:
     def __init__(self, max_in_flight: int) -> None:
         self.max_in_flight = max_in_flight
         self.limit = max_in_flight
-        self.problem: Optional[str] = None
+        #: Whether retries are used up, or no retry would help: a flush without a timeout gives up.
+        self.is_down = False
         #: Why the last try failed, until one succeeds.
         self.last_failure: Optional[str] = None
         self._closed_until_s = 0.0
@@ -38,6 +41,19 @@ class Gate:
         """Return for how long nothing may be sent."""
         return max(0.0, self._closed_until_s - now_s)
 
+    @property
+    def is_retrying(self) -> bool:
+        """Whether tries fail and retries are left, so that no flush gives up yet."""
+        return self.last_failure is not None and not self.is_down
+
+    def problem(self, now_s: float) -> Optional[str]:
+        """Return why delivery is held up, with the seconds until the next try; None while it is not."""
+        blocked_s = self.blocked_s(now_s)
+        if blocked_s > 0.0:
+            # Rounded up: the next try comes no later than this says.
+            return f"{self.last_failure or _OF_OTHERS}; the next try is in {math.ceil(blocked_s)} s"
+        return None if self.last_failure is None else f"{self.last_failure}; trying again"
+
     def hurry(self) -> None:
         """Let the next request through at once, unless the server asked us to wait."""
         if not self._must_wait:
@@ -48,10 +64,11 @@ class Gate:
 
         A request that was sent before the server asked us to wait does not end that.
         """
-        self.problem = self.last_failure = None
+        self.is_down = False
         self._rounds = 0
         if self._must_wait and now_s < self._closed_until_s:
             return
+        self.last_failure = None
         self._throttles = 0
         self._must_wait = False
         self._closed_until_s = 0.0
@@ -74,7 +91,7 @@ class Gate:
         """Whether the server has asked that more often in a row than a request is retried."""
         if self._throttles <= max_retries:
             return False
-        self.problem = problem
+        self.is_down, self.last_failure = True, problem
         return True
 
     def failed(self, now_s: float, jitter: float, problem: str) -> None:
@@ -82,13 +99,13 @@ class Gate:
         self._rounds += 1
         # Never less than half: the pause between rounds is what keeps an outage quiet.
         full_s = min(OUTAGE_CAP_S, retry.BACKOFF_CAP_S * 2.0 ** min(self._rounds - 1, 16))
-        self.problem = problem
+        self.is_down, self.last_failure = True, problem
         if not self._must_wait or self.blocked_s(now_s) == 0.0:
             self._close(now_s, full_s * (1 + jitter) / 2, must_wait=False)
 
     def refused(self, now_s: float, problem: str) -> None:
         """The server won't take anything from us until somebody mends the key, the plan or the URL."""
-        self.problem = problem
+        self.is_down, self.last_failure = True, problem
         self._close(now_s, REFUSED_PAUSE_S, must_wait=False)
 
     def _close(self, now_s: float, seconds: float, *, must_wait: bool) -> None:

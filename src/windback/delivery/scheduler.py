@@ -1,8 +1,9 @@
 """What the workers of one queue share: what to do next, what became of a batch, who sleeps.
 
-Sans I/O: nothing here sends, sleeps or starts anything, and the time is an argument. A worker, a thread
-or a task, asks `next_step`, obeys, and tells `settle` what the answer was. All state is behind one
-lock that is the drain side's: `track_event` takes it only to start a worker, never to add an event.
+Sans I/O: nothing here sends, sleeps or starts anything, and but for `stats` the time is an argument.
+A worker, a thread or a task, asks `next_step`, obeys, and tells `settle` what the answer was. All state
+is behind one lock that is the drain side's: `track_event` takes it only to start a worker, never to add
+an event.
 
 Sleep and wake. A worker that has nothing to do leaves a `Waker` in `_parked` and sleeps on it. The
 queue's `wake_at` says at how many waiting events a caller must wake one; the caller pops a waker and
@@ -19,6 +20,7 @@ import threading
 from collections import Counter, deque
 from typing import Callable, Deque, List, NamedTuple, Optional
 
+from .. import clock
 from ..api.answer import Answer, error_of, retry_after_s
 from ..config import Config
 from ..errors import WindbackError
@@ -422,9 +424,7 @@ class Scheduler:
         elif action is Action.KEEP:
             self.gate.failed(now_s, random.random(), problem)
         elif not self.gate.is_stuck(self._config.max_retries, problem):
-            return _Outcome(
-                report
-            )  # `try_failed` closed the gate; being asked to slow down is no trouble yet
+            return _Outcome(report)  # `try_failed` closed the gate; that is no outage yet
         self._give_up_flushes(also_patient=action is Action.PAUSE)
         line = self._outage.trouble(now_s, problem, self.queue.counts()[2], self._delivered)
         return _Outcome(report, logging.WARNING, line)
@@ -559,7 +559,7 @@ class Scheduler:
                 self._flushes.remove(flush)
             after, before = self._snapshot(), flush.before
             pending = self._unsettled(flush)
-        return FlushResult.between(before, after, pending, self.gate.last_failure)
+        return FlushResult.between(before, after, pending)
 
     def begin_close(self) -> None:
         """Accept nothing more, and let the workers leave once the queue is empty."""
@@ -610,7 +610,7 @@ class Scheduler:
             hook_errors=self._hooks.errors,
             adopted=self.queue.adopted,
             journal_bytes=0 if self._disk is None else self._disk.size_on_disk,
-            problem=self.gate.problem or (None if self._disk is None else self._disk.trouble),
+            problem=self.gate.problem(clock.now_s()) or (None if self._disk is None else self._disk.trouble),
         )
 
     def _unsettled(self, flush: Flush) -> int:

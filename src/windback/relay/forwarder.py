@@ -106,7 +106,7 @@ class Forwarder:
             if was_settled and is_idle and not trouble:
                 return True
             if (left_s is not None and left_s <= 0) or (
-                left_s is None and (trouble or self._dispatcher.stats().problem)
+                left_s is None and (trouble or self._dispatcher.gate.is_down)
             ):
                 return False
             if is_busy or trouble:

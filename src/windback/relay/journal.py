@@ -96,7 +96,7 @@ class Relay(JournalSender):
         is_busy = super().poll()
         problem = self.stats().problem
         with self._dispatcher.lock:
-            tell = self._queue.progress(problem, self._dispatcher.gate.last_failure)
+            tell = self._queue.progress(problem, is_retrying=self._dispatcher.gate.is_retrying)
         tell()
         return is_busy
 

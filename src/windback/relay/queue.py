@@ -240,17 +240,18 @@ class RelayQueue:
         rejected[report.reason] = rejected.get(report.reason, 0) + len(batch)
         return bury(self._root, batch.source.name, batch, report)
 
-    def progress(self, problem: Optional[str], last_failure: Optional[str]) -> Callable[[], None]:
+    def progress(self, problem: Optional[str], *, is_retrying: bool) -> Callable[[], None]:
         """Look at how far running applications are, under the lock; the returned function tells them.
 
-        That is called without the lock. problem: why delivery is held up right now; last_failure: why the
-        last try failed.
+        That is called without the lock. problem: why delivery is held up right now; is_retrying: whether
+        a flush without a timeout waits on.
         """
         news = []
         for name, reader in self.readers.items():
             if not reader.is_owned:
                 told = self._told_of(name)
-                counters = Counters(reader.settled(), reader.seen, problem=problem, last_failure=last_failure)
+                outage = None if is_retrying else problem
+                counters = Counters(reader.settled(), reader.seen, problem=outage, last_failure=problem)
                 news.append((told, dict(told.rejected), counters))
 
         def tell() -> None:
@@ -324,7 +325,7 @@ class RelayQueue:
         """Leave what is there to who comes next."""
         if self._fsync:
             self.sync()
-        self.progress(None, None)()
+        self.progress(None, is_retrying=False)()
         for reader in self.readers.values():
             with suppress(OSError):
                 reader.clear()

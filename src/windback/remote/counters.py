@@ -29,7 +29,8 @@ class Counters(NamedTuple):
     """What the sender knows. settled: events done with, by segment; seen: the highest segment it knows.
 
     adopted, adopted_pending: events that dead processes left, all and those still here. The others are
-    those of Stats, but for last_failure: why the last try failed, None if it succeeded.
+    those of Stats. problem: why a flush without a timeout gives up; last_failure: why delivery is held up,
+    None while it is not.
     """
 
     settled: Dict[int, int]

@@ -108,7 +108,7 @@ class RemoteEngine:
 
     def _end_flush(self, flush: RemoteFlush) -> FlushResult:
         after = self._link.end_flush(flush)
-        return FlushResult.between(flush.before, after, flush.pending, self._link.last_failure)
+        return FlushResult.between(flush.before, after, flush.pending)
 
     def _end(self) -> None:
         self._link.close()

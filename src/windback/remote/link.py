@@ -64,11 +64,6 @@ class Link(ABC):
         """Whether the calling thread is one that a flush waits for."""
         return self._keeper.is_current
 
-    @property
-    def last_failure(self) -> Optional[str]:
-        """Why the sender's last try failed; None if it succeeded."""
-        return self._counters().last_failure
-
     def wake(self) -> None:
         """Have the keeper look at what there is to do; called by track_event, never waits."""
         self._queue.intake.wake_at = NEVER
@@ -166,7 +161,7 @@ class Link(ABC):
                 worker_deaths=counters.worker_deaths,
                 adopted=counters.adopted,
                 journal_bytes=self._queue.size_on_disk,
-                problem=counters.problem,
+                problem=counters.problem or counters.last_failure,
             )
         )
 

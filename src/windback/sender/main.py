@@ -213,8 +213,8 @@ class Sender(JournalSender):
                 requests=before.requests + stats.requests,
                 retries=before.retries + stats.retries,
                 worker_deaths=before.worker_deaths + stats.worker_deaths,
-                problem=stats.problem,
-                last_failure=self._dispatcher.gate.last_failure,
+                problem=None if self._dispatcher.gate.is_retrying else stats.problem,
+                last_failure=stats.problem,
                 looked=self._looked(),
             )
         )
