@@ -122,7 +122,7 @@ class Replay:
             while not self._is_stopping:
                 left_s = _LOOK_S if deadline_s is None else min(_LOOK_S, deadline_s - clock.now_s())
                 is_done = left_s <= 0 or bool(self._engine.flush(left_s))
-                stats = self._engine.stats()
+                stats, gate = self._engine.stats(), self._engine.scheduler.gate
                 progress.show(stats.delivered + stats.rejected)
-                if is_done or (deadline_s is None and self._engine.scheduler.gate.is_down):
+                if is_done or (deadline_s is None and stats.problem and not gate.is_retrying):
                     return

@@ -105,15 +105,16 @@ class Forwarder:
             is_idle = not is_busy and not self._polled.outbox.waiting().events
             if was_settled and is_idle and not trouble:
                 return True
-            if (left_s is not None and left_s <= 0) or (
-                left_s is None and (trouble or self._dispatcher.gate.is_down)
-            ):
+            if (left_s is not None and left_s <= 0) or (left_s is None and (trouble or self._gives_up())):
                 return False
             if is_busy or trouble:
                 self._stopper.sleep(BUSY_S if is_busy else self._poll_s)
             else:
                 self._engine.flush(0.2 if left_s is None else min(0.2, left_s))
         return False
+
+    def _gives_up(self) -> bool:
+        return self._dispatcher.stats().problem is not None and not self._dispatcher.gate.is_retrying
 
     def stop(self) -> None:
         """Have `run` come to its end; from any thread, and from a signal handler."""
