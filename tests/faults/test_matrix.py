@@ -360,7 +360,7 @@ def before_send(event):
         raise ValueError("bad")
     return event
 
-client = {make}(**{options!r}, before_send=before_send)
+client = {make}(**{options!r}, before_send=before_send, shutdown_timeout=60)
 
 def track(numbers, event="login"):
     async def main():
@@ -385,13 +385,15 @@ assert (stats.accepted, stats.hook_errors) == (15, 1), stats
 """
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_and_the_end_of_both_processes(world, run, eventually):
     code = SCRIPT.format(make=world.kind.make.__name__, options=world.options)
     if world.kind.in_thread:
         code = f"import sys\nsys.executable = ''\n{code}"
-    ended = run(code, url=world.server.url, WINDBACK_PROJECT_SLUG="")
+    ended = run(code, url=world.server.url, within_s=120.0, WINDBACK_PROJECT_SLUG="")
     assert ended.status == 0, ended.err
+    assert "not delivered" not in ended.err
     with world.relaying():
         eventually(lambda: len(world.server.events()) >= 20)
     assert numbers(world.server) == list(range(20))

@@ -649,3 +649,24 @@ def test_what_fixtures_send_fails_the_test_that_has_them(run_pytest, tmp_path):
     assert outcomes["test_live"] == "PASSED", said
     assert re.search(r"ERROR at teardown of test_ends", said), said
     assert said.count("would have sent events to api.windbackai.com") >= 2
+
+
+def test_what_a_dropped_client_left_to_a_relay_is_blamed_on_its_own_test(run_pytest, tmp_path):
+    """The client is closed by itself a moment later, maybe during the next test."""
+    outcomes, said = run_pytest(
+        """
+        import os, pathlib, time
+        from windback.process import lifecycle
+
+        def test_drops():
+            Windback(worker=None, journal=pathlib.Path(os.environ["ROOT"])).track_event("login", JANE)
+
+        def test_innocent():
+            deadline = time.monotonic() + 20
+            while lifecycle.engines() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not lifecycle.engines()
+        """,
+        ROOT=str(tmp_path / "journal"),
+    )
+    assert outcomes == {"test_drops": "FAILED", "test_innocent": "PASSED"}, said

@@ -74,6 +74,9 @@ exiting = False
 #: Called when the exit has drained all clients.
 after_exit: List[Callable[[], object]] = []
 
+#: Gets each engine whose client was closed, for tests.
+on_forget: Optional[Callable[[Engine], object]] = None
+
 _engines: List[Engine] = []
 #: So many open clients are most likely a mistake.
 _MANY = 20
@@ -107,6 +110,8 @@ def forget(engine: Engine) -> None:
     """The counterpart of `register`, for a client that was closed."""
     if engine in _engines:
         _engines.remove(engine)
+        if on_forget is not None:
+            on_forget(engine)
 
 
 def is_open(engine: Engine) -> bool:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 from .. import clock
-from ..http import egress
 from ..journal.directory import COUNTERS, DRAIN, is_held
 from ..remote.counters import Block, Counters
 from ..remote.link import Link, RemoteFlush
@@ -55,9 +53,3 @@ class RelayLink(Link):
         return replace(
             stats, problem=f"no relay sends what is in the journal; start `windback relay --journal {root}`"
         )
-
-    def close(self) -> None:
-        """Leave the rest to a relay. In a test, which must not send, that is as bad as a request."""
-        super().close()
-        if egress.refuse is not None and self.stats().pending:
-            egress.refuse(urlsplit(self.config.base_url).hostname or "")

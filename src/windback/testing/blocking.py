@@ -5,7 +5,7 @@ This works the same for every engine: it asks for counters, and for a flush, and
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Tuple
 from urllib.parse import urlsplit
 
 from .. import clock
@@ -18,19 +18,24 @@ from ..process import lifecycle
 _GRACE_S = 10.0
 
 
+Refuse = Callable[[str], Optional[str]]
+OnForget = Callable[[lifecycle.Engine], object]
+
+
 class Blocking:
     """What was tried in the test that runs, and must not be."""
 
     def __init__(self) -> None:
         self.tried: List[str] = []
-        self._before: Optional[Callable[[str], Optional[str]]] = None
+        self._before: Tuple[Optional[Refuse], Optional[OnForget]] = (None, None)
         #: How many events each engine had accepted before the test.
         self._accepted: Dict[lifecycle.Engine, int] = {}
 
     def begin(self) -> None:
         """Refuse connections to other machines from now on."""
         self._accepted = {engine: engine.stats().accepted for engine in lifecycle.engines()}
-        self._before, egress.refuse = egress.refuse, self._refuse
+        self._before = egress.refuse, lifecycle.on_forget
+        egress.refuse, lifecycle.on_forget = self._refuse, self._find_left_events
         for sender in list(egress.senders):
             if _hosts_elsewhere(sender.config):
                 sender.end_process()
@@ -52,21 +57,22 @@ class Blocking:
             for sender in list(egress.senders):
                 sender.wait_if_closed(clock.now_s() + _GRACE_S)
         finally:
-            egress.refuse = self._before
+            egress.refuse, lifecycle.on_forget = self._before
         hosts, self.tried, self._accepted = sorted(set(self.tried)), [], {}
         return ", ".join(hosts) or None
 
     def _find_events(self, engine: lifecycle.Engine) -> None:
-        hosts = _hosts_elsewhere(engine.config)
+        self._find_left_events(engine)
+        if engine.config.worker is not None and _hosts_elsewhere(engine.config) and engine.stats().pending:
+            wait = engine.flush_from_outside(clock.now_s() + _GRACE_S)
+            wait()  # what is refused is rejected: none of it is left to the next test
+
+    def _find_left_events(self, engine: lifecycle.Engine) -> None:
+        """Find what the test left to a relay, which sends it as soon as there is one."""
         stats = engine.stats()
-        if not hosts or not stats.pending:
-            return
-        if engine.config.worker is None:  # a relay sends them, as soon as there is one
-            if stats.accepted > self._accepted.get(engine, 0):
-                self.tried += hosts
-            return
-        wait = engine.flush_from_outside(clock.now_s() + _GRACE_S)
-        wait()  # what is refused is rejected: none of it is left to the next test
+        is_new = stats.accepted > self._accepted.get(engine, 0)
+        if engine.config.worker is None and stats.pending and is_new:
+            self.tried += _hosts_elsewhere(engine.config)
 
 
 def _hosts_elsewhere(config: Config) -> List[str]:
