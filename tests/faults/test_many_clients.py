@@ -202,3 +202,14 @@ clients += [Windback() for _ in range(30)]
     (line,) = ended.err.splitlines()
     assert line.startswith("20 windback clients are open in this process")
     assert "make one at start-up" in line
+
+
+def test_a_client_that_is_dropped_as_the_last_thing_of_all_says_nothing(server, run):
+    """What lives as long as the interpreter is finalized when the names of modules are None already."""
+    code = """
+client = lifecycle.kept = Windback(flush_interval=3600)
+client.track_event("login", "jane@example.com", {"n": 0})
+"""
+    ended = run(TOOLS + code, "-W", "error", url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert numbers(server) == [0]

@@ -43,7 +43,9 @@ class Handle:
         self._engine = engine
 
     def __del__(self) -> None:
-        if not lifecycle.exiting and lifecycle.is_open(self._engine):
+        # At the very end of the interpreter the names of modules are None, here and in the standard library;
+        # the exit has delivered by then.
+        if getattr(lifecycle, "exiting", None) is False and lifecycle.is_open(self._engine):
             _dropped.append(self._engine)
             _start()
 
