@@ -301,11 +301,12 @@ def resolve(*, is_async: bool, **given: object) -> Config:
     values = checked(OPTIONS, options)
     broker = _broker(options, enabled=enabled)
     slug, base_url = _given(options, "project_slug"), _given(options, "base_url")
+    slug = None if slug is None else _slug(slug)  # first: it may be a key, swapped with the slug
     public_key = _given(options, "public_key")
     values.update(
         broker=broker,
         api_key=_secret_key(_given(options, "api_key"), is_needed=enabled and broker is None),
-        project_slug=None if slug is None else _slug(slug),
+        project_slug=slug,
         public_key=None if public_key is None else _key("public_key", public_key, "pub_", "sk_"),
         base_url=_base_url(DEFAULT_BASE_URL if base_url is None else base_url),
         journal=_journal(options, enabled=enabled),
@@ -431,6 +432,10 @@ def _problem_of_key(name: str, key: str, prefix: str, other: str) -> Optional[st
 
 
 def _slug(value: object) -> str:
+    if isinstance(value, str) and value.startswith(("sk_", "pub_")):
+        value = None  # the message and this frame show no key
+        message = "project_slug is a key (sk_… or pub_…): were api_key and project_slug swapped?"
+        raise ConfigurationError(message)
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*", value):
         message = (
             f"project_slug {value!r} must be letters, digits, '-', '_' or '.' alone: "
@@ -464,6 +469,9 @@ def _base_url(value: object) -> str:
         raise ConfigurationError(message)
     if parts.scheme == "http" and not is_loopback(host):
         message = f"base_url {value!r} must use https: the key must not cross a network in clear text"
+        raise ConfigurationError(message)
+    if host == urlsplit(DEFAULT_BASE_URL).hostname and not parts.path.strip("/"):
+        message = f"base_url {value!r} lacks the path of the API; it is {DEFAULT_BASE_URL}"
         raise ConfigurationError(message)
     return value.rstrip("/")
 

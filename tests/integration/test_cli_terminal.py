@@ -237,3 +237,11 @@ def test_the_local_server_as_a_module_does_without_it():
     code = "import sys, windback.devserver.server; print({'typer', 'rich'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_the_version_and_the_list_of_commands_are_shown():
+    def shown(*arguments):
+        return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=True).stdout
+
+    assert re.fullmatch(r"windback \d+\.\d+.*\n", shown("--version"))
+    assert all(name in shown() for name in ("dev", "send", "import", "tail", "doctor", "relay", "journal"))

@@ -340,3 +340,16 @@ def test_a_variable_that_says_neither_is_named(monkeypatch, text):
 def test_the_error_for_a_missing_key_names_the_switch(monkeypatch):
     with pytest.raises(ConfigurationError, match="WINDBACK_ENABLED=0"):
         Windback()
+
+
+def test_a_key_and_a_slug_that_are_swapped_are_told_without_the_key():
+    for given in (("my-project", "sk_live_SECRET"), (None, "pub_SECRET")):
+        with pytest.raises(ConfigurationError, match="were api_key and project_slug swapped") as caught:
+            Windback(*given)
+        assert "SECRET" not in "".join(traceback.format_exception(caught.type, caught.value, None))
+
+
+def test_the_address_of_windback_without_its_path_is_told():
+    with pytest.raises(ConfigurationError, match=f"lacks the path of the API; it is {DEFAULT_BASE_URL}"):
+        config(base_url="https://api.windbackai.com/")
+    assert config(base_url="https://proxy.example.com").base_url == "https://proxy.example.com"

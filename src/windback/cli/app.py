@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Optional, Sequence
 
+import typer
+
+from windback import __version__
+
 from . import broker, dev, doctor, importing, journal, relay, send, tail, webhook
 from .common import group
+from .terminal import write_line
 
 app = group("Tools for Windback on your own machine.", add_completion=True)
 dev.add_to(app)
@@ -17,6 +22,20 @@ relay.add_to(app)
 app.add_typer(journal.app, name="journal")
 app.add_typer(broker.app, name="broker")
 app.add_typer(webhook.app, name="webhook")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="show the version, and exit"),
+) -> None:
+    """Tools for Windback on your own machine."""
+    if version:
+        write_line(f"windback {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        write_line(context.get_help())
+        raise typer.Exit
 
 
 def run(argv: Optional[Sequence[str]] = None) -> int:
