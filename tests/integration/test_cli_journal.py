@@ -843,7 +843,9 @@ LEAVES = {name: command for name, command, within in all_commands(get_command(ap
 def test_these_are_all_commands():
     journal = {f"windback journal {name}" for name in ("stats", "peek", "drain", "dead", "replay", "check")}
     broker = {f"windback broker {name}" for name in ("stats", "dead", "replay")}
-    others = {f"windback {name}" for name in ("dev", "send", "import", "tail", "doctor", "relay", "webhook send")}
+    others = {
+        f"windback {name}" for name in ("dev", "send", "import", "tail", "doctor", "relay", "webhook send")
+    }
     assert set(LEAVES) == {*others, *journal, *broker}
 
 
