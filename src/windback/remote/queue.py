@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Dict, List, Mapping
 
 from ..journal.directory import open_root
-from ..journal.format import SEGMENT_BYTES
 from ..journal.segment import Segment
 from ..journal.writer import OwnJournal
 from ..queue.intake import Refusals
@@ -74,7 +73,7 @@ class SharedQueue:
     @property
     def size_on_disk(self) -> int:
         """What this process's segments take on disk (bytes)."""
-        return len(self._own.segments) * SEGMENT_BYTES
+        return self._own.size
 
     @property
     def written(self) -> int:
