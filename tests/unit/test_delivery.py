@@ -436,13 +436,16 @@ def test_nothing_hurries_a_gate_that_the_server_closed():
 def test_a_failed_round_pauses_longer_each_time_up_to_a_minute():
     gate = Gate(4)
     pauses = []
+    now_s = 0.0
     for _ in range(6):
-        gate.failed(0.0, 0.99999, "down")
-        pauses.append(round(gate.blocked_s(0.0)))
+        now_s += gate.blocked_s(now_s)
+        for _ in range(4):  # that were under way at the same time are one round
+            gate.failed(now_s, 0.99999, "down")
+        pauses.append(round(gate.blocked_s(now_s)))
     assert pauses == [8, 16, 32, 60, 60, 60]
-    assert (gate.limit, gate.problem(0.0)) == (1, "down; the next try is in 60 s")
-    gate.failed(0.0, 0.0, "down")
-    assert gate.blocked_s(0.0) == 30.0, "never less than half"
+    assert (gate.limit, gate.problem(now_s)) == (1, "down; the next try is in 60 s")
+    gate.failed(now_s, 0.0, "down")
+    assert gate.blocked_s(now_s) == 30.0, "never less than half"
 
 
 def test_a_flush_hurries_a_gate_that_an_outage_or_a_refusal_closed():

@@ -96,7 +96,10 @@ class Gate:
 
     def failed(self, now_s: float, jitter: float, problem: str) -> None:
         """A batch used up its retries: an outage, which lasts until something succeeds."""
-        self._rounds += 1
+        if (
+            not self._rounds or self.blocked_s(now_s) == 0.0
+        ):  # else it was under way with one that failed before
+            self._rounds += 1
         # Never less than half: the pause between rounds is what keeps an outage quiet.
         full_s = min(OUTAGE_CAP_S, retry.BACKOFF_CAP_S * 2.0 ** min(self._rounds - 1, 16))
         self.is_down, self.last_failure = True, problem

@@ -159,7 +159,7 @@ class Outbox(Generic[Place]):
         """
         self._unlease(batch)
         batch.failures += 1
-        self._late.append((self._settled + 2 ** min(batch.failures - 1, 10), batch))
+        self._late.append((self._settled + 16 ** min(batch.failures, 3), batch))
         self._late.sort(key=lambda late: late[0])
 
     @property
