@@ -17,8 +17,9 @@ SPAWN = {
     "gevent": "gevent.joinall([gevent.spawn(track, 100 * i) for i in range(5)], raise_error=True)",
     "eventlet": "[each.wait() for each in [eventlet.spawn(track, 100 * i) for i in range(5)]]",
 }
-# httpcore loads trio where there is one, and trio does not load under eventlet.
-NO_TRIO = "import sys; sys.modules['trio'] = None"
+# httpcore loads trio where it is installed, and trio does not load under eventlet. Eventlet's own DNS,
+# which no test needs, loads httpcore2 where it is installed, and does not load with that.
+NO_TRIO = "import os, sys; sys.modules['trio'] = None; os.environ['EVENTLET_NO_GREENDNS'] = 'yes'"
 # Both warn of modules that were loaded first, which is what is tried here.
 QUIET = ("-W", "ignore")
 
