@@ -338,18 +338,25 @@ def test_a_limit_of_threads_makes_the_caller_send(server, run, ends):
 
 
 def test_calls_stay_fast_while_nobody_answers_and_the_queue_is_full(silent_url):
+    """As fast as calls of a client that only checks events, and none waits for the network."""
+    threads = threading.active_count()
     client = windback.Windback("sk_test_1", base_url=silent_url, max_queue_size=1000)
-    durations = []
+    checking = windback.Windback(enabled=False)
+    durations, baseline = [], []
     answers = set()
     for _ in range(20_000):
         started_s = time.perf_counter()
         accepted = client.track_event("login", "jane@example.com", {"plan": "pro"})
-        durations.append(time.perf_counter() - started_s)
+        between_s = time.perf_counter()
+        checking.track_event("login", "jane@example.com", {"plan": "pro"})
+        durations.append(between_s - started_s)
+        baseline.append(time.perf_counter() - between_s)
         answers.add(accepted)
     stats = client.stats()
     assert answers == {True, False}
     assert stats.accepted == stats.delivered + stats.rejected + stats.dropped + stats.pending
     assert stats.accepted + stats.refused["queue_full"] == 20_000
-    assert sorted(durations)[int(0.99 * len(durations))] < 0.001
+    assert sorted(durations)[10_000] < 10 * sorted(baseline)[10_000]
+    assert max(durations) < SLACK_S
     client.close(0)
-    assert threading.active_count() < 20
+    assert threading.active_count() < threads + 10
