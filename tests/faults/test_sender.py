@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from commands import SOURCE
 from tracking import JANE, is_lawful, numbers, track
 
 from windback import AsyncWindback, ConfigurationError, QueueFullError, Windback
 from windback.config import _shared_memory
+from windback.sender import supervisor
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
@@ -123,22 +126,86 @@ def test_it_delivers_and_the_application_loads_no_http_client(server, run):
 
 def test_it_loads_nothing_that_is_for_the_command_line(make, tmp_path, monkeypatch):
     pytest.importorskip("rich")
-    (tmp_path / "sitecustomize.py").write_text(
+    hook = (
         "import sys\n"
         "def note(name, given):\n"
         "    if name == 'import':\n"
         f"        with open({str(tmp_path / 'loaded')!r}, 'a') as file:\n"
         "            file.write(given[0] + '\\n')\n"
-        "sys.addaudithook(note)\n",
-        encoding="utf-8",
+        "sys.addaudithook(note)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(supervisor, "_BOOT", hook + supervisor._BOOT)
     client = make()
     track(client, range(3))
     assert client.flush(20)
     loaded = {*(tmp_path / "loaded").read_text(encoding="utf-8").split()}
     assert {"windback.sender.main", "httpx"} <= loaded
     assert loaded.isdisjoint({"rich", "typer", "click", "windback.cli"})
+
+
+FOREIGN = (
+    *(
+        "json",
+        "os",
+        "select",
+        "signal",
+        "sitecustomize",
+        "orjson",
+        "httpx",
+        "usercustomize",
+        "windback",
+        "brotli",
+    ),
+    *("redis", "exceptiongroup", "rich", "click", "h2", "socksio", "zstandard", "sniffio"),
+)
+
+
+@pytest.mark.parametrize("flags", [(), ("-I",), ("-E", "-s"), ("-O", "-B")], ids=" ".join)
+@pytest.mark.parametrize("place", ["working directory", "PYTHONPATH", "folder of the script"])
+def test_no_file_of_the_callers_directories_runs_in_the_sender(server, tmp_path, monkeypatch, place, flags):
+    """The sender gets the key, so whoever can put a file there could read it."""
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    ran = tmp_path / "ran"
+    for name in FOREIGN:
+        text = f"import sys\nif 'app.py' not in sys.argv[0]: open({str(ran)!r}, 'a').write({name!r})\n"
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    script = (folder if place == "folder of the script" else tmp_path) / "app.py"
+    script.write_text(
+        f"""
+import sys
+sys.path[:] = [each for each in sys.path if each not in ("", {str(folder)!r})]
+sys.path.append({str(SOURCE)!r})
+if {place == "folder of the script"}:  # behind all else, or it would be the application that loads them
+    sys.path.append({str(folder)!r})
+from windback import Windback
+client = Windback("sk_test_1", base_url={server.url!r}, worker="process")
+client.track_event("login", "jane@example.com", {{"n": 1}})
+assert client.flush(30), client.stats()
+assert client.stats().worker_deaths == 0
+assert client._engine._link._running.process is not None
+client.close(20)
+""",
+        encoding="utf-8",
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    if place == "PYTHONPATH":
+        environment["PYTHONPATH"] = str(folder)
+        # The application itself has to start beside these files.
+        for name in FOREIGN[:9]:
+            (folder / f"{name}.py").unlink()
+    done = subprocess.run(
+        [sys.executable, *flags, str(script)],
+        cwd=folder if place == "working directory" else tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert numbers(server) == [1]
+    assert not ran.exists(), ran.read_text(encoding="utf-8")
 
 
 def test_the_law_holds_while_it_sends(make):

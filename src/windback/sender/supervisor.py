@@ -26,6 +26,7 @@ from ..remote.counters import Block, Counters
 from ..remote.link import LOOK_S, Link, RemoteFlush
 from ..remote.queue import SharedQueue
 from ..stats import DeliveryReport, Stats
+from . import isolation
 from .protocol import FLUSH, FLUSH_END, LOOK, SLEEP_ON, WAKE
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ data = b""
 while len(data) < length:
     data += os.read(0, length - len(data)) or sys.exit()
 options = json.loads(data)
-sys.path[:] = options.pop("path")
+sys.path += [folder for folder in options.pop("path") if folder not in sys.path]
 sys.modules["httpx._main"] = None  # its command line, which loads rich where that is: 50 ms and 6 MB
 try:
     from windback.sender.main import main
@@ -177,7 +178,7 @@ class SenderLink(Link):
             {
                 **options,
                 "name": self._queue.name,
-                "path": [os.path.abspath(entry) for entry in sys.path],  # noqa: PTH100 - "" is here
+                "path": isolation.path(),
                 "api_key": config.api_key and config.api_key.reveal(),
                 "broker": config.broker.url.reveal() if config.broker is not None else False,
                 "journal": str(config.journal),
@@ -188,7 +189,7 @@ class SenderLink(Link):
         try:
             passed = (self._block.descriptor, answers_there)
             process = subprocess.Popen(  # noqa: S603 - ourselves
-                [executable, "-c", _BOOT, *map(str, passed), str(len(told))],
+                [*isolation.command(executable, _BOOT), *map(str, passed), str(len(told))],
                 stdin=subprocess.PIPE,
                 # Whoever waits for the end of the application's output must not have to wait for its sender.
                 stdout=subprocess.DEVNULL,
