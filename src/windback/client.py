@@ -94,6 +94,42 @@ class PreparedEvent:
         return self._client._send_prepared(record)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
+class _WaitingEvent:
+    """An event whose customer must be awaited. It is checked and stamped; before_send gets it afterwards."""
+
+    def __init__(
+        self,
+        client: _Client,
+        scope: context.Scope,
+        event: str,
+        properties: Optional[Properties],
+        timestamp: Optional[Timestamp],
+    ) -> None:
+        self._client = client
+        self._scope = scope
+        self._customer = scope.customer
+        given = context.merged(scope.properties, properties)
+        limit = client._max_event_bytes  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # it is a part of it
+        self._fields = orjson.loads(encode(event, "unknown@", given, timestamp, limit))
+
+    def send(self) -> bool:
+        """Send it when the address is known."""
+        self._scope.unsettled.append(self._customer)
+        self._customer.wait(self._send_to)
+        return True
+
+    def _send_to(self, email: Optional[str]) -> None:
+        if email is None:
+            self._client._engine.refuse("no_customer")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            return
+        fields = self._fields
+        prepared = self._client.prepare(
+            fields["event"], email, fields.get("properties"), timestamp=fields["timestamp"]
+        )
+        if prepared is not None:
+            prepared.send()
+
+
 class _Client:
     """Everything of a client that sends nothing."""
 
@@ -323,34 +359,25 @@ class _Client:
         customer = scope.customer
         if customer.resolve(self._engine.hooks.failed):
             return customer.email or refuse("no_customer")
-        # Checked and stamped now; before_send gets it when the address is known.
-        given = context.merged(scope.properties, properties)
-        fields = orjson.loads(encode(event, "unknown@", given, timestamp, self._max_event_bytes))
+        return _WaitingEvent(self, scope, event, properties, timestamp).send()
 
-        def send(email: Optional[str]) -> None:
-            if email is None:
-                refuse("no_customer")
-                return
-            stamp = fields["timestamp"]
-            record = self._encode(event, email, fields.get("properties"), stamp, self._max_event_bytes)
-            if record is not None:
-                self._send_prepared(record)
-
-        scope.unsettled.append(customer)
-        customer.wait(send)
-        return True
+    def _prepare_tracked(
+        self, event: str, properties: Optional[Properties], timestamp: Optional[Timestamp]
+    ) -> Union[PreparedEvent, _WaitingEvent, None]:
+        """Do what `prepare` does for the customer of the scope, in sync code and with either client."""
+        scope = context.current()
+        if scope is not None and not scope.customer.resolve(self._engine.hooks.failed):
+            return _WaitingEvent(self, scope, event, properties, timestamp)
+        email = self._find_customer(scope, event, properties, timestamp)
+        if scope is None or isinstance(email, bool):
+            return None
+        return self.prepare(event, email, context.merged(scope.properties, properties), timestamp=timestamp)
 
     def _track_now(
         self, event: str, properties: Optional[Properties], timestamp: Optional[Timestamp]
     ) -> bool:
         """Do what `track` does, in sync code and with either client; waits for no room in the queue."""
-        scope = context.current()
-        found = self._find_customer(scope, event, properties, timestamp)
-        if scope is None or isinstance(found, bool):
-            return bool(found)
-        prepared = self.prepare(
-            event, found, context.merged(scope.properties, properties), timestamp=timestamp
-        )
+        prepared = self._prepare_tracked(event, properties, timestamp)
         return prepared is not None and prepared.send()
 
     def stats(self) -> Stats:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from typing import Optional
+from typing import Callable, Iterable, List, Mapping, Optional, Tuple
 
 from .client import Windback
 from .errors import ConfigurationError
@@ -53,16 +54,52 @@ def set_client(client: Optional[Windback]) -> None:
     _client = client
 
 
-def client_or_none() -> Optional[Windback]:
-    """Return `get_client()` for an integration: one WARNING and None where the settings allow no client."""
+#: Clients that settings of frameworks asked for: the same settings share one, however many apps are made.
+_made: List[Tuple[Mapping[str, object], Windback]] = []
+
+
+def client_from(settings: Mapping[str, object]) -> Windback:
+    """Return the client with these arguments, made at the first call; `get_client()` if there are none.
+
+    Raises ConfigurationError, also for an option that does not exist.
+    """
+    if not settings:
+        return get_client()
+    with lifecycle.loading:
+        for made_from, client in _made:
+            if made_from == settings:
+                return client
+        options = inspect.signature(Windback).parameters
+        for name in settings:
+            if name not in options:
+                message = f"there is no option {name!r}{nearest(name, options)}"
+                raise ConfigurationError(message)
+        client = Windback(**settings)  # type: ignore[arg-type]  # it checks them itself
+        _made.append((dict(settings), client))
+        return client
+
+
+def client_or_none(make: Callable[[], Windback] = get_client) -> Optional[Windback]:
+    """Return what *make* makes: one WARNING and None where the settings allow no client.
+
+    What an integration does for a request must not fail of settings.
+    """
     global _is_warned  # noqa: PLW0603 - one line for a process
     try:
-        return get_client()
+        return make()
     except ConfigurationError as error:
         if not _is_warned:
             _is_warned = True
             logger.warning("events are not sent, because no client could be made: %s", error)
         return None
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return what to add to an error about *name*: the most similar of *names*, if one is."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(name, list(names), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def _kind(value: object) -> str:

@@ -21,7 +21,7 @@ PACKAGE = Path(windback.__file__).parent
 # A name stands for the module or for the whole package of that name.
 LAYERS = [
     ["__main__"],
-    ["asgi", "aws_lambda", "cli", "fastapi", "prometheus", "testing"],
+    ["asgi", "aws_lambda", "cli", "fastapi", "flask", "prometheus", "testing"],
     ["webhooks"],
     ["default"],
     ["client"],
@@ -78,6 +78,7 @@ LOADED_ALREADY = {
     # httpx is built on httpcore, and is never there without it.
     *(("http.network", ":httpcore"), ("http.transport", ":httpcore")),
     *(("fastapi", ":fastapi"), ("fastapi", ":typing_extensions")),
+    *(("flask", ":flask"), ("flask", ":flask_login")),
 }
 MAKERS = {
     *("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore", "Thread", "Timer"),

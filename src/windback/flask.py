@@ -1,0 +1,240 @@
+"""Flask: one client for the application, and a scope for each request.
+
+from windback.flask import FlaskWindback
+
+windback = FlaskWindback(app)  # or FlaskWindback(), and windback.init_app(app) in the factory
+
+@app.post("/export")
+def export():
+    windback.track("export", {"rows": 3})
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Callable, Dict, Generator, List, Mapping, Optional, TypeVar
+from weakref import WeakKeyDictionary
+
+from . import clock
+from .client import Windback
+from .context import Scope, close_scope, current, open_scope
+from .default import client_from, client_or_none
+from .errors import ConfigurationError, WindbackError
+from .event.encode import Properties, Timestamp
+
+try:
+    import flask
+except ImportError as error:
+    message = 'windback.flask needs Flask: pip install "windback[flask]"'
+    raise ImportError(message) from error
+
+logger = logging.getLogger("windback")
+
+Loader = TypeVar("Loader", bound=Callable[[], Optional[str]])
+
+_KEY = "windback"
+#: Settings that are arguments of the client; all others of it are in WINDBACK_OPTIONS.
+_ARGUMENTS = ("API_KEY", "PROJECT_SLUG", "BASE_URL", "ENABLED")
+
+
+class FlaskWindback:
+    """The extension. Without a client of its own it makes one from the app's config and the environment.
+
+    Config: WINDBACK_API_KEY, WINDBACK_PROJECT_SLUG, WINDBACK_BASE_URL, WINDBACK_ENABLED; WINDBACK_OPTIONS, a
+    dict with other arguments of `Windback`; WINDBACK_REQUEST_EVENT, the name of an event for each request
+    that has a customer (method, route, status, duration_ms; never path, query, headers or body). It is read
+    when it is first needed. Apps with the same settings share one client.
+
+    The customer is found by `customer_loader`, else by Flask-Login's current user, if the app has that.
+
+    Args:
+        app: The application; None: call `init_app` for each.
+        client: A client of yours for all apps.
+
+    Raises:
+        ConfigurationError: The client is not a `Windback`.
+    """
+
+    def __init__(self, app: Optional[flask.Flask] = None, client: Optional[Windback] = None) -> None:
+        if client is not None and not isinstance(client, Windback):
+            message = f"client must be a Windback, not {type(client).__name__}"
+            raise ConfigurationError(message)
+        self._given = client
+        self._load: Optional[Callable[[], Optional[str]]] = None
+        self._apps: WeakKeyDictionary[flask.Flask, Mapping[str, object]] = WeakKeyDictionary()
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: flask.Flask) -> None:
+        """Open a scope for each request of *app*. A second call for one app does nothing."""
+        if _KEY in app.extensions:
+            return
+        app.extensions[_KEY] = self
+        self._apps[app] = app.config
+        flask.request_started.connect(self._begin, app)
+        app.after_request(self._note_status)
+        app.teardown_request(self._end)
+
+    def customer_loader(self, load: Loader) -> Loader:
+        """Decorate the function that returns the address of the request's customer, or None.
+
+        It is called in the request, at its first event, once.
+        """
+        self._load = load
+        return load
+
+    @property
+    def client(self) -> Windback:
+        """The client of the current app.
+
+        Raises:
+            ConfigurationError: The settings allow no client, or it is not clear which app is meant.
+        """
+        return self._given or client_from(client_settings(self._config()))
+
+    def track_event(
+        self,
+        event: str,
+        customer_email: str,
+        properties: Optional[Properties] = None,
+        *,
+        timestamp: Optional[Timestamp] = None,
+    ) -> bool:
+        """Record something a customer did; see `Windback.track_event`. False without a usable client."""
+        client = self._client_or_none()
+        return client is not None and client.track_event(
+            event, customer_email, properties, timestamp=timestamp
+        )
+
+    def track(
+        self,
+        event: str,
+        properties: Optional[Properties] = None,
+        *,
+        timestamp: Optional[Timestamp] = None,
+    ) -> bool:
+        """Record something that the customer of this request did; see `Windback.track`."""
+        client = self._client_or_none()
+        if client is None:
+            return False
+        request = flask.request.environ.get(_KEY) if flask.has_request_context() else None
+        if current() is None and isinstance(request, _Request):  # a body that is streamed in its context
+            with request.reopened():
+                return client.track(event, properties, timestamp=timestamp)
+        return client.track(event, properties, timestamp=timestamp)
+
+    def _client_or_none(self) -> Optional[Windback]:
+        return self.client_for(self._config())
+
+    def _config(self) -> Mapping[str, object]:
+        if flask.has_app_context() and flask.current_app.extensions.get(_KEY) is self:
+            return flask.current_app.config
+        apps = list(self._apps.values())
+        if len(apps) == 1:
+            return apps[0]
+        if apps:
+            message = f"{len(apps)} apps use this FlaskWindback: call it inside `with app.app_context():`"
+        else:
+            message = "this FlaskWindback has no app yet: pass one, or call init_app(app)"
+        raise ConfigurationError(message)
+
+    def find_customer(self) -> Optional[str]:
+        """Return the address of the customer of the current request."""
+        if self._load is not None:
+            return self._load()
+        if not flask.has_request_context() or not hasattr(flask.current_app, "login_manager"):
+            return None
+        import flask_login  # type: ignore[import-untyped]
+
+        email: object = getattr(flask_login.current_user, "email", None)
+        return email if isinstance(email, str) else None
+
+    def client_for(self, config: Mapping[str, object]) -> Optional[Windback]:
+        """Return the client of an app; None, with a WARNING, if its settings allow none."""
+        return self._given or client_or_none(lambda: client_from(client_settings(config)))
+
+    def _begin(self, _: object) -> None:
+        flask.request.environ[_KEY] = _Request(self)
+
+    def _note_status(self, response: flask.Response) -> flask.Response:
+        request = flask.request.environ.get(_KEY)
+        if isinstance(request, _Request):
+            request.status = response.status_code
+        return response
+
+    def _end(self, _: Optional[BaseException]) -> None:
+        request = flask.request.environ.get(_KEY)
+        if isinstance(request, _Request):
+            request.end()
+
+
+def client_settings(config: Mapping[str, object]) -> Dict[str, object]:
+    """Return the arguments of the client that *config* has."""
+    settings = {
+        name.lower(): config[f"WINDBACK_{name}"]
+        for name in _ARGUMENTS
+        if config.get(f"WINDBACK_{name}") is not None
+    }
+    options = config.get("WINDBACK_OPTIONS")
+    if options is not None:
+        if not isinstance(options, Mapping):
+            message = f"WINDBACK_OPTIONS must be a dict, not {type(options).__name__}"
+            raise ConfigurationError(message)
+        settings.update(options)
+    return settings
+
+
+class _Request:
+    """One request, from its scope to its event."""
+
+    def __init__(self, extension: FlaskWindback) -> None:
+        self._extension = extension
+        self._started_s = clock.now_s()
+        self.status = 500  # unless there is a response
+        self._scope = Scope(extension.find_customer)
+        self._open = [open_scope(self._scope)]
+
+    @contextlib.contextmanager
+    def reopened(self) -> Generator[None, None, None]:
+        """Open its scope again, after its end."""
+        token = open_scope(self._scope)
+        try:
+            yield
+        finally:
+            close_scope(token)
+
+    def end(self) -> None:
+        """Track the request if that is wanted, and close the scope; does nothing the second time."""
+        if not self._open:
+            return
+        try:
+            self._track()
+        except WindbackError as error:
+            logger.warning("the event of a request was not sent: %s", error)
+        finally:
+            self._scope.give_up("a customer_loader can't be async")
+            close_scope(self._open.pop())
+
+    def _track(self) -> None:
+        name = flask.current_app.config.get("WINDBACK_REQUEST_EVENT")
+        rule = flask.request.url_rule
+        client = self._extension.client_for(flask.current_app.config) if name and rule else None
+        if client is None or rule is None:
+            return
+        customer = self._scope.customer
+        customer.resolve(client._engine.hooks.failed)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        if customer.email is None:
+            return
+        properties = {
+            "method": flask.request.method,
+            "route": rule.rule,
+            "status": self.status,
+            "duration_ms": round(1000 * (clock.now_s() - self._started_s), 1),
+        }
+        prepared = client.prepare(str(name), customer.email, {**self._scope.properties, **properties})
+        if prepared is not None:
+            prepared.send()
+
+
+__all__: List[str] = ["FlaskWindback"]
