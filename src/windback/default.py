@@ -54,7 +54,7 @@ def set_client(client: Optional[Windback]) -> None:
     _client = client
 
 
-#: Clients that settings of frameworks asked for: the same settings share one, however many apps are made.
+#: Clients made from the settings of a framework, and these settings: equal ones share one client.
 _made: List[Tuple[Mapping[str, object], Windback]] = []
 
 
@@ -65,10 +65,13 @@ def client_from(settings: Mapping[str, object]) -> Windback:
     """
     if not settings:
         return get_client()
+    made = _find_made(settings)  # without the lock: each event of a request comes here
+    if made is not None:
+        return made
     with lifecycle.loading:
-        for made_from, client in _made:
-            if made_from == settings:
-                return client
+        made = _find_made(settings)
+        if made is not None:
+            return made
         options = inspect.signature(Windback).parameters
         for name in settings:
             if name not in options:
@@ -79,10 +82,14 @@ def client_from(settings: Mapping[str, object]) -> Windback:
         return client
 
 
-def client_or_none(make: Callable[[], Windback] = get_client) -> Optional[Windback]:
-    """Return what *make* makes: one WARNING and None where the settings allow no client.
+def _find_made(settings: Mapping[str, object]) -> Optional[Windback]:
+    return next((client for made_from, client in _made if made_from == settings), None)
 
-    What an integration does for a request must not fail of settings.
+
+def client_or_none(make: Callable[[], Windback] = get_client) -> Optional[Windback]:
+    """Return what *make* makes; None, with one WARNING, if the settings allow no client.
+
+    A request must not fail because of settings.
     """
     global _is_warned  # noqa: PLW0603 - one line for a process
     try:
@@ -95,7 +102,7 @@ def client_or_none(make: Callable[[], Windback] = get_client) -> Optional[Windba
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return what to add to an error about *name*: the most similar of *names*, if one is."""
+    """Return the end of an error about *name*: the most similar of *names*, if there is one."""
     from difflib import get_close_matches
 
     found = get_close_matches(name, list(names), 1)

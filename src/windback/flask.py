@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from typing import Callable, Dict, Generator, List, Mapping, Optional, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -22,6 +23,7 @@ from .context import Scope, close_scope, current, open_scope
 from .default import client_from, client_or_none
 from .errors import ConfigurationError, WindbackError
 from .event.encode import Properties, Timestamp
+from .process import signals
 
 try:
     import flask
@@ -39,18 +41,19 @@ _ARGUMENTS = ("API_KEY", "PROJECT_SLUG", "BASE_URL", "ENABLED")
 
 
 class FlaskWindback:
-    """The extension. Without a client of its own it makes one from the app's config and the environment.
+    """The extension: tracks for the customer of the current request.
 
-    Config: WINDBACK_API_KEY, WINDBACK_PROJECT_SLUG, WINDBACK_BASE_URL, WINDBACK_ENABLED; WINDBACK_OPTIONS, a
-    dict with other arguments of `Windback`; WINDBACK_REQUEST_EVENT, the name of an event for each request
-    that has a customer (method, route, status, duration_ms; never path, query, headers or body). It is read
-    when it is first needed. Apps with the same settings share one client.
+    The client is made at the first event, from the app's config and the environment. Apps with equal settings
+    share one client. Config: WINDBACK_API_KEY, WINDBACK_PROJECT_SLUG, WINDBACK_BASE_URL, WINDBACK_ENABLED;
+    WINDBACK_OPTIONS, a dict with other arguments of `Windback`; WINDBACK_REQUEST_EVENT, the name of an event
+    for each request that has a customer (method, route, status, duration_ms; never path, query, headers or
+    body).
 
-    The customer is found by `customer_loader`, else by Flask-Login's current user, if the app has that.
+    `customer_loader` finds the customer. Without one it is Flask-Login's current user, if the app uses that.
 
     Args:
-        app: The application; None: call `init_app` for each.
-        client: A client of yours for all apps.
+        app: The application. None: call `init_app` with each app.
+        client: Your own client, for all apps. None: made from the settings.
 
     Raises:
         ConfigurationError: The client is not a `Windback`.
@@ -68,10 +71,12 @@ class FlaskWindback:
 
     def init_app(self, app: flask.Flask) -> None:
         """Open a scope for each request of *app*. A second call for one app does nothing."""
+        self._apps[app] = app.config
         if _KEY in app.extensions:
             return
         app.extensions[_KEY] = self
-        self._apps[app] = app.config
+        if os.environ.get("FLASK_RUN_FROM_CLI") == "true":  # `flask run`, which SIGTERM would end at once
+            signals.install_for_command()
         flask.request_started.connect(self._begin, app)
         app.after_request(self._note_status)
         app.teardown_request(self._end)
@@ -128,9 +133,11 @@ class FlaskWindback:
         return self.client_for(self._config())
 
     def _config(self) -> Mapping[str, object]:
-        if flask.has_app_context() and flask.current_app.extensions.get(_KEY) is self:
-            return flask.current_app.config
         apps = list(self._apps.values())
+        if flask.has_app_context():
+            config = flask.current_app.config
+            if any(config is each for each in apps):
+                return config
         if len(apps) == 1:
             return apps[0]
         if apps:

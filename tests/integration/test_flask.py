@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 
 import flask
@@ -192,6 +194,18 @@ def test_init_app_twice_does_nothing_the_second_time(client, events):
     assert len(events) == 1
 
 
+def test_a_second_extension_for_an_app_tracks_as_the_first(client, events):
+    app = make_app(with_loader(FlaskWindback(client=client)))
+    second = FlaskWindback(app, client)
+
+    @app.get("/second")
+    def ask_second():
+        return {"tracked": second.track("a")}
+
+    assert app.test_client().get("/second", headers={"x-user": JANE}).json == {"tracked": True}
+    assert [(each.event, each.customer_email) for each in events] == [("a", JANE)]
+
+
 def test_outside_of_an_app_context_it_is_the_only_app_or_an_error():
     wb = FlaskWindback()
     with pytest.raises(ConfigurationError, match="no app yet"):
@@ -273,3 +287,20 @@ def test_fifty_of_fifty_arrive_after_sigterm(tmp_path, server, options):
         assert app.get_all([f"/{n}" for n in range(50)]) == [200] * 50
         said = app.end()
     assert sorted(stored.properties["n"] for stored in server.events("login")) == list(range(50)), said
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_flask_run_delivers_at_its_end(tmp_path, server, how):
+    command = [sys.executable, "-m", "flask", "run", "-p", "{port}"]
+    with AppServer(tmp_path, {"app.py": APP}, command, server.url) as app:
+        assert app.get_all([f"/{n}" for n in range(50)]) == [200] * 50
+        said = app.end(how)
+        assert app.status != 0 or how == signal.SIGINT  # ended by the signal, as it would be without windback
+    assert sorted(stored.properties["n"] for stored in server.events("login")) == list(range(50)), said
+
+
+def test_without_a_key_requests_are_answered_and_one_line_says_so(tmp_path, server):
+    with AppServer(tmp_path, {"app.py": APP}, [*GUNICORN, "app:app"], server.url, WINDBACK_API_KEY="") as app:
+        assert app.get_all([f"/{n}" for n in range(5)]) == [200] * 5
+        said = app.end()
+    assert said.count("no client could be made") == 1

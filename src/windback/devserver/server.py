@@ -234,7 +234,7 @@ def _stop_at_end_of_stdin(server: uvicorn.Server) -> None:
 def _print_request(exchange: Exchange) -> None:
     parts = [exchange.method, exchange.path, str(exchange.status or "no answer")]
     if exchange.events:
-        parts.append(f"{exchange.events} events")
+        parts.append("1 event" if exchange.events == 1 else f"{exchange.events} events")
     if exchange.duplicate:
         parts.append("(seen before)")
     if exchange.fault:

@@ -76,6 +76,17 @@ def install() -> None:
         )
 
 
+def install_for_command() -> None:
+    """Handle the signals for a framework's own command, such as its development server, which does not.
+
+    It runs when an application is loaded, so it never raises, and does nothing outside of the main thread.
+    """
+    try:
+        _set_handlers()
+    except Exception:  # without it a signal does what it did
+        logger.debug("signal handlers could not be set", exc_info=True)
+
+
 def install_later() -> None:
     """Set the handlers if that was wanted before, where it could not be done."""
     if _is_wanted:
