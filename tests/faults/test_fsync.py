@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from tracking import track
 
-import windback
 from windback import ConfigurationError, Windback
 from windback.relay import Relay
+from windback.sender import isolation
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
@@ -182,8 +182,8 @@ def test_an_exit_with_events_left_and_a_fork(run, dead_url, tmp_path):
         assert {f"{pid} {name}" for name in names} <= set(ended.out[at:])
 
 
-#: Has each interpreter that starts write down which files it syncs.
-SITECUSTOMIZE = """\
+#: Makes a sender write down which files it syncs. It runs isolated, so nothing in its environment could.
+WRITE_DOWN_SYNCS = """\
 import os
 of_system = os.fsync
 def fsync(descriptor):
@@ -197,9 +197,8 @@ os.fsync = fsync
 @each_mode
 def test_a_sender_brings_what_it_notes_to_the_disk_too(make, tmp_path, monkeypatch, eventually, fsync):
     log = tmp_path / "synced"
-    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
-    source = str(Path(windback.__file__).resolve().parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), source)))
+    command = isolation.command
+    monkeypatch.setattr(isolation, "command", lambda python, code: command(python, WRITE_DOWN_SYNCS + code))
     monkeypatch.setenv("SYNCED", str(log))
     client = make(worker="process", fsync=fsync, flush_interval=3600)
     track(client, range(10))
