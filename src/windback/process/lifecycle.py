@@ -5,7 +5,8 @@ Each Engine owns everything that must not cross a fork (the scheduler's lock, th
 queue, the workers), so `Engine.reset` is all a child has to do.
 
 Not every process ends by atexit, nor does every fork run Python's hooks: multiprocessing, packages made like
-it, and Celery end their children by `os._exit`, each after a hook of its own, and uWSGI forks in C.
+it, and Celery end their children by `os._exit`, each after a hook of its own, RQ does so without a hook
+(`work_horse`), and uWSGI forks in C.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Protocol
 from .. import clock
 from ..config import Config
 from ..stats import FlushResult, Stats
+from . import work_horse
 
 logger = logging.getLogger("windback")
 
@@ -179,6 +181,7 @@ def _follow() -> None:
         _followed.add("celery")
         celery.worker_process_shutdown.connect(_on_celery_exit, weak=False)
         celery.worker_shutdown.connect(_on_celery_shutdown, weak=False)
+    work_horse.follow(_at_exit)
 
 
 def follow_in_child() -> None:

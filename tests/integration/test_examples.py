@@ -1,0 +1,72 @@
+"""The applications in `examples/`: each runs as a real program, and its events arrive.
+
+The lines that an application needs for windback are marked `# windback`; they are counted.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+import pytest
+from servers import environment
+
+from windback.devserver import DevServer
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+#: How many lines each file has that an application without windback would not have, beside calls that track.
+LINES = {"rq/tasks.py": 2}
+
+
+@pytest.fixture(scope="module")
+def _process():
+    with DevServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(_process):
+    _process.reset()
+    return _process
+
+
+def run(folder: str, arguments: List[str], url: str, **more: str) -> str:
+    """Run a program in the folder of an example; what it said."""
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=EXAMPLES / folder,
+        env=environment(url, PYTHONDONTWRITEBYTECODE="1", **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
+
+
+def numbers(server, event):
+    return sorted(stored.properties["number"] for stored in server.events(event))
+
+
+@pytest.mark.parametrize("path", LINES)
+def test_an_application_needs_so_many_lines(path):
+    text = (EXAMPLES / path).read_text(encoding="utf-8")
+    marked = [line for line in text.splitlines() if line.endswith("  # windback")]
+    assert len(marked) == LINES[path]
+    unmarked = [line for line in text.splitlines() if line not in marked and "import" in line]
+    assert not any("windback" in line for line in unmarked), "a line that counts is not marked"
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(sys.platform == "win32", reason="RQ forks")
+def test_rq(server, redis_server):
+    said = run("rq", ["enqueue.py"], server.url, REDIS_URL=redis_server.url)
+    assert said == "20 jobs wait\n"
+    code = "import sys, windback.http.transport; from rq.cli import main; sys.argv[0] = 'rq'; main()"
+    run("rq", ["-c", code, "worker", "--burst", "--url", redis_server.url], server.url)
+    assert numbers(server, "invoice_sent") == list(range(20))
