@@ -148,6 +148,13 @@ BAD_EVENTS = {
     ),
     "email empty": ({"customer_email": ""}, "customer_email", "has no '@'"),
     "email none": ({"customer_email": None}, "customer_email", "must be a string such as"),
+    "email with a line break": (
+        {"customer_email": "a@b\nBcc: c@d"},
+        "customer_email",
+        "the character U+000A",
+    ),
+    "email with a C1 control": ({"customer_email": "a\x9b31m@b"}, "customer_email", "the character U+009B"),
+    "email with a bidi mark": ({"customer_email": "a\u202e@b"}, "customer_email", "the character U+202E"),
     "email with a surrogate": ({"customer_email": "a@\udc80"}, "customer_email", "a lone surrogate"),
     "properties a list": (
         {"properties": [1]},
