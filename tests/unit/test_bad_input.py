@@ -173,7 +173,7 @@ BAD_EVENTS = {
     "lone surrogate in a key": (
         {"properties": {"\ud800": 1}},
         "properties.\\ud800",
-        "is no key for a JSON object",
+        "is not a key for a JSON object",
     ),
     "integer over 64 bits": ({"properties": {"a": 2**64}}, "properties.a", "an integer of more than 64 bits"),
     "integer under 64 bits": ({"properties": {"a": -(2**63) - 1}}, "properties.a", "more than 64 bits"),

@@ -12,6 +12,7 @@ import re
 import types
 import uuid
 from decimal import Decimal
+from typing import ClassVar
 
 import attrs
 import numpy as np
@@ -43,6 +44,13 @@ class Level(enum.IntEnum):
 class Item:
     name: str
     price: object
+
+
+@dataclasses.dataclass
+class Order(Item):
+    kind: ClassVar[str] = "order"
+    note: object = dataclasses.field(init=False)
+    _secret: str = "hidden"
 
 
 @attrs.define
@@ -86,6 +94,10 @@ TYPES = {
     "set of one that can't be sorted": ({None}, [None]),
     "Path": (pathlib.PurePosixPath("/a/b"), "/a/b"),
     "dataclass": (Item("pen", Decimal("1.10")), {"name": "pen", "price": Decimal("1.10")}),
+    "dataclass with an unset, a private and a class field": (
+        Order("pen", Item("cap", 1)),
+        {"name": "pen", "price": {"name": "cap", "price": 1}},
+    ),
     "attrs": (Cart([Plan.PRO]), {"items": ["pro"], "size": 1}),
     "pydantic": (Customer(name="Jane", score=1.5), {"name": "Jane", "score": Decimal("1.5")}),
     "numpy integer": (np.int64(7), 7),
@@ -216,10 +228,10 @@ UNFIT = {
     "naive datetime": (dt.datetime(2025, 12, 1), "properties.a", "which zone is it in"),  # noqa: DTZ001
     "naive datetime in a set": ({dt.datetime(2025, 12, 1)}, "properties.a[0]", "which zone"),  # noqa: DTZ001
     "lone surrogate": ("ab\ud800", "properties.a", "a lone surrogate at position 2"),
-    "lone surrogate in a key": ({"\udfff": 1}, "properties.a.\\udfff", "is no key for a JSON object"),
+    "lone surrogate in a key": ({"\udfff": 1}, "properties.a.\\udfff", "is not a key for a JSON object"),
     "integer of 65 bits": (2**64, "properties.a", "an integer of more than 64 bits; send it as a string"),
     "negative integer of 65 bits": (-(2**63) - 1, "properties.a", "more than 64 bits"),
-    "object as a key": ({(1, 2): 1}, "properties.a.(1, 2)", "is no key for a JSON object"),
+    "object as a key": ({(1, 2): 1}, "properties.a.(1, 2)", "is not a key for a JSON object"),
 }
 
 

@@ -15,6 +15,7 @@ from gc import is_tracked
 from math import isfinite
 from time import time as wall_clock
 from typing import Callable, Dict, Iterable, List, Mapping, NoReturn, Optional, Tuple, Union
+from uuid import UUID
 
 import orjson
 from orjson import dumps
@@ -28,11 +29,11 @@ Event = Mapping[str, object]
 BeforeSend = Callable[[Dict[str, object]], Optional[Event]]
 
 FIELDS = ("event", "customer_email", "properties", "timestamp")
-# A naive datetime has to be an error, so orjson must hand every datetime to `to_jsonable`.
-_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME
+# Two types that orjson must hand to `_to_jsonable`: a naive datetime has to be an error, and dataclasses in
+# lists in dataclasses escape the limit on depth of orjson 3.9 to 3.11, so deep ones would end the process.
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 _MAX_DEPTH = 200  # a cycle must end somewhere
-_ORJSON_LEVELS = 254  # more of them it refuses
-_CONVERTED_LEVELS = 60  # in one converted value; 254 of those may be in one another
+_MAX_CONVERTED_DEPTH = 60  # in one converted value; 254 of those may be in one another
 
 # A millisecond that begins, the next one, and the text of the first: formatting a time costs more than
 # encoding an event. Each of these is read and replaced as one tuple, so no thread sees halves of two.
@@ -75,10 +76,10 @@ def encode(
         "properties": properties,
     }
     try:
-        if _may_be_deep(properties) and not _is_shallow(properties):
-            _check_depth(properties)
-        data = dumps(payload, to_jsonable, _OPTIONS)
-    except TypeError:
+        if _may_crash(properties):
+            _inspect(properties.values(), _MAX_DEPTH)
+        data = dumps(payload, _to_jsonable, _OPTIONS)
+    except Exception:  # noqa: BLE001 - methods of the caller's objects
         data = _encode_unusual(payload)
     # orjson writes NaN and infinity as null; a null is the only trace of them. (`find` takes twice as long.)
     if data.rpartition(b"null")[1]:
@@ -106,20 +107,22 @@ def now_text() -> str:
     return _stamp_of(wall_clock())
 
 
-def to_jsonable(value: object) -> object:
-    """Do what `_convert` does, for orjson: TypeError too for what is nested too deeply inside."""
+def _to_jsonable(value: object) -> object:
+    """Do what `_convert` does, for orjson: raise TypeError too for what would crash it."""
     found = _convert(value)
-    if _may_be_deep(found):
-        _check_depth(found, _CONVERTED_LEVELS)
+    if _may_crash(found):
+        _inspect((found,), _MAX_CONVERTED_DEPTH)
     return found
 
 
 def _convert(value: object) -> object:  # noqa: PLR0911 - one line a type
     """Turn a value that orjson does not know into one it does; TypeError for an unknown type.
 
-    Sets become lists, Decimals exact numbers, paths and dates text, bytes base64; attrs classes and
-    pydantic models become objects, numpy scalars and arrays what `.tolist()` gives.
+    Sets become lists, Decimals exact numbers, paths and dates text, bytes base64; dataclasses, attrs classes
+    and pydantic models become objects, numpy scalars and arrays what `.tolist()` gives.
     """
+    if hasattr(type(value), "__dataclass_fields__"):
+        return _fields_of(value)
     if isinstance(value, datetime):
         if value.utcoffset() is None:
             message = "a naive datetime: which zone is it in? Give it a tzinfo, such as timezone.utc"
@@ -169,54 +172,50 @@ class _UnfitError(TypeError):
     """Why one value can't be encoded; orjson hides the text, `_locate` finds it again."""
 
 
-def _check_depth(value: object, levels: int = _ORJSON_LEVELS) -> None:
-    """Raise TypeError if *value* is nested deeper than *levels*, through all that orjson takes apart itself.
+def _fields_of(value: object) -> Dict[str, object]:
+    """Return the fields of a dataclass that are set, but for those whose name begins with an underscore."""
+    from dataclasses import fields
 
-    Each orjson from 3.9 to 3.13 misses its own limit for some types, and then ends the process: those before
-    3.12 where dataclasses alternate with lists, 3.12.0 and 3.13.0 for tuples.
+    names = [field.name for field in fields(value)]  # type: ignore[arg-type]  # the caller looked
+    return {name: getattr(value, name) for name in names if not name.startswith("_") and hasattr(value, name)}
+
+
+def _inspect(values: Iterable[object], levels: int) -> None:
+    """Raise TypeError for anything in *values* that would make orjson end the process, down to *levels*.
+
+    That is an Enum or a UUID which raises when its value is read, in all versions, and tuples that are nested
+    too deeply in orjson 3.12.0 and 3.13.0.
     """
-    level: List[object] = [value]
-    for _ in range(levels + 1):
-        level = [part for each in level for part in filter(_may_be_deep, _parts_of(each))]
-        if not level:
-            return
-        if len(level) > 100:  # what is in many places is looked into once
-            level = list({id(part): part for part in level}.values())
-    message = "is nested too deeply, or contains itself"
-    raise _UnfitError(message)
-
-
-def _is_shallow(properties: Mapping[str, object]) -> bool:
-    """Whether these are plain values, plain dicts and lists of such, as nested events usually are."""
-    for part in properties.values():
-        if _may_be_deep(part):
-            if type(part) is not list:
-                return False
-            for each in part:
-                if _may_be_deep(each):
-                    return False
-    return True
+    for value in filter(_may_crash, values):
+        if not levels:
+            message = "is nested too deeply, or contains itself"
+            raise _UnfitError(message)
+        if type(value) is list:
+            parts: Iterable[object] = value
+        else:
+            parts = value.values() if type(value) is dict else _parts_of(value)
+        if True in map(_may_crash, parts):
+            _inspect(parts, levels - 1)
 
 
 def _parts_of(value: object) -> Iterable[object]:
-    """Return what orjson would go into: the parts of containers, dataclasses and enums. Never raises."""
-    try:
-        if isinstance(value, dict):
-            return list(dict.values(value))
-        if isinstance(value, list):
-            return list(list.__iter__(value))
-        if isinstance(value, tuple):
-            return list(tuple.__iter__(value))
-        if isinstance(value, Enum):
-            return (value.value,)
-        names: Iterable[str] = getattr(type(value), "__dataclass_fields__", ())
-        return [getattr(value, name, None) for name in names]
-    except Exception:  # noqa: BLE001 - methods of the caller's objects
+    """Return what orjson would go into. Methods of subclasses are not asked: orjson does not either."""
+    if isinstance(value, dict):
+        return list(dict.values(value))
+    if isinstance(value, list):
+        return value if type(value) is list else list(list.__iter__(value))
+    if isinstance(value, tuple):
+        return tuple(tuple.__iter__(value))
+    if not isinstance(value, (Enum, UUID)):
         return ()
+    try:
+        return (value.value,) if isinstance(value, Enum) else (int.to_bytes(value.int, 16, "big"),)
+    except Exception as error:  # noqa: BLE001 - see above
+        raise _UnfitError(_failed("reading", value, error)) from None
 
 
-def _refuses_deep_tuples() -> bool:
-    """Whether this orjson refuses tuples that are nested too deeply. What this tries harms no version."""
+def _has_limit_for_tuples() -> bool:
+    """Whether this orjson refuses tuples that are nested too deeply. What is tried here harms no version."""
     nested: object = 0
     for _ in range(300):
         nested = (nested,)
@@ -230,15 +229,13 @@ def _refuses_deep_tuples() -> bool:
 _ATOMS = frozenset((str, int, float, bool, type(None)))
 
 
-def _may_hold_tuples(value: object) -> bool:
-    if type(value) is dict:
-        return is_tracked(value) or not _ATOMS.issuperset(map(type, value.values()))
+def _is_not_atom(value: object) -> bool:
     return type(value) not in _ATOMS
 
 
-# The garbage collector does not track plain values, nor a dict or a tuple of plain values and such tuples.
-# None of these is too deep for an orjson that refuses deep tuples, and the question costs next to nothing.
-_may_be_deep: Callable[[object], bool] = is_tracked if _refuses_deep_tuples() else _may_hold_tuples
+# The garbage collector tracks neither plain values nor a dict or tuple that holds nothing else. So one call
+# that costs next to nothing tells that most events are harmless. A tuple in a tuple may be untracked as well.
+_may_crash: Callable[[object], bool] = is_tracked if _has_limit_for_tuples() else _is_not_atom
 
 
 def _in_order(values: Union[set[object], frozenset[object]]) -> List[object]:
@@ -290,11 +287,14 @@ def _checked(path: str, check: Callable[[object], object], value: object) -> obj
 
 
 def _failed(doing: str, value: object, error: Exception) -> str:
+    return f"{doing} {_kind(value)} failed with {type(error).__name__}: {_text_of(error)}"
+
+
+def _text_of(error: Exception) -> str:
     try:
-        text = str(error)
+        return str(error)
     except Exception:  # noqa: BLE001 - the error is the caller's as well
-        text = "it can't be shown"
-    return f"{doing} {_kind(value)} failed with {type(error).__name__}: {text}"
+        return "it can't be shown"
 
 
 def _check_properties(properties: object) -> object:
@@ -307,9 +307,9 @@ def _check_properties(properties: object) -> object:
 def encode_built(payload: Dict[str, object], max_event_bytes: int) -> bytes:
     """Encode what `build` made; `encode` does the same in line."""
     try:
-        _check_depth(payload)
-        data = dumps(payload, to_jsonable, _OPTIONS)
-    except TypeError:
+        _inspect((payload,), _MAX_DEPTH)
+        data = dumps(payload, _to_jsonable, _OPTIONS)
+    except Exception:  # noqa: BLE001 - methods of the caller's objects
         data = _encode_unusual(payload)
     if data.rpartition(b"null")[1]:
         _refuse_nonfinite(payload)
@@ -393,14 +393,18 @@ def _check_timestamp(timestamp: object) -> str:
 
 
 def _encode_unusual(payload: Dict[str, object]) -> bytes:
-    """Encode what orjson refused at first: keys that are no strings are fine, the rest is an error."""
-    try:
-        _check_depth(payload)
-        return dumps(payload, to_jsonable, _OPTIONS | orjson.OPT_NON_STR_KEYS)
-    except TypeError as error:
-        path, reason = _locate_any(payload) or ("", str(error))
-        # `from None`: the chain would print the value, which is the caller's data.
-        raise InvalidEventError(reason, path=path) from None
+    """Encode what was refused at first: keys that are not strings are fine, the rest is an error."""
+    found = _locate_any(payload)  # also what would crash orjson
+    if found is None:
+        try:
+            return dumps(payload, _to_jsonable, _OPTIONS | orjson.OPT_NON_STR_KEYS)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - methods of the caller's objects
+            found = "properties", f"can't be encoded as JSON: {_text_of(error)}"
+    path, reason = found
+    # `from None`: the chain would print the value, which is the caller's data.
+    raise InvalidEventError(reason, path=path) from None
 
 
 def _refuse_nonfinite(payload: Dict[str, object]) -> None:
@@ -439,7 +443,7 @@ def _locate(value: object, path: str, depth: int) -> Optional[Tuple[str, str]]: 
     if isinstance(value, Mapping):
         return _locate_in_mapping(value, path, depth)
     if isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
+        for index, item in enumerate(_parts_of(value)):
             found = _locate(item, f"{path}[{index}]", depth + 1)
             if found is not None:
                 return found
@@ -457,15 +461,21 @@ def _locate_surrogate(text: str, path: str) -> Optional[Tuple[str, str]]:
 
 def _locate_in_mapping(value: Mapping[object, object], path: str, depth: int) -> Optional[Tuple[str, str]]:
     try:
-        items = list(value.items())
+        # orjson does not ask a subclass of dict for its items.
+        items = list(dict.items(value) if isinstance(value, dict) else value.items())
     except Exception as error:  # noqa: BLE001 - a mapping of the caller's own
         return path, _failed("reading", value, error)
     for key, item in items:
         place = f"{path}.{_name_of(key)}" if path else _name_of(key)
         try:
-            orjson.dumps({key: 0}, option=_OPTIONS | orjson.OPT_NON_STR_KEYS)
-        except TypeError as error:
-            return place.encode("ascii", "backslashreplace").decode(), f"is no key for a JSON object: {error}"
+            _inspect((key,), _MAX_CONVERTED_DEPTH)
+            if isinstance(key, (datetime, time)):
+                key.utcoffset()  # orjson ends the process if this raises
+            dumps({key: 0}, option=_OPTIONS | orjson.OPT_NON_STR_KEYS)
+        except Exception as error:  # noqa: BLE001 - methods of the caller's key
+            return place.encode(
+                "ascii", "backslashreplace"
+            ).decode(), f"is not a key for a JSON object: {error}"
         found = _locate(item, place, depth + 1)
         if found is not None:
             return found
@@ -473,18 +483,13 @@ def _locate_in_mapping(value: Mapping[object, object], path: str, depth: int) ->
 
 
 def _locate_in_other(value: object, path: str, depth: int) -> Optional[Tuple[str, str]]:
-    """Dataclasses and enums, which orjson takes apart itself, and what `to_jsonable` knows."""
-    from dataclasses import fields, is_dataclass
-
-    if isinstance(value, Enum):
-        return _locate(value.value, path, depth + 1)
-    if is_dataclass(value) and not isinstance(value, type):
-        members = {field.name: getattr(value, field.name, None) for field in fields(value)}
-        return _locate(members, path, depth + 1)
-    if isinstance(value, orjson.Fragment) or type(value).__name__ == "UUID":
+    """Enums, which orjson takes apart itself, and what `_to_jsonable` knows."""
+    if isinstance(value, orjson.Fragment):
         return None
     try:
-        return _locate(to_jsonable(value), path, depth + 1)
+        if isinstance(value, (Enum, UUID)):
+            return next((_locate(part, path, depth + 1) for part in _parts_of(value)), None)
+        return _locate(_to_jsonable(value), path, depth + 1)
     except _UnfitError as error:
         return path, str(error)
     except Exception as error:  # noqa: BLE001 - a conversion of the value's own
