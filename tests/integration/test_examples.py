@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import List
 
 import pytest
+from lambda_runtime import Answer, LambdaRuntime
 from servers import environment
 
 from windback.devserver import DevServer
@@ -18,7 +19,7 @@ from windback.devserver import DevServer
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 #: How many lines each file has that an application without windback would not have, beside calls that track.
-LINES = {"rq/tasks.py": 2}
+LINES = {"lambda/app.py": 3, "rq/tasks.py": 2}
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,11 @@ def test_rq(server, redis_server):
     code = "import sys, windback.http.transport; from rq.cli import main; sys.argv[0] = 'rq'; main()"
     run("rq", ["-c", code, "worker", "--burst", "--url", redis_server.url], server.url)
     assert numbers(server, "invoice_sent") == list(range(20))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is frozen there")
+def test_lambda(tmp_path, server):
+    with LambdaRuntime(tmp_path, "app.handler", server.url, cwd=str(EXAMPLES / "lambda")) as function:
+        for number in range(4):
+            assert function.invoke({"number": number}) == Answer("response", f"report {number}")
+    assert numbers(server, "report_made") == list(range(4)), function.output()

@@ -48,6 +48,7 @@ from windback import (
 )
 from windback.aws_lambda import flush_after
 from windback.devserver import StoredEvent
+from windback.serverless import flush_after as serverless_flush_after
 from windback.testing import (
     CapturedEvent,
     CapturedEvents,
@@ -417,6 +418,24 @@ def aws_lambda(client: Windback) -> None:
         return f"{payload} {context}"
 
     assert_type(handler({"n": 1}, _Context()), str)
+
+
+async def serverless(client: AsyncWindback) -> None:
+    @serverless_flush_after
+    def bare(payload: Dict[str, int], context: _Context) -> str:
+        return f"{payload} {context}"
+
+    @serverless_flush_after(client, margin=1)
+    async def coroutine(payload: int) -> str:
+        return str(payload)
+
+    @serverless_flush_after()
+    def generator(payload: int) -> Iterator[int]:
+        yield payload
+
+    assert_type(bare({"n": 1}, context=_Context()), str)
+    assert_type(list(generator(1)), List[int])
+    assert_type(await coroutine(payload=1), str)
 
 
 def captured(events: CapturedEvents) -> None:

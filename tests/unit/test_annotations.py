@@ -10,7 +10,14 @@ import pytest
 
 import windback
 
-MODULES = ["windback", "windback.aws_lambda", "windback.context", "windback.devserver", "windback.relay"]
+MODULES = [
+    "windback",
+    "windback.aws_lambda",
+    "windback.context",
+    "windback.devserver",
+    "windback.relay",
+    "windback.serverless",
+]
 
 
 def public_functions():

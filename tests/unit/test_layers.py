@@ -21,7 +21,8 @@ PACKAGE = Path(windback.__file__).parent
 # A name stands for the module or for the whole package of that name.
 LAYERS = [
     ["__main__"],
-    ["asgi", "aws_lambda", "cli", "fastapi", "flask", "prometheus", "testing"],
+    ["aws_lambda"],
+    ["asgi", "cli", "fastapi", "flask", "prometheus", "serverless", "testing"],
     ["webhooks"],
     ["default"],
     ["client"],
