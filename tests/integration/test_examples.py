@@ -19,7 +19,11 @@ from windback.devserver import DevServer
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 #: How many lines each file has that an application without windback would not have, beside calls that track.
-LINES = {"lambda/app.py": 3, "rq/tasks.py": 2}
+LINES = {
+    "lambda/app.py": 3,
+    "rq/tasks.py": 2,
+    "sqlalchemy/app.py": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,14 @@ def _process():
 def server(_process):
     _process.reset()
     return _process
+
+
+#: Runs a program whose exit may take long, for the machine may do much else.
+UNHURRIED = """\
+import runpy, windback
+windback.set_client(windback.Windback(shutdown_timeout=60))
+runpy.run_path({!r}, run_name="__main__")
+"""
 
 
 def run(folder: str, arguments: List[str], url: str, **more: str) -> str:
@@ -79,3 +91,8 @@ def test_lambda(tmp_path, server):
         for number in range(4):
             assert function.invoke({"number": number}) == Answer("response", f"report {number}")
     assert numbers(server, "report_made") == list(range(4)), function.output()
+
+
+def test_sqlalchemy(server):
+    assert run("sqlalchemy", ["-c", UNHURRIED.format("app.py")], server.url) == "3 orders\n"
+    assert numbers(server, "ordered") == [0, 1, 3]

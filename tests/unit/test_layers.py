@@ -22,7 +22,7 @@ PACKAGE = Path(windback.__file__).parent
 LAYERS = [
     ["__main__"],
     ["aws_lambda"],
-    ["asgi", "cli", "fastapi", "flask", "prometheus", "serverless", "testing"],
+    ["asgi", "cli", "fastapi", "flask", "prometheus", "serverless", "sqlalchemy", "testing"],
     ["webhooks"],
     ["default"],
     ["client"],
@@ -80,6 +80,7 @@ LOADED_ALREADY = {
     *(("http.network", ":httpcore"), ("http.transport", ":httpcore")),
     *(("fastapi", ":fastapi"), ("fastapi", ":typing_extensions")),
     *(("flask", ":flask"), ("flask", ":flask_login")),
+    ("sqlalchemy", ":sqlalchemy"),
 }
 MAKERS = {
     *("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore", "Thread", "Timer"),
