@@ -32,8 +32,11 @@ class Loop(Protocol):
     key: object
     backend: str
 
-    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object]) -> None:
+    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object], name: str) -> None:
         """Start a task, in the loop's own thread; *never_ran* is called if it is cancelled before it runs."""
+
+    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call something in the loop after a while, if it still runs then. Only asyncio's tasks need it."""
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Call something in the loop, from any thread."""
@@ -56,7 +59,7 @@ class _AsyncioLoop:
         self._loop = asyncio.get_running_loop()
         self.key: object = self._loop
 
-    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object]) -> None:
+    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object], name: str) -> None:
         has_run = False
 
         async def run() -> None:
@@ -71,8 +74,14 @@ class _AsyncioLoop:
 
         # An empty context: a worker outlives the request that started it, and must not hold on to it.
         task = Context().run(self._loop.create_task, run())
+        with contextlib.suppress(AttributeError):  # a loop may make tasks of its own kind
+            task.set_name(name)
         _tasks.add(task)  # the loop itself keeps weak references only
         task.add_done_callback(end)
+
+    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # it is closed
+            self._loop.call_later(seconds, call)
 
     def call_soon(self, call: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(call)
@@ -102,9 +111,12 @@ class _TrioLoop:
         self._token = trio.lowlevel.current_trio_token()
         self.key: object = self._token
 
-    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object]) -> None:
+    def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object], name: str) -> None:
         del never_ran  # trio runs a task up to its first checkpoint in any case
-        self._trio.lowlevel.spawn_system_task(main, context=Context())
+        self._trio.lowlevel.spawn_system_task(main, context=Context(), name=name)
+
+    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Nothing: trio cancels its tasks at the end alone."""
 
     def call_soon(self, call: Callable[[], object]) -> None:
         self._token.run_sync_soon(call)

@@ -158,7 +158,7 @@ def test_no_thread_is_started_during_the_exit(server, run, kind):
         else:
             client = Windback(batch_size=20)
             if kind == "no-worker-yet":
-                client._engine._start_worker = client._engine.scheduler._start_worker = lambda: False
+                client._engine._start_worker = client._engine.scheduler._start_worker = lambda *_: False
             for n in range(200):
                 client.track_event("login", "jane@example.com", {{"n": n}})
             if kind == "no-worker-yet":

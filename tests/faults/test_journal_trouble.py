@@ -94,7 +94,7 @@ def attempt(run, server):
 def make_dead(root, numbers, *, leased=0):
     """Leave what a killed process would; return its directory. Nobody sends from it meanwhile."""
     client = Windback(**OPTIONS, base_url="http://127.0.0.1:9/api/v1", journal=root)
-    client._engine.scheduler._start_worker = lambda: False
+    client._engine.scheduler._start_worker = lambda *_: False
     track(client, numbers)
     if leased:
         client._engine.queue.outbox.take(Limits(leased, 500_000, 1.0))
@@ -615,7 +615,7 @@ def test_a_directory_that_is_removed_is_made_again(attempt, server, root, delive
     root = Path({str(root)!r})
     client = Windback(journal=root, flush_interval=3600, max_event_bytes=70_000)
     track(client, range(10))
-    until(lambda: not (client._engine.queue.wants_upkeep or client._engine.scheduler._in_upkeep))
+    until(lambda: not (client._engine.queue.wants_upkeep or client._engine.scheduler._maintainer))
     shutil.rmtree(root)
     for n in range(10, 120):  # until the segments that nobody can find any more are full
         track(client, [n], 60_000)

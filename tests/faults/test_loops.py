@@ -270,7 +270,7 @@ def test_a_cancelled_flush_loses_nothing(held, loop, worker):
             assert scope.cancelled_caught
             assert is_lawful(client.stats())
             assert client.stats().pending == 95
-        assert client._engine.scheduler._flushes == []
+        assert not client._engine.scheduler.flushes
         held.answer()
         assert await client.flush(10)
         assert client.stats().delivered == 95
@@ -363,7 +363,7 @@ def test_a_cancelled_caller_who_waits_for_room_was_not_accepted(held, loop, work
 
         async def waiting(count):
             with anyio.fail_after(10):
-                while len(client._engine.scheduler._room_waiters) < count:
+                while len(client._engine.scheduler.parking._callers) < count:
                     await anyio.sleep(0)
 
         await track(client, range(5))

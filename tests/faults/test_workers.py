@@ -352,18 +352,19 @@ def test_a_worker_that_dies_wakes_a_flush_only_once(dead_url):
     """Another may end the same flush before the flusher got to run."""
     client = Windback(**OPTIONS, base_url=dead_url)
     scheduler = client._engine.scheduler
-    scheduler._start_worker = lambda: True  # this test is the workers
+    workers = []
+    scheduler._start_worker = lambda worker: workers.append(worker) or True  # this test is the workers
     client.track_event("login", JANE)
     from windback.api.answer import Answer
     from windback.delivery.workers.threads import ThreadWaker
 
     flush = scheduler.begin_flush(ThreadWaker(), patient=True)
-    first = scheduler.next_step(0.0, ThreadWaker(), None)
-    scheduler.abandon(first.batch)
-    scheduler.retire(None, 0.0, died=True)
+    assert scheduler.next_step(workers[0], 0.0, ThreadWaker()).batch is not None
+    scheduler.retire(workers[0], 0.0, died=True)
     assert scheduler.add_worker()
-    second = scheduler.next_step(0.0, ThreadWaker(), None)
-    scheduler.settle(second.batch, Answer(200), 0.0, 0.0, gzipped=False)
+    assert scheduler.next_step(workers[1], 0.0, ThreadWaker()).batch is not None
+    scheduler.settle(workers[1], Answer(200), 0.0, 0.0, gzipped=False)
+    scheduler.put_down(workers[1])
     assert flush.done
     assert scheduler.end_flush(flush)
     client.close(0)
@@ -501,7 +502,7 @@ def test_callers_who_gave_up_waiting_for_room_are_forgotten(held):
     track(client, 5)
     for _ in range(50):
         assert client.track_event("login", JANE) is False
-    assert len(client._engine.scheduler._room_waiters) == 0
+    assert not client._engine.scheduler.parking.has_callers
     assert client.stats().refused == {"queue_full": 50}
     held.answer()
     assert client.close(10)

@@ -41,7 +41,7 @@ LAYERS = [
     ["config"],
     ["http_client"],
     ["options", "secrets"],
-    ["clock", "errors", "outage"],
+    ["clock", "errors", "log", "outage"],
 ]
 PLACES = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 # The server is a program of its own that happens to come along: it shares nothing with the client it tests.

@@ -11,6 +11,7 @@ import windback
 from windback.api.answer import Answer, Failure
 from windback.delivery import retry
 from windback.delivery.hooks import Hooks
+from windback.delivery.parking import Worker
 from windback.delivery.refusals import log_refusal
 from windback.delivery.scheduler import PATIENCE_S, SPARE_WORKER_S, WATCH_CAP_S, Scheduler, Step
 from windback.queue.intake import NEVER, Refusals
@@ -45,14 +46,16 @@ class World:
         self.now = 1_000.0
         self.started = 0
         self.can_start = True
+        self._idle = []
         refusals = Refusals(config.overflow, log_refusal)
         self.whole_queue = MemoryQueue(config.max_queue_size, config.max_queue_bytes, refusals)
         self.scheduler = Scheduler(config, self.start, self.whole_queue, Hooks(config))
         self.queue = Sides(self.whole_queue)
 
-    def start(self):
+    def start(self, worker):
         if self.can_start:
             self.started += 1
+            self._idle.append(worker)
         return self.can_start
 
     def put(self, count=1, size=8):
@@ -60,30 +63,38 @@ class World:
             assert self.queue.put(b"x" * size)
 
     def worker(self):
-        return Worker(self)
+        """Play a worker that was started, or one more."""
+        return Played(self, self._idle.pop(0) if self._idle else Worker())
 
     def settle(self, batch, answer=OK):
+        worker = self.holder(batch)
         if not answer.ok:
             self.scheduler.try_failed(batch, answer, self.now, self.now)
-        self.scheduler.settle(batch, answer, self.now, self.now, gzipped=False)
+        try:
+            self.scheduler.settle(worker, answer, self.now, self.now, gzipped=False)
+        finally:
+            self.scheduler.put_down(worker)
+
+    def holder(self, batch):
+        (worker,) = (each for each in self.scheduler.parking.workers if each.batch is batch)
+        return worker
 
     @property
     def stats(self):
         return self.scheduler.stats()
 
 
-class Worker:
+class Played:
     """One worker's place in the protocol; `step` asks what comes next."""
 
-    def __init__(self, world):
+    def __init__(self, world, worker):
         self._world = world
+        self.worker = worker
         self.waker = None
 
     def step(self, *, idle=False):
-        fresh = Waker()
-        step = self._world.scheduler.next_step(self._world.now, fresh, self.waker, idle=idle)
-        self.waker = fresh
-        return step
+        self.waker = Waker()
+        return self._world.scheduler.next_step(self.worker, self._world.now, self.waker, idle=idle)
 
     @property
     def is_awake(self):
@@ -285,8 +296,8 @@ def test_no_more_workers_than_may_be_in_flight(world):
 
 def test_a_spare_worker_goes_after_a_while_and_the_last_one_stays(world):
     world.put(20)
-    first, second = world.worker(), world.worker()
     world.scheduler.add_worker()
+    first, second = world.worker(), world.worker()
     batches = [first.step().batch]
     world.now += 1.5 * PATIENCE_S
     batches.append(second.step().batch)
@@ -304,7 +315,7 @@ def test_a_system_that_starts_no_thread_is_asked_now_and_then():
     world.put()
     assert world.stats.workers == 0
     asked = []
-    world.scheduler._start_worker = lambda: asked.append(True) or False
+    world.scheduler._start_worker = lambda _: asked.append(True) or False
     world.put(3_500)
     assert 1 <= len(asked) <= 4
 
@@ -381,8 +392,7 @@ def test_an_abandoned_batch_is_sent_again_under_its_key(world):
     world.put(10)
     worker = world.worker()
     batch = worker.step().batch
-    world.scheduler.abandon(batch)
-    world.scheduler.retire(worker.waker, world.now, died=True)
+    world.scheduler.retire(worker.worker, world.now, died=True)
     seen = world.stats
     assert (seen.pending, seen.in_flight, seen.workers, seen.worker_deaths) == (10, 0, 0, 1)
     world.put()
@@ -522,7 +532,7 @@ def test_a_flush_wakes_a_worker_that_waits_out_a_backoff(world):
     sleeper = Waker()
     world.put(10)
     world.worker().step()
-    world.scheduler.sleeper(sleeper)
+    world.scheduler.parking.rest(sleeper)
     world.scheduler.begin_flush(Waker(), patient=True)
     assert sleeper.is_awake
 
@@ -530,11 +540,10 @@ def test_a_flush_wakes_a_worker_that_waits_out_a_backoff(world):
 def test_a_flush_learns_that_the_last_worker_died(world):
     world.put(10)
     worker = world.worker()
-    batch = worker.step().batch
+    assert worker.step().batch is not None
     waiting = Waker()
     flush = world.scheduler.begin_flush(waiting, patient=True)
-    world.scheduler.abandon(batch)
-    world.scheduler.retire(worker.waker, world.now, died=True)
+    world.scheduler.retire(worker.worker, world.now, died=True)
     assert waiting.is_awake
     assert not flush.done
 

@@ -18,9 +18,11 @@ from ..queue.memory import MemoryQueue
 from ..queue.protocol import Queue
 from ..stats import FlushResult, Stats
 from .connections import Connections
+from .flushes import LOOK_S, Flush
 from .hooks import Hooks
+from .parking import Worker
 from .refusals import log_refusal
-from .scheduler import Flush, Scheduler
+from .scheduler import Scheduler
 from .workers.fsync import Syncer
 from .workers.loop_state import LoopStates
 from .workers.tasks import TaskWorkers
@@ -179,7 +181,7 @@ class LocalEngine:
         """Return those for plain calls in the running event loop."""
         return await self.loops.transport()
 
-    def _start_worker(self) -> bool:
+    def _start_worker(self, worker: Worker) -> bool:
         lifecycle.follow_in_child()
         obstacle = lifecycle.why_no_threads()
         if obstacle is not None:
@@ -188,7 +190,7 @@ class LocalEngine:
                 logger.warning("%s", obstacle)
             return False
         workers: Union[TaskWorkers, ThreadWorkers] = self.tasks if self._uses_tasks else self.threads
-        return workers.start()
+        return workers.start(worker)
 
     def _ensure_worker(self) -> bool:
         """Make sure that a worker drains the queue; False if none can."""
@@ -240,9 +242,10 @@ class LocalEngine:
         try:
             while not flush.done and not is_past(deadline_s):
                 if not in_caller and self._ensure_worker():
-                    waker.sleep(None if deadline_s is None else deadline_s - clock.now_s())
-                else:
-                    self._drain(flush, deadline_s)
+                    if not waker.sleep(_until(deadline_s)):
+                        self.scheduler.flushes.look()
+                elif not self._drain(flush, deadline_s):
+                    break
         finally:
             result = self.scheduler.end_flush(flush)
         return result
@@ -253,8 +256,8 @@ class LocalEngine:
         flush = self.scheduler.begin_flush(waker, patient=True)
         return lambda: self._await(flush, waker, deadline_s, in_caller=False)
 
-    def _drain(self, flush: Flush, deadline_s: Optional[float]) -> None:
-        self.threads.drain(lambda: flush.done or is_past(deadline_s), deadline_s)
+    def _drain(self, flush: Flush, deadline_s: Optional[float]) -> bool:
+        return self.threads.drain(lambda: flush.done or is_past(deadline_s), deadline_s)
 
     def close(self, timeout: Optional[float]) -> FlushResult:
         """Deliver the rest within the deadline, drop what remains, close; see Windback.close."""
@@ -302,7 +305,8 @@ class LocalEngine:
             flush.waker = waker = await self.loops.waker()
             while not flush.done and not is_past(deadline_s):
                 if self._ensure_worker():
-                    await waker.sleep(None if deadline_s is None else max(0.0, deadline_s - clock.now_s()))
+                    if not await waker.sleep(_until(deadline_s)):
+                        self.scheduler.flushes.look()
                     flush.waker = waker = await self.loops.waker()
                 elif self._uses_tasks:  # this loop is going down; the next one, or the exit, sends the rest
                     break
@@ -404,6 +408,11 @@ def flush_in_hook() -> WindbackError:
         "the client: they would wait for themselves; call them from a thread or a task of your own"
     )
     return WindbackError(message, code="FLUSH_IN_HOOK")
+
+
+def _until(deadline_s: Optional[float]) -> float:
+    """Return for how long to sleep before the next look at a flush (seconds)."""
+    return LOOK_S if deadline_s is None else max(0.0, min(LOOK_S, deadline_s - clock.now_s()))
 
 
 def is_past(deadline_s: Optional[float]) -> bool:

@@ -1,26 +1,28 @@
-"""What the workers of one queue share: what to do next, what became of a batch, who sleeps.
+"""What the workers of one queue share: what to do next, and what an answer means for a batch.
 
-Sans I/O: nothing here sends, sleeps or starts anything, and but for `stats` the time is an argument.
-A worker, a thread or a task, asks `next_step`, obeys, and tells `settle` what the answer was. All state
-is behind one lock that is the drain side's: `track_event` takes it only to start a worker, never to add
-an event.
+Sans I/O: nothing here sends, sleeps or starts anything, and but for `stats` the time is an argument. A
+worker, a thread or a task, asks `next_step`, does what it says, and passes the answer to `settle`.
 
-Sleep and wake. A worker that has nothing to do leaves a `Waker` in `_parked` and sleeps on it. The
-queue's `wake_at` says at how many waiting events a caller must wake one; the caller pops a waker and
-releases it, so exactly one caller wakes exactly one worker. Order makes this safe: a worker parks,
-then sets `wake_at`, then looks at the queue once more; a caller appends, then looks at `wake_at`.
+One lock guards the decisions, and it is the workers' alone. What an application may call at any moment, also
+from a signal handler, a finalizer, a logging handler or a hook, never waits for it: `track_event`, `stats`,
+and a flush, which leaves a mark that the next worker finds. The state is in plain objects: `Parking` has the
+workers and everything that sleeps, `Flushes` those who wait for delivery, `Accounts` the counters, `Gate`
+whether anything may be sent. Nothing of an application's runs under the lock: log lines, reports and wake-ups
+are collected and made after it.
+
+An exception may strike at any instruction, in a caller or a worker. Each change is therefore one step, or
+the next worker finds what was left half done: it gives back a lease that no worker holds, and does not count
+a worker that ended.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
-from collections import Counter, deque
-from typing import Callable, Deque, List, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
-from .. import clock
+from .. import clock, log
 from ..api.answer import Answer, error_of, retry_after_s
 from ..config import Config
 from ..errors import WindbackError
@@ -30,9 +32,11 @@ from ..outage import OutageLog
 from ..queue.intake import NEVER
 from ..queue.protocol import Queue
 from ..stats import DeliveryReport, FlushResult, Outcome, Stats
+from .accounts import Accounts
+from .flushes import Flush, Flushes
 from .gate import Gate
 from .hooks import Hooks
-from .parking import Waker
+from .parking import Parking, Waker, Worker
 from .retry import RetryPolicy
 from .verdict import Action, is_throttle, judge
 
@@ -40,12 +44,11 @@ logger = logging.getLogger("windback")
 
 #: A worker beyond the first goes when it had nothing to do for this long.
 SPARE_WORKER_S = 5.0
-
-
 #: A batch goes out beside another only when that one is under way for this long. A server that answers
 #: sooner is served best by one worker: more of them only wait for each other's turns at the interpreter.
 PATIENCE_S = 0.002
-#: Who looks whether the others need help, and finds that they don't, looks half as often, down to this.
+#: A worker that looks whether the others need help, and finds that they don't, looks half as often, down to
+#: this.
 WATCH_CAP_S = 0.064
 #: After so many workers that died without settling a batch there is a pause, as in an outage.
 _DEATHS_IN_A_ROW = 3
@@ -55,7 +58,7 @@ class Step(NamedTuple):
     """What a worker does next: send `batch`, or `upkeep`, or sleep for `wait_s` (None: for ever), or leave.
 
     helper: one more worker would find work right now. spare: nobody needs this worker; if it sleeps
-    the whole time it tells `next_step` so, and is sent away.
+    the whole time it tells `next_step`, and is sent away.
     """
 
     batch: Optional[Batch] = None
@@ -66,26 +69,8 @@ class Step(NamedTuple):
     upkeep: bool = False
 
 
-class _Outcome(NamedTuple):
-    """What is left to do after a batch was settled, without the lock: a report to give, a line to write."""
-
-    report: Optional[DeliveryReport] = None
-    level: int = logging.INFO
-    line: Optional[str] = None
-
-
-class Flush:
-    """A flush in progress: done once everything below `target` is settled, or there is no hope."""
-
-    def __init__(self, target: int, waker: Waker, *, patient: bool, adopts: bool, before: Stats) -> None:
-        self.target = target
-        #: Whether it is also about what exited processes left.
-        self.adopts = adopts
-        self.waker = waker
-        #: A patient flush has a timeout of its own; the other gives up when the server can't be reached.
-        self.patient = patient
-        self.before = before
-        self.done = False
+#: Starts a worker and returns whether it could.
+StartWorker = Callable[[Worker], bool]
 
 
 class Scheduler:
@@ -94,7 +79,7 @@ class Scheduler:
     def __init__(
         self,
         config: Config,
-        start_worker: Callable[[], bool],
+        start_worker: StartWorker,
         queue: Queue,
         hooks: Hooks,
         on_throttle: Optional[Callable[[float], None]] = None,
@@ -104,7 +89,6 @@ class Scheduler:
         self._hooks = hooks
         self._on_throttle = on_throttle
         self._limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
-        #: Starts a worker and says whether it could; it is called without the lock.
         self._start_worker = start_worker
         self._whole_queue = queue
         self.queue, self._intake, self._disk = queue.outbox, queue.intake, queue.disk
@@ -122,49 +106,60 @@ class Scheduler:
         self._wake_at, self._wake_at_bytes = 0, NEVER
         if self._intake is not None and not self._config.enabled:
             self._intake.close("disabled")
-        self.lock = threading.Lock()
+        #: The workers'. A signal handler that flushes may meet it again in the thread that holds it.
+        self.lock = threading.RLock()
+        self.parking = Parking()
+        self.flushes = Flushes(self._is_settled)
+        self.accounts = Accounts()
         self.gate = Gate(self._config.max_in_flight)
         self.compress = self._config.compress
         self.closing = False
-        self.workers = 0
-        self._outage = OutageLog()
-        self._parked: Deque[Waker] = deque()
-        self._sleepers: Deque[Waker] = deque()
-        self._room_waiters: Deque[Waker] = deque()
-        self._timed: Optional[Waker] = None
-        self._timed_until_s = 0.0
-        self._watch_s = PATIENCE_S
-        self._flushes: List[Flush] = []
-        self._first_seen_s: Optional[float] = None
-        self._last_take_s = 0.0
-        self._on_watch = True
         #: Nothing is retried any more: the deadline of close() or of the exit has passed.
         self.given_up = False
         #: The interpreter is going down: no thread may be started.
         self.exiting = False
-        self._in_upkeep = False
+        #: Set by a flush or a close: the next worker opens the gate, and no worker sleeps before that.
+        self._expedite = False
+        #: The worker that sleeps until something is due.
+        self._timed: Optional[Worker] = None
+        self._timed_until_s = 0.0
+        self._watch_s = PATIENCE_S
+        self._on_watch = True
+        self._first_seen_s: Optional[float] = None
+        self._last_take_s = 0.0
+        #: The worker that maintains the files.
+        self._maintainer: Optional[Worker] = None
+        self._outage = OutageLog()
         self._next_rejection_line_s = 0.0
         self._next_death_line_s = 0.0
         self._deaths_in_a_row = 0
-        self._in_flight = 0
         self._reported_evictions = 0
-        self._delivered = 0
-        self._rejected: Counter[str] = Counter()
-        self._dropped: Counter[str] = Counter()
-        self._requests = self._retries = self._deaths = 0
 
-    # -- called by track_event -----------------------------------------------------------------
+    @property
+    def workers(self) -> int:
+        """How many workers there are."""
+        return len(self.parking.workers)
+
+    # -- called by track_event: without a lock -------------------------------------------------
 
     def wake(self) -> None:
-        """Wake a sleeping worker, or start one if there may be more. Never waits for a worker."""
-        self._set_wake_at(NEVER, NEVER)  # the worker that wakes sets it again
-        self.call_helper()
+        """Wake a sleeping worker, or start one if there may be more. Never waits."""
+        try:
+            self._set_wake_at(NEVER, NEVER)  # the worker that wakes sets it again
+            self.call_helper()
+        except BaseException:
+            self.look_again()  # perhaps no worker was woken
+            raise
 
     def _set_wake_at(self, events: int, size_bytes: int) -> None:
         self._wake_at, self._wake_at_bytes = events, size_bytes
         if self._intake is not None:
             self._intake.wake_at_bytes = size_bytes
             self._intake.wake_at = events
+
+    def look_again(self) -> None:
+        """Have the next event wake a worker, or start one."""
+        self._set_wake_at(0, NEVER)
 
     @property
     def must_wake(self) -> bool:
@@ -175,79 +170,109 @@ class Scheduler:
 
     def call_helper(self) -> None:
         """Get one more worker to look at the queue: a sleeping one, else a new one."""
-        try:
-            waker = self._parked.pop()
-        except IndexError:
+        if not self.parking.wake_worker():
             self.add_worker()
-        else:
-            waker.release()
 
     def add_worker(self) -> bool:
         """Start a worker if there may be one more; False if there may not, or the system refuses."""
-        with self.lock:
-            if self.workers >= self.gate.limit or self.exiting:
+        if self.exiting:
+            return False
+        worker = Worker()
+        try:
+            if not self.parking.join(worker, self.gate.limit):
                 return False
-            self.workers += 1
-        if self._start_worker():
-            return True
-        with self.lock:
-            self.workers -= 1
-            # Nobody sleeps here, so callers must try again: not each of them, but one in a thousand.
-            self._set_wake_at(self.queue.waiting().events + 1000, self._wake_at_bytes)
+            if self._start_worker(worker):
+                return True
+        except BaseException:
+            # If it was started after all, it joins again.
+            self.parking.leave(worker)
+            raise
+        self.parking.leave(worker)
+        # Nobody sleeps here, so callers must try again: not each of them, but one in a thousand.
+        self._set_wake_at(self.queue.waiting().events + 1000, self._wake_at_bytes)
         return False
 
     def wait_for_room(self, waker: Waker, size: int) -> bool:
-        """Have *waker* released when *size* bytes may fit; False if they do already, or never will."""
-        self._room_waiters.append(waker)
+        """Arrange for *waker* to be released when *size* bytes may fit; False if they do, or never will."""
         assert self._intake is not None
+        self.parking.wait_for_room(waker)
         return not self._intake.has_room_for(size) and not self.closing
 
     def stop_waiting(self, waker: Waker, *, gave_up: bool) -> None:
         """The counterpart of `wait_for_room`; a caller that gave up leaves the room to the next."""
-        with contextlib.suppress(ValueError):
-            self._room_waiters.remove(waker)
+        self.parking.stop_waiting(waker)
         if gave_up:
-            with self.lock:
-                self._release_room()
+            self._wake_callers()
+
+    def _wake_callers(self) -> None:
+        """Wake as many callers as there is room for."""
+        if self._intake is not None and self.parking.has_callers:
+            self.parking.wake_callers(self._intake.room())
 
     # -- called by workers ---------------------------------------------------------------------
 
-    def next_step(self, now_s: float, waker: Waker, previous: Optional[Waker], *, idle: bool = False) -> Step:
-        """Say what a worker does next. To sleep, it waits on *waker*; *previous* is its last one.
+    def next_step(self, worker: Worker, now_s: float, waker: Waker, *, idle: bool = False) -> Step:
+        """Return what a worker does next. To sleep, it waits on *waker*, a new one each time.
 
         idle: the worker was spare and slept its whole time.
         """
         with self.lock:
-            self._unpark(previous)
-            is_kept = not self.closing or self._is_adopting
-            if self._disk is not None and self._disk.wants_upkeep and is_kept and not self._in_upkeep:
-                self._in_upkeep = True
-                return Step(upkeep=True)
-            step = self._try_lease(now_s)
-            if step is not None:
-                return step
-            is_last = self.workers <= 1
-            has_rest = self.queue.waiting().events or self._is_adopting
-            is_over = self.closing and (self.given_up or not has_rest)
-            if is_over or (idle and not is_last):
-                return self._leave()
-            return self._park(now_s, waker)
+            step = self._next_step(worker, now_s, waker, idle=idle)
+        if step.batch is not None:
+            self._wake_callers()
+        log.write()
+        return step
+
+    def _next_step(self, worker: Worker, now_s: float, waker: Waker, *, idle: bool) -> Step:
+        self._unpark(worker)
+        if self._expedite:
+            self._expedite = False
+            self.gate.hurry()
+        self._take_back()
+        if self._wants_upkeep:
+            self._maintainer = worker
+            return Step(upkeep=True)
+        step = self._try_lease(worker, now_s)
+        if step is not None:
+            return step
+        is_last = self.workers <= 1
+        has_rest = self.queue.waiting().events or self._is_adopting
+        is_over = self.closing and (self.given_up or not has_rest)
+        if is_over or (idle and not is_last):
+            self._leave(worker)
+            return Step(leave=True)
+        return self._park(worker, now_s, waker)
+
+    @property
+    def _wants_upkeep(self) -> bool:
+        if self._disk is None or not self._disk.wants_upkeep:
+            return False
+        is_maintained = self._maintainer is not None and self._maintainer in self.parking.workers
+        return not is_maintained and (not self.closing or self._is_adopting)
 
     @property
     def _is_adopting(self) -> bool:
         """Whether events of exited processes are to be read before this client is closed."""
-        adopting = 0 if self._disk is None else self._disk.adopting
-        return adopting > 0 and any(flush.adopts for flush in self._flushes)
+        return self._disk is not None and self._disk.adopting > 0 and self.flushes.adopt
 
-    def _try_lease(self, now_s: float) -> Optional[Step]:
+    def _take_back(self) -> None:
+        """Give back what no worker holds: an exception struck the one that did."""
+        held = self.parking.batches
+        for batch in self.queue.leases():
+            if batch not in held:
+                batch.was_tried = True
+                self._nack_or_drop(batch)
+
+    def _try_lease(self, worker: Worker, now_s: float) -> Optional[Step]:
         if self.given_up or self._due_in(now_s) != 0.0:
             return None
+        is_alone = not self.queue.leases()
         batch = self.queue.take(self._limits)
         if batch is None:
             return None
-        if self._in_flight:
+        worker.batch = batch
+        if not is_alone:
             self._watch_s = PATIENCE_S
-        self._in_flight += 1
         # What is left now came after the last take, and after the first event was seen.
         since_s = now_s if self._first_seen_s is None else self._first_seen_s
         if not self.queue.is_cut:
@@ -255,11 +280,9 @@ class Scheduler:
         self._first_seen_s = since_s if self.queue.waiting().events else None
         self._last_take_s = now_s
         due_s = self._due_in(now_s)
-        is_watched = self._timed is not None and self._timed_until_s <= now_s + WATCH_CAP_S
+        is_watched = self._is_timed and self._timed_until_s <= now_s + WATCH_CAP_S
         helper = due_s is not None and due_s <= PATIENCE_S and not is_watched
         self._arm(now_s)
-        if self._room_waiters:
-            self._release_room()
         return Step(batch=batch, helper=helper)
 
     def _due_in(self, now_s: float) -> Optional[float]:
@@ -271,62 +294,67 @@ class Scheduler:
         if self._first_seen_s is None:
             # With a worker on watch the first event is seen as it comes; else it came since the last take.
             self._first_seen_s = now_s if self._on_watch else self._last_take_s
-        if self._in_flight >= self.gate.limit:
+        in_flight = len(self.queue.leases())
+        if in_flight >= self.gate.limit:
             return None
         blocked_s = self.gate.blocked_s(now_s)
         if blocked_s > 0.0:
             return blocked_s
         due_s: Optional[float] = 0.0
-        if not (self.closing or self._flushes or self.queue.has_returned):
+        if not (self.closing or self.flushes or self.queue.has_returned):
             age_s = now_s - self._first_seen_s
             due_s = batching.wait_s(waiting.events, waiting.size_bytes, age_s, self._limits)
-        if due_s == 0.0 and self._in_flight:
+        if due_s == 0.0 and in_flight:
             return max(0.0, PATIENCE_S - (now_s - self._last_take_s))
         return due_s
 
-    def _park(self, now_s: float, waker: Waker) -> Step:
+    def _park(self, worker: Worker, now_s: float, waker: Waker) -> Step:
         """Put a worker to sleep, unless there is work after all."""
-        self._parked.append(waker)
+        self.parking.park(worker, waker)
         self._arm(now_s)
-        # Looked at only now: what came before `wake_at` was set woke nobody.
+        # Looked at only now: what came before `wake_at` was set, or before it was parked, woke nobody.
+        if self._expedite:
+            return Step(wait_s=0.0)
         due_s = self._due_in(now_s)
         retry_s = None if self._disk is None else self._disk.retry_in_s(now_s)
         if retry_s is not None:
             due_s = retry_s if due_s is None else min(due_s, retry_s)
-        if due_s is not None and self._timed is None:
-            if self._in_flight and due_s <= PATIENCE_S:
+        if due_s is not None and not self._is_timed:
+            if due_s <= PATIENCE_S and self.queue.leases():
                 due_s = max(due_s, self._watch_s)
                 self._watch_s = min(2 * self._watch_s, WATCH_CAP_S)
-            self._timed = waker
+            self._timed = worker
             self._timed_until_s = now_s + due_s
             return Step(wait_s=due_s)
         spare = self.workers > 1
         return Step(wait_s=SPARE_WORKER_S if spare else None, spare=spare)
 
-    def _leave(self) -> Step:
-        self.workers -= 1
-        if self.workers == 0:
-            self._set_wake_at(0, self._wake_at_bytes)
-        return Step(leave=True)
+    @property
+    def _is_timed(self) -> bool:
+        return self._timed is not None and self._timed in self.parking.workers
 
-    def _unpark(self, waker: Optional[Waker]) -> None:
-        if waker is None:
-            return
-        if self._timed is waker:
+    def _unpark(self, worker: Worker) -> None:
+        if self._timed is worker:
             self._timed = None
-        with contextlib.suppress(ValueError):  # whoever woke this worker took it out
-            self._parked.remove(waker)
+        self.parking.unpark(worker)
+        self.parking.workers[worker] = None
+
+    def _leave(self, worker: Worker) -> None:
+        self.parking.leave(worker)
+        if not self.parking.workers:
+            self.look_again()
 
     def _arm(self, now_s: float) -> None:
-        """Set at how many waiting events a caller must wake somebody."""
-        is_quiet = self._in_flight == 0 and self._first_seen_s is None
+        """Set at how many waiting events a caller must wake a worker."""
+        in_flight = len(self.queue.leases())
+        is_quiet = in_flight == 0 and self._first_seen_s is None
         may_start = self.workers < self.gate.limit
-        if self.workers == 0 or (is_quiet and self._parked):
+        if self.workers == 0 or (is_quiet and self.parking.has_parked):
             wake_at = 0
         elif (
-            self._in_flight >= self.gate.limit
+            in_flight >= self.gate.limit
             or self.gate.blocked_s(now_s) > 0
-            or not (self._parked or may_start)
+            or not (self.parking.has_parked or may_start)
         ):
             wake_at = NEVER
         else:
@@ -336,152 +364,160 @@ class Scheduler:
         self._set_wake_at(wake_at, NEVER if wake_at == NEVER else held - waiting + self._limits.max_bytes)
 
     def upkeep(self) -> None:
-        """Do what a step said; it may take milliseconds, of the disk's, and holds nobody up."""
+        """Maintain the files, as a step said. It may wait for the disk, and holds nobody up."""
         assert self._disk is not None
         try:
             add = self._disk.upkeep()
             with self.lock:
                 add()
-                self._release_room()
-                self._end_flushes()  # there may have been nothing to adopt, or it is all settled
-                if self._disk.trouble is not None:
-                    self._give_up_flushes(also_patient=False)
         finally:
-            self._in_upkeep = False
+            self._maintainer = None
+            self.flushes.look()  # there may have been nothing to adopt, or it is all settled
+            if self._disk.trouble is not None:
+                self.flushes.give_up(also_patient=False)
+            self._wake_callers()
+            log.write()
 
-    def settle(self, batch: Batch, answer: Answer, now_s: float, wall_s: float, *, gzipped: bool) -> None:
-        """Take in the answer to the last try of a batch, and do what it means."""
+    def settle(self, worker: Worker, answer: Answer, now_s: float, wall_s: float, *, gzipped: bool) -> None:
+        """Apply the answer to the last try of a worker's batch; `put_down` follows in any case."""
+        batch = worker.batch
+        assert batch is not None
         verdict = judge(answer, events=len(batch), gzipped=gzipped)
+        error = None if answer.ok else error_of(answer, wall_s, self._config.redact)
+        gives_up = False
+        report: Optional[DeliveryReport] = None
         with self.lock:
-            self._in_flight -= 1
             self._deaths_in_a_row = 0
             if verdict.action is Action.ACK:
-                outcome = self._ack(batch, answer)
+                self._count_try(batch)
+                report = _report("delivered", batch, "ok", answer)
+                self.queue.ack(batch, self.accounts.delivered)
             elif verdict.action is Action.REJECT:
-                error = error_of(answer, wall_s, self._config.redact)
-                outcome = self._reject(batch, answer, verdict.reason, error, now_s)
+                assert error is not None
+                report = self._reject(batch, answer, verdict.reason, error, now_s)
             elif verdict.action is Action.SPLIT:
                 self.queue.split(batch)
-                outcome = _Outcome()
             elif verdict.action is Action.PLAIN:
                 self.compress = False
-                self.queue.nack(batch)
-                outcome = _Outcome(None, logging.INFO, "the API takes no gzip; sending plain from now on")
+                self._give_back(worker, batch)
+                log.later(logging.INFO, "the API takes no gzip; sending plain from now on")
             else:
-                problem = str(error_of(answer, wall_s, self._config.redact))
-                outcome = self._keep(batch, answer, problem, now_s, verdict.action)
-            lines = [outcome]
+                problem = str(error)
+                # Where there was an answer the fault may be with this batch; else nothing gets through.
+                others_first = verdict.action is Action.KEEP and answer.status is not None
+                if self._give_back(worker, batch, others_first=others_first):
+                    report = _report("dropped", batch, "closed", answer, problem)
+                gives_up = self._is_trouble(verdict.action, problem, now_s)
             if verdict.action not in (Action.KEEP, Action.WAIT, Action.PAUSE):
-                lines.append(self._is_served(now_s))
-        for line in lines:
-            if line.line is not None:
-                logger.log(line.level, "%s", line.line)
-        try:
-            self._deliver_reports(outcome.report)
-        finally:
-            if self._flushes or self._room_waiters:
-                with self.lock:  # after the reports, so that a flush ends when its hooks were called
-                    self._end_flushes()
-                    self._release_room()
+                self._is_served(now_s)
+        log.write()
+        self._deliver_reports(report)
+        if gives_up:
+            self.flushes.give_up(also_patient=verdict.action is Action.PAUSE)
 
-    def _is_served(self, now_s: float) -> _Outcome:
+    def _is_served(self, now_s: float) -> None:
         """The server took a request for what it is: an outage, if there was one, is over."""
         self.gate.succeeded(now_s)
-        if not self._outage.is_on:
-            return _Outcome()
-        line = self._outage.recovered(now_s, self.queue.counts()[2], self._delivered)
-        return _Outcome(None, logging.INFO, line)
-
-    def _ack(self, batch: Batch, answer: Answer) -> _Outcome:
-        self._count_try(batch)
-        self.queue.ack(batch)
-        self._delivered += len(batch)
-        return _Outcome(_report("delivered", batch, "ok", answer))
+        line = self._outage.recovered(now_s, self.queue.counts()[2], self.accounts.delivered.value)
+        if line is not None:
+            log.later(logging.INFO, "%s", line)
 
     def _reject(
         self, batch: Batch, answer: Answer, reason: str, error: WindbackError, now_s: float
-    ) -> _Outcome:
+    ) -> DeliveryReport:
         report = _report("rejected", batch, reason, answer, error.message)
-        is_kept = self.queue.reject(batch, report)
-        self._rejected[reason] += len(batch)
-        line = None
+        is_kept = self.queue.reject(batch, report, self.accounts.rejected(reason))
         if now_s >= self._next_rejection_line_s:
             self._next_rejection_line_s = now_s + OutageLog.EVERY_S
             where = "; they are kept as dead letters" if is_kept else ""
-            line = f"the API rejects events, {sum(self._rejected.values())} so far; the last: {error}{where}"
-        return _Outcome(report, logging.WARNING, line)
+            count = self.accounts.all_rejected
+            line = f"the API rejects events, {count} so far; the last: {error}{where}"
+            log.later(logging.WARNING, "%s", line)
+        return report
 
-    def _keep(self, batch: Batch, answer: Answer, problem: str, now_s: float, action: Action) -> _Outcome:
-        """Hold on to a batch that could not be delivered, and close the gate for a while."""
-        report = None
-        # Where there was an answer the fault may be with this batch; else nothing gets through.
-        if self._nack_or_drop(batch, others_first=action is Action.KEEP and answer.status is not None):
-            report = _report("dropped", batch, "closed", answer, problem)
+    def _is_trouble(self, action: Action, problem: str, now_s: float) -> bool:
+        """Close the gate for a while after a batch could not be delivered; whether flushes should give up."""
         if self.given_up:
-            return _Outcome(report)  # whoever closed the client was told, and nothing is sent any more
+            return False  # the caller of close() was told, and nothing is sent any more
         if action is Action.PAUSE:
             self.gate.refused(now_s, problem)
         elif action is Action.KEEP:
             self.gate.failed(now_s, random.random(), problem)
         elif not self.gate.is_stuck(self._config.max_retries, problem):
-            return _Outcome(report)  # `try_failed` closed the gate; that is no outage yet
-        self._give_up_flushes(also_patient=action is Action.PAUSE)
-        line = self._outage.trouble(now_s, problem, self.queue.counts()[2], self._delivered)
-        return _Outcome(report, logging.WARNING, line)
+            return False  # `try_failed` closed the gate; that is no outage yet
+        line = self._outage.trouble(now_s, problem, self.queue.counts()[2], self.accounts.delivered.value)
+        if line is not None:
+            log.later(logging.WARNING, "%s", line)
+        return True
 
-    def abandon(self, batch: Batch) -> None:
-        """Give back a batch whose worker was cancelled, or died; it is sent again under the same key."""
-        with self.lock:
-            self._in_flight -= 1
-            batch.was_tried = True
-            is_dropped = self._nack_or_drop(batch)
-        if is_dropped:
-            self._deliver_reports(_report("dropped", batch, "closed", Answer(None)))
+    def put_down(self, worker: Worker) -> None:
+        """End what a worker did with its batch. What is not settled is given back, under the same key."""
+        batch = worker.batch
+        if batch is not None:
+            is_dropped = False
+            with self.lock:
+                if batch in self.queue.leases():
+                    batch.was_tried = True
+                    is_dropped = self._give_back(worker, batch)
+                worker.batch = None
+            if is_dropped:
+                self._deliver_reports(_report("dropped", batch, "closed", Answer(None)))
+        # After the reports: when a flush ends, its hooks were called.
+        self.flushes.look()
+        self._wake_callers()
+        log.write()
+
+    def _give_back(self, worker: Worker, batch: Batch, *, others_first: bool = False) -> bool:
+        is_dropped = self._nack_or_drop(batch, others_first=others_first)
+        if not is_dropped:
+            worker.batch = None  # from now on another worker may have it
+        return is_dropped
 
     def _nack_or_drop(self, batch: Batch, *, others_first: bool = False) -> bool:
         """Keep a batch that is not delivered; return True if it was dropped instead.
 
-        That is what becomes of it once the client has given up, unless it is on disk for who comes next.
+        A client that gave up drops it, unless it is on disk for the next process.
         """
         if self.given_up and batch.source is None:
-            self.queue.ack(batch)
-            self._dropped["closed"] += len(batch)
+            self.queue.ack(batch, self.accounts.dropped("closed"))
             return True
         (self.queue.set_back if others_first else self.queue.nack)(batch)
         return False
 
-    def retire(self, waker: Optional[Waker], now_s: float, *, died: bool) -> None:
+    def retire(self, worker: Worker, now_s: float, *, died: bool) -> None:
         """A worker ended in another way than by a step that said so; the next call starts another."""
+        self.put_down(worker)
+        gives_up = False
         with self.lock:
-            self._unpark(waker)
-            self._leave()
+            if worker not in self.parking.workers:  # a step said so
+                return
+            self._leave(worker)
             if died:
-                self._deaths += 1
+                self.accounts.worker_deaths.add()
                 self._deaths_in_a_row += 1
                 if self._deaths_in_a_row >= _DEATHS_IN_A_ROW:
                     # Starting one after the other would get nowhere, and busily.
                     self.gate.failed(now_s, random.random(), "each worker that is started dies at once")
-                    self._give_up_flushes(also_patient=False)
-            self._wake_one()  # what this worker would have done next is another's
-            if self.workers == 0:
-                for flush in self._flushes:  # whoever waits must see that nobody works for it
-                    flush.waker.release()
+                    gives_up = True
+        if gives_up:
+            self.flushes.give_up(also_patient=False)
+        self.parking.wake_worker()  # it does what this worker would have done next
+        if not self.workers:
+            self.flushes.wake()  # those who wait must see that no worker is left
 
     def log_death(self, error: BaseException, now_s: float) -> None:
         """Write why a worker died, at most once a minute; stats() counts them all."""
-        with self.lock:
-            if now_s < self._next_death_line_s:
-                return
-            self._next_death_line_s = now_s + OutageLog.EVERY_S
+        if now_s < self._next_death_line_s:
+            return
+        self._next_death_line_s = now_s + OutageLog.EVERY_S
         logger.warning("a worker ended with %s; the next event starts another", type(error).__name__)
         logger.debug("it was", exc_info=error)
 
     def reclaim(self) -> None:
         """Take back the batches of workers whose event loop is gone; their keys show a repeat as such."""
         with self.lock:
+            self.parking.workers.clear()
             self.queue.reclaim()
-            self._in_flight = 0
-            self.workers = 0
 
     def retry_policy(self, deadline_s: Optional[float] = None) -> RetryPolicy:
         """Return which tries a batch gets: no more of them once the client has given up."""
@@ -495,43 +531,24 @@ class Scheduler:
         )
 
     def try_failed(self, batch: Batch, answer: Answer, now_s: float, wall_s: float) -> None:
-        """Take in the answer to a try that failed; another try may follow before `settle`."""
+        """Apply the answer to a try that failed; another try may follow before `settle`."""
+        self._count_try(batch)
+        failure = str(error_of(answer, wall_s, self._config.redact))
+        is_throttled = is_throttle(answer)
         with self.lock:
-            self._count_try(batch)
-            self.gate.last_failure = str(error_of(answer, wall_s, self._config.redact))
-            if is_throttle(answer):
+            self.gate.last_failure = failure
+            if is_throttled:
                 self.gate.throttled(now_s, random.random(), retry_after_s(answer, wall_s))
-                if self._on_throttle is not None:
-                    self._on_throttle(self.gate.blocked_s(now_s))
+        if is_throttled and self._on_throttle is not None:
+            self._on_throttle(self.gate.blocked_s(now_s))
 
     def _count_try(self, batch: Batch) -> None:
-        self._requests += 1
-        self._retries += batch.was_tried
+        self.accounts.requests.add()
+        if batch.was_tried:
+            self.accounts.retries.add()
         batch.was_tried = True
 
-    def sleeper(self, waker: Waker) -> None:
-        """Have *waker* released by a flush or a close: it is waiting out a backoff."""
-        with self.lock:
-            self._sleepers.append(waker)
-
-    def awake(self, waker: Waker) -> None:
-        """The counterpart of `sleeper`."""
-        with self.lock:
-            if waker in self._sleepers:
-                self._sleepers.remove(waker)
-
-    def _release_room(self) -> None:
-        """Wake as many callers as there is room for; each tries again, and may have to wait again."""
-        if self._intake is None or not self._room_waiters:
-            return
-        for _ in range(min(len(self._room_waiters), self._intake.room())):
-            self._room_waiters.popleft().release()
-
-    def _wake_one(self) -> None:
-        if self._parked:
-            self._parked.pop().release()
-
-    # -- flush, close, stats -------------------------------------------------------------------
+    # -- flush, close, stats: by anybody, at any moment -------------------------------------------
 
     def begin_flush(self, waker: Waker, *, patient: bool, adopts: bool = False) -> Flush:
         """Start to send everything that was accepted so far; *waker* is released when it is done.
@@ -541,107 +558,70 @@ class Scheduler:
         adopts = adopts and not self.exiting and self._disk is not None
         if adopts and self._disk is not None:
             self._disk.look()
-        with self.lock:
-            _, target = self.queue.positions()
-            flush = Flush(target, waker, patient=patient, adopts=adopts, before=self._snapshot())
-            if not self._unsettled(flush):
-                flush.done = True
-                return flush
-            self._flushes.append(flush)
-            self.gate.hurry()
-            self._wake_all()
+        _, target = self.queue.positions()
+        flush = Flush(target, waker, patient=patient, adopts=adopts, before=self.stats())
+        if self._is_settled(flush):
+            flush.done = True
+            return flush
+        self.flushes.add(flush)
+        self._expedite = True
+        self.parking.wake_all()
         return flush
 
-    def end_flush(self, flush: Flush) -> FlushResult:
-        """Stop waiting, and say what there is to say."""
-        with self.lock:
-            if flush in self._flushes:
-                self._flushes.remove(flush)
-            after, before = self._snapshot(), flush.before
-            pending = self._unsettled(flush)
-        return FlushResult.between(before, after, pending)
-
-    def begin_close(self) -> None:
-        """Accept nothing more, and let the workers leave once the queue is empty."""
-        with self.lock:
-            if self._intake is not None and self._intake.refusals.closed is None:
-                self._intake.close("closed")
-            self.closing = True
-            self.gate.hurry()
-            self._wake_all()
-
-    def discard(self) -> int:
-        """Drop what still waits, and count it; what is in a request now is settled by its answer."""
-        with self.lock:
-            self.given_up = True
-            batches = self.queue.discard()
-            for batch in batches:
-                self.queue.ack(batch)
-                self._dropped["closed"] += len(batch)
-            self._end_flushes()
-            self._wake_all()
-        for batch in batches:
-            self._deliver_reports(DeliveryReport("dropped", len(batch), "closed", _records=batch.records))
-        return sum(map(len, batches))
-
-    def stats(self) -> Stats:
-        """Return the counters at one instant."""
-        with self.lock:
-            return self._snapshot()
-
-    def _snapshot(self) -> Stats:
-        accepted, evicted, pending, leased = self.queue.counts()
-        dropped = {**self._dropped, **({"queue_full": evicted} if evicted else {})}
-        return Stats(
-            accepted=accepted,
-            delivered=self._delivered,
-            rejected=sum(self._rejected.values()),
-            dropped=sum(dropped.values()),
-            pending=pending,
-            in_flight=leased,
-            pending_bytes=self.queue.size_bytes,
-            refused={} if self._intake is None else self._intake.refusals.counts(),
-            rejected_by_reason=dict(self._rejected),
-            dropped_by_reason=dropped,
-            requests=self._requests,
-            retries=self._retries,
-            workers=self.workers,
-            worker_deaths=self._deaths,
-            hook_errors=self._hooks.errors,
-            adopted=self.queue.adopted,
-            journal_bytes=0 if self._disk is None else self._disk.size_on_disk,
-            problem=self.gate.problem(clock.now_s()) or (None if self._disk is None else self._disk.trouble),
-        )
+    def _is_settled(self, flush: Flush) -> bool:
+        """Whether everything that a flush is about is settled, and reported."""
+        if self._unsettled(flush):
+            return False
+        return all(batch.position >= flush.target for batch in self.parking.batches)
 
     def _unsettled(self, flush: Flush) -> int:
         """Return how many of the events that a flush is about are still here."""
         pending = min(self.queue.unsettled_before(flush.target), self.queue.counts()[2])
         return max(pending, self._disk.adopting) if flush.adopts and self._disk is not None else pending
 
-    def _end_flushes(self) -> None:
-        for flush in list(self._flushes):
-            if not self._unsettled(flush):
-                self._end(flush)
+    def end_flush(self, flush: Flush) -> FlushResult:
+        """Stop waiting, and return what there is to say."""
+        self.flushes.forget(flush)
+        after = self.stats()
+        pending = self._unsettled(flush)
+        return FlushResult.between(flush.before, after, pending)
 
-    def _give_up_flushes(self, *, also_patient: bool) -> None:
-        """The server can't be reached, or (also_patient) won't take anything from us for a long time."""
-        for flush in list(self._flushes):
-            if also_patient or not flush.patient:
-                self._end(flush)
+    def begin_close(self) -> None:
+        """Accept nothing more, and let the workers leave once the queue is empty."""
+        if self._intake is not None and self._intake.refusals.closed is None:
+            self._intake.close("closed")
+        self.closing = True
+        self._expedite = True
+        self.parking.wake_all()
+        self.parking.wake_callers(NEVER)
 
-    def _end(self, flush: Flush) -> None:
-        flush.done = True
-        self._flushes.remove(flush)
-        flush.waker.release()
+    def discard(self) -> int:
+        """Drop what still waits, and count it; what is in a request now is settled by its answer."""
+        counter = self.accounts.dropped("closed")
+        with self.lock:
+            self.given_up = True
+            batches = self.queue.discard()
+            for batch in batches:
+                self.queue.ack(batch, counter)
+        self._expedite = True
+        self.flushes.look()
+        self.parking.wake_all()
+        self.parking.wake_callers(NEVER)
+        log.write()
+        for batch in batches:
+            self._deliver_reports(DeliveryReport("dropped", len(batch), "closed", _records=batch.records))
+        return sum(map(len, batches))
 
-    def _wake_all(self) -> None:
-        for sleepers in (self._parked, self._sleepers, self._room_waiters if self.closing else deque()):
-            while sleepers:
-                try:
-                    waker = sleepers.pop()
-                except IndexError:  # a caller was faster
-                    break
-                waker.release()
+    def stats(self) -> Stats:
+        """Return the counters at one moment. Takes no lock."""
+        return self.accounts.snapshot(
+            self.queue,
+            refused={} if self._intake is None else self._intake.refusals.counts(),
+            workers=self.workers,
+            hook_errors=self._hooks.errors,
+            journal_bytes=0 if self._disk is None else self._disk.size_on_disk,
+            problem=self.gate.problem(clock.now_s()) or (None if self._disk is None else self._disk.trouble),
+        )
 
     # -- reports -------------------------------------------------------------------------------
 

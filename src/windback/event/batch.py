@@ -73,7 +73,10 @@ class Batch:
     source, spots: the journal that they stand in, and where there; it outlives this process.
     """
 
-    __slots__ = ("failures", "key", "position", "records", "size_bytes", "source", "spots", "was_tried")
+    __slots__ = (
+        *("due", "failures", "is_recorded", "is_settled", "key", "position", "records", "seen", "size_bytes"),
+        *("source", "spots", "was_tried"),
+    )
 
     def __init__(
         self,
@@ -94,9 +97,15 @@ class Batch:
         self.was_tried = False
         #: How often it used up its retries.
         self.failures = 0
+        #: The number of batches that are settled before it is tried again, if it was set back.
+        self.due = 0
+        #: Whether the source knows of this batch, and that it is settled.
+        self.is_recorded = self.is_settled = False
+        #: How many records at the front are not part of it; only an outbox that makes a batch sets this.
+        self.seen = 0
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records) - self.seen
 
     def halves(self) -> List[Batch]:
         """Split in two. Their keys derive from this one's, so splitting again gives the same keys."""

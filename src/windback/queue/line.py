@@ -17,7 +17,7 @@ class Line(Generic[Place]):
     max_events: the bound of a queue in memory. length: if it is given, older items are forgotten.
     """
 
-    __slots__ = ("announced", "evicted", "evicting", "in_memory", "items", "max_events", "move_bytes")
+    __slots__ = ("announced", "evicted", "in_memory", "items", "max_events", "move_bytes")
 
     def __init__(self, max_events: int, length: Optional[int] = None) -> None:
         self.max_events = max_events
@@ -25,8 +25,7 @@ class Line(Generic[Place]):
         bytes_held = AtomicCounter()
         #: Adds to the bytes of all events held, leased ones included.
         self.move_bytes = bytes_held.move
-        # Evictions are counted before and after, so that each use can take the safe side of the two.
-        self.evicting = AtomicCounter()
+        #: Counts the events that callers discarded, each in the step in which it leaves.
         self.evicted = AtomicCounter()
         #: In a queue with a journal: bytes of the events that wait in memory instead.
         self.in_memory = AtomicCounter()

@@ -9,18 +9,21 @@ precision in one place: the bound by count may be overrun by as many events as t
 
 from __future__ import annotations
 
+from itertools import starmap
+from operator import neg
 from typing import Callable, Deque, NoReturn
 
 from .intake import NEVER, Refusals
 from .line import Line
 from .outbox import Outbox
+from .steps import call, in_one_step
 
 
 class MemoryIntake:
     """The callers' side. `wake` is called, by the caller, when `wake_at` waiting events are reached."""
 
     __slots__ = (
-        *("_evicted", "_evicting", "_items", "_line", "_max_bytes", "_max_events", "_move_bytes"),
+        *("_evicted", "_items", "_line", "_max_bytes", "_max_events", "_move_bytes"),
         *("max_waiting", "refusals", "wake", "wake_at", "wake_at_bytes"),
     )
 
@@ -36,7 +39,7 @@ class MemoryIntake:
         self._line = line
         self._items: Deque[bytes] = line.items
         self._move_bytes = line.move_bytes
-        self._evicting, self._evicted = line.evicting, line.evicted
+        self._evicted = line.evicted
         self._max_events = line.max_events
         #: Callers compare with this instead of with the bound, so that -1 sends them all the slow way.
         self.max_waiting = line.max_events
@@ -76,15 +79,20 @@ class MemoryIntake:
         """Discard the oldest events until the one whose bytes are already counted fits."""
         # Not `max_waiting`, which close() puts below any length.
         while len(self._items) >= self._max_events or self._move_bytes(0, 1) > self._max_bytes:
-            self._evicting.add()
             try:
-                oldest = self._items.popleft()
+                self._evict()
             except IndexError:  # the rest is in requests right now
-                self._evicting.add(-1)
                 return False
-            self._move_bytes(-len(oldest), 1)
-            self._evicted.add()
         return True
+
+    def _evict(self) -> None:
+        """Discard the oldest event and count it; IndexError if none waits."""
+        evicted = [b""]
+        in_one_step(
+            map(evicted.__setitem__, (0,), starmap(self._items.popleft, ((),))),
+            call(self._evicted.move, 1, 1),
+            map(self._move_bytes, map(neg, map(len, evicted)), (1,)),
+        )
 
     def room(self) -> int:
         """Return how many more events may wait, 0 if the bytes allow none."""

@@ -1,20 +1,29 @@
-"""The drain side of a queue: batches are leased from it, and acked, given back or split. Under one lock."""
+"""The drain side of a queue: batches are leased from it, and acked, given back or split.
+
+What changes something is called under one lock, the scheduler's. What only looks takes no lock: each change
+is one step, so `counts` and `unsettled_before` see all of it or nothing, from any thread, signal handler or
+finalizer. The same makes an exception at any instruction harmless: an event is always in the queue, in a
+batch that was given back, or in a lease. A lease that no worker holds is given back, see `leases`.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
+from itertools import chain, islice, repeat, starmap
 from typing import Callable, Deque, Generic, List, Optional, Sequence, Set, Tuple, Union
 
 from ..config import BATCH_FRAME_BYTES, MAX_BATCH_SIZE
 from ..event.batch import Batch, Limits, Source, Waiting
-from ..stats import DeliveryReport
+from ..stats import AtomicCounter, DeliveryReport
 from .line import Line, Place
+from .steps import call, in_one_step
 
 #: Returns what a place stands for: the journal, where in it, and the event itself.
 Resolve = Callable[[Place], Tuple[Source, int, bytes]]
 #: Keeps the events of a rejected batch as dead letters; whether it could.
 Bury = Callable[[Batch, DeliveryReport], bool]
+
 
 #: So many batches are set back, at most, before one of them is tried again although others wait.
 _MOST_LATE = 8
@@ -24,28 +33,8 @@ class Outbox(Generic[Place]):
     """See the module. resolve: needed where items are places. bury: where dead letters are kept."""
 
     __slots__ = (
-        *(
-            "_announced",
-            "_bury",
-            "_evicted",
-            "_evicting",
-            "_in_memory",
-            "_items",
-            "_late",
-            "_leased",
-            "_leased_bytes",
-        ),
-        "_settled",
-        *(
-            "_max_events",
-            "_move_bytes",
-            "_overtaking",
-            "_resolve",
-            "_returned",
-            "_taken",
-            "adopted",
-            "is_cut",
-        ),
+        *("_announced", "_bury", "_evicted", "_in_memory", "_items", "_late", "_leased", "_max_events"),
+        *("_move_bytes", "_overtaking", "_resolve", "_returned", "_settled", "_taken", "adopted", "is_cut"),
     )
 
     def __init__(
@@ -60,17 +49,16 @@ class Outbox(Generic[Place]):
         self._items: Deque[Union[bytes, Place]] = line.items
         self._move_bytes = line.move_bytes
         self._in_memory = line.in_memory
-        self._evicting, self._evicted = line.evicting, line.evicted
+        self._evicted = line.evicted
         self._announced, self._max_events = line.announced, line.max_events
         self._returned: Deque[Batch] = deque()
-        #: Batches that used up their retries, each with the number of settled batches at which it is next.
-        self._late: List[Tuple[int, Batch]] = []
+        #: Batches that used up their retries, in the order in which they are tried again.
+        self._late: Deque[Batch] = deque()
         self._settled = 0
         self._leased: Set[Batch] = set()
-        self._leased_bytes = 0
-        self._taken = 0
+        self._taken = AtomicCounter()
         #: Events of batches that were added in front of all that waited.
-        self._overtaking = 0
+        self._overtaking = AtomicCounter()
         #: Events of other processes.
         self.adopted = 0
         #: Whether the last batch ended where the events of another journal begin.
@@ -78,78 +66,102 @@ class Outbox(Generic[Place]):
 
     def take(self, limits: Limits) -> Optional[Batch]:
         """Lease the next batch: one given back, else up to the limits from the front."""
-        if self._is_late_due:
-            batch = self._late.pop(0)[1]
-        elif self._returned:
-            batch = self._returned.popleft()
+        if self._returned or self._is_late_due:
+            given_back = self._late if self._is_late_due else self._returned
+            batch = given_back[0]
+            in_one_step(call(self._leased.add, batch), call(given_back.popleft))
         else:
-            # The lower count of evictions: the position may come out too low, never too high.
-            position = self._taken + self._evicted.value
-            popped = self._pop(position, limits.max_events, limits.max_bytes)
-            if popped is None:
+            leased = self._lease_next(limits)
+            if leased is None:
                 return None
-            batch = popped
-            self._taken += len(batch)
-        self._leased.add(batch)
-        self._leased_bytes += batch.size_bytes
+            batch = leased
+        if batch.source is not None and not batch.is_recorded:
+            batch.source.lease(batch)
+            batch.is_recorded = True
         if not self._announced and len(self._items) <= self._max_events // 2:
             self._announced.append(False)
         return batch
 
-    def _pop(self, position: int, max_events: int, max_bytes: int) -> Optional[Batch]:
-        """Pop what makes one batch, of one journal at most, which records it; None if nothing waits.
+    def _lease_next(self, limits: Limits) -> Optional[Batch]:
+        """Lease a new batch, of one journal at most; None if nothing waits."""
+        records, offsets, source = self._look_at_first(limits)
+        count = len(records)
+        if not count:
+            return None
+        # Evictions count at the moment they happen: the position may come out too low, never too high.
+        position = self._taken.value + self._evicted.value
+        leaving = starmap(self._items.popleft, repeat((), count))
+        if source is not None:
+            batch = Batch(records, position, source=source, spots=offsets)
+            in_one_step(call(self._leased.add, batch), leaving, call(self._taken.move, count, 1))
+            return batch
+        # Under drop_oldest callers pop too, so what leaves the queue is what counts, not what was seen. It
+        # goes behind what was seen: a list that was twice as long has room, and need not ask for memory.
+        records = records * 2
+        del records[count:]
+        batch = Batch(records, position)
+        batch.seen = count
+        received = map(records.append, leaving)  # type: ignore[arg-type]  # these items are no places
+        with suppress(IndexError):  # callers evicted the rest
+            in_one_step(
+                call(self._leased.add, batch), zip(received, map(self._taken.move, repeat(1), repeat(1)))
+            )
+        self._forget_seen(batch)
+        if not batch.records:
+            self._leased.discard(batch)
+            return None
+        self._in_memory.add(-batch.size_bytes)
+        if len(batch) > 1 and len(batch) + batch.size_bytes - 1 + BATCH_FRAME_BYTES > limits.max_bytes:
+            self.split(batch)  # what was evicted was smaller than what is in the batch instead
+            return self.take(limits)
+        return batch
 
-        One by one: what is popped too many and put back later would be room that callers fill meanwhile.
-        """
-        popleft, resolve = self._items.popleft, self._resolve
+    def _look_at_first(self, limits: Limits) -> Tuple[List[bytes], List[int], Optional[Source]]:
+        """Return the events at the front that make one batch, and where they are; nothing is removed."""
         records: List[bytes] = []
         offsets: List[int] = []
         source: Optional[Source] = None
         self.is_cut = False
-        room = max_bytes - BATCH_FRAME_BYTES + 1  # a comma less than there are events
-        with suppress(IndexError):  # under drop_oldest callers pop too, so the length says nothing
-            for _ in range(max_events):
-                item = popleft()
-                if isinstance(item, bytes):
-                    of, record = None, item
-                else:
-                    assert resolve is not None
-                    of, offset, record = resolve(item)
-                    offsets.append(offset)
-                room -= len(record) + 1
-                if records and (room < 0 or of is not source):
-                    self._items.appendleft(item)
-                    self.is_cut = of is not source
-                    break
-                source = of
-                records.append(record)
-        if not records:
-            return None
-        batch = Batch(records, position, source=source, spots=offsets[: len(records)] if source else ())
-        if source is not None:
-            source.lease(batch)
-        else:
-            self._in_memory.add(-batch.size_bytes)
-        return batch
+        room = limits.max_bytes - BATCH_FRAME_BYTES + 1  # a comma less than there are events
+        # `chain` asks for the iterator in the step that uses it up: no caller can append in between.
+        for item in list(islice(chain.from_iterable((self._items,)), limits.max_events)):
+            if isinstance(item, bytes):
+                of, offset, record = None, 0, item
+            else:
+                assert self._resolve is not None
+                of, offset, record = self._resolve(item)
+            room -= len(record) + 1
+            if records and (room < 0 or of is not source):
+                self.is_cut = of is not source
+                break
+            source = of
+            records.append(record)
+            offsets.append(offset)
+        return records, offsets, source
 
-    def ack(self, batch: Batch) -> None:
-        """Forget a batch that is settled."""
-        self._settled += 1
-        self._unlease(batch)
-        self._move_bytes(-batch.size_bytes, 1)
-        if batch.source is not None:
+    def ack(self, batch: Batch, count: Optional[AtomicCounter] = None) -> None:
+        """Forget a leased batch that is settled. In the same step its events are added to *count*."""
+        if batch not in self._leased:
+            return
+        if batch.source is not None and not batch.is_settled:
+            batch.is_settled = True
             batch.source.settle(batch)
+        counter = AtomicCounter() if count is None else count
+        self._settled += 1
+        in_one_step(call(self._leased.remove, batch), call(counter.move, len(batch), 1))
+        self._move_bytes(-batch.size_bytes, 1)
 
-    def reject(self, batch: Batch, report: DeliveryReport) -> bool:
+    def reject(self, batch: Batch, report: DeliveryReport, count: Optional[AtomicCounter] = None) -> bool:
         """Forget a batch that the API will never take; whether it was kept as dead letters."""
         is_kept = self._bury is not None and self._bury(batch, report)
-        self.ack(batch)
+        self.ack(batch, count)
         return is_kept
 
     def nack(self, batch: Batch) -> None:
-        """Give a batch back; it is taken again, before anything else, with the same key."""
-        self._unlease(batch)
-        self._returned.appendleft(batch)
+        """Give a leased batch back; it is taken again, before anything else, with the same key."""
+        if batch in self._leased:
+            self._forget_seen(batch)
+            in_one_step(call(self._returned.appendleft, batch), call(self._leased.remove, batch))
 
     def set_back(self, batch: Batch) -> None:
         """Give back a batch that used up its retries; others go first, and more of them each time.
@@ -157,10 +169,11 @@ class Outbox(Generic[Place]):
         What a server can't take must not hold up everything behind it. In an outage nothing is settled, so
         only few batches are set back.
         """
-        self._unlease(batch)
-        batch.failures += 1
-        self._late.append((self._settled + 16 ** min(batch.failures, 3), batch))
-        self._late.sort(key=lambda late: late[0])
+        if batch in self._leased:
+            batch.failures += 1
+            batch.due = self._settled + 16 ** min(batch.failures, 3)
+            at = sum(late.due <= batch.due for late in self._late)
+            in_one_step(call(self._late.insert, at, batch), call(self._leased.remove, batch))
 
     @property
     def _is_late_due(self) -> bool:
@@ -168,23 +181,32 @@ class Outbox(Generic[Place]):
         if not self._late:
             return False
         has_others = bool(self._returned) or bool(self._items)
-        return not has_others or self._late[0][0] <= self._settled or len(self._late) >= _MOST_LATE
+        return not has_others or self._late[0].due <= self._settled or len(self._late) >= _MOST_LATE
+
+    @staticmethod
+    def _forget_seen(batch: Batch) -> None:
+        """Remove what only shows what a batch would have been; see `_lease_next`."""
+        if batch.seen:
+            records = batch.records[batch.seen :]
+            in_one_step(
+                call(setattr, batch, "seen", 0),
+                call(setattr, batch, "records", records),
+                call(setattr, batch, "size_bytes", sum(map(len, records))),
+            )
 
     def split(self, batch: Batch) -> None:
-        """Give a batch back as its halves."""
-        self._unlease(batch)
+        """Give a leased batch back as its halves."""
         halves = batch.halves()
         if batch.source is not None:
             batch.source.split(batch, halves)
-        self._returned.extendleft(reversed(halves))
+        in_one_step(call(self._returned.extendleft, halves[::-1]), call(self._leased.remove, batch))
 
-    def _unlease(self, batch: Batch) -> None:
-        if batch in self._leased:
-            self._leased.remove(batch)
-            self._leased_bytes -= batch.size_bytes
+    def leases(self) -> List[Batch]:
+        """Return what is leased. A lease that no worker holds is to be given back."""
+        return list(self._leased)
 
     def reclaim(self) -> None:
-        """Nack every lease: the workers that had them are gone."""
+        """Give every lease back: the workers that had them are gone."""
         for batch in sorted(self._leased, key=lambda batch: batch.position, reverse=True):
             self.nack(batch)
 
@@ -199,8 +221,7 @@ class Outbox(Generic[Place]):
     def add_batches(self, batches: Sequence[Batch]) -> None:
         """Queue batches of other processes, to go out as they are."""
         for batch in batches:
-            self._add(batch, self._taken)
-            self._taken += len(batch)
+            self._add(batch, self._taken.value, self._taken)
 
     def add_in_front(self, batches: Sequence[Batch]) -> None:
         """Do the same without moving the positions of the events that wait, which a flush may have noted.
@@ -208,19 +229,14 @@ class Outbox(Generic[Place]):
         They go out first, so a flush that is under way waits for them as well.
         """
         for batch in batches:
-            self._add(batch, self._taken - 1)
-            self._overtaking += len(batch)
+            self._add(batch, self._taken.value - 1, self._overtaking)
 
-    def _add(self, batch: Batch, position: int) -> None:
+    def _add(self, batch: Batch, position: int, count: AtomicCounter) -> None:
         batch.position = position
+        batch.is_recorded = True
         self.adopted += len(batch)
         self._move_bytes(batch.size_bytes, 1)
-        self._returned.append(batch)
-
-    @property
-    def _given_back(self) -> List[Batch]:
-        """All batches that are to be taken again."""
-        return [*self._returned, *(batch for _, batch in self._late)]
+        in_one_step(call(self._returned.append, batch), call(count.move, len(batch), 1))
 
     # -- what there is ---------------------------------------------------------------------------
 
@@ -228,57 +244,67 @@ class Outbox(Generic[Place]):
         """Return what can be taken."""
         count = len(self._items)
         if self._returned or self._late:
-            count += sum(map(len, self._given_back))
-        return Waiting(count, self._move_bytes(0, 1) - self._leased_bytes)
+            count += sum(map(len, list(chain(self._returned, self._late))))
+        leased_bytes = sum(batch.size_bytes for batch in self._leased)
+        return Waiting(count, max(0, self._move_bytes(0, 1) - leased_bytes))
 
     @property
     def has_returned(self) -> bool:
         """Whether a batch that was given back waits; it is due at once."""
         return bool(self._returned) or self._is_late_due
 
-    def positions(self) -> Tuple[int, int]:
-        """Return (the lowest position not yet settled, the position the next put event will get)."""
-        left = self._taken + self._evicted.value
-        lowest = min((batch.position for batch in (*self._leased, *self._given_back)), default=left)
-        # The higher count of evictions: what is being evicted now was accepted before.
-        return min(lowest, left), self._taken + self._evicting.value + len(self._items)
-
-    def counts(self) -> Tuple[int, int, int, int]:
-        """Return (accepted, evicted, pending, leased) at one instant."""
-        # The higher count of evictions, read last: with the other one, `accepted` could fall for an instant.
-        waiting, evicted = len(self._items), self._evicting.value
-        leased = sum(map(len, self._leased))
-        pending = waiting + leased + sum(map(len, self._given_back))
-        return self._taken + self._overtaking + evicted + waiting, evicted, pending, leased
-
     @property
     def size_bytes(self) -> int:
         """The encoded bytes of all events held, leased ones included."""
         return self._move_bytes(0, 1)
 
+    def _look(self) -> Tuple[int, int, int, List[Batch]]:
+        """Return (taken, evicted, waiting, batches that are leased or were given back) at one moment."""
+        while True:
+            taken, evicted = self._taken.value, self._evicted.value
+            waiting = len(self._items)
+            held = list(chain(self._leased, self._returned, self._late))
+            # An event that leaves the queue moves one of the two in the same step.
+            if taken == self._taken.value and evicted == self._evicted.value:
+                return taken, evicted, waiting, held
+
+    def positions(self) -> Tuple[int, int]:
+        """Return (the lowest position not yet settled, the position the next put event will get)."""
+        taken, evicted, waiting, held = self._look()
+        left = taken + evicted
+        return min((*(batch.position for batch in held), left)), left + waiting
+
+    def counts(self) -> Tuple[int, int, int, int]:
+        """Return (accepted, evicted, pending, leased) at one moment."""
+        overtaking = self._overtaking.value
+        taken, evicted, waiting, held = self._look()
+        pending = waiting + sum(map(len, held))
+        leased = min(pending, sum(map(len, self.leases())))
+        return taken + overtaking + evicted + waiting, evicted, pending, leased
+
     def unsettled_before(self, position: int) -> int:
         """Return how many events with a lower position are still here; never too low."""
-        left = self._taken + self._evicted.value
-        held = sum(len(batch) for batch in (*self._leased, *self._given_back) if batch.position < position)
-        return held + max(0, min(position - left, len(self._items)))
+        taken, evicted, waiting, held = self._look()
+        before = sum(len(batch) for batch in held if batch.position < position)
+        return before + max(0, min(position - taken - evicted, waiting))
 
     def discard(self) -> List[Batch]:
-        """Take out what only memory has, as batches that are then acked as dropped; the rest stays."""
-        batches = [batch for batch in self._given_back if batch.source is None]
-        kept = [batch for batch in self._given_back if batch.source is not None]
-        self._returned.clear()
-        self._late.clear()
-        self._returned.extend(kept)
-        lost: List[bytes] = []
-        with suppress(IndexError):
-            for _ in range(len(self._items)):
-                item = self._items.popleft()
-                if isinstance(item, bytes):
-                    lost.append(item)
-                else:
-                    self._items.append(item)
-        for start in range(0, len(lost), MAX_BATCH_SIZE):
-            batch = Batch(lost[start : start + MAX_BATCH_SIZE], self._taken + self._evicted.value)
-            self._taken += len(batch)
-            batches.append(batch)
+        """Lease what only memory has, in batches that are then acked as dropped; the rest stays."""
+        batches = []
+        for given_back in (self._returned, self._late):
+            for batch in [batch for batch in given_back if batch.source is None]:
+                in_one_step(call(self._leased.add, batch), call(given_back.remove, batch))
+                batches.append(batch)
+        items = list(self._items)
+        lost = [item for item in items if isinstance(item, bytes)]
+        kept = [item for item in items if not isinstance(item, bytes)]
+        position = self._taken.value + self._evicted.value
+        starts = range(0, len(lost), MAX_BATCH_SIZE)
+        batches += [Batch(lost[start : start + MAX_BATCH_SIZE], position) for start in starts]
+        in_one_step(
+            call(self._leased.update, batches),
+            call(self._items.clear),
+            call(self._items.extend, kept),
+            call(self._taken.move, len(lost), 1),
+        )
         return batches

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Callable, List, Optional, Protocol, Tuple
 
 from ..event.batch import Batch, Limits, Waiting
-from ..stats import DeliveryReport
+from ..stats import AtomicCounter, DeliveryReport
 from .intake import Refusals
 
 
@@ -43,7 +43,10 @@ class Intake(Protocol):
 
 
 class Drain(Protocol):
-    """The drain side. All of it is called under one lock, the scheduler's."""
+    """The drain side. What changes something is called under one lock, the scheduler's.
+
+    `leases`, `waiting`, `positions`, `unsettled_before` and `counts` take no lock.
+    """
 
     #: Events of other processes that were queued here.
     adopted: int
@@ -54,10 +57,10 @@ class Drain(Protocol):
         """Lease the next batch: one given back, else up to the limits from the front."""
         ...
 
-    def ack(self, batch: Batch) -> None:
-        """Forget a leased batch that is settled."""
+    def ack(self, batch: Batch, count: Optional[AtomicCounter] = None) -> None:
+        """Forget a leased batch that is settled. In the same step its events are added to *count*."""
 
-    def reject(self, batch: Batch, report: DeliveryReport) -> bool:
+    def reject(self, batch: Batch, report: DeliveryReport, count: Optional[AtomicCounter] = None) -> bool:
         """Forget a batch that the API will never take; whether it was kept as dead letters."""
         ...
 
@@ -70,11 +73,15 @@ class Drain(Protocol):
     def split(self, batch: Batch) -> None:
         """Give a leased batch back as its halves."""
 
+    def leases(self) -> List[Batch]:
+        """Return what is leased. A lease that no worker holds is to be given back."""
+        ...
+
     def reclaim(self) -> None:
         """Give every lease back: the workers that had them are gone."""
 
     def discard(self) -> List[Batch]:
-        """Take out what only memory has, as batches that are then acked as dropped."""
+        """Lease what only memory has, in batches that are then acked as dropped."""
         ...
 
     def waiting(self) -> Waiting:

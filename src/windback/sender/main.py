@@ -20,7 +20,7 @@ import orjson
 
 from .. import clock
 from ..config import Config, resolve_for_sender
-from ..delivery.scheduler import Flush
+from ..delivery.flushes import Flush
 from ..journal.directory import left_behind
 from ..relay.forwarder import BUSY_S, POLL_S
 from ..relay.journal import JournalSender

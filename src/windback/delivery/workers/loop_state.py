@@ -13,13 +13,13 @@ from ...config import Config
 from ...event_loops import Loop, NoThreadError, current_loop, move_on_after
 from ...process import lifecycle
 from .. import retry_loop
+from ..parking import Worker
 from ..sink import AsyncApiSink, AsyncSink
 
 if TYPE_CHECKING:
     import anyio
 
     from ...broker.sink import AsyncRedisSink
-    from ...event.batch import Batch
     from ...http.transport import AsyncTransport
 
 T = TypeVar("T")
@@ -66,10 +66,8 @@ class LoopState:
         self.broker: Optional[AsyncRedisSink] = None
         self.stop: Optional[TaskWaker] = None
         self.stopped: Optional[TaskWaker] = None
-        self.workers = 0
+        self.workers: Dict[Worker, None] = {}
         self._scopes: Set[anyio.CancelScope] = set()
-        #: What its workers have leased right now.
-        self.leases: Set[Batch] = set()
         self._left: Optional[TaskWaker] = None
         #: The loop is going down: nothing may be started in it any more.
         self.ended = False
@@ -85,9 +83,9 @@ class LoopState:
             self.transport = transport
         return transport
 
-    def worker_left(self) -> None:
-        """Count one worker less; the last one out lets `workers_gone` go on."""
-        self.workers -= 1
+    def worker_left(self, worker: Worker) -> None:
+        """Forget a worker; the last one out lets `close` go on."""
+        self.workers.pop(worker, None)
         if self._left is not None and not self.workers:
             self._left.release()
 
@@ -177,7 +175,7 @@ class LoopStates:
             self._states = {key: other for key, other in self._states.items() if not other.ended}
             state = self._states[loop.key] = LoopState(loop)
             resident = state
-            loop.spawn(lambda: self._reside(resident), resident.vacate)
+            loop.spawn(lambda: self._reside(resident), resident.vacate, "windback-connections")
         return state
 
     def known(self) -> Optional[LoopState]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from ... import clock
 from ...api.answer import Answer
 from .. import retry_loop
+from ..parking import Worker
 from ..scheduler import Scheduler
 from .loop_state import LoopState, LoopStates, TaskWaker
 
 if TYPE_CHECKING:
     from ...event.batch import Batch
+
+_NAME = "windback-worker"
+#: How long after a worker was cancelled another may start (seconds).
+_RESUME_S = 0.05
 
 
 class TaskWorkers:
@@ -26,9 +31,9 @@ class TaskWorkers:
     def has_worker_here(self) -> bool:
         """Whether a worker runs in the calling thread's event loop."""
         state = self._loops.known()
-        return state is not None and state.workers > 0
+        return state is not None and bool(state.workers)
 
-    def start(self) -> bool:
+    def start(self, worker: Worker) -> bool:
         """Start a worker in the running loop; False if this thread runs none, or the loop is going down."""
         try:
             state = self._loops.current()
@@ -36,40 +41,50 @@ class TaskWorkers:
             return False
         if state.ended:
             return False
-        state.workers += 1
-        state.loop.spawn(lambda: self._main(state), lambda: self._retire(state))
+        try:
+            state.workers[worker] = None
+            state.loop.spawn(lambda: self._main(state, worker), lambda: self._retire(state, worker), _NAME)
+        except BaseException:
+            state.worker_left(worker)
+            raise
         return True
 
-    def _retire(self, state: LoopState) -> None:
-        state.worker_left()
-        self._scheduler.retire(None, clock.now_s(), died=False)
+    def _retire(self, state: LoopState, worker: Worker) -> None:
+        state.worker_left(worker)
+        self._scheduler.retire(worker, clock.now_s(), died=False)
 
     def take_back(self) -> None:
         """Give back what the workers of closed loops hold; nobody told them, and they never run again."""
         for state in self._loops.closed():
             state.ended = True
-            for batch in list(state.leases):
-                self._give_back(state, batch)
-            while state.workers:
-                self._retire(state)
+            for worker in list(state.workers):
+                self._retire(state, worker)
 
-    def _give_back(self, state: LoopState, batch: Batch) -> None:
-        if batch in state.leases:
-            state.leases.remove(batch)
-            self._scheduler.abandon(batch)
-
-    async def _main(self, state: LoopState) -> None:
+    async def _main(self, state: LoopState, worker: Worker) -> None:
+        was_cancelled = True
         try:
-            await self._run(state)
+            await self._run(state, worker)
+            was_cancelled = False
         except Exception as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
+            was_cancelled = False
             self._scheduler.log_death(error, clock.now_s())
         finally:
-            state.worker_left()
+            state.worker_left(worker)
+            if self._scheduler.parking.workers.pop(worker, self) is None:
+                self._scheduler.look_again()
+            if was_cancelled:
+                state.loop.call_later(_RESUME_S, lambda: self._resume(state))
 
-    async def _run(self, state: LoopState) -> None:
+    def _resume(self, state: LoopState) -> None:
+        """Start another worker where one was cancelled, if the loop still runs and events wait."""
         scheduler = self._scheduler
-        waker: Optional[TaskWaker] = None
+        if not (state.ended or state.workers) and scheduler.queue.waiting().events:
+            scheduler.add_worker()
+
+    async def _run(self, state: LoopState, worker: Worker) -> None:
+        scheduler = self._scheduler
         idle = False
+        died = False
         try:
             # Before any batch is leased: a loop that goes down cancels this task here, and nothing is held.
             await state.load()
@@ -78,37 +93,33 @@ class TaskWorkers:
             await anyio.lowlevel.checkpoint()
             with state.worker_scope():
                 while True:
-                    fresh = TaskWaker(state.loop)
-                    step = scheduler.next_step(clock.now_s(), fresh, waker, idle=idle)
-                    waker, idle = fresh, False
+                    waker = TaskWaker(state.loop)
+                    step = scheduler.next_step(worker, clock.now_s(), waker, idle=idle)
+                    idle = False
                     if step.leave:
                         return
                     if step.upkeep:
-                        await self._upkeep(state)
-                        continue
-                    if step.batch is not None:
+                        await state.in_thread(scheduler.upkeep)
+                    elif step.batch is not None:
                         if step.helper:
                             scheduler.call_helper()
-                        await self._send(state, step.batch)
-                        continue
-                    idle = not await fresh.sleep(step.wait_s) and step.spare
-        except BaseException as error:
-            # Anything that is no Exception is the loop cancelling its tasks: no fault, no death.
-            scheduler.retire(waker, clock.now_s(), died=isinstance(error, Exception))
+                        await self._send(state, worker, step.batch)
+                    else:
+                        idle = not await waker.sleep(step.wait_s) and step.spare
+        except Exception:
+            # Anything else is the loop, or the application, that cancels its tasks: no fault, no death.
+            died = True
             raise
-        scheduler.retire(waker, clock.now_s(), died=False)
+        finally:
+            scheduler.retire(worker, clock.now_s(), died=died)
 
-    async def _upkeep(self, state: LoopState) -> None:
-        await state.in_thread(self._scheduler.upkeep)
-
-    async def _send(self, state: LoopState, batch: Batch) -> None:
+    async def _send(self, state: LoopState, worker: Worker, batch: Batch) -> None:
         scheduler = self._scheduler
         gzipped = scheduler.compress
 
         def on_failure(answer: Answer) -> None:
             scheduler.try_failed(batch, answer, clock.now_s(), time.time())
 
-        state.leases.add(batch)
         try:
             sink = await self._loops.sink(state)
             answer = await retry_loop.send_async(
@@ -117,17 +128,15 @@ class TaskWorkers:
                 lambda seconds: self._nap(state, seconds),
                 on_failure,
             )
-        except BaseException:
-            self._give_back(state, batch)
-            raise
-        state.leases.discard(batch)
-        scheduler.settle(batch, answer, clock.now_s(), time.time(), gzipped=gzipped)
+            scheduler.settle(worker, answer, clock.now_s(), time.time(), gzipped=gzipped)
+        finally:
+            scheduler.put_down(worker)
 
     async def _nap(self, state: LoopState, seconds: float) -> None:
         """Wait out a backoff, unless a flush or a close ends it."""
         waker = TaskWaker(state.loop)
-        self._scheduler.sleeper(waker)
         try:
+            self._scheduler.parking.rest(waker)
             await waker.sleep(seconds)
         finally:
-            self._scheduler.awake(waker)
+            self._scheduler.parking.rested(waker)

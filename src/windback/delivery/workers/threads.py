@@ -8,12 +8,13 @@ import importlib
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Callable, Optional, Set
+from typing import TYPE_CHECKING, Callable, Dict, Optional
 
 from ... import clock
 from ...api.answer import Answer
 from .. import retry_loop
 from ..connections import Connections
+from ..parking import Worker
 from ..scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ class ThreadWorkers:
 
     def reset(self) -> None:
         """Forget the threads, as in a forked child, which has none of them."""
-        self._lock = threading.Lock()
-        self._idents: Set[int] = set()
+        #: The threads that work right now, and whether each is one of ours or a caller's.
+        self._idents: Dict[int, bool] = {}
         #: Released by the last worker to leave, once the client is closed.
         self._gone: Optional[ThreadWaker] = None
 
-    def start(self) -> bool:
-        """Start a worker; False if the system refuses.
+    def start(self, worker: Worker) -> bool:
+        """Start a thread for *worker*; False if the system refuses.
 
         Not `Thread.start`, which waits until the new thread has run: in a busy process that takes as long
         as everybody's turn at the interpreter, and the caller may be a request.
@@ -65,7 +66,7 @@ class ThreadWorkers:
         if "gevent" in sys.modules and not self._connections.are_open:
             self._load_for_gevent()
         try:
-            _thread.start_new_thread(self._main, ())
+            _thread.start_new_thread(self._main, (worker,))
         except RuntimeError:  # out of threads, or the interpreter is going down
             return False
         return True
@@ -84,57 +85,68 @@ class ThreadWorkers:
     @property
     def is_current(self) -> bool:
         """Whether the calling thread is one of the workers."""
-        return threading.get_ident() in self._idents
+        return self._idents.get(threading.get_ident(), False)
 
-    def _main(self) -> None:
-        with contextlib.suppress(Exception):  # cosmetic: names it in py-spy and faulthandler
-            threading.current_thread().name = "windback-worker"
+    def _main(self, worker: Worker) -> None:
+        scheduler = self._scheduler
         try:
-            self._work()
+            with contextlib.suppress(Exception):  # cosmetic: names it in py-spy and faulthandler
+                threading.current_thread().name = "windback-worker"
+            self._work(worker)
         except BaseException as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
-            self._scheduler.log_death(error, clock.now_s())
-
-    def _work(self, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None) -> None:
-        ident = threading.get_ident()
-        with self._lock:
-            self._idents.add(ident)
-        try:
-            self.run(done, deadline_s)
+            with contextlib.suppress(BaseException):  # there may be no memory for a line
+                scheduler.log_death(error, clock.now_s())
         finally:
-            with self._lock:
-                self._idents.discard(ident)
-                if self._gone is not None and not self._idents:
-                    self._connections.close()
-                    self._gone.release()
+            # Whatever failed until here: it is no worker any more, and the next event looks around.
+            if scheduler.parking.workers.pop(worker, self) is None:
+                scheduler.look_again()
 
-    def run(self, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None) -> None:
+    def _work(
+        self,
+        worker: Worker,
+        done: Optional[Callable[[], bool]] = None,
+        deadline_s: Optional[float] = None,
+        *,
+        is_ours: bool = True,
+    ) -> None:
+        ident = threading.get_ident()
+        try:
+            self._idents[ident] = is_ours
+            self.run(worker, done, deadline_s)
+        finally:
+            self._idents.pop(ident, None)
+            gone = self._gone
+            if gone is not None and not self._idents:
+                self._connections.close()
+                gone.release()
+
+    def run(
+        self, worker: Worker, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None
+    ) -> None:
         """Work until there is nothing left to do for this thread, or *done*, or the deadline."""
         scheduler = self._scheduler
-        waker: Optional[ThreadWaker] = None
         idle = False
+        died = True
         try:
             while done is None or not done():
-                fresh = ThreadWaker()
-                step = scheduler.next_step(clock.now_s(), fresh, waker, idle=idle)
-                waker, idle = fresh, False
+                waker = ThreadWaker()
+                step = scheduler.next_step(worker, clock.now_s(), waker, idle=idle)
+                idle = False
                 if step.leave:
-                    return
+                    break
                 if step.upkeep:
                     scheduler.upkeep()
-                    continue
-                if step.batch is not None:
+                elif step.batch is not None:
                     if step.helper and done is None:
                         scheduler.call_helper()
-                    self._send(step.batch, deadline_s)
-                    continue
-                wait_s = _until(deadline_s, step.wait_s)
-                idle = not fresh.sleep(wait_s) and step.spare
-        except BaseException:
-            scheduler.retire(waker, clock.now_s(), died=True)
-            raise
-        scheduler.retire(waker, clock.now_s(), died=False)
+                    self._send(worker, step.batch, deadline_s)
+                else:
+                    idle = not waker.sleep(_until(deadline_s, step.wait_s)) and step.spare
+            died = False
+        finally:
+            scheduler.retire(worker, clock.now_s(), died=died)
 
-    def _send(self, batch: Batch, deadline_s: Optional[float]) -> None:
+    def _send(self, worker: Worker, batch: Batch, deadline_s: Optional[float]) -> None:
         scheduler = self._scheduler
         gzipped = scheduler.compress
 
@@ -149,38 +161,43 @@ class ThreadWorkers:
                 self._nap,
                 on_failure,
             )
-        except BaseException:
-            scheduler.abandon(batch)
-            raise
-        scheduler.settle(batch, answer, clock.now_s(), time.time(), gzipped=gzipped)
+            scheduler.settle(worker, answer, clock.now_s(), time.time(), gzipped=gzipped)
+        finally:
+            scheduler.put_down(worker)
 
     def _nap(self, seconds: float) -> None:
         """Wait out a backoff, unless a flush or a close ends it."""
         waker = ThreadWaker()
-        self._scheduler.sleeper(waker)
         try:
+            self._scheduler.parking.rest(waker)
             waker.sleep(seconds)
         finally:
-            self._scheduler.awake(waker)
+            self._scheduler.parking.rested(waker)
 
-    def drain(self, done: Callable[[], bool], deadline_s: Optional[float]) -> None:
-        """Do a worker's work in the calling thread, until *done* or the deadline."""
-        with self._scheduler.lock:
-            self._scheduler.workers += 1
-        self._work(done, deadline_s)
+    def drain(self, done: Callable[[], bool], deadline_s: Optional[float]) -> bool:
+        """Do a worker's work in the calling thread, until *done* or the deadline.
+
+        False if this thread does so already: a signal handler interrupted it, and waits for itself.
+        """
+        if threading.get_ident() in self._idents:
+            return False
+        worker = Worker()
+        try:
+            self._scheduler.parking.workers[worker] = None
+            self._work(worker, done, deadline_s, is_ours=False)
+        finally:
+            self._scheduler.parking.leave(worker)
+        return True
 
     def close(self) -> None:
         """Wait for the workers to leave and close the connections.
 
         A worker in a request that outlasts the deadline is not waited for: the last one out closes them.
         """
-        gone = ThreadWaker()
-        with self._lock:
-            if not self._idents:
-                self._connections.close()
-                return
-            self._gone = gone
-        if self._scheduler.stats().in_flight == 0:
+        self._gone = gone = ThreadWaker()
+        if not self._idents:  # looked at after that: from now on the last one out closes them, too
+            self._connections.close()
+        elif self._scheduler.stats().in_flight == 0:
             gone.sleep(1.0)
 
 

@@ -1,0 +1,78 @@
+"""The flushes in progress: which are done, and who is told. None of it takes a lock.
+
+Whether a flush is done follows from the queue and the workers alone. A worker that settled a batch looks, and
+so does each waiter now and then: if an exception kept the worker from telling it, the waiter finds out.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Callable, List
+
+from ..stats import Stats
+from .parking import Waker
+
+#: How often somebody who waits for a flush looks whether it is done, should nobody tell (seconds).
+LOOK_S = 0.5
+
+
+class Flush:
+    """A flush in progress: done when everything below `target` is settled, or when there is no hope."""
+
+    def __init__(self, target: int, waker: Waker, *, patient: bool, adopts: bool, before: Stats) -> None:
+        self.target = target
+        #: Whether it is also about what exited processes left.
+        self.adopts = adopts
+        self.waker = waker
+        #: A patient flush has a timeout of its own; the other gives up when the server can't be reached.
+        self.patient = patient
+        self.before = before
+        self.done = False
+
+
+class Flushes:
+    """See the module. is_done: whether everything that a flush is about is settled and reported."""
+
+    def __init__(self, is_done: Callable[[Flush], bool]) -> None:
+        self._is_done = is_done
+        self._waiting: List[Flush] = []
+
+    def __bool__(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
+
+    @property
+    def adopt(self) -> bool:
+        """Whether one is also about what exited processes left."""
+        return any(flush.adopts for flush in list(self._waiting))
+
+    def add(self, flush: Flush) -> None:
+        """Begin one."""
+        self._waiting.append(flush)
+
+    def look(self) -> None:
+        """End those that are done."""
+        for flush in list(self._waiting):
+            if self._is_done(flush):
+                self._end(flush)
+
+    def give_up(self, *, also_patient: bool) -> None:
+        """End them: the server can't be reached, or (also_patient) takes nothing for a long time."""
+        for flush in list(self._waiting):
+            if also_patient or not flush.patient:
+                self._end(flush)
+
+    def wake(self) -> None:
+        """Have everybody who waits look around: no worker is left."""
+        for flush in list(self._waiting):
+            flush.waker.release()
+
+    def _end(self, flush: Flush) -> None:
+        flush.done = True
+        flush.waker.release()
+        self.forget(flush)
+
+    def forget(self, flush: Flush) -> None:
+        """Remove one that nobody waits for any more."""
+        with suppress(ValueError):  # another thread was faster
+            self._waiting.remove(flush)

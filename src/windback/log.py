@@ -1,0 +1,30 @@
+"""Log lines that are written later, when no lock of this package is held.
+
+A logging handler is the application's code: it may track events, wait for a lock of its own, or take long. So
+whatever has something to say under a lock leaves it here, and whoever lets go of the lock writes it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Deque, Tuple
+
+logger = logging.getLogger("windback")
+
+_lines: Deque[Tuple[int, str, Tuple[object, ...]]] = deque()
+
+
+def later(level: int, message: str, *arguments: object) -> None:
+    """Leave a line to be written."""
+    _lines.append((level, message, arguments))
+
+
+def write() -> None:
+    """Write what was left."""
+    while _lines:
+        try:
+            level, message, arguments = _lines.popleft()
+        except IndexError:  # another thread was faster
+            return
+        logger.log(level, message, *arguments)
