@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import sys
 import time
 from collections import deque
+from contextlib import nullcontext
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -1079,7 +1081,11 @@ class AsyncWindback(_Client):
         error: Optional[BaseException],
         traceback: Optional[TracebackType],
     ) -> None:
-        await self.close()
+        # Also in a cancelled scope: what was accepted is delivered, within shutdown_timeout. While anyio is
+        # not loaded there is no such scope.
+        scope = getattr(sys.modules.get("anyio"), "CancelScope", None)
+        with nullcontext() if scope is None else scope(shield=True):
+            await self.close()
 
     async def _call(self, request: api.Request) -> Answer:
         self._check_usable()

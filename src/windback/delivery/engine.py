@@ -308,6 +308,8 @@ class LocalEngine:
                     if not await waker.sleep(_until(deadline_s)):
                         self.scheduler.flushes.look()
                     flush.waker = waker = await self.loops.waker()
+                elif self.scheduler.closing and self.loops.revive():
+                    continue  # others cancelled the tasks of this client
                 elif self._uses_tasks:  # this loop is going down; the next one, or the exit, sends the rest
                     break
                 else:  # no thread can be started, so tasks do it from now on

@@ -178,6 +178,17 @@ class LoopStates:
             loop.spawn(lambda: self._reside(resident), resident.vacate, "windback-connections")
         return state
 
+    def revive(self) -> bool:
+        """Forget that tasks of the running loop were cancelled, if they were; whether that was so.
+
+        For a close: it delivers by new tasks, and ends them.
+        """
+        state = self.known()
+        if state is None or not state.ended:
+            return False
+        del self._states[state.loop.key]
+        return True
+
     def known(self) -> Optional[LoopState]:
         """Return the state of the running loop, if there is one."""
         with contextlib.suppress(RuntimeError):

@@ -1,0 +1,87 @@
+"""Tasks of the client that others cancel: whatever was accepted is delivered all the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tracking import JANE, is_lawful
+
+from windback import AsyncWindback
+
+OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
+
+
+def test_all_tasks_cancelled_at_once_lose_nothing_that_an_open_client_accepted(server):
+    """The usual recipe of a program that shuts down: cancel all tasks, gather them, stop the loop."""
+    clients = []
+
+    async def serve():
+        async with AsyncWindback(**OPTIONS, base_url=server.url) as client:
+            clients.append(client)
+            for n in range(10**6):
+                await client.track_event("login", JANE, {"n": n})
+                await asyncio.sleep(0.001)
+
+    async def shut_down(loop):
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        loop.stop()
+
+    async def shut_down_soon(loop):
+        while not clients or clients[0].stats().accepted < 300:
+            await asyncio.sleep(0.01)
+        await shut_down(loop)
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(serve())
+    stopper = loop.create_task(shut_down_soon(loop))
+    try:
+        loop.run_forever()
+        left = asyncio.all_tasks(loop)
+    finally:
+        loop.close()
+    assert task.cancelled()
+    assert stopper.done()
+    assert left == set()
+    seen = clients[0].stats()
+    assert is_lawful(seen)
+    assert seen.accepted >= 300
+    assert (seen.delivered, seen.dropped) == (seen.accepted, 0)
+    assert server.counts().events == seen.accepted
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_client_in_a_cancelled_scope_delivers_before_it_closes(server, backend):
+    import anyio
+
+    clients = []
+
+    async def main():
+        with anyio.CancelScope() as scope:
+            async with AsyncWindback(**OPTIONS, base_url=server.url, flush_interval=3600) as client:
+                clients.append(client)
+                for n in range(250):
+                    await client.track_event("login", JANE, {"n": n})
+                await client.flush(10)
+                for n in range(50):
+                    await client.track_event("login", JANE, {"n": n})
+                scope.cancel()
+                await anyio.sleep(1)
+
+    anyio.run(main, backend=backend)
+    seen = clients[0].stats()
+    assert (seen.accepted, seen.delivered, seen.dropped) == (300, 300, 0)
+
+
+def test_tasks_of_the_client_have_names(server):
+    async def main():
+        async with AsyncWindback(**OPTIONS, base_url=server.url) as client:
+            await client.track_event("login", JANE)
+            own = {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+            assert await client.flush(10)
+            return own
+
+    assert asyncio.run(main()) == {"windback-worker", "windback-connections"}
