@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import sys
 import time
 from collections import deque
-from contextlib import nullcontext
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -41,6 +39,7 @@ from .delivery.track_events import DirectSend, encode_all
 from .errors import ClosedError, DisabledError, QueueFullError
 from .event.batch import Limits
 from .event.encode import BeforeSend, Event, Properties, Timestamp, encode
+from .event_loops import shielded
 from .http_client import AsyncHttpClient, SyncHttpClient
 from .models import (
     CancelFlowResult,
@@ -1081,10 +1080,7 @@ class AsyncWindback(_Client):
         error: Optional[BaseException],
         traceback: Optional[TracebackType],
     ) -> None:
-        # Also in a cancelled scope: what was accepted is delivered, within shutdown_timeout. While anyio is
-        # not loaded there is no such scope.
-        scope = getattr(sys.modules.get("anyio"), "CancelScope", None)
-        with nullcontext() if scope is None else scope(shield=True):
+        with shielded():  # what was accepted is delivered, within shutdown_timeout
             await self.close()
 
     async def _call(self, request: api.Request) -> Answer:

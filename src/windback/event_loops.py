@@ -10,7 +10,18 @@ import contextlib
 import sys
 import threading
 from contextvars import Context
-from typing import TYPE_CHECKING, Awaitable, Callable, Generator, List, Optional, Protocol, Set, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Awaitable,
+    Callable,
+    ContextManager,
+    Generator,
+    List,
+    Optional,
+    Protocol,
+    Set,
+    TypeVar,
+)
 
 from . import clock
 
@@ -196,6 +207,13 @@ def move_on_after(seconds: Optional[float]) -> Generator[anyio.CancelScope, None
             yield scope
         finally:
             is_over.release()
+
+
+def shielded() -> ContextManager[object]:
+    """Return a block that a cancelled scope of anyio or trio, around it, does not end."""
+    # While anyio is not loaded no client did anything in a loop, so there is nothing to wait for.
+    scope = getattr(sys.modules.get("anyio"), "CancelScope", None)
+    return contextlib.nullcontext() if scope is None else scope(shield=True)
 
 
 async def sleep(seconds: float) -> None:

@@ -503,7 +503,7 @@ def test_a_refused_key_pauses_for_long_with_one_line_and_flush_says_so(server, d
     server.faults([{"path": "/track", "status": status, "body": '{"error": "no", "code": "NOT_YOU"}'}])
     driver = drive(server, batch_size=10, max_in_flight=1)
     driver.track(10)
-    until(lambda: driver.stats.problem is not None)
+    until(lambda: "next try" in (driver.stats.problem or ""))
     driver.track(90)  # full batches, each of which would be sent at once
     answer = driver.flush()
     assert not answer

@@ -343,7 +343,7 @@ def test_a_loop_that_ends_with_requests_under_way_loses_and_doubles_nothing(serv
         import {how} as lib
         while client.stats().in_flight < 80:
             await lib.sleep(0.01)"""
-    code = ASYNC.format(timeout=5.0, worker="task", wait=wait, how=how, run=ASYNC_RUNS[how])
+    code = ASYNC.format(timeout=20.0, worker="task", wait=wait, how=how, run=ASYNC_RUNS[how])
     ended = run(code, *DEV, url=server.url)
     assert (ended.status, ended.err) == (0, "")
     assert numbers(server) == list(range(200))

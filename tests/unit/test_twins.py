@@ -11,8 +11,8 @@ import pytest
 from windback import client
 
 TREE = ast.parse(Path(client.__file__).read_text(encoding="utf-8"))
-#: Only their signatures are the same: a task can wait for a customer's address, a thread can't.
-DIFFERENT = {"track"}
+#: Only their signatures are the same: a task can wait for a customer's address, and can be cancelled.
+DIFFERENT = {"track", "__exit__", "__aexit__"}
 
 
 class WithoutAwait(ast.NodeTransformer):

@@ -7,7 +7,7 @@ so does each waiter now and then: if an exception kept the worker from telling i
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Callable, List
+from typing import Callable, Iterable, List
 
 from ..stats import Stats
 from .parking import Waker
@@ -28,6 +28,8 @@ class Flush:
         self.patient = patient
         self.before = before
         self.done = False
+        #: No worker opened the gate for it yet; what failed before says nothing about it.
+        self.is_new = True
 
 
 class Flushes:
@@ -50,17 +52,31 @@ class Flushes:
         """Begin one."""
         self._waiting.append(flush)
 
+    @property
+    def has_new(self) -> bool:
+        """Whether there is one that no worker has seen."""
+        return bool(self._waiting) and any(flush.is_new for flush in list(self._waiting))
+
+    def see(self) -> None:
+        """Take notice of all, before the gate is opened for them."""
+        for flush in list(self._waiting):
+            flush.is_new = False
+
     def look(self) -> None:
         """End those that are done."""
         for flush in list(self._waiting):
             if self._is_done(flush):
                 self._end(flush)
 
-    def give_up(self, *, also_patient: bool) -> None:
-        """End them: the server can't be reached, or (also_patient) takes nothing for a long time."""
-        for flush in list(self._waiting):
-            if also_patient or not flush.patient:
-                self._end(flush)
+    def hopeless(self, *, also_patient: bool) -> List[Flush]:
+        """Return those to end, as the server can't be reached, or (also_patient) wants nothing of us."""
+        waiting = list(self._waiting)
+        return [flush for flush in waiting if not flush.is_new and (also_patient or not flush.patient)]
+
+    def end(self, flushes: Iterable[Flush]) -> None:
+        """End some, and tell those who wait."""
+        for flush in flushes:
+            self._end(flush)
 
     def wake(self) -> None:
         """Have everybody who waits look around: no worker is left."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional
 
 from .. import clock, log
 from ..api.answer import Answer, error_of, retry_after_s
@@ -118,7 +118,7 @@ class Scheduler:
         self.given_up = False
         #: The interpreter is going down: no thread may be started.
         self.exiting = False
-        #: Set by a flush or a close: the next worker opens the gate, and no worker sleeps before that.
+        #: Set by a close, as a new flush does: the next worker opens the gate, and none sleeps before that.
         self._expedite = False
         #: The worker that sleeps until something is due.
         self._timed: Optional[Worker] = None
@@ -225,9 +225,7 @@ class Scheduler:
 
     def _next_step(self, worker: Worker, now_s: float, waker: Waker, *, idle: bool) -> Step:
         self._unpark(worker)
-        if self._expedite:
-            self._expedite = False
-            self.gate.hurry()
+        self._open_gate()
         self._take_back()
         if self._wants_upkeep:
             self._maintainer = worker
@@ -242,6 +240,17 @@ class Scheduler:
             self._leave(worker)
             return Step(leave=True)
         return self._park(worker, now_s, waker)
+
+    def _open_gate(self) -> None:
+        """Open the gate if a flush or a close began; what closes it comes after this, and counts."""
+        if self._must_open_gate:
+            self._expedite = False
+            self.flushes.see()
+            self.gate.hurry()
+
+    @property
+    def _must_open_gate(self) -> bool:
+        return self._expedite or self.flushes.has_new
 
     @property
     def _wants_upkeep(self) -> bool:
@@ -313,7 +322,7 @@ class Scheduler:
         self.parking.park(worker, waker)
         self._arm(now_s)
         # Looked at only now: what came before `wake_at` was set, or before it was parked, woke nobody.
-        if self._expedite:
+        if self._must_open_gate:
             return Step(wait_s=0.0)
         due_s = self._due_in(now_s)
         retry_s = None if self._disk is None else self._disk.retry_in_s(now_s)
@@ -374,7 +383,7 @@ class Scheduler:
             self._maintainer = None
             self.flushes.look()  # there may have been nothing to adopt, or it is all settled
             if self._disk.trouble is not None:
-                self.flushes.give_up(also_patient=False)
+                self.flushes.end(self.flushes.hopeless(also_patient=False))
             self._wake_callers()
             log.write()
 
@@ -384,9 +393,10 @@ class Scheduler:
         assert batch is not None
         verdict = judge(answer, events=len(batch), gzipped=gzipped)
         error = None if answer.ok else error_of(answer, wall_s, self._config.redact)
-        gives_up = False
+        hopeless: List[Flush] = []
         report: Optional[DeliveryReport] = None
         with self.lock:
+            self._open_gate()
             self._deaths_in_a_row = 0
             if verdict.action is Action.ACK:
                 self._count_try(batch)
@@ -407,13 +417,13 @@ class Scheduler:
                 others_first = verdict.action is Action.KEEP and answer.status is not None
                 if self._give_back(worker, batch, others_first=others_first):
                     report = _report("dropped", batch, "closed", answer, problem)
-                gives_up = self._is_trouble(verdict.action, problem, now_s)
+                if self._is_trouble(verdict.action, problem, now_s):
+                    hopeless = self.flushes.hopeless(also_patient=verdict.action is Action.PAUSE)
             if verdict.action not in (Action.KEEP, Action.WAIT, Action.PAUSE):
                 self._is_served(now_s)
         log.write()
         self._deliver_reports(report)
-        if gives_up:
-            self.flushes.give_up(also_patient=verdict.action is Action.PAUSE)
+        self.flushes.end(hopeless)
 
     def _is_served(self, now_s: float) -> None:
         """The server took a request for what it is: an outage, if there was one, is over."""
@@ -487,20 +497,20 @@ class Scheduler:
     def retire(self, worker: Worker, now_s: float, *, died: bool) -> None:
         """A worker ended in another way than by a step that said so; the next call starts another."""
         self.put_down(worker)
-        gives_up = False
+        hopeless: List[Flush] = []
         with self.lock:
             if worker not in self.parking.workers:  # a step said so
                 return
             self._leave(worker)
             if died:
+                self._open_gate()
                 self.accounts.worker_deaths.add()
                 self._deaths_in_a_row += 1
                 if self._deaths_in_a_row >= _DEATHS_IN_A_ROW:
                     # Starting one after the other would get nowhere, and busily.
                     self.gate.failed(now_s, random.random(), "each worker that is started dies at once")
-                    gives_up = True
-        if gives_up:
-            self.flushes.give_up(also_patient=False)
+                    hopeless = self.flushes.hopeless(also_patient=False)
+        self.flushes.end(hopeless)
         self.parking.wake_worker()  # it does what this worker would have done next
         if not self.workers:
             self.flushes.wake()  # those who wait must see that no worker is left
@@ -536,6 +546,7 @@ class Scheduler:
         failure = str(error_of(answer, wall_s, self._config.redact))
         is_throttled = is_throttle(answer)
         with self.lock:
+            self._open_gate()
             self.gate.last_failure = failure
             if is_throttled:
                 self.gate.throttled(now_s, random.random(), retry_after_s(answer, wall_s))
@@ -564,7 +575,6 @@ class Scheduler:
             flush.done = True
             return flush
         self.flushes.add(flush)
-        self._expedite = True
         self.parking.wake_all()
         return flush
 
