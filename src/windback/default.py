@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import Callable, Iterable, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple, cast
 
 from .client import Windback
+from .config import resolve
 from .errors import ConfigurationError
 from .process import lifecycle
+from .secrets import hidden
 
 logger = logging.getLogger("windback")
 
@@ -54,36 +56,84 @@ def set_client(client: Optional[Windback]) -> None:
     _client = client
 
 
-#: Clients made from the settings of a framework, and these settings: equal ones share one client.
+#: Settings of a framework that describe a client: arguments of `Windback`; "OPTIONS" has the others.
+_ARGUMENTS = ("API_KEY", "PROJECT_SLUG", "BASE_URL", "ENABLED")
+_SETTINGS = (*_ARGUMENTS, "OPTIONS")
+_SECRET = frozenset(("api_key", "public_key", "broker"))
+
+#: Returns a setting by its name, such as "API_KEY"; None if it is not set.
+GetSetting = Callable[[str], object]
+
+#: Clients that were made from settings, and the arguments of each: equal settings share one client.
 _made: List[Tuple[Mapping[str, object], Windback]] = []
+#: The same by the identity of the settings, which is all that is looked at for an event. The settings are
+#: kept, so that no other object can have the identity of one.
+_found: Dict[Tuple[int, ...], Tuple[Windback, List[object]]] = {}
+_MOST_FOUND = 100
 
 
-def client_from(settings: Mapping[str, object]) -> Windback:
-    """Return the client with these arguments, made at the first call; `get_client()` if there are none.
+def client_from(get: GetSetting, place: str) -> Windback:
+    """Return the client that settings describe, made at the first call; `get_client()` if there are none.
 
-    Raises ConfigurationError, also for an option that does not exist.
+    Args:
+        get: Returns a setting.
+        place: How users of the framework write a setting, with "{}" for its name.
+
+    Returns:
+        The client.
+
+    Raises:
+        ConfigurationError: The settings allow no client. No frame of it has a key as text.
     """
-    if not settings:
+    ids = tuple([id(get(name)) for name in _SETTINGS])
+    found = _found.get(ids)
+    if found is not None:
+        return found[0]
+    arguments = _read_arguments(get, place)
+    if not arguments:
         return get_client()
-    made = _find_made(settings)  # without the lock: each event of a request comes here
-    if made is not None:
-        return made
-    with lifecycle.loading:
-        made = _find_made(settings)
-        if made is not None:
-            return made
-        options = inspect.signature(Windback).parameters
-        for name in settings:
-            if name not in options:
-                message = f"there is no option {name!r}{nearest(name, options)}"
-                raise ConfigurationError(message)
-        client = Windback(**settings)  # type: ignore[arg-type]  # it checks them itself
-        _made.append((dict(settings), client))
+    client = _find_or_make(arguments)
+    if len(_found) >= _MOST_FOUND:
+        _found.clear()
+    _found[ids] = client, [get(name) for name in _SETTINGS]
+    return client
+
+
+def check_settings(get: GetSetting, place: str) -> None:
+    """Raise what `client_from` would raise; make no client."""
+    arguments = _read_arguments(get, place)
+    _check_names(arguments)
+    resolve(is_async=False, **arguments)
+
+
+def _read_arguments(get: GetSetting, place: str) -> Dict[str, object]:
+    """Return the arguments of `Windback` that the settings have, with keys hidden."""
+    if not isinstance(get("OPTIONS"), (Mapping, type(None))):
+        kind = _kind(get("OPTIONS"))
+        message = f"{place.format('OPTIONS')} must be a dict of arguments of Windback, not {kind}"
+        raise ConfigurationError(message)
+    given = {name.lower(): get(name) for name in _ARGUMENTS if get(name) is not None}
+    given.update(cast("Mapping[str, object]", get("OPTIONS") or {}))
+    return {name: hidden(value) if name in _SECRET else value for name, value in given.items()}
+
+
+def _find_or_make(arguments: Mapping[str, object]) -> Windback:
+    with lifecycle.loading:  # one thread makes it, and no fork happens halfway
+        for made_from, client in _made:
+            if made_from == arguments:
+                return client
+        _check_names(arguments)
+        client = Windback(**arguments)  # type: ignore[arg-type]  # it checks them itself
+        _made.append((arguments, client))
         return client
 
 
-def _find_made(settings: Mapping[str, object]) -> Optional[Windback]:
-    return next((client for made_from, client in _made if made_from == settings), None)
+def _check_names(arguments: Mapping[str, object]) -> None:
+    options = inspect.signature(Windback).parameters
+    for name in arguments:
+        if name not in options:
+            message = f"there is no option {name!r}{nearest(name, options)}"
+            raise ConfigurationError(message)
 
 
 def client_or_none(make: Callable[[], Windback] = get_client) -> Optional[Windback]:

@@ -14,16 +14,32 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from typing import Callable, Dict, Generator, List, Mapping, Optional, TypeVar
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import Callable, Generator, List, Mapping, Optional, TypeVar, Union
 from weakref import WeakKeyDictionary
+
+import orjson
 
 from . import clock
 from .client import Windback
 from .context import Scope, close_scope, current, open_scope
-from .default import client_from, client_or_none
+from .default import GetSetting, client_from, client_or_none
 from .errors import ConfigurationError, WindbackError
 from .event.encode import Properties, Timestamp
 from .process import signals
+from .webhooks import (
+    MAX_BODY_BYTES,
+    SIGNATURE_HEADER,
+    TOLERANCE,
+    AsyncHandler,
+    Handler,
+    SecretOrSecrets,
+    Seen,
+    WebhookReceiver,
+    hidden_secrets,
+    too_large,
+)
 
 try:
     import flask
@@ -36,8 +52,8 @@ logger = logging.getLogger("windback")
 Loader = TypeVar("Loader", bound=Callable[[], Optional[str]])
 
 _KEY = "windback"
-#: Settings that are arguments of the client; all others of it are in WINDBACK_OPTIONS.
-_ARGUMENTS = ("API_KEY", "PROJECT_SLUG", "BASE_URL", "ENABLED")
+#: How a setting is written.
+_PLACE = "WINDBACK_{}"
 
 
 class FlaskWindback:
@@ -96,7 +112,7 @@ class FlaskWindback:
         Raises:
             ConfigurationError: The settings allow no client, or it is not clear which app is meant.
         """
-        return self._given or client_from(client_settings(self._config()))
+        return self._given or client_from(_settings_of(self._config()), _PLACE)
 
     def track_event(
         self,
@@ -159,7 +175,7 @@ class FlaskWindback:
 
     def client_for(self, config: Mapping[str, object]) -> Optional[Windback]:
         """Return the client of an app; None, with a WARNING, if its settings allow none."""
-        return self._given or client_or_none(lambda: client_from(client_settings(config)))
+        return self._given or client_or_none(lambda: client_from(_settings_of(config), _PLACE))
 
     def _begin(self, _: object) -> None:
         flask.request.environ[_KEY] = _Request(self)
@@ -176,20 +192,8 @@ class FlaskWindback:
             request.end()
 
 
-def client_settings(config: Mapping[str, object]) -> Dict[str, object]:
-    """Return the arguments of the client that *config* has."""
-    settings = {
-        name.lower(): config[f"WINDBACK_{name}"]
-        for name in _ARGUMENTS
-        if config.get(f"WINDBACK_{name}") is not None
-    }
-    options = config.get("WINDBACK_OPTIONS")
-    if options is not None:
-        if not isinstance(options, Mapping):
-            message = f"WINDBACK_OPTIONS must be a dict, not {type(options).__name__}"
-            raise ConfigurationError(message)
-        settings.update(options)
-    return settings
+def _settings_of(config: Mapping[str, object]) -> GetSetting:
+    return lambda name: config.get(f"WINDBACK_{name}")
 
 
 class _Request:
@@ -244,4 +248,65 @@ class _Request:
             prepared.send()
 
 
-__all__: List[str] = ["FlaskWindback"]
+def webhook_blueprint(
+    handler: Union[Handler, AsyncHandler],
+    secret: SecretOrSecrets = None,
+    *,
+    path: str = "/windback",
+    seen: Optional[Seen] = None,
+    tolerance: Optional[timedelta] = TOLERANCE,
+) -> flask.Blueprint:
+    """Return a blueprint that receives churn risk alerts, for `app.register_blueprint`.
+
+    Args:
+        handler: Gets each `ChurnRiskAlert` once. An async function needs `pip install "flask[async]"`. What
+            it raises is answered with 500, and the API delivers again.
+        secret: The webhook secret, or several; WINDBACK_WEBHOOK_SECRET if None.
+        path: Where to receive, with and without a slash at its end.
+        seen: Remembers the alerts that were handled; see `windback.webhooks.WebhookReceiver`. Several
+            processes need one in common.
+        tolerance: How old an alert may be; None: any age.
+
+    Returns:
+        The blueprint. With Flask-WTF exempt it: `csrf.exempt(blueprint)`.
+
+    Raises:
+        ConfigurationError: There is no secret, or an argument can't work.
+    """
+    secret = hidden_secrets(secret)  # before anything can raise
+    receiver = WebhookReceiver(handler, secret, seen=seen, tolerance=tolerance)
+    if receiver.is_async and find_spec("asgiref") is None:
+        message = 'an async handler needs Flask\'s extra for async: pip install "flask[async]"'
+        raise ConfigurationError(message)
+    path = "/" + path.strip("/")
+    blueprint = flask.Blueprint(f"windback_webhook{path.replace('/', '_').replace('.', '_')}", __name__)
+
+    def receive_webhook() -> flask.Response:
+        body = _read_body()
+        signature = flask.request.headers.get(SIGNATURE_HEADER)
+        if body is None:
+            status, answer = receiver.refuse(too_large())
+        elif receiver.is_async:
+            receive = flask.current_app.ensure_sync(receiver.receive_async)
+            status, answer = receive(body, signature)
+        else:
+            status, answer = receiver.receive(body, signature)
+        return flask.Response(orjson.dumps(answer), status, mimetype="application/json")
+
+    blueprint.add_url_rule(path, "receive", receive_webhook, methods=["POST"])
+    if path != "/":
+        blueprint.add_url_rule(path + "/", "receive_slash", receive_webhook, methods=["POST"])
+    return blueprint
+
+
+def _read_body() -> Optional[bytes]:
+    """Return the body, or None as soon as it is known to be too long."""
+    request = flask.request
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        return None
+    # The stream is empty where the application has read the body already, which then keeps it.
+    body = request.stream.read(MAX_BODY_BYTES + 1) or request.get_data()
+    return body if len(body) <= MAX_BODY_BYTES else None
+
+
+__all__: List[str] = ["FlaskWindback", "webhook_blueprint"]

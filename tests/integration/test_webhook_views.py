@@ -15,7 +15,7 @@ from http.client import HTTPConnection
 import pytest
 from calls import eventually
 from commands import Ended, set_environment
-from servers import UVICORN, AppServer
+from servers import GUNICORN, UVICORN, AppServer
 
 from windback.cli import main
 from windback.devserver import DevServer
@@ -49,13 +49,116 @@ app.include_router(webhook_router(save))
 app.include_router(webhook_router(save_in_a_thread, path="/hooks/thread/"))
 """
 
-APPS = {"fastapi": ({"app.py": FASTAPI}, [*UVICORN, "app:app"])}
+FLASK = """\
+from flask import Flask, jsonify, request
+from windback.flask import webhook_blueprint
+
+app = Flask("app")
+calls = []
+
+@app.get("/calls")
+def get_calls():
+    return jsonify(calls)
+
+def save(alert):
+    calls.append(alert.id)
+    print("handled", alert.id, flush=True)
+    if alert.customer_email.startswith("fails") and calls.count(alert.id) == 1:
+        raise RuntimeError("a bug of the handler")
+
+async def save_async(alert):
+    print("handled by the other kind", alert.id, flush=True)
+
+@app.before_request
+def read_before():
+    if request.path.startswith("/hooks/read"):
+        assert request.get_data()
+
+app.register_blueprint(webhook_blueprint(save))
+app.register_blueprint(webhook_blueprint(save_async, path="/hooks/thread/"))
+app.register_blueprint(webhook_blueprint(save_async, path="/read"), url_prefix="/hooks")
+"""
+
+DJANGO_URLS = """\
+from django.http import JsonResponse
+from django.urls import path, re_path
+from windback.django import webhook_view
+
+calls = []
+
+def get_calls(request):
+    return JsonResponse(calls, safe=False)
+
+def save(alert):
+    calls.append(alert.id)
+    print("handled", alert.id, flush=True)
+    if alert.customer_email.startswith("fails") and calls.count(alert.id) == 1:
+        raise RuntimeError("a bug of the handler")
+
+async def save_async(alert):
+    save(alert)
+
+async def save_quietly(alert):
+    print("handled by the other kind", alert.id, flush=True)
+
+urlpatterns = [
+    path("calls", get_calls),
+    re_path("^windback/?$", webhook_view(save)),
+    path("hooks/thread", webhook_view(save_quietly)),
+    path("hooks/read", webhook_view(save_quietly)),
+]
+"""
+DJANGO = {
+    "urls.py": DJANGO_URLS,
+    "settings.py": """\
+        SECRET_KEY = "key"
+        ROOT_URLCONF = "urls"
+        ALLOWED_HOSTS = ["*"]
+        INSTALLED_APPS = ["windback.django"]
+        MIDDLEWARE = [
+            "urls_middleware.read_before",
+            "django.middleware.common.CommonMiddleware",
+            "django.middleware.csrf.CsrfViewMiddleware",
+            "windback.django.WindbackMiddleware",
+        ]
+        """,
+    "urls_middleware.py": """\
+        def read_before(get_response):
+            def middleware(request):
+                if request.path.startswith("/hooks/read"):
+                    assert request.body
+                return get_response(request)
+            return middleware
+        """,
+    "wsgi.py": """\
+        import os
+        from django.core.wsgi import get_wsgi_application
+        os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+        application = get_wsgi_application()
+        """,
+    "asgi.py": """\
+        import os
+        from django.core.asgi import get_asgi_application
+        os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+        application = get_asgi_application()
+        """,
+}
+DJANGO_ASYNC = {**DJANGO, "urls.py": DJANGO_URLS.replace("webhook_view(save)", "webhook_view(save_async)")}
+
+APPS = {
+    "fastapi": ({"app.py": FASTAPI}, [*UVICORN, "app:app"]),
+    "flask": ({"app.py": FLASK}, [*GUNICORN, "--threads", "4", "app:app"]),
+    "django": (DJANGO, [*GUNICORN, "--threads", "4", "wsgi"]),
+    "django under asgi": (DJANGO_ASYNC, [*UVICORN, "asgi:application"]),
+}
+#: Django under ASGI puts a body into a file before it calls a view.
+READ_NO_FURTHER = [name for name in APPS if name != "django under asgi"]
 
 
 @pytest.fixture(scope="module", params=APPS)
 def app(request, tmp_path_factory):
     files, command = APPS[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
+    folder = tmp_path_factory.mktemp(request.param.replace(" ", "_"))
     with AppServer(
         folder, files, command, "http://127.0.0.1:9", path="/calls", WINDBACK_WEBHOOK_SECRET=SECRET
     ) as server:
@@ -107,9 +210,17 @@ def test_a_slash_at_the_end_makes_no_difference(app, path):
     assert post(app, body, path=path) == 200
 
 
-def test_a_sync_handler_does_not_block_the_loop(app):
+def test_a_handler_of_the_other_kind_is_called_too(app):
+    """A sync one in a thread of FastAPI, an async one by Flask and Django."""
     body = alert("thread")
     assert post(app, body, path="/hooks/thread") == 200
+    assert "alert_thread" in app.output()
+
+
+@pytest.mark.parametrize("app", ["flask", "django", "django under asgi"], indirect=True)
+def test_a_body_that_the_application_has_read_already_is_received(app):
+    assert post(app, alert("read"), path="/hooks/read") == 200
+    assert post(app, alert("read, wrong"), "00", path="/hooks/read") == 401
 
 
 @pytest.mark.parametrize(
@@ -136,6 +247,7 @@ def test_a_wrong_body_is_answered_400_or_413(app, body, status):
     assert post(app, body) == status
 
 
+@pytest.mark.parametrize("app", READ_NO_FURTHER, indirect=True)
 def test_a_body_without_an_end_is_read_no_further(app):
     """The answer comes though most of what was announced was never sent."""
     with socket.create_connection(("127.0.0.1", app.port), timeout=60) as connection:
@@ -168,9 +280,9 @@ def test_no_request_of_a_thousand_fuzzed_ones_is_a_5xx(app):
 
 
 @pytest.mark.parametrize("secret", [None, "", "sk_live_1"])
-def test_a_server_without_a_secret_does_not_start(tmp_path, secret):
-    files, _ = APPS["fastapi"]
-    (tmp_path / "app.py").write_text(files["app.py"], encoding="utf-8")
+@pytest.mark.parametrize("text", [FASTAPI, FLASK, DJANGO_URLS], ids=["fastapi", "flask", "django"])
+def test_a_server_without_a_secret_does_not_start(tmp_path, text, secret):
+    (tmp_path / "app.py").write_text(text, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WINDBACK_")}
     if secret is not None:
         environment["WINDBACK_WEBHOOK_SECRET"] = secret

@@ -110,6 +110,14 @@ class AppServer:
     def end(self, how: int = signal.SIGTERM, within_s: float = 60.0) -> str:
         """Send the main process a signal, wait for its end, and return what it printed."""
         self._process.send_signal(how)
+        return self.wait(within_s)
+
+    def signal_group(self, how: int) -> None:
+        """Send a signal to all processes of the server, as a terminal does at Ctrl-C."""
+        os.killpg(self._process.pid, how)
+
+    def wait(self, within_s: float = 60.0) -> str:
+        """Wait for its end, and return what it printed."""
         try:
             self._process.wait(within_s)
         except subprocess.TimeoutExpired:

@@ -22,7 +22,7 @@ PACKAGE = Path(windback.__file__).parent
 LAYERS = [
     ["__main__"],
     ["aws_lambda"],
-    ["asgi", "cli", "fastapi", "flask", "prometheus", "serverless", "sqlalchemy", "testing"],
+    ["asgi", "cli", "django", "fastapi", "flask", "prometheus", "serverless", "sqlalchemy", "testing"],
     ["webhooks"],
     ["default"],
     ["client"],
@@ -79,7 +79,23 @@ LOADED_ALREADY = {
     # httpx is built on httpcore, and is never there without it.
     *(("http.network", ":httpcore"), ("http.transport", ":httpcore")),
     *(("fastapi", ":fastapi"), ("fastapi", ":typing_extensions")),
-    *(("flask", ":flask"), ("flask", ":flask_login")),
+    *(("flask", ":flask"), ("flask", ":flask_login"), ("django.middleware", ":asgiref")),
+    *(
+        (f"django{name}", ":django")
+        for name in (
+            "",
+            ".apps",
+            ".checks",
+            ".command",
+            ".conf",
+            ".middleware",
+            ".test",
+            ".testing",
+            ".tracking",
+            ".webhooks",
+        )
+    ),
+    ("django.management.commands.windback_check", ":django"),
     ("sqlalchemy", ":sqlalchemy"),
 }
 MAKERS = {

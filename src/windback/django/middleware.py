@@ -1,0 +1,169 @@
+"""A scope for each request, sync or async."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Awaitable, Callable, Optional, Set, Tuple, Union, cast
+
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.utils.decorators import sync_and_async_middleware
+
+from .. import clock
+from ..client import Windback
+from ..context import Scope, close_scope, open_scope
+from ..errors import WindbackError
+from . import conf
+
+logger = logging.getLogger("windback")
+
+GetResponse = Callable[[HttpRequest], Union[HttpResponseBase, Awaitable[HttpResponseBase]]]
+
+#: Where the scope of a request lies.
+_ATTRIBUTE = "windback"
+
+
+@sync_and_async_middleware
+def WindbackMiddleware(get_response: GetResponse) -> GetResponse:  # noqa: N802 - as Django's are called
+    """Open a scope for each request; its customer is the authenticated user, or what CUSTOMER finds.
+
+    With REQUEST_EVENT it tracks each request that has a customer: method, route, status, duration_ms.
+    """
+    if iscoroutinefunction(get_response):
+        return _make_async(cast("Callable[[HttpRequest], Awaitable[HttpResponseBase]]", get_response))
+    return _make_sync(cast("Callable[[HttpRequest], HttpResponseBase]", get_response))
+
+
+def _make_sync(
+    get_response: Callable[[HttpRequest], HttpResponseBase],
+) -> Callable[[HttpRequest], HttpResponseBase]:
+    def middleware(request: HttpRequest) -> HttpResponseBase:
+        if _is_inside_another(request):
+            return get_response(request)
+        started_s = clock.now_s()
+        scope = _open(request)
+        token = open_scope(scope)
+        try:
+            response = get_response(request)
+            event, client = _wanted_event()
+            if client is not None:
+                scope.customer.resolve(client._engine.hooks.failed)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                _track(request, response, scope, client, event, started_s)
+            return response
+        finally:
+            close_scope(token)
+            scope.give_up("an async CUSTOMER needs an ASGI server")
+
+    return middleware
+
+
+def _make_async(
+    get_response: Callable[[HttpRequest], Awaitable[HttpResponseBase]],
+) -> Callable[[HttpRequest], Awaitable[HttpResponseBase]]:
+    async def middleware(request: HttpRequest) -> HttpResponseBase:
+        if _is_inside_another(request):
+            return await get_response(request)
+        started_s = clock.now_s()
+        scope = _open(request)
+        token = open_scope(scope)
+        try:
+            response = await get_response(request)
+            event, client = _wanted_event()
+            if client is not None:
+                await scope.find_email(client._engine.hooks.failed)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                _track(request, response, scope, client, event, started_s)
+            return response
+        finally:
+            close_scope(token)
+            if scope.unsettled:
+                await scope.settle()
+
+    return middleware
+
+
+def _is_inside_another(request: HttpRequest) -> bool:
+    if not hasattr(request, _ATTRIBUTE):
+        return False
+    _warn_once("windback.django.WindbackMiddleware is in MIDDLEWARE twice: the second does nothing")
+    return True
+
+
+_warned: Set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        logger.warning(message)
+
+
+def _open(request: HttpRequest) -> Scope:
+    try:
+        find = conf.find_customer() or user_email
+    except Exception as error:  # noqa: BLE001 - of the user's module; the system check reports it, too
+        _warn_once(f"no event has a customer: {error}")
+        find = _nobody
+    scope = Scope(cast("Callable[[], Optional[str]]", partial(find, request)))
+    setattr(request, _ATTRIBUTE, scope)
+    return scope
+
+
+def _nobody(_: HttpRequest) -> None:
+    return None
+
+
+def user_email(request: HttpRequest) -> object:
+    """Return the address of the user who is logged in, or an awaitable of it where an event loop runs."""
+    if not hasattr(request, "user"):
+        return None
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _email_of(request.user)
+    return _find_async(request)
+
+
+async def _find_async(request: HttpRequest) -> Optional[str]:
+    find = getattr(request, "auser", None)
+    if find is None:  # Django 4.2 has none
+        return await sync_to_async(lambda: _email_of(request.user))()
+    return _email_of(await find())
+
+
+def _email_of(user: object) -> Optional[str]:
+    email: object = getattr(user, "email", None) if getattr(user, "is_authenticated", False) else None
+    return email if isinstance(email, str) else None
+
+
+def _wanted_event() -> Tuple[str, Optional[Windback]]:
+    name = conf.request_event()
+    return name or "", None if name is None else conf.get_client_or_none()
+
+
+def _track(
+    request: HttpRequest,
+    response: HttpResponseBase,
+    scope: Scope,
+    client: Windback,
+    event: str,
+    started_s: float,
+) -> None:
+    email, match = scope.customer.email, request.resolver_match
+    if email is None or match is None:
+        return
+    properties = {
+        "method": request.method,
+        "route": "/" + match.route.lstrip("^").rstrip("$"),  # of re_path, too
+        "status": response.status_code,
+        "duration_ms": round(1000 * (clock.now_s() - started_s), 1),
+    }
+    try:
+        prepared = client.prepare(event, email, {**scope.properties, **properties})
+    except WindbackError as error:
+        logger.warning("the event of a request was not sent: %s", error)
+        return
+    if prepared is not None:
+        prepared.send()

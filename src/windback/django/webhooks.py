@@ -1,0 +1,87 @@
+"""A view that receives churn risk alerts."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Awaitable, Callable, Optional, Union
+
+import orjson
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
+from django.http.request import UnreadablePostError
+
+from ..webhooks import (
+    MAX_BODY_BYTES,
+    SIGNATURE_HEADER,
+    TOLERANCE,
+    AsyncHandler,
+    Handler,
+    SecretOrSecrets,
+    Seen,
+    WebhookAnswer,
+    WebhookReceiver,
+    hidden_secrets,
+    too_large,
+)
+
+View = Callable[[HttpRequest], Union[HttpResponse, Awaitable[HttpResponse]]]
+
+
+def webhook_view(
+    handler: Union[Handler, AsyncHandler],
+    secret: SecretOrSecrets = None,
+    *,
+    seen: Optional[Seen] = None,
+    tolerance: Optional[timedelta] = TOLERANCE,
+) -> View:
+    """Return a view that receives churn risk alerts, for `path` or `re_path`. It needs no CSRF token.
+
+    Args:
+        handler: Gets each `ChurnRiskAlert` once. With an async function the view is async. What it raises is
+            answered with 500, and the API delivers again.
+        secret: The webhook secret, or several; WINDBACK_WEBHOOK_SECRET if None.
+        seen: Remembers the alerts that were handled; see `windback.webhooks.WebhookReceiver`. Several
+            processes need one in common.
+        tolerance: How old an alert may be; None: any age.
+
+    Returns:
+        The view.
+
+    Raises:
+        ConfigurationError: There is no secret, or an argument can't work.
+    """
+    secret = hidden_secrets(secret)  # before anything can raise
+    receiver = WebhookReceiver(handler, secret, seen=seen, tolerance=tolerance)
+
+    def receive_webhook(request: HttpRequest) -> HttpResponse:
+        found = _read(request, receiver)
+        if not isinstance(found, bytes):
+            return found
+        return _response(receiver.receive(found, request.headers.get(SIGNATURE_HEADER)))
+
+    async def receive_webhook_async(request: HttpRequest) -> HttpResponse:
+        found = _read(request, receiver)
+        if not isinstance(found, bytes):
+            return found
+        return _response(await receiver.receive_async(found, request.headers.get(SIGNATURE_HEADER)))
+
+    view: View = receive_webhook_async if receiver.is_async else receive_webhook
+    setattr(view, "csrf_exempt", True)  # noqa: B010 - as the decorator of Django, which needs an own one for async
+    return view
+
+
+def _read(request: HttpRequest, receiver: WebhookReceiver) -> Union[bytes, HttpResponse]:
+    """Return the body, or the answer if there is none that can be used."""
+    if request.method != "POST":
+        return HttpResponseNotAllowed(["POST"])
+    announced = request.META.get("CONTENT_LENGTH") or ""
+    if announced.isdecimal() and int(announced[:20]) > MAX_BODY_BYTES:
+        return _response(receiver.refuse(too_large()))
+    try:
+        body = request.read(MAX_BODY_BYTES + 1)
+    except UnreadablePostError:  # the sender has gone
+        return HttpResponse(status=400)
+    return _response(receiver.refuse(too_large())) if len(body) > MAX_BODY_BYTES else body
+
+
+def _response(answer: WebhookAnswer) -> HttpResponse:
+    return HttpResponse(orjson.dumps(answer.body), "application/json", answer.status)
