@@ -1,4 +1,4 @@
-"""A real Redis for whoever needs one, and surroundings that play no part."""
+"""A real Redis, both ways of batches to the API, and an environment without settings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Callable, Iterator
 
 import pytest
 from redis_server import MISSING, RedisServer, find_redis_server
+
+from windback.delivery.connections import Connections
+from windback.http.lane import Lane
+from windback.http.transport import SyncTransport
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,6 +46,15 @@ def redis_server(make_redis) -> RedisServer:
     server = make_redis()
     server.start()
     return server
+
+
+@pytest.fixture(params=["lane", "httpx"])
+def way(request, monkeypatch) -> type:
+    """How batches of threads reach the API: by the lane, or by httpx, as with a proxy. Both promise the same."""
+    if request.param == "lane":
+        return Lane
+    monkeypatch.setattr(Connections, "_batch_way", Connections.transport)
+    return SyncTransport
 
 
 @pytest.fixture

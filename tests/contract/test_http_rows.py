@@ -14,19 +14,20 @@ import math
 import re
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from email.utils import formatdate
 
 import httpx
 import pytest
-import respx
 from anyio.from_thread import start_blocking_portal
 from deadlines import SLACK_S
+from raw_server import RawServer, response
 
 import windback
 from windback import outage
 from windback.api import answer
 from windback.delivery import gate, retry
+from windback.delivery.connections import Connections
 from windback.devserver import DevServer
 from windback.http import wire as wires
 from windback.models import parse_time
@@ -35,7 +36,7 @@ KEY = "sk_test_contract"
 EMAIL = "jane@example.com"
 #: This server takes it for no email address, the client does: the poison in a batch.
 POISON = "no address@example.com"
-KINDS = ("sync", "asyncio", "trio", "async in a thread")
+KINDS = ("sync", "sync with httpx", "asyncio", "trio", "async in a thread")
 
 
 def until(check, within_s=10.0):
@@ -54,7 +55,7 @@ class Driver:
         self._exit = ExitStack()
         self._portal = None
         make = windback.Windback
-        if kind != "sync":
+        if not kind.startswith("sync"):
             backend = "trio" if kind == "trio" else "asyncio"
             self._portal = self._exit.enter_context(start_blocking_portal(backend))
             make = functools.partial(
@@ -167,7 +168,9 @@ def server(servers):
 
 
 @pytest.fixture(params=KINDS)
-def kind(request):
+def kind(request, monkeypatch):
+    if request.param == "sync with httpx":
+        monkeypatch.setattr(Connections, "_batch_way", Connections.transport)
     return request.param
 
 
@@ -194,15 +197,15 @@ def drive(kind, caplog):
 
 @pytest.fixture
 def wire(monkeypatch):
-    """Every try's request, in order, seen just before it becomes one of httpx's."""
+    """Every try's request, in order, seen when its headers are made."""
     tries = []
-    build = wires.Wire.build
+    headers = wires.Wire.headers
 
-    def record(self, request, timeout_s):
+    def record(self, request):
         tries.append(request)
-        return build(self, request, timeout_s)
+        return headers(self, request)
 
-    monkeypatch.setattr(wires.Wire, "build", record)
+    monkeypatch.setattr(wires.Wire, "headers", record)
     return tries
 
 
@@ -476,16 +479,17 @@ def test_400_bisects_a_batch_down_to_the_poison(server, drive, caplog):
 def test_422_bisects_a_batch_down_to_the_poison(drive):
     stored = []
 
-    def answer(request):
-        events = json.loads(request.content)["events"]
+    def answer(connection, request):
+        events = json.loads(request.partition(b"\r\n\r\n")[2])["events"]
         if any(each["customer_email"] == POISON for each in events):
-            return httpx.Response(422, json={"error": "one of them is poison"})
+            connection.sendall(response("422 Unprocessable Content", b'{"error": "one of them is poison"}'))
+            return
         stored.extend(events)
-        return httpx.Response(200, json={"status": "ok"})
+        connection.sendall(response("200 OK"))
 
-    with respx.mock() as router:
-        router.post("https://api.example.com/v1/track").mock(side_effect=answer)
-        driver = drive("https://api.example.com/v1", flush_interval=5.0)
+    server = RawServer(answer)
+    with closing(server):
+        driver = drive(server.url(), flush_interval=5.0)
         driver.track(60)
         driver.track(email=POISON)
         driver.track(39)
@@ -656,7 +660,7 @@ def test_a_client_of_the_users_own_that_follows_redirects_follows_none_for_us(se
         return
     other = servers("other")
     server.faults([{"status": 307, "headers": {"location": f"{other.url}/track"}}])
-    make = httpx.Client if kind == "sync" else httpx.AsyncClient
+    make = httpx.Client if kind.startswith("sync") else httpx.AsyncClient
     http_client = make(follow_redirects=True)
     driver = drive(server, http_client=http_client)
     driver.track(10)
@@ -666,7 +670,7 @@ def test_a_client_of_the_users_own_that_follows_redirects_follows_none_for_us(se
     server.clear_faults()
     assert driver.flush()
     assert not http_client.is_closed
-    if kind == "sync":
+    if kind.startswith("sync"):
         http_client.close()
     else:
         driver._portal.call(http_client.aclose)

@@ -263,13 +263,13 @@ def test_no_log_of_any_library_shows_a_key_at_any_level(server, caplog):
     assert all(hides(f"{each.args!r} {each.msg!r}") for each in caplog.records)
 
 
-def test_no_log_of_a_worker_that_dies_shows_a_key(server, caplog, monkeypatch):
+def test_no_log_of_a_worker_that_dies_shows_a_key(server, caplog, monkeypatch, way):
     def fail(self, request, timeout_s):
         raise SystemError("from inside")
 
     caplog.set_level(logging.DEBUG)
     with monkeypatch.context() as patch:
-        patch.setattr(transport.SyncTransport, "attempt", fail)
+        patch.setattr(way, "attempt", fail)
         client = sync_client(server.url)
         client.track_event(**EVENT)
         client.flush(0.2)

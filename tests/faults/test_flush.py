@@ -12,6 +12,8 @@ from deadlines import SLACK_S
 
 from windback import AsyncWindback, ClosedError, Windback, WindbackError
 
+pytestmark = pytest.mark.usefixtures("way")
+
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
 JANE = "jane@example.com"
 #: What a call may take beyond its timeout.

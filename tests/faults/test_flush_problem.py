@@ -8,6 +8,8 @@ from tracking import JANE
 
 from windback import AsyncWindback, Windback
 
+pytestmark = pytest.mark.usefixtures("way")
+
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project", "shutdown_timeout": 0}
 WORKERS = ["thread", "journal", "process"]
 

@@ -124,7 +124,7 @@ def test_batches_that_fail_again_and_again_let_the_others_through(redis_server, 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("journal", [False, True])
-def test_so_it_is_in_an_application(api, eventually, tmp_path, journal):
+def test_so_it_is_in_an_application(api, eventually, tmp_path, journal, way):
     client = Windback(
         "sk_test_1",
         base_url=api.url,

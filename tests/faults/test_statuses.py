@@ -11,6 +11,8 @@ import pytest
 
 from windback import ConflictError, Windback
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 class Idempotent(http.server.BaseHTTPRequestHandler):
     """Never answers the first request, says twice that it still runs, and then takes the same key."""

@@ -13,7 +13,7 @@ from deadlines import SLACK_S
 from tracking import JANE, numbers
 
 from windback import AsyncWindback, Windback
-from windback.http.transport import AsyncTransport, SyncTransport
+from windback.http.transport import AsyncTransport
 
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
 
@@ -213,8 +213,8 @@ DEATHS = [ValueError("boom"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(
 
 
 @pytest.mark.parametrize("error", DEATHS, ids=lambda error: type(error).__name__)
-def test_a_worker_that_dies_is_replaced_and_loses_nothing(server, monkeypatch, caplog, error):
-    attempt = SyncTransport.attempt
+def test_a_worker_that_dies_is_replaced_and_loses_nothing(server, monkeypatch, caplog, error, way):
+    attempt = way.attempt
     deaths = [error, error]
 
     def fail(self, *args):
@@ -222,7 +222,7 @@ def test_a_worker_that_dies_is_replaced_and_loses_nothing(server, monkeypatch, c
             raise deaths.pop()
         return attempt(self, *args)
 
-    monkeypatch.setattr(SyncTransport, "attempt", fail)
+    monkeypatch.setattr(way, "attempt", fail)
     with Windback(**OPTIONS, base_url=server.url, batch_size=10) as client:
         track(client, 95)
         assert client.flush(10)
@@ -233,9 +233,9 @@ def test_a_worker_that_dies_is_replaced_and_loses_nothing(server, monkeypatch, c
     assert type(error).__name__ in caplog.text
 
 
-def test_the_next_event_starts_another_worker(server, monkeypatch, eventually):
+def test_the_next_event_starts_another_worker(server, monkeypatch, eventually, way):
     """Nobody flushes: an app that only tracks recovers as well."""
-    attempt = SyncTransport.attempt
+    attempt = way.attempt
     deaths = [SystemExit()]
 
     def fail(self, *args):
@@ -243,7 +243,7 @@ def test_the_next_event_starts_another_worker(server, monkeypatch, eventually):
             raise deaths.pop()
         return attempt(self, *args)
 
-    monkeypatch.setattr(SyncTransport, "attempt", fail)
+    monkeypatch.setattr(way, "attempt", fail)
     with Windback(**OPTIONS, base_url=server.url, flush_interval=0.001) as client:
         track(client, 1)
         eventually(lambda: client.stats().worker_deaths == 1 and client.stats().workers == 0)
@@ -254,9 +254,9 @@ def test_the_next_event_starts_another_worker(server, monkeypatch, eventually):
 
 
 def test_a_worker_that_dies_after_the_server_took_the_batch_repeats_it_under_the_same_key(
-    server, monkeypatch
+    server, monkeypatch, way
 ):
-    attempt = SyncTransport.attempt
+    attempt = way.attempt
     deaths = [SystemExit()]
 
     def fail(self, *args):
@@ -265,7 +265,7 @@ def test_a_worker_that_dies_after_the_server_took_the_batch_repeats_it_under_the
             raise deaths.pop()
         return answer
 
-    monkeypatch.setattr(SyncTransport, "attempt", fail)
+    monkeypatch.setattr(way, "attempt", fail)
     with Windback(**OPTIONS, base_url=server.url) as client:
         track(client, 10)
         assert client.flush(10)
@@ -296,14 +296,14 @@ def test_a_task_that_dies_is_replaced_and_loses_nothing(server, monkeypatch):
 
 
 @pytest.mark.parametrize("worker", ["sync", "task"])
-def test_flush_ends_though_every_worker_dies(dead_url, monkeypatch, worker):
+def test_flush_ends_though_every_worker_dies(dead_url, monkeypatch, worker, way):
     """As where the certificates that the environment names are not there: no connection can even be made."""
 
     def fail(*_):
         message = "no such file"
         raise FileNotFoundError(message)
 
-    monkeypatch.setattr(SyncTransport, "__init__", fail)
+    monkeypatch.setattr(way, "__init__", fail)
     monkeypatch.setattr(AsyncTransport, "__init__", fail)
     if worker == "sync":
         client = Windback(**OPTIONS, base_url=dead_url)

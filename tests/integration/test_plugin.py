@@ -115,7 +115,7 @@ def test_a_server_on_this_machine_and_a_mocked_one_are_nobodys_business(run_pyte
             def test_mocked():
                 route = respx.post("https://api.windbackai.com/api/v1/track")
                 route.mock(httpx.Response(200, json={}))
-                with Windback() as client:
+                with httpx.Client() as mocked, Windback(http_client=mocked) as client:
                     client.track_event("login", JANE)
                 assert route.called
 

@@ -65,7 +65,18 @@ PURE = [
 ]
 # Whatever waits, starts something or reaches the network.
 IMPURE = {
-    *("_thread", "anyio", "asyncio", "concurrent", "httpcore", "httpx", "multiprocessing", "queue", "sched"),
+    *(
+        "_thread",
+        "anyio",
+        "asyncio",
+        "concurrent",
+        "h11",
+        "httpcore",
+        "httpx",
+        "multiprocessing",
+        "queue",
+        "sched",
+    ),
     *("selectors", "signal", "socket", "ssl", "subprocess", "tenacity", "threading", "trio"),
 }
 # Imported only by who has it at hand: an integration by who has the framework; `http_client=` is an httpx
@@ -76,8 +87,8 @@ LOADED_ALREADY = {
     *(("config", ":httpx"), ("event_loops", ":trio"), ("testing.plugin", ":pytest")),
     *(("broker.connection", ":redis"), ("relay.health", ":prometheus_client")),
     ("prometheus", ":prometheus_client"),
-    # httpx is built on httpcore, and is never there without it.
-    *(("http.network", ":httpcore"), ("http.transport", ":httpcore")),
+    # httpx is built on httpcore, and that on h11: it is never there without them.
+    *(("http.network", ":httpcore"), ("http.transport", ":httpcore"), ("http.lane", ":h11")),
     *(("fastapi", ":fastapi"), ("fastapi", ":typing_extensions")),
     *(("flask", ":flask"), ("flask", ":flask_login"), ("django.middleware", ":asgiref")),
     *(

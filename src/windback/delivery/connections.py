@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Optional, Union
 
 from ..config import Config
 from ..process import lifecycle
@@ -12,6 +12,7 @@ from .sink import ApiSink, Sink
 
 if TYPE_CHECKING:
     from ..broker.sink import RedisSink
+    from ..http.lane import Lane
     from ..http.transport import SyncTransport
 
 
@@ -21,6 +22,7 @@ class Connections:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._transport: Optional[SyncTransport] = None
+        self._way: Union[Lane, SyncTransport, None] = None
         self._broker: Optional[RedisSink] = None
         if config.broker is not None:
             # redis-py loads it, which fails once the interpreter goes down: it registers an exit handler.
@@ -31,6 +33,9 @@ class Connections:
         if self._transport is not None:
             self._transport.abandon()
             self._transport = None
+        if self._way is not None:
+            self._way.abandon()
+            self._way = None
         if self._broker is not None:
             self._broker.abandon()
             self._broker = None
@@ -38,7 +43,7 @@ class Connections:
     @property
     def are_open(self) -> bool:
         """Whether any were made."""
-        return self._transport is not None or self._broker is not None
+        return any(each is not None for each in (self._transport, self._way, self._broker))
 
     def transport(self) -> SyncTransport:
         """Return the HTTP connections."""
@@ -58,7 +63,7 @@ class Connections:
     def sink(self) -> Sink:
         """Return where batches go: to the API, or to a broker."""
         if self._config.broker is None:
-            return ApiSink(self.transport())
+            return ApiSink(self._batch_way())
         if self._broker is None:
             with lifecycle.loading:
                 from ..broker.sink import RedisSink
@@ -69,8 +74,25 @@ class Connections:
                     self._broker = broker
         return self._broker
 
+    def _batch_way(self) -> Union[Lane, SyncTransport]:
+        """Return how batches reach the API: by the lane if that can be, else as plain calls do."""
+        if self._way is None:
+            with lifecycle.loading:
+                from ..http.lane import Lane
+
+                retry_loop.load()
+                way = Lane(self._config) if Lane.fits(self._config) else self.transport()
+                if way.broken is not None:  # as above
+                    return way
+                if self._way is None:
+                    self._way = way
+        return self._way
+
     def close(self) -> None:
         """Close them all."""
+        if self._way is not None:
+            self._way.close()
+            self._way = None
         if self._transport is not None:
             self._transport.close()
             self._transport = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from ..api.answer import Answer
-from ..api.endpoints import track
+from ..api.endpoints import Request, track
 from ..event.batch import Batch
 
 if TYPE_CHECKING:
-    from ..http.transport import AsyncTransport, SyncTransport
+    from ..http.transport import AsyncTransport
 
 
 class Sink(Protocol):
@@ -28,15 +28,23 @@ class AsyncSink(Protocol):
         ...
 
 
+class Way(Protocol):
+    """How requests reach the API from threads: `http.lane.Lane`, or `http.transport.SyncTransport`."""
+
+    def attempt(self, request: Request, timeout_s: float) -> Answer:
+        """Make one try, of at most *timeout_s* seconds."""
+        ...
+
+
 class ApiSink:
     """The API: a batch becomes a request."""
 
-    def __init__(self, transport: SyncTransport) -> None:
-        self._transport = transport
+    def __init__(self, way: Way) -> None:
+        self._way = way
 
     def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool) -> Answer:
         """Make one try to send *batch*, of at most *timeout_s* seconds."""
-        return self._transport.attempt(track(batch.records, batch.key, gzip=gzip), timeout_s)
+        return self._way.attempt(track(batch.records, batch.key, gzip=gzip), timeout_s)
 
 
 class AsyncApiSink:

@@ -7,10 +7,14 @@ so a resolver that hangs costs one thread, however often delivery is tried.
 from __future__ import annotations
 
 import _thread
+import codecs
 import socket
 from typing import Dict, List, Optional, Tuple
 
 from .. import clock, event_loops
+
+# For getaddrinfo, which loads it at first use: a fork at that moment would break the child for good.
+codecs.lookup("idna")
 
 #: The pauses between two looks at a look-up by a task: no event loop has a call from threads that all share.
 _PAUSE_S, _PAUSE_CAP_S = 0.001, 0.05

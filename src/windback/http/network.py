@@ -15,6 +15,8 @@ import os
 import select
 import socket
 import ssl
+import struct
+import sys
 import threading
 from typing import Callable, Dict, Generator, Iterable, List, Optional, Type, TypeVar, Union
 from weakref import WeakSet
@@ -32,6 +34,12 @@ SocketOptions = Optional[Iterable[object]]
 #: Longest single wait of a socket (seconds). Setting another timeout costs a system call, so it is set once,
 #: and the wait is repeated while there is time left.
 _SLICE_S = 1.0
+#: Where the kernel can keep the time of a wait. On Windows a socket that timed out can't be used any more.
+_KERNEL_KEEPS_TIME = sys.platform in ("linux", "darwin")
+#: Of Linux's `struct tcp_info`: the first byte is the state, and the last field here the bytes received.
+_TCP_INFO_RECEIVED, _TCP_INFO_BYTES = 128, 136
+#: What a wait raises that lasted its whole slice.
+_SLICE_IS_OVER = (socket.timeout, BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _TLS_RECORD_BYTES = 16_384
 #: Not 0, which means not to wait at all: a hair's breadth ends in the usual timeout error (seconds).
 _HAIR_S = 0.001
@@ -56,7 +64,8 @@ class Deadline:
 
 
 @contextlib.contextmanager
-def _mapped(late: Type[Exception], failed: Type[Exception]) -> Generator[None, None, None]:
+def mapped(late: Type[Exception], failed: Type[Exception]) -> Generator[None, None, None]:
+    """Raise *late* for a timeout and *failed* for any other OSError."""
     try:
         yield
     except (socket.timeout, TimeoutError) as error:
@@ -66,12 +75,35 @@ def _mapped(late: Type[Exception], failed: Type[Exception]) -> Generator[None, N
 
 
 class Endpoint:
-    """A socket with a deadline; the socket may be one of TLS."""
+    """A socket with a deadline; the socket may be one of TLS.
+
+    The kernel keeps the time of each wait (SO_RCVTIMEO and SO_SNDTIMEO), so a wait is one system call. With
+    Python's own timeouts it would be two or three, for these ask `poll` first. Each call gives up the
+    interpreter, and in a busy process winning it back takes longer than the call.
+
+    For that Python takes the socket for a non-blocking one, and the kernel for a blocking one. A socket of a
+    library for greenlets must not block a thread, so it keeps Python's timeouts.
+    """
 
     def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
         self.sock = sock
         self.deadline = deadline
-        self._timeout_s: Optional[float] = sock.gettimeout()
+        self._timeout_s = 0.0
+        self._arrived: Optional[bytes] = None
+        self._in_kernel = _KERNEL_KEEPS_TIME and type(sock).__module__ in ("socket", "ssl")
+        if self._in_kernel:
+            sock.settimeout(0.0)
+            os.set_blocking(sock.fileno(), True)
+
+    def _limit(self, timeout_s: float) -> None:
+        """Set how long each wait may take."""
+        if self._in_kernel:
+            value = struct.pack("ll", int(timeout_s), int(timeout_s % 1.0 * 1e6))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        else:
+            self.sock.settimeout(timeout_s)
+        self._timeout_s = timeout_s
 
     def wait(self, call: Callable[[A], T], argument: A) -> T:
         """Return what *call* returns. Raises socket.timeout if it still waits at the deadline."""
@@ -80,15 +112,25 @@ class Endpoint:
             if left_s <= 0.0:
                 raise socket.timeout("timed out")
             # Less than a slice is left: the last wait must end in time.
-            timeout_s = min(left_s, _SLICE_S)
+            timeout_s = max(_HAIR_S, min(left_s, _SLICE_S))
             if timeout_s != self._timeout_s:
-                self.sock.settimeout(timeout_s)
-                self._timeout_s = timeout_s
+                self._limit(timeout_s)
             try:
                 return call(argument)
-            except socket.timeout as error:
+            except _SLICE_IS_OVER as error:
                 if interruption(error) is not None:  # a signal handler's, which is the same class
                     raise
+
+    def rest(self) -> None:
+        """Remember what has arrived, for `is_quiet`."""
+        self._arrived = _arrived(self.sock)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the connection is open, and nothing has arrived since `rest`: what would is unexpected."""
+        if self._arrived is None:
+            return not is_readable(self.sock)
+        return _arrived(self.sock) == self._arrived
 
     def receive(self, max_bytes: int) -> bytes:
         """Return what arrives next; nothing at the end."""
@@ -152,7 +194,7 @@ class Stream(httpcore.NetworkStream):
         """Read up to *max_bytes* bytes; nothing at the end."""
         if self._held:
             self.write(b"")
-        with _mapped(httpcore.ReadTimeout, httpcore.ReadError):
+        with mapped(httpcore.ReadTimeout, httpcore.ReadError):
             return self._endpoint.receive(max_bytes)
 
     def write(self, buffer: bytes, timeout: Optional[float] = None) -> None:
@@ -161,7 +203,7 @@ class Stream(httpcore.NetworkStream):
             self._held = bytes(buffer)
             return
         data, self._held = self._held + buffer, b""
-        with _mapped(httpcore.WriteTimeout, httpcore.WriteError):
+        with mapped(httpcore.WriteTimeout, httpcore.WriteError):
             self._endpoint.send(data)
 
     def close(self) -> None:
@@ -177,20 +219,14 @@ class Stream(httpcore.NetworkStream):
         """Return the same connection with TLS on it."""
         outer = self._endpoint
         assert isinstance(outer, Endpoint)
-        with _mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
+        with mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
             try:
                 if isinstance(outer.sock, ssl.SSLSocket):
                     return Stream(InnerTLS(outer, ssl_context, server_hostname), self._backend)
-                secure = ssl_context.wrap_socket(
-                    outer.sock, server_hostname=server_hostname, do_handshake_on_connect=False
-                )
-                inner = Endpoint(secure, outer.deadline)
-                inner.wait(lambda _: secure.do_handshake(), None)
+                return Stream(self._backend.secure(outer.sock, ssl_context, server_hostname), self._backend)
             except BaseException:
                 self.close()
                 raise
-        self._backend.sockets.add(secure)
-        return Stream(inner, self._backend)
 
     def get_extra_info(self, info: str) -> object:
         """Return what httpcore asks for: the socket, and whether it has news while nothing is expected."""
@@ -201,7 +237,7 @@ class Stream(httpcore.NetworkStream):
         if info == "socket":
             return sock
         if info == "is_readable":
-            return _is_readable(sock)
+            return is_readable(sock)
         if info == "client_addr":
             return sock.getsockname()
         return sock.getpeername() if info == "server_addr" else None
@@ -225,13 +261,34 @@ class Backend(httpcore.NetworkBackend):
         socket_options: SocketOptions = None,
     ) -> httpcore.NetworkStream:
         """Connect to the first address of *host* that answers."""
-        egress.check(host)
-        with _mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
-            addresses = self._resolver.look_up(host, port, self.deadline.left_s(timeout))
-            sock = self._connect(host, port, addresses, timeout)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sockets.add(sock)
+        with mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
+            sock = self.connect(host, port, timeout)
         return Stream(Endpoint(sock, self.deadline), self)
+
+    def connect(self, host: str, port: int, timeout: Optional[float] = None) -> socket.socket:
+        """Return a socket that is connected to the first address of *host* that answers. Raises OSError."""
+        egress.check(host)
+        addresses = self._resolver.look_up(host, port, self.deadline.left_s(timeout))
+        sock = self._connect(host, port, addresses, timeout)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sockets.add(sock)
+        return sock
+
+    def secure(self, sock: socket.socket, context: ssl.SSLContext, host: Optional[str]) -> Endpoint:
+        """Return the connection with TLS on it, after the certificate was verified. Raises OSError."""
+        try:
+            wrapped = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+        except BaseException:
+            sock.close()
+            raise
+        endpoint = Endpoint(wrapped, self.deadline)
+        try:
+            endpoint.wait(lambda _: wrapped.do_handshake(), None)
+        except BaseException:
+            wrapped.close()
+            raise
+        self.sockets.add(wrapped)
+        return endpoint
 
     def _connect(self, host: str, port: int, addresses: List[str], timeout: Optional[float]) -> socket.socket:
         """Try one address after the other; each gets its share of the time that is left."""
@@ -280,7 +337,18 @@ def first(good: Optional[str], addresses: List[str]) -> List[str]:
     return addresses if good not in addresses else [good, *(each for each in addresses if each != good)]
 
 
-def _is_readable(sock: socket.socket) -> bool:
+def _arrived(sock: socket.socket) -> Optional[bytes]:
+    """Return the state of a connection and how much has arrived, None if this system does not say it.
+
+    Unlike a look with `poll` this does not give up the interpreter.
+    """
+    if sys.platform != "linux":
+        return None
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    return info[:1] + info[_TCP_INFO_RECEIVED:]
+
+
+def is_readable(sock: socket.socket) -> bool:
     """Return whether there is something to read, which on an idle connection means that it was closed."""
     descriptor = sock.fileno()
     if descriptor < 0:
@@ -352,7 +420,7 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
         """Connect to the first address of *host* that answers; each gets its share of the time left."""
         egress.check(host)
         until_s = clock.now_s() + (_LONG_S if timeout is None else timeout)
-        with _mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
+        with mapped(httpcore.ConnectTimeout, httpcore.ConnectError):
             addresses = await self._resolver.look_up_async(host, port, until_s - clock.now_s())
         error: Exception = httpcore.ConnectError(f"{host} has no address")
         for number, address in enumerate(first(self._good.get(host), addresses)):

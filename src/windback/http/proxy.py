@@ -7,13 +7,16 @@ through a proxy.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Set
 from urllib.parse import urlsplit
 from urllib.request import getproxies, getproxies_environment
 
 from ..config import is_loopback
+
+logger = logging.getLogger("windback")
 
 _IMPORTED_IN = os.getpid()
 _SCHEMES = ("http", "https")
@@ -21,6 +24,7 @@ _SOCKS = ("socks5", "socks5h")
 
 #: What the system's settings were when they were read before a fork; macOS kills a forked child that asks.
 _settings: Optional[Dict[str, str]] = None
+_problems_logged: Set[str] = set()
 
 
 class Route(NamedTuple):
@@ -58,6 +62,15 @@ def route_to(base_url: str) -> Route:
     if wrong is not None:
         return Route(None, f"{variable} {wrong}", f"{variable} {wrong}; connecting to {host} without a proxy")
     return Route(proxy, f"{variable} is {without_password(proxy)}", problem)
+
+
+def usable_route(base_url: str) -> Route:
+    """Return how to reach *base_url*; a problem with the settings is logged once."""
+    route = route_to(base_url)
+    if route.problem is not None and route.problem not in _problems_logged:
+        _problems_logged.add(route.problem)
+        logger.warning("%s", route.problem)
+    return route
 
 
 def without_password(proxy: str) -> str:

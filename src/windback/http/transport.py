@@ -7,12 +7,10 @@ Redirects are never followed: the key goes to no other host.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import logging
 import ssl
 import sys
-from typing import Mapping, Optional, Set, Tuple, TypedDict, cast
+from typing import Mapping, Optional, Tuple, TypedDict, cast
 from urllib.parse import urlsplit
 
 import httpcore
@@ -26,18 +24,8 @@ from ..secrets import without_frames
 from . import egress
 from .interruption import raise_interruption
 from .network import AsyncBackend, Backend, Deadline
-from .proxy import Route, route_to
-from .wire import MAX_ANSWER_BYTES, Wire, response_of
-
-# For getaddrinfo, which loads it at first use: a fork at that moment would break the child for good.
-codecs.lookup("idna")
-
-logger = logging.getLogger("windback")
-
-#: Longer than the default of httpx, so that a low but steady stream of batches keeps its connection.
-KEEPALIVE_S = 30.0
-
-_problems_logged: Set[str] = set()
+from .proxy import Route, usable_route
+from .wire import KEEPALIVE_S, MAX_ANSWER_BYTES, Wire, response_of
 
 
 class _PoolLimits(TypedDict):
@@ -69,7 +57,7 @@ class SyncTransport:
             else:
                 # A client costs a fifth more CPU a request than the transport below it, for cookies, auth
                 # and redirects that we do not want.
-                route = _route(config)
+                route = usable_route(config.base_url)
                 self._behind_proxy = None if route.proxy is None else urlsplit(config.base_url).hostname
                 self._direct = httpx.HTTPTransport(verify=_no_certificates(), limits=_limits())
                 self._direct._pool = self._pool(route)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # httpx has no way in for a network backend
@@ -127,7 +115,7 @@ class SyncTransport:
             return response_of(error) or self._wire.read_failure(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
             raise without_frames(error)  # noqa: B904 - the frames of httpx hold the key
-        return self._wire.read(request, response, raw)
+        return self._wire.read(request, response.status_code, response.headers, raw)
 
     def abandon(self) -> None:
         """Let go of the sockets in a forked child, where they are the parent's."""
@@ -160,7 +148,7 @@ class AsyncTransport:
                 self._client = cast("httpx.AsyncClient", config.http_client)
                 self._wire.extensions["trace"] = _on_trace
             else:
-                route = _route(config)
+                route = usable_route(config.base_url)
                 self._behind_proxy = None if route.proxy is None else urlsplit(config.base_url).hostname
                 self._direct = httpx.AsyncHTTPTransport(verify=_no_certificates(), limits=_limits())
                 self._direct._pool = self._pool(route)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as above
@@ -194,8 +182,10 @@ class AsyncTransport:
                     wire = self._wire.build_for(self._client, request, timeout_s)
                     response = await self._client.send(wire, stream=True, follow_redirects=False)
                 # The status has come: should the time be over before the body is read, it stands.
-                answer = self._wire.read(request, response, None)
-                answer = self._wire.read(request, response, await _body(response, before))
+                answer = self._wire.read(request, response.status_code, response.headers, None)
+                answer = self._wire.read(
+                    request, response.status_code, response.headers, await _body(response, before)
+                )
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
             raise_interruption(error, before)
             return response_of(error) or self._wire.read_failure(error)
@@ -231,15 +221,6 @@ async def _body(response: httpx.Response, before: Optional[BaseException]) -> Op
 async def _on_trace(name: str, info: Mapping[str, object]) -> None:
     if name == "connection.connect_tcp.started":
         egress.check(info["host"])
-
-
-def _route(config: Config) -> Route:
-    """Return how to reach the API; a problem with the environment's proxies is logged once."""
-    route = route_to(config.base_url)
-    if route.problem is not None and route.problem not in _problems_logged:
-        _problems_logged.add(route.problem)
-        logger.warning("%s", route.problem)
-    return route
 
 
 def _proxy(proxy: str) -> Tuple[httpcore.URL, Optional[Tuple[bytes, bytes]]]:

@@ -1,4 +1,4 @@
-"""Bytes of a request and of an answer, for both transports.
+"""Bytes of a request and of an answer, for the transports and the lane.
 
 Nothing here raises for what a network or a server does: every outcome is an Answer, which `delivery` judges.
 """
@@ -19,6 +19,9 @@ from . import egress
 
 #: No answer of this API is larger, before or after it is unpacked; what comes after it is not read.
 MAX_ANSWER_BYTES = 8_000_000
+#: A connection that was idle for longer is not used again (seconds). Longer than the default of httpx, so
+#: that a low but steady stream of batches keeps its connection.
+KEEPALIVE_S = 30.0
 #: The `wbits` of zlib for the encodings that are unpacked.
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _PHASES = ("connect", "read", "write", "pool")
@@ -42,8 +45,8 @@ class Wire:
         # With `stream` httpx adds no headers and copies no body; each of ours is already there.
         return httpx.Request(
             request.method,
-            self._url(request),
-            headers=self._headers(request),
+            self.url(request),
+            headers=self.headers(request),
             stream=_Body(request.body),
             extensions={**self.extensions, "timeout": dict.fromkeys(_PHASES, timeout_s)},
         )
@@ -54,14 +57,15 @@ class Wire:
         """Return the request for a client of the user's, with the headers and cookies that it adds."""
         return client.build_request(
             request.method,
-            str(self._url(request)),  # the class of URLs is the client's own
-            headers=self._headers(request),
+            str(self.url(request)),  # the class of URLs is the client's own
+            headers=self.headers(request),
             content=request.body,
             timeout=timeout_s,
             extensions=self.extensions,
         )
 
-    def _url(self, request: Request) -> httpx.URL:
+    def url(self, request: Request) -> httpx.URL:
+        """Return where a request goes."""
         target = f"{request.path}?{request.query}" if request.query else request.path
         url = self._urls.get(target)
         if url is None:
@@ -70,7 +74,8 @@ class Wire:
             url = self._urls[target] = httpx.URL(self._config.base_url + target)
         return url
 
-    def _headers(self, request: Request) -> List[Tuple[bytes, bytes]]:
+    def headers(self, request: Request) -> List[Tuple[bytes, bytes]]:
+        """Return all headers of a request."""
         config = self._config
         # Without a key of its own kind a call is made with the one there is (both are documented to work).
         key = (config.public_key or config.api_key) if request.public else config.api_key
@@ -86,14 +91,13 @@ class Wire:
             headers.append((b"Content-Encoding", b"gzip"))
         return headers
 
-    def read(self, request: Request, response: httpx.Response, raw: Optional[bytes]) -> Answer:
+    def read(self, request: Request, status: int, headers: Mapping[str, str], raw: Optional[bytes]) -> Answer:
         """Return the answer.
 
         raw: the body as it came; None if it could not be read to its end. A status of success stands without
         its body, because the server has processed the request: a repeat would double what it did. Only a GET
         does nothing, so it is repeated.
         """
-        status, headers = response.status_code, response.headers
         is_success = 200 <= status < 300
         body = None if raw is None else unpacked(raw, headers)
         if body is None:
@@ -102,7 +106,7 @@ class Wire:
             return Answer(status, headers)
         if is_success and body.strip() and not is_json_object(body):
             kind = headers.get("content-type", "no content type").partition(";")[0]
-            detail = f"{self._url(request)} answered {status} with {kind}: set base_url to the API"
+            detail = f"{self.url(request)} answered {status} with {kind}: set base_url to the API"
             return Answer(None, failure=Failure.FOREIGN, detail=self._config.redact(detail))
         return Answer(status, headers, body)
 

@@ -1,0 +1,249 @@
+"""The way of batches to the API: h11 on a socket, two system calls a batch.
+
+A worker of a busy process has to win the interpreter back after each system call, and each time the
+application stands still for a moment. So a batch costs one `send` of head and body together and one `recv`
+of the answer. The layers of httpx and httpcore are left out: their time is several times that of the calls.
+
+Only direct connections go this way; `Lane.fits` says for whom. Plain calls, tasks, proxies and clients of
+the user's stay with httpx (`transport`). Both ways share what is above them, `wire` (headers, what an answer
+is worth), and what is below, `network` (one deadline for everything).
+
+What happens in a try, from top to bottom of `Lane`: find a connection that is open, or make one (look-up,
+connection, TLS; the key is sent only after the certificate was verified), send, read the answer to its end,
+put the connection back. Each wait of these ends at the deadline of the try, in `network.Endpoint.wait` or,
+for a new connection, in `network.Backend.connect`.
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+from contextlib import suppress
+from typing import Dict, List, Optional, Tuple
+from urllib.parse import urlsplit
+
+import h11
+import httpx
+
+from .. import clock
+from ..api.answer import Answer, Failure
+from ..api.endpoints import Request
+from ..config import Config
+from ..secrets import without_frames
+from .interruption import raise_interruption
+from .network import Backend, Deadline, Endpoint, mapped
+from .proxy import usable_route
+from .wire import KEEPALIVE_S, MAX_ANSWER_BYTES, Wire
+
+#: The head of an answer is not larger. httpcore has the same bound.
+_MAX_HEAD_BYTES = 100 * 1024
+_RECEIVE_BYTES = 64 * 1024
+
+
+class Lane:
+    """Sends batches from threads. Safe to share between them."""
+
+    def __init__(self, config: Config) -> None:
+        parts = urlsplit(config.base_url)
+        self._host = parts.hostname or ""
+        self._wire = Wire(config)
+        self._deadline = Deadline()
+        self._backend = Backend(self._deadline)
+        #: The connections that no thread uses. A list is a stack that threads can share: the one that was
+        #: used last is used next, and the others grow old.
+        self._idle: List[_Connection] = []
+        self._tls: Optional[ssl.SSLContext] = None
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        #: Why no connection can be made at all: the answer to every try.
+        self.broken: Optional[Answer] = None
+        before = sys.exc_info()[1]
+        try:
+            if parts.scheme == "https":
+                self._tls = httpx.create_ssl_context()
+                self._tls.set_alpn_protocols(["http/1.1"])
+        except Exception as error:  # noqa: BLE001 - a certificate file that the environment has wrong
+            raise_interruption(error, before)
+            self.broken = self._wire.read_failure(error, Failure.CONNECT)
+
+    @staticmethod
+    def fits(config: Config) -> bool:
+        """Return whether batches may go this way: directly, and without a client of the user's."""
+        return config.http_client is None and usable_route(config.base_url).proxy is None
+
+    def attempt(self, request: Request, timeout_s: float) -> Answer:
+        """Make one try, of at most *timeout_s* seconds. What a network or a server does is an Answer."""
+        if self.broken is not None:
+            return self.broken
+        self._deadline.start(timeout_s)
+        before = sys.exc_info()[1]
+        try:
+            return self._try(request)
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer
+            raise_interruption(error, before)
+            return self._wire.read_failure(error)
+        except BaseException as error:  # noqa: BLE001 - an interrupt, whose frames hold the key
+            raise without_frames(error)  # noqa: B904
+
+    def _try(self, request: Request) -> Answer:
+        connection = self._take()
+        if connection is not None:
+            try:
+                return self._converse(connection, request)
+            except _StaleError:
+                pass  # the server closed it before it had the request, or as it came
+        return self._converse(self._connect(), request)
+
+    def _take(self) -> Optional[_Connection]:
+        """Return an open connection; None if there is none."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if connection.is_usable:
+                return connection
+            connection.close()
+
+    def _connect(self) -> _Connection:
+        with mapped(httpx.ConnectTimeout, httpx.ConnectError):
+            sock = self._backend.connect(self._host, self._port)
+            if self._tls is None:
+                return _Connection(Endpoint(sock, self._deadline))
+            try:
+                return _Connection(self._backend.secure(sock, self._tls, self._host))
+            except BaseException:
+                sock.close()
+                raise
+
+    def _converse(self, connection: _Connection, request: Request) -> Answer:
+        before = sys.exc_info()[1]
+        is_kept = False
+        raw: Optional[bytes] = None
+        try:
+            connection.send(self._head(request), request.body)
+            response = connection.read_head()
+            try:
+                raw = connection.read_body()
+                is_kept = connection.rest()
+            except Exception as error:  # noqa: BLE001 - the status has come, and it is the answer
+                raise_interruption(error, before)
+        finally:
+            if not is_kept:
+                connection.close()
+        if is_kept:
+            self._idle.append(connection)
+        return self._wire.read(request, response.status_code, _headers_of(response), raw)
+
+    def _head(self, request: Request) -> h11.Request:
+        target = self._wire.url(request).raw_path
+        return h11.Request(method=request.method, target=target, headers=self._wire.headers(request))
+
+    def abandon(self) -> None:
+        """Let go of the sockets in a forked child, where they are the parent's."""
+        self._backend.abandon()
+        self._idle.clear()
+
+    def close(self) -> None:
+        """Close the connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+class _StaleError(Exception):
+    """A connection that was used before ended without a byte of an answer."""
+
+
+class _Connection:
+    """One connection, on which one request follows the other."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
+        self._idle_since_s: Optional[float] = None
+        self._is_answered = False
+
+    def send(self, head: h11.Request, body: bytes) -> None:
+        """Send a request, in one write."""
+        events: Tuple[h11.Event, ...] = (head, h11.Data(body), h11.EndOfMessage())
+        data = b"".join(self._h11.send(event) or b"" for event in events)
+        self._is_answered = False
+        # A server may answer and close before it has read everything, as with 413: its answer counts.
+        with suppress(httpx.WriteError), mapped(httpx.WriteTimeout, httpx.WriteError):
+            self._endpoint.send(data)
+
+    def read_head(self) -> h11.Response:
+        """Read the answer up to its body."""
+        while True:
+            event = self._next_event()
+            if isinstance(event, h11.Response):
+                return event
+            if not isinstance(event, h11.InformationalResponse):
+                raise httpx.RemoteProtocolError(f"{event!r} is not an answer")
+
+    def read_body(self) -> bytes:
+        """Read the body to its end, or until it is larger than an answer may be."""
+        body = bytearray()
+        while len(body) <= MAX_ANSWER_BYTES:
+            event = self._next_event()
+            if not isinstance(event, h11.Data):
+                break
+            body += event.data
+        return bytes(body)
+
+    def _next_event(self) -> object:
+        while True:
+            try:
+                event = self._h11.next_event()
+            except h11.RemoteProtocolError as error:
+                raise httpx.RemoteProtocolError(str(error)) from error
+            if event is not h11.NEED_DATA:
+                return event
+            self._h11.receive_data(self._receive())
+
+    def _receive(self) -> bytes:
+        try:
+            with mapped(httpx.ReadTimeout, httpx.ReadError):
+                data = self._endpoint.receive(_RECEIVE_BYTES)
+        except httpx.ReadError as error:
+            if self._is_stale:
+                raise _StaleError from error
+            raise
+        if not data and self._h11.their_state is h11.SEND_RESPONSE:
+            if self._is_stale:
+                raise _StaleError
+            raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+        self._is_answered = True
+        return data
+
+    @property
+    def _is_stale(self) -> bool:
+        return self._idle_since_s is not None and not self._is_answered
+
+    def rest(self) -> bool:
+        """Make ready for another request; False if none may follow."""
+        conversation = self._h11
+        is_over = conversation.our_state is h11.DONE and conversation.their_state is h11.DONE
+        if not is_over or conversation.trailing_data[0]:
+            return False  # a side closes, or the server has sent more than an answer
+        conversation.start_next_cycle()
+        self._endpoint.rest()
+        self._idle_since_s = clock.now_s()
+        return True
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a connection that was idle may be used again: it is young, and the server sent nothing."""
+        assert self._idle_since_s is not None
+        return clock.now_s() - self._idle_since_s < KEEPALIVE_S and self._endpoint.is_quiet
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._endpoint.sock.close()
+
+
+def _headers_of(response: h11.Response) -> Dict[str, str]:
+    headers: Dict[str, str] = {}
+    for raw_name, raw_value in response.headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
