@@ -50,7 +50,7 @@ def redis_server(make_redis) -> RedisServer:
 
 @pytest.fixture(params=["lane", "httpx"])
 def way(request, monkeypatch) -> type:
-    """How batches of threads reach the API: by the lane, or by httpx, as with a proxy. Both promise the same."""
+    """How batches of threads reach the API: by the lane, or by httpx, as with a proxy."""
     if request.param == "lane":
         return Lane
     monkeypatch.setattr(Connections, "_batch_way", Connections.transport)

@@ -1,8 +1,8 @@
-"""The way of batches to the API: h11 on a socket, two system calls a batch.
+"""The way of batches to the API: h11 on a socket.
 
-A worker of a busy process has to win the interpreter back after each system call, and each time the
-application stands still for a moment. So a batch costs one `send` of head and body together and one `recv`
-of the answer. The layers of httpx and httpcore are left out: their time is several times that of the calls.
+A worker of a busy process has to win the interpreter back after each system call that may wait, and each
+time the application stands still for a moment. So a batch costs one `send`, of head and body together, and
+one `recv` of the answer. The layers of httpx and httpcore are left out: they take longer than the calls.
 
 Only direct connections go this way; `Lane.fits` says for whom. Plain calls, tasks, proxies and clients of
 the user's stay with httpx (`transport`). Both ways share what is above them, `wire` (headers, what an answer
