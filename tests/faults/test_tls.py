@@ -107,7 +107,7 @@ def test_a_certificate_that_proves_nothing_is_refused_and_the_key_is_not_sent(
     for text in (result.problem, message):
         assert text.startswith("could not connect: ")
         assert "certificate verify failed" in text
-        assert why.replace("self.signed", "").strip() in text
+        assert why in text.replace("self-signed", "self signed")  # OpenSSL 3 writes it with a hyphen
     assert server.connections >= 2
     assert server.requests == []
 
