@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 #: How many lines each file has that an application without windback would not have, beside calls that track.
 LINES = {
+    "celery/app.py": 2,
     "lambda/app.py": 3,
     "rq/tasks.py": 2,
     "sqlalchemy/app.py": 1,
@@ -96,3 +97,27 @@ def test_lambda(tmp_path, server):
 def test_sqlalchemy(server):
     assert run("sqlalchemy", ["-c", UNHURRIED.format("app.py")], server.url) == "3 orders\n"
     assert numbers(server, "ordered") == [0, 1, 3]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(sys.platform == "win32", reason="Celery forks")
+def test_celery(server, redis_server):
+    said = run("celery", ["enqueue.py"], server.url, BROKER_URL=redis_server.url)
+    assert said == "20 tasks wait\n"
+    # Once its queue is empty, the worker gets the signal that a deployment sends.
+    code = """if True:
+        import os, signal, sys, threading, time, redis, windback.http.transport
+        from celery.__main__ import main
+
+        def end():
+            queue = redis.Redis.from_url(os.environ["BROKER_URL"])
+            while queue.llen("celery"):
+                time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=end, daemon=True).start()
+        sys.argv = ["celery", "-A", "app", "worker", "--concurrency=2", "--loglevel=warning"]
+        sys.exit(main())
+    """
+    said = run("celery", ["-c", code], server.url, BROKER_URL=redis_server.url, C_FORCE_ROOT="1")
+    assert numbers(server, "invoice_sent") == list(range(20)), said
