@@ -30,7 +30,8 @@ def install(session: nox.Session, dependencies: str) -> None:
         pins = tmp / "lowest.txt"
         session.run_install(
             *("uv", "pip", "compile", "--quiet", "--no-deps", "--resolution=lowest-direct"),
-            *("--extra=cli", "--extra=demo", "--extra=fastapi", "--extra=metrics", "--extra=redis"),
+            *("--extra=cli", "--extra=demo", "--extra=fastapi", "--extra=flask", "--extra=metrics"),
+            *("--extra=redis", "--extra=sqlalchemy"),
             *(f"--output-file={pins}", "pyproject.toml"),
             silent=True,
         )
