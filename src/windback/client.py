@@ -39,6 +39,7 @@ from .delivery.track_events import DirectSend, encode_all
 from .errors import ClosedError, DisabledError, QueueFullError
 from .event.batch import Limits
 from .event.encode import BeforeSend, Event, Properties, Timestamp, encode
+from .event.scrubbing import Scrubber
 from .event_loops import shielded
 from .http_client import AsyncHttpClient, SyncHttpClient
 from .models import (
@@ -162,6 +163,7 @@ class _Client:
         max_in_flight: int = 4,
         compress: bool = False,
         before_send: Optional[BeforeSend] = None,
+        scrub: Union[Scrubber, Sequence[Scrubber], None] = None,
         on_delivery: Optional[Callable[[DeliveryReport], object]] = None,
         shutdown_timeout: float = 5.0,
         handle_signals: bool = False,
@@ -211,6 +213,9 @@ class _Client:
             compress: Compress batches with gzip, until the API refuses it.
             before_send: A function that gets each event as a dict. Return the event, changed or not, to
                 send it; return None to drop it. If it raises, the event is not sent.
+            scrub: What removes private data from every text that is sent, by track_event and by plain
+                calls: a function `(text, place) -> text` or a list of them, such as
+                `windback.scrub.STANDARD`. If one raises, "[scrubbed]" is sent in place of the text.
             on_delivery: A function that gets a DeliveryReport for each batch that was delivered, rejected
                 or dropped. The worker calls it; its errors are counted and logged.
             shutdown_timeout: Seconds that `close()` and the end of the process may take to deliver the
@@ -255,6 +260,7 @@ class _Client:
             max_in_flight=max_in_flight,
             compress=compress,
             before_send=before_send,
+            scrub=scrub,
             on_delivery=on_delivery,
             shutdown_timeout=shutdown_timeout,
             handle_signals=handle_signals,
@@ -426,6 +432,11 @@ class _Client:
             message = "this client has enabled=False, so there is no answer to give"
             raise DisabledError(message)
         self._config.check_key()
+
+    def _usable(self, request: api.Request) -> api.Request:
+        """Return a plain call as it is to be sent. Raises what a client that can't send it raises."""
+        self._check_usable()
+        return api.scrubbed(request, self._engine.hooks.scrubbing)
 
     def _retry_policy(self, request: api.Request) -> RetryPolicy:
         config = self._config
@@ -618,7 +629,7 @@ class Windback(_Client):
         request is not repeated where the first may have arrived. Raises WindbackError.
         """
         slug = self._config.slug()
-        search = api.OpenEventSearch(slug, customer_email)
+        search = api.OpenEventSearch(slug, customer_email, self._engine.hooks.scrubbing)
         api.check_reason(reason)
         while event_id is None and not search.done:
             search.feed(self._call(search.next_request()))
@@ -821,8 +832,7 @@ class Windback(_Client):
         self.close()
 
     def _call(self, request: api.Request) -> Answer:
-        self._check_usable()
-        return self._checked(self._send(request))
+        return self._checked(self._send(self._usable(request)))
 
     def _send(self, request: api.Request) -> Answer:
         transport = self._engine.transport()
@@ -949,7 +959,7 @@ class AsyncWindback(_Client):
     ) -> None:
         """Attach the reason to a churn event; see Windback.report_cancel_reason."""
         slug = self._config.slug()
-        search = api.OpenEventSearch(slug, customer_email)
+        search = api.OpenEventSearch(slug, customer_email, self._engine.hooks.scrubbing)
         api.check_reason(reason)
         while event_id is None and not search.done:
             search.feed(await self._call(search.next_request()))
@@ -1084,8 +1094,7 @@ class AsyncWindback(_Client):
             await self.close()
 
     async def _call(self, request: api.Request) -> Answer:
-        self._check_usable()
-        return self._checked(await self._send(request))
+        return self._checked(await self._send(self._usable(request)))
 
     async def _send(self, request: api.Request) -> Answer:
         transport = await self._engine.transport_async()

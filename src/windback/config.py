@@ -8,7 +8,7 @@ import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Callable, Dict, List, Literal, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, Literal, Mapping, Optional, Sequence, Tuple, Union
 from urllib.parse import urlsplit
 
 from .errors import ConfigurationError
@@ -18,6 +18,7 @@ from .options import (
     checked,
     choice,
     count,
+    functions,
     hook,
     option,
     options_of,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .event.encode import BeforeSend
+    from .event.scrubbing import Scrubber
     from .stats import DeliveryReport
 
 DEFAULT_BASE_URL = "https://api.windbackai.com/api/v1"  # docs page "API Overview"
@@ -214,6 +216,15 @@ class Config:
             "return None to drop it. If it raises, the event is not sent."
         ),
         check=hook,
+    )
+    scrub: Optional[Sequence[Scrubber]] = option(
+        default=None,
+        about=(
+            "What removes private data from every text that is sent, by track_event and by plain calls: a "
+            "function `(text, place) -> text` or a list of them, such as `windback.scrub.STANDARD`. If one "
+            'raises, "[scrubbed]" is sent in place of the text.'
+        ),
+        check=functions,
     )
     on_delivery: Optional[Callable[[DeliveryReport], object]] = option(
         default=None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
-from typing import Callable, Dict, Mapping, Optional, Protocol, Sequence, Type, TypeVar
+from typing import Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple, Type, TypeVar
 
 from .errors import ConfigurationError
 
@@ -147,6 +147,18 @@ def choice(choices: Sequence[Optional[str]]) -> Callable[[str, object], str]:
         return str(value)
 
     return check
+
+
+def functions(name: str, value: object) -> Optional[Tuple[Callable[..., object], ...]]:
+    """Check a function, or a list of functions, of the caller's."""
+    if value is None:
+        return None
+    given: List[object] = list(value) if isinstance(value, (list, tuple)) else [value]
+    found = [each for each in given if callable(each)]
+    if len(found) < len(given):
+        message = f"{name} must be a function or a list of functions, not {value!r}"
+        raise ConfigurationError(message)
+    return tuple(found)
 
 
 def hook(name: str, value: object) -> Optional[Callable[..., object]]:

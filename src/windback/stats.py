@@ -42,15 +42,15 @@ class Stats:
 
     Always `accepted == delivered + rejected + dropped + pending`. Events that the call itself turned
     away were never accepted: `refused` counts them by reason ("queue_full", "before_send",
-    "before_send_error", "disabled", "no_customer" for `track` where no customer is known, and "closed" after
-    close() or once the process ends).
+    "before_send_error", "scrub_error", "disabled", "no_customer" for `track` where no customer is known, and
+    "closed" after close() or once the process ends).
 
     delivered: the API answered with a success; rejected: it never will (`rejected_by_reason`);
     dropped: discarded here after they were accepted (`dropped_by_reason`: "queue_full" under
     drop_oldest, "closed" at the close deadline); pending: still here, `in_flight` of them in a
     request. pending_bytes: their encoded size. requests, retries: HTTP requests made for batches,
     and how many of them repeated one. worker_deaths: workers that ended with an exception, and were
-    replaced. hook_errors: exceptions from on_delivery, before_send and what finds a customer.
+    replaced. hook_errors: exceptions from on_delivery, before_send, scrub and what finds a customer.
     adopted: events that processes which died left in the journal, counted in `accepted` as well;
     journal_bytes: of this process's segments. problem: why delivery is held up right now, and for how many
     seconds; from the first try that failed on, None while nothing holds it up.

@@ -12,7 +12,7 @@ from typing import Dict, Iterator, List, NamedTuple
 import pytest
 from tracking import JANE, is_lawful, numbers
 
-from windback import AsyncWindback, ClosedError, ConfigurationError, Windback, WindbackError
+from windback import AsyncWindback, ClosedError, ConfigurationError, Windback, WindbackError, scrub
 from windback.relay import BrokerRelay, Relay
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
@@ -180,6 +180,35 @@ def test_before_send(world, eventually, caplog):
     asyncio.run(main())
     assert numbers(world.server) == [100, 103, 106]
     assert hook_lines(caplog) == [LINE.format("before_send")]
+
+
+def test_scrubbers(world, eventually, caplog):
+    """Nothing private reaches the server, nor a file or a Redis on the way."""
+
+    def fails(text, place):
+        if text == "fail":
+            raise RuntimeError("no reason")
+        return text
+
+    async def main():
+        client = world.client(scrub=[*scrub.STANDARD, fails])
+        cards = {"note": "4111 1111 1111 1111", "password": "hunter2", "mail": "bob@example.com"}
+        assert await done(client.track_event("login", JANE, {"n": 0, **cards}))
+        assert await done(client.track_event("login", JANE, {"n": 1, "deep": [{"note": "fail"}]}))
+        for each in world.folder.rglob("*") if world.kind.journal else ():
+            assert not each.is_file() or b"hunter2" not in each.read_bytes()
+        with world.relaying():
+            assert await done(client.flush(20))
+            eventually(lambda: len(world.server.events()) == 2)
+            await done(client.close(20))
+        assert (client.stats().accepted, client.stats().hook_errors) == (2, 1)
+
+    asyncio.run(main())
+    first, second = (each.properties for each in world.server.events())
+    assert first == {"n": 0, "note": "[card]", "password": "[scrubbed]", "mail": "[email]"}
+    assert second == {"n": 1, "deep": [{"note": "[scrubbed]"}]}
+    assert {each.customer_email for each in world.server.events()} == {JANE}
+    assert hook_lines(caplog) == [LINE.format("scrub")]
 
 
 def with_hook(world, hook):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from operator import methodcaller
 
 import pytest
 
@@ -111,6 +112,123 @@ def test_an_event_that_was_bad_before_the_hook_is_the_callers_error():
 def test_a_hook_may_mend_what_cannot_be_encoded():
     hooked = Hooked(lambda event: {**event, "properties": {"a": str(event["properties"]["a"])[:9]}})
     assert hooked.encode(properties={"a": len})["properties"] == {"a": "<built-in"}
+
+
+def test_nothing_that_the_hook_changes_deep_inside_is_the_callers():
+    shared = {"password": "x"}
+    properties = {"rows": [shared, (shared, {1, 2})], "other": shared}
+
+    def hook(event):
+        rows = event["properties"]["rows"]
+        rows[0]["password"] = "gone"
+        assert rows[0] is rows[1][0] is event["properties"]["other"], "as it was for the caller"
+        rows[1][1].add(3)
+        rows.append("more")
+        return event
+
+    sent = Hooked(hook).encode(properties=properties)
+    assert sent["properties"]["other"]["password"] == "gone"
+    assert sent["properties"]["rows"][1][1] == [1, 2, 3]
+    assert shared["password"] == "x"
+    assert properties["rows"] == [shared, (shared, {1, 2})]
+
+
+def test_a_circle_is_the_callers_error_and_many_references_cost_nothing():
+    circle = {}
+    circle["itself"] = circle
+    with pytest.raises(InvalidEventError):
+        Hooked(lambda event: event).encode(properties=circle)
+    many = []
+    for _ in range(200):
+        many = [many, many]
+    hooked = Hooked(lambda event: {**event, "properties": {}})
+    assert hooked.encode(properties={"many": many})["properties"] == {}
+
+
+# -- A hook without its return -------------------------------------------------------------------------
+
+
+def forgets(event):
+    event["properties"] = {}
+
+
+def forgets_below_a_function(event):
+    def inner():
+        return event
+
+    inner()
+
+
+class Forgets:
+    def __call__(self, event):
+        event.pop("properties", None)
+
+    def method(self, event):
+        if event:
+            return
+
+
+def name_of(hook):
+    return getattr(hook, "__qualname__", type(hook).__name__)
+
+
+CERTAIN = [forgets, forgets_below_a_function, Forgets(), Forgets().method]
+
+
+@pytest.mark.parametrize("hook", CERTAIN, ids=name_of)
+def test_a_hook_without_a_return_is_said_once_at_its_first_event(hook, caplog):
+    hooked = Hooked(hook)
+    assert hooked.encode() is None
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "no `return event`" in record.getMessage()
+    for _ in range(30):
+        hooked.encode()
+    assert len(caplog.records) == 1
+
+
+def drops_all(event):
+    return None
+
+
+def drops_some(event):
+    if event["event"] == "heartbeat":
+        return None
+    return event
+
+
+def drops_most(event):
+    if event["event"] != "heartbeat":
+        return event
+    return None
+
+
+DROPPING = [drops_all, drops_some, drops_most, lambda _: None, methodcaller("get", "nothing")]
+
+
+@pytest.mark.parametrize("hook", DROPPING, ids=name_of)
+def test_a_hook_that_drops_the_first_events_may_do_so_on_purpose(hook, caplog):
+    hooked = Hooked(hook)
+    for _ in range(9):
+        assert hooked.encode("heartbeat") is None
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("hook", DROPPING, ids=name_of)
+def test_a_hook_that_never_returned_an_event_is_said_once(hook, caplog):
+    hooked = Hooked(hook)
+    for _ in range(50):
+        assert hooked.encode("heartbeat") is None
+    (record,) = caplog.records
+    assert "the first 10 events" in record.getMessage()
+
+
+def test_a_hook_that_has_returned_an_event_may_drop_as_many_as_it_likes(caplog):
+    hooked = Hooked(drops_some)
+    assert hooked.encode("login") is not None
+    for _ in range(50):
+        assert hooked.encode("heartbeat") is None
+    assert caplog.records == []
 
 
 # -- Hooks: calls, counts and logs, whichever thread delivers -----------------------------------------

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 import orjson
 
 from ..errors import NotFoundError, ValidationError, WindbackError
 from ..event import batch as batching
+from ..event.scrubbing import Scrubbing, dumped
 from ..models import (
     CancelFlowResult,
     ChurnEvent,
@@ -39,7 +40,8 @@ class Request(NamedTuple):
     """One HTTP request before it has a host, a key or a connection.
 
     query: already encoded; public: prefers the public key where the client has one; once_only: must
-    not be repeated if the first try may have been processed.
+    not be repeated if the first try may have been processed. call: the method of the client whose texts
+    these are; "" if they are not a caller's, or scrubbed already.
     """
 
     method: str
@@ -50,6 +52,25 @@ class Request(NamedTuple):
     gzip: bool = False
     public: bool = False
     once_only: bool = False
+    call: str = ""
+
+
+def scrubbed(request: Request, scrubbing: Optional[Scrubbing]) -> Request:
+    """Return a plain call with its texts scrubbed, but for ids. Raises ValidationError."""
+    if scrubbing is None or not request.call:
+        return request
+    if request.query:
+        pairs = [
+            (name, scrubbing.text(value, request.call, (name,), "number" if value.isdigit() else "text"))
+            for name, value in parse_qsl(request.query, keep_blank_values=True)
+        ]
+        request = request._replace(query="&".join(f"{name}={quote(value, safe='')}" for name, value in pairs))
+    fields = scrubbing.fields(request.call, request.body) if request.body else None
+    if fields is None:
+        return request
+    if "customer_email" in fields:
+        _email(fields["customer_email"])
+    return request._replace(body=dumped(fields))
 
 
 def track(records: Sequence[bytes], idempotency_key: str, *, gzip: bool = False) -> Request:
@@ -87,7 +108,13 @@ def create_churn_event(
         "plan_name": _optional_text("plan_name", plan_name),
         "tenure_days": _count("tenure_days", tenure_days, "days"),
     }
-    return Request("POST", f"/projects/{slug}/churn-events", _encode(body), idempotency_key=idempotency_key)
+    return Request(
+        "POST",
+        f"/projects/{slug}/churn-events",
+        _encode(body),
+        idempotency_key=idempotency_key,
+        call="create_churn_event",
+    )
 
 
 def submit_cancel_flow(
@@ -123,13 +150,20 @@ def submit_cancel_flow(
         "currency": _optional_text("currency", currency),
         "tenure_days": _count("tenure_days", tenure_days, "days"),
     }
-    return Request("POST", "/cancel-flow/submit", _encode(body), idempotency_key=idempotency_key, public=True)
+    return Request(
+        "POST",
+        "/cancel-flow/submit",
+        _encode(body),
+        idempotency_key=idempotency_key,
+        public=True,
+        call="submit_cancel_flow",
+    )
 
 
 def get_offer(reason: str) -> Request:
     """GET /cancel-flow/offers (docs-tree page "Cancel Flow")."""
     query = f"reason={quote(_text('reason', reason), safe='')}"
-    return Request("GET", "/cancel-flow/offers", query=query, public=True)
+    return Request("GET", "/cancel-flow/offers", query=query, public=True, call="get_offer")
 
 
 def accept_offer(idempotency_key: str, customer_email: str, cancel_reason: str, offer_type: str) -> Request:
@@ -139,13 +173,20 @@ def accept_offer(idempotency_key: str, customer_email: str, cancel_reason: str, 
         "cancel_reason": _text("cancel_reason", cancel_reason),
         "offer_type": _text("offer_type", offer_type),
     }
-    path = "/cancel-flow/accept-offer"
-    return Request("POST", path, _encode(body), idempotency_key=idempotency_key, public=True)
+    return Request(
+        "POST",
+        "/cancel-flow/accept-offer",
+        _encode(body),
+        idempotency_key=idempotency_key,
+        public=True,
+        call="accept_offer",
+    )
 
 
 def report_cancel_reason(slug: str, event_id: str, reason: str) -> Request:
     """PATCH as `update_cancel_reason` does, with the name that the SDK page gives the argument."""
-    return update_cancel_reason(slug, event_id, _text("reason", reason), None)
+    request = update_cancel_reason(slug, event_id, _text("reason", reason), None)
+    return request._replace(call="report_cancel_reason")
 
 
 def check_reason(reason: object) -> None:
@@ -174,7 +215,8 @@ def update_cancel_reason(
         "cancel_reason": _text("cancel_reason", cancel_reason),
         "cancel_reason_text": _optional_text("cancel_reason_text", cancel_reason_text),
     }
-    return Request("PATCH", _event_path(slug, event_id, "/cancel-reason"), _encode(body), once_only=True)
+    path = _event_path(slug, event_id, "/cancel-reason")
+    return Request("PATCH", path, _encode(body), once_only=True, call="update_cancel_reason")
 
 
 def create_recovery_template(
@@ -196,7 +238,11 @@ def create_recovery_template(
         "is_active": _flag("is_active", is_active),
     }
     return Request(
-        "POST", f"/projects/{slug}/recovery-templates", _encode(fields), idempotency_key=idempotency_key
+        "POST",
+        f"/projects/{slug}/recovery-templates",
+        _encode(fields),
+        idempotency_key=idempotency_key,
+        call="create_recovery_template",
     )
 
 
@@ -215,7 +261,8 @@ def update_variant(
 ) -> Request:
     """PATCH /projects/{slug}/churn-events/{id}/variants/{vid} (docs page "Recovery")."""
     path = _event_path(slug, event_id, f"/variants/{_part('variant_id', variant_id)}")
-    return Request("PATCH", path, _encode_changes(_texts(subject=subject, body=body)))
+    changes = _encode_changes(_texts(subject=subject, body=body))
+    return Request("PATCH", path, changes, call="update_variant")
 
 
 def send_variant(slug: str, event_id: str, variant_id: str) -> Request:
@@ -255,7 +302,8 @@ def update_recovery_template(
     if is_active is not None:
         _flag("is_active", is_active)
     changes = {**_texts(name=name, subject=subject, body=body), "is_active": is_active}
-    return Request("PUT", _template_path(slug, template_id), _encode_changes(changes))
+    path = _template_path(slug, template_id)
+    return Request("PUT", path, _encode_changes(changes), call="update_recovery_template")
 
 
 def delete_recovery_template(slug: str, template_id: str) -> Request:
@@ -345,7 +393,7 @@ class ChurnEventPages:
     def next_request(self) -> Request:
         """Return the request for the next page."""
         query = f"limit={self._page_size}&offset={self.seen}{self._filter}"
-        return Request("GET", self._path, query=query)
+        return Request("GET", self._path, query=query, call="list_churn_events")
 
     def feed(self, answer: Answer) -> List[ChurnEvent]:
         """Take in a page; return its events without those of the page before.
@@ -379,8 +427,11 @@ class OpenEventSearch:
     order of the list is documented, so the newest is found by `created_at`.
     """
 
-    def __init__(self, slug: str, customer_email: str) -> None:
-        self._email = _email(customer_email).lower()
+    def __init__(self, slug: str, customer_email: str, scrubbing: Optional[Scrubbing] = None) -> None:
+        email = _email(customer_email)
+        if scrubbing is not None:  # the API knows the address as it was sent
+            email = scrubbing.text(email, "report_cancel_reason", ("customer_email",))
+        self._email = email.lower()
         self._found: List[ChurnEvent] = []
         self._pages = ChurnEventPages(slug)
         self._count = 0

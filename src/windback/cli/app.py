@@ -8,7 +8,7 @@ import typer
 
 from windback import __version__
 
-from . import broker, dev, doctor, importing, journal, relay, send, tail, webhook
+from . import broker, dev, doctor, importing, journal, relay, scrub, send, tail, webhook
 from .common import group
 from .terminal import write_line
 
@@ -16,6 +16,7 @@ app = group("Tools for Windback on your own machine.", add_completion=True)
 dev.add_to(app)
 send.add_to(app)
 importing.add_to(app)
+scrub.add_to(app)
 tail.add_to(app)
 doctor.add_to(app)
 relay.add_to(app)

@@ -35,6 +35,7 @@ import typer
 
 from windback.errors import InvalidEventError
 from windback.event.encode import encode, now_text
+from windback.event.scrubbing import Scrubbing, scrub_event
 
 from .. import clock
 from .common import (
@@ -50,6 +51,7 @@ from .common import (
     stopped_by_signals,
 )
 from .rows import KINDS, BadRowError, Columns, CsvRows, JsonRows, Lines, Row, UnreadableError
+from .scrub import SCRUB, scrubbing_of
 from .terminal import Progress, print_table, printable, write_line
 
 if TYPE_CHECKING:
@@ -187,9 +189,11 @@ class Reader:
         columns: Columns,
         state: State,
         report: Report,
+        scrubbing: Optional[Scrubbing],
     ) -> None:
         self._lines = lines
         self._rows = rows
+        self._scrubbing = scrubbing
         self._columns = columns
         self._now = state.now
         self._report = report
@@ -210,7 +214,9 @@ class Reader:
         event, email, properties, timestamp = self._columns.arguments(row.fields, self._now)
         try:
             # `encode` checks the types.
-            return encode(event, email, properties, timestamp, _MAX_EVENT_BYTES)  # type: ignore[arg-type]
+            record = encode(event, email, properties, timestamp, _MAX_EVENT_BYTES)  # type: ignore[arg-type]
+            scrubbing = self._scrubbing
+            return record if scrubbing is None else scrub_event(record, scrubbing, _MAX_EVENT_BYTES)
         except InvalidEventError as error:
             raise BadRowError(f"{error.path}: {error.detail}") from None
 
@@ -248,13 +254,14 @@ class Given(NamedTuple):
     rate: Optional[float]
     state: Path
     restart: bool
+    scrubbers: Sequence[str]
     base_url: Optional[str]
     compress: bool
     json: bool
 
     def fingerprint(self) -> str:
         """Return what two runs must have in common to be one import."""
-        told = repr((self.columns._replace(properties=None), self.kind, self.delimiter))
+        told = repr((self.columns._replace(properties=None), self.kind, self.delimiter, *self.scrubbers))
         properties = repr(self.columns.properties and sorted(self.columns.properties.items()))
         return hashlib.sha256(f"{told}{properties}".encode()).hexdigest()
 
@@ -290,12 +297,17 @@ class Import:
             )
         return rows
 
+    def _reader(self, state: State) -> Reader:
+        given = self._given
+        scrubbing = scrubbing_of(given.scrubbers) if given.scrubbers else None
+        return Reader(self._lines, self._rows, given.columns, state, self._report, scrubbing)
+
     # Without sending
 
     def try_out(self) -> int:
         """Read it all, send nothing, show the first events and what is bad."""
         self._report.begin(goes_on=False)
-        reader = Reader(self._lines, self._rows, self._given.columns, State("", now_text(), 0), self._report)
+        reader = self._reader(State("", now_text(), 0))
         first: List[Mapping[str, object]] = []
         good = 0
         with self._progress() as progress:
@@ -367,8 +379,8 @@ class Import:
             return found
         if found.options != options:
             raise CommandError(
-                f"an import of {given.path} was begun with other columns ({given.state}); give the same, or "
-                "--restart, which sends again what was sent"
+                f"an import of {given.path} was begun with other columns or another --scrub ({given.state}); "
+                "give the same, or --restart, which sends again what was sent"
             )
         if found.lines and self._lines.skip_to(found.lines) != found.digest:
             raise CommandError(
@@ -379,7 +391,7 @@ class Import:
 
     def _send(self, state: State, sender: BatchSender, progress: Progress) -> State:
         given = self._given
-        reader = Reader(self._lines, self._rows, given.columns, state, self._report)
+        reader = self._reader(state)
         at_once = 1 if given.rate is not None else _AT_ONCE
         under_way: Deque[Tuple[Chunk, Future[Outcome]]] = deque()
         started_s, read = clock.now_s(), 0
@@ -567,6 +579,7 @@ def import_file(
     report: Optional[Path] = typer.Option(
         None, "--report", metavar="PATH", help="list the bad rows in this file, as JSON lines"
     ),
+    scrubbers: List[str] = SCRUB,
     base_url: Optional[str] = BASE_URL,
     compress: bool = COMPRESS,
     json: bool = json_option(),
@@ -593,6 +606,7 @@ def import_file(
         rate=rate,
         state=state or path.with_name(f"{path.name}.windback"),
         restart=restart,
+        scrubbers=scrubbers,
         base_url=base_url,
         compress=compress,
         json=json,

@@ -10,9 +10,11 @@ import typer
 
 from windback.errors import InvalidEventError
 from windback.event.encode import encode
+from windback.event.scrubbing import scrub_event
 
 from .. import clock
 from .common import BASE_URL, CommandError, command, event_as_it_is, json_option, print_json, said
+from .scrub import SCRUB, scrubbing_of
 from .terminal import write_line
 
 _MAX_EVENT_BYTES = 32_768
@@ -66,6 +68,7 @@ def send(
     timestamp: Optional[str] = typer.Option(
         None, "--timestamp", metavar="TIME", help="when it happened, in ISO 8601 with a zone (default: now)"
     ),
+    scrubbers: List[str] = SCRUB,
     base_url: Optional[str] = BASE_URL,
     json: bool = json_option(),
 ) -> int:
@@ -74,6 +77,8 @@ def send(
 
     try:
         record = encode(event, email, properties_of(texts), timestamp, _MAX_EVENT_BYTES)
+        if scrubbers:
+            record = scrub_event(record, scrubbing_of(scrubbers), _MAX_EVENT_BYTES)
     except InvalidEventError as error:
         raise CommandError(f"{error.path}: {error.detail}") from None
     with said(""):

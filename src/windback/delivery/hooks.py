@@ -1,4 +1,4 @@
-"""The user's hooks, before_send and on_delivery: the one place that calls, counts and logs them.
+"""The user's hooks, before_send, scrub and on_delivery: the one place that counts and logs their errors.
 
 Every engine has one `Hooks`, whether threads, tasks or another process send its events.
 """
@@ -12,6 +12,7 @@ from typing import Callable, Dict, Set
 from ..config import Config
 from ..event.before_send import HookedEncoder
 from ..event.encode import encode
+from ..event.scrubbing import ScrubbedEncoder, Scrubbing
 from ..stats import AtomicCounter, DeliveryReport
 from .track_events import Encode
 
@@ -24,6 +25,8 @@ class Hooks:
     def __init__(self, config: Config) -> None:
         self._before_send = config.before_send
         self._on_delivery = config.on_delivery
+        #: What runs the scrubbers, None if there are none.
+        self.scrubbing = Scrubbing(config.scrub, self.failed) if config.scrub else None
         self.reset()
 
     def reset(self) -> None:
@@ -49,10 +52,13 @@ class Hooks:
         return threading.get_ident() in self._reporting
 
     def encoder(self, refuse: Callable[[str], object]) -> Encode:
-        """Return what makes bytes of an event; *refuse* counts an event that before_send turned away."""
-        if self._before_send is None:
-            return encode
-        return HookedEncoder(self._before_send, refuse, self.failed).encode
+        """Return what makes bytes of an event; *refuse* counts an event that a hook turned away."""
+        chosen: Encode = encode
+        if self._before_send is not None:
+            chosen = HookedEncoder(self._before_send, refuse, self.failed).encode
+        if self.scrubbing is not None:
+            chosen = ScrubbedEncoder(chosen, self.scrubbing, refuse, self.failed).encode
+        return chosen
 
     def report(self, report: DeliveryReport) -> None:
         """Call on_delivery. Whatever it raises, delivery goes on.

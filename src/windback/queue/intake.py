@@ -35,7 +35,8 @@ class Refusals:
         self._counts: Dict[str, AtomicCounter] = {
             reason: AtomicCounter()
             for reason in (
-                *("queue_full", "before_send", "before_send_error", "disabled", "closed", "no_customer"),
+                *("queue_full", "before_send", "before_send_error", "scrub_error", "disabled", "closed"),
+                "no_customer",
             )
         }
         self._first_after_close: Deque[bool] = deque((False,))
