@@ -14,7 +14,7 @@ from typing import Callable, Dict, Literal, NamedTuple, Optional, Sequence, Tupl
 import orjson
 
 from ..errors import InvalidEventError
-from .encode import Properties, Timestamp, build, encode_built, to_jsonable
+from .encode import Properties, Timestamp, build, encode_built
 
 Path = Tuple[Union[str, int], ...]
 Encode = Callable[[str, str, Optional[Properties], Optional[Timestamp], int], Optional[bytes]]
@@ -146,9 +146,15 @@ def _parse_int(text: str) -> object:
     return int(text) if len(text) < 19 else Decimal(text)  # orjson encodes 64 bits
 
 
+def _exact(value: object) -> object:
+    if isinstance(value, Decimal):
+        return orjson.Fragment(str(value).encode())
+    raise TypeError
+
+
 def dumped(fields: Dict[str, object]) -> bytes:
     """Return the JSON of scrubbed fields."""
-    return orjson.dumps(fields, to_jsonable)
+    return orjson.dumps(fields, _exact)
 
 
 def scrub_event(record: bytes, scrubbing: Scrubbing, max_event_bytes: int) -> bytes:
