@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
-from typing import Dict, Generator, Iterable, List, Optional, Union
-from weakref import WeakKeyDictionary, ref
+from typing import Dict, Generator, Iterable, List, Optional
+from weakref import WeakKeyDictionary
 
-from .client import AsyncWindback, Windback
 from .default import client_or_none
-from .delivery.engine import Engine
 from .errors import ConfigurationError
-from .process import lifecycle
+from .observed import Client, Observed, check_client
 from .stats import Stats, sum_of_stats
 
 try:
@@ -36,8 +33,6 @@ __all__ = ["register"]
 
 logger = logging.getLogger("windback")
 
-Client = Union[Windback, AsyncWindback]
-
 
 def register(client: Optional[Client] = None, registry: Optional[CollectorRegistry] = None) -> None:
     """Add the metrics of a client to a registry. A second call for the same client does nothing.
@@ -52,9 +47,7 @@ def register(client: Optional[Client] = None, registry: Optional[CollectorRegist
     Raises:
         ConfigurationError: An argument is of the wrong kind.
     """
-    if client is not None and not isinstance(client, (Windback, AsyncWindback)):
-        message = f"client must be a Windback or an AsyncWindback, not {type(client).__name__}"
-        raise ConfigurationError(message)
+    check_client(client)
     target: object = REGISTRY if registry is None else registry
     if not isinstance(target, CollectorRegistry):
         message = f"registry must be a CollectorRegistry of prometheus_client, not {type(target).__name__}"
@@ -75,7 +68,7 @@ class _Collector(Collector):
     """Makes metrics of the clients that were registered, when somebody asks."""
 
     def __init__(self) -> None:
-        self._clients: List[_Source] = []
+        self._clients: List[Observed] = []
         self._has_default = False
 
     def add(self, client: Optional[Client]) -> None:
@@ -83,7 +76,7 @@ class _Collector(Collector):
         if client is None:
             self._has_default = True
         elif not any(each.is_of(client) for each in self._clients):
-            self._clients.append(_Source(client))
+            self._clients.append(Observed(client))
 
     def describe(self) -> Iterable[Metric]:
         """Return the families without values: reading them now would make the default client."""
@@ -94,39 +87,11 @@ class _Collector(Collector):
         if self._has_default:
             default = client_or_none()
             if default is not None and not any(each.is_of(default) for each in self._clients):
-                self._clients.append(_Source(default))
+                self._clients.append(Observed(default))
         found: Dict[str, List[Stats]] = {}
         for source in self._clients:
             found.setdefault(source.project, []).append(source.stats())
         yield from client_metrics({project: sum_of_stats(each) for project, each in found.items()})
-
-
-class _Source:
-    """The engine of a client and its copies, which is not kept alive, and what it counted."""
-
-    def __init__(self, client: Client) -> None:
-        self._engine = ref(_engine_of(client))
-        self.project = client._config.project_slug or ""  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        self._last = Stats()
-
-    def is_of(self, client: Client) -> bool:
-        """Whether it is that client, or a copy of it."""
-        return self._engine() is _engine_of(client)
-
-    def stats(self) -> Stats:
-        """Return the counters; those of the last time without what waits, if the client is gone."""
-        engine = self._engine()
-        if engine is None:
-            return replace(
-                self._last, pending=0, in_flight=0, pending_bytes=0, journal_bytes=0, workers=0, problem=None
-            )
-        lifecycle.notice_fork()
-        self._last = engine.stats()
-        return self._last
-
-
-def _engine_of(client: Client) -> Engine:
-    return client._engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 _collectors: WeakKeyDictionary[CollectorRegistry, _Collector] = WeakKeyDictionary()

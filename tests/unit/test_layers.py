@@ -22,8 +22,19 @@ PACKAGE = Path(windback.__file__).parent
 LAYERS = [
     ["__main__"],
     ["aws_lambda"],
-    ["asgi", "cli", "django", "fastapi", "flask", "prometheus", "serverless", "sqlalchemy", "testing"],
-    ["webhooks"],
+    [
+        "asgi",
+        "cli",
+        "django",
+        "fastapi",
+        "flask",
+        "opentelemetry",
+        "prometheus",
+        "serverless",
+        "sqlalchemy",
+        "testing",
+    ],
+    ["observed", "webhooks"],
     ["default"],
     ["client"],
     ["context"],
@@ -42,7 +53,7 @@ LAYERS = [
     ["config"],
     ["http_client"],
     ["options", "secrets"],
-    ["clock", "errors", "log", "outage"],
+    ["clock", "errors", "log", "outage", "untraced"],
 ]
 PLACES = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 # The server is a program of its own that happens to come along: it shares nothing with the client it tests.
@@ -88,7 +99,7 @@ IMPURE = {
 LOADED_ALREADY = {
     *(("config", ":httpx"), ("event_loops", ":trio"), ("testing.plugin", ":pytest")),
     *(("broker.connection", ":redis"), ("relay.health", ":prometheus_client")),
-    ("prometheus", ":prometheus_client"),
+    *(("prometheus", ":prometheus_client"), ("opentelemetry", ":opentelemetry")),
     # httpx is built on httpcore, and that on h11: it is never there without them.
     *(("http.network", ":httpcore"), ("http.transport", ":httpcore"), ("http.lane", ":h11")),
     *(("fastapi", ":fastapi"), ("fastapi", ":typing_extensions")),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Awaitable, Callable
 from .. import clock
 from ..api.answer import Answer, Failure
 from ..config import Config
+from ..untraced import untraced
 from .connection import BrokerError, Connection
 from .layout import APPEND, PROJECTS, fields_of, keys_of
 
@@ -42,6 +43,10 @@ class RedisSink:
     def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool = False) -> Answer:
         """Make one try to append a batch. After a repeat the stream may hold it twice, under one key."""
         del gzip  # the relay compresses what it sends
+        with untraced():
+            return self._append(batch, timeout_s)
+
+    def _append(self, batch: Batch, timeout_s: float) -> Answer:
         fields = fields_of(batch.records, batch.key, self._project)
         try:
             connection = self._connection.within(timeout_s)

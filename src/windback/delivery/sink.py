@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..api.answer import Answer
 from ..api.endpoints import Request, track
 from ..event.batch import Batch
+from ..untraced import untraced
 
 if TYPE_CHECKING:
     from ..http.transport import AsyncTransport
@@ -44,7 +45,8 @@ class ApiSink:
 
     def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool) -> Answer:
         """Make one try to send *batch*, of at most *timeout_s* seconds."""
-        return self._way.attempt(track(batch.records, batch.key, gzip=gzip), timeout_s)
+        with untraced():
+            return self._way.attempt(track(batch.records, batch.key, gzip=gzip), timeout_s)
 
 
 class AsyncApiSink:
@@ -55,4 +57,5 @@ class AsyncApiSink:
 
     async def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool) -> Answer:
         """Make one try to send *batch*, of at most *timeout_s* seconds."""
-        return await self._transport.attempt(track(batch.records, batch.key, gzip=gzip), timeout_s)
+        with untraced():
+            return await self._transport.attempt(track(batch.records, batch.key, gzip=gzip), timeout_s)

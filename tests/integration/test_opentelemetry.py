@@ -1,0 +1,186 @@
+"""OpenTelemetry: the counters of clients as metrics, no spans of background workers, the trace in events."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import pytest
+from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.instrumentation.redis import RedisInstrumentor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import windback
+from windback import opentelemetry
+
+
+class Metrics:
+    """A meter provider, and what its reader finds."""
+
+    def __init__(self):
+        self.reader = InMemoryMetricReader()
+        self.provider = MeterProvider([self.reader])
+
+    def read(self):
+        """Return the values by name and attributes."""
+        data = self.reader.get_metrics_data()
+        return {
+            (metric.name, *sorted(point.attributes.items())): point.value
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            for point in metric.data.data_points
+        }
+
+
+def value(found, name, **attributes):
+    labels = {key.replace("_", "."): each for key, each in attributes.items()}
+    return found.get((f"windback.client.{name}", *sorted({"windback.project": "shop", **labels}.items())), 0)
+
+
+@pytest.fixture
+def metrics():
+    metrics = Metrics()
+    yield metrics
+    metrics.provider.shutdown()
+
+
+@pytest.fixture
+def spans():
+    """Spans that are made while HTTP and Redis are instrumented."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    for instrumentor in (HTTPXClientInstrumentor(), RedisInstrumentor()):
+        instrumentor.instrument(tracer_provider=provider)
+    exporter.provider = provider
+    yield exporter
+    for instrumentor in (HTTPXClientInstrumentor(), RedisInstrumentor()):
+        instrumentor.uninstrument()
+
+
+def make(server, slug="shop", **options):
+    return windback.Windback("sk_test_1", slug, base_url=server.url, **options)
+
+
+@pytest.mark.parametrize("worker", ["thread", "process"])
+def test_the_metrics_are_the_counters_of_the_client(server, metrics, worker):
+    with make(server, worker=worker, before_send=lambda e: e if e["event"] == "login" else None) as client:
+        opentelemetry.instrument(client, meter_provider=metrics.provider)
+        for _ in range(250):
+            client.track_event("login", "jane@example.com")
+        client.track_event("noise", "jane@example.com")
+        assert client.flush(30)
+        found, stats = metrics.read(), client.stats()
+        assert value(found, "accepted") == 250 == value(found, "events", outcome="delivered")
+        assert value(found, "requests") == stats.requests > 0
+        assert value(found, "refused", reason="before_send") == 1
+        assert value(found, "queue.size") == value(found, "queue.bytes") == 0
+
+
+def test_what_was_accepted_is_the_sum_of_the_events_and_the_queue_while_events_are_tracked(server, metrics):
+    server.faults([{"status": 400, "rate": 0.3, "seed": 1}, {"latency": 0.01}])
+    with make(server, max_queue_size=50, overflow="drop_oldest") as client:
+        opentelemetry.instrument(client, meter_provider=metrics.provider)
+        for n in range(300):
+            client.track_event("login", "jane@example.com", {"n": n})
+            if n % 20 == 0:
+                found = metrics.read()
+                outcomes = [each for key, each in found.items() if key[0] == "windback.client.events"]
+                assert value(found, "accepted") == sum(outcomes) + value(found, "queue.size")
+
+
+def test_an_outcome_other_than_delivered_has_a_type_of_error(metrics):
+    client = windback.Windback("sk_test_1", "shop", base_url="http://127.0.0.1:9", worker="thread")
+    opentelemetry.instrument(client, meter_provider=metrics.provider)
+    client.track_event("login", "jane@example.com")
+    client.close(0)
+    found = metrics.read()
+    assert value(found, "events", outcome="dropped", error_type="closed") + value(found, "queue.size") == 1
+    assert not [key for key in found if ("outcome", "delivered") in key and "error.type" in dict(key[1:])]
+
+
+def test_instrumenting_again_changes_nothing(server, metrics):
+    with make(server) as client:
+        for each in (client, client, client.with_options(timeout=3)):
+            opentelemetry.instrument(each, meter_provider=metrics.provider, trace_properties=True)
+        client.track_event("login", "jane@example.com")
+        assert value(metrics.read(), "accepted") == 1
+
+
+def test_the_default_client_is_the_one_at_the_time_of_a_reading(server, metrics, no_environment):
+    opentelemetry.instrument(meter_provider=metrics.provider)
+    assert value(metrics.read(), "accepted") == 0
+    with make(server) as client:
+        windback.set_client(client)
+        try:
+            client.track_event("login", "jane@example.com")
+            assert value(metrics.read(), "accepted") == 1
+        finally:
+            windback.set_client(None)
+
+
+def test_batches_make_no_spans_and_a_plain_call_is_within_the_span_of_its_caller(server, spans):
+    tracer = spans.provider.get_tracer("test")
+    with make(server) as client:
+        with tracer.start_as_current_span("request") as request:
+            client.track_event("login", "jane@example.com")
+            client.create_churn_event("jane@example.com")
+        assert client.flush(30)
+    assert server.count() == 1
+    call, outer = spans.get_finished_spans()
+    assert outer.name == "request"
+    assert call.parent.span_id == request.get_span_context().span_id
+
+
+def test_batches_of_tasks_make_no_spans(server, spans):
+    async def main():
+        async with windback.AsyncWindback("sk_test_1", "shop", base_url=server.url) as client:
+            await client.track_event("login", "jane@example.com")
+            assert await client.flush(30)
+
+    anyio.run(main)
+    assert server.count() == 1
+    assert spans.get_finished_spans() == ()
+
+
+def test_events_have_the_trace_that_they_were_tracked_in(server, spans, metrics):
+    tracer = spans.provider.get_tracer("test")
+    with make(server) as client:
+        opentelemetry.instrument(client, meter_provider=metrics.provider, trace_properties=True)
+        with tracer.start_as_current_span("request") as span:
+            client.track_event("inside", "jane@example.com", {"plan": "pro"})
+            client.track_event("named", "jane@example.com", {"trace_id": "mine"})
+            with pytest.raises(windback.InvalidEventError, match="properties"):
+                client.track_event("wrong", "jane@example.com", "properties")
+        client.track_event("outside", "jane@example.com")
+    inside, named, outside = server.events()
+    context = span.get_span_context()
+    assert inside.properties == {
+        "plan": "pro",
+        "trace_id": f"{context.trace_id:032x}",
+        "span_id": f"{context.span_id:016x}",
+    }
+    assert named.properties["trace_id"] == "mine"
+    assert not outside.properties
+
+
+def test_a_log_handler_that_exports_does_not_call_itself(server, metrics, caplog):
+    caplog.set_level(logging.DEBUG)
+    with make(server) as client:
+        opentelemetry.instrument(client, meter_provider=metrics.provider)
+        client.track_event("login", "jane@example.com")
+        assert client.flush(30)
+        for _ in range(3):
+            metrics.read()
+    assert len([record for record in caplog.records if record.name == "windback"]) < 20
+
+
+@pytest.mark.parametrize("arguments", [{"client": "client"}, {"meter_provider": "provider"}])
+def test_an_argument_of_the_wrong_kind_is_named(arguments):
+    with pytest.raises(windback.ConfigurationError, match=next(iter(arguments))):
+        opentelemetry.instrument(**arguments)
