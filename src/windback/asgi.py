@@ -177,8 +177,7 @@ class WindbackMiddleware:
             logger.warning("delivery at shutdown failed", exc_info=True)
             return
         if left:
-            events = "1 event was" if left == 1 else f"{left} events were"
-            logger.warning("%s not delivered when the application was shut down", events)
+            logger.warning("%s not delivered when the application was shut down", lifecycle.events_were(left))
 
     # -- events of requests --------------------------------------------------------------------
 

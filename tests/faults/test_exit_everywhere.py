@@ -317,4 +317,4 @@ def test_an_exit_takes_no_longer_because_of_a_clock_that_started_late(silent_url
     """
     ended = run(code, url=silent_url, timed=True)
     assert ended.took_s <= 0.5 + SLACK_S
-    assert "1 events were not delivered" in ended.err
+    assert "1 event was not delivered" in ended.err

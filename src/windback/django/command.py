@@ -8,6 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from ..context import bound
 from ..errors import ClosedError
+from ..process.lifecycle import events_were
 from . import conf
 
 
@@ -30,7 +31,7 @@ class Command(BaseCommand):
         except ClosedError:
             return output
         if not result:
-            events = "1 event was" if result.pending == 1 else f"{result.pending} events were"
+            events = events_were(result.pending)
             message = f"{events} not delivered ({result.problem or 'no reason is known'})"
             raise CommandError(message)
         return output

@@ -138,6 +138,11 @@ def engines() -> List[Engine]:
     return list(_engines)
 
 
+def events_were(count: int) -> str:
+    """Return the start of a message about *count* events: "1 event was", "5 events were"."""
+    return "1 event was" if count == 1 else f"{count} events were"
+
+
 def _at_exit() -> None:
     """Drain all clients within the longest of their deadlines, all of them at the same time."""
     global exiting  # noqa: PLW0603 - a process exits once
@@ -150,7 +155,7 @@ def _at_exit() -> None:
         engine.begin_exit()
     left = sum(engine.finish_exit(started_s + engine.shutdown_timeout) for engine in left_behind)
     if left:
-        logger.warning("%d events were not delivered before the process ended", left)
+        logger.warning("%s not delivered before the process ended", events_were(left))
     if will_load:
         _keep_exit_status()
     for call in after_exit:
