@@ -165,7 +165,8 @@ def test_a_streamed_body_still_knows_its_customer(client, events):
     wb = with_loader(FlaskWindback(client=client))
     app = make_app(wb, WINDBACK_REQUEST_EVENT="api_call")
     assert app.test_client().get("/stream", headers={"x-user": JANE}).text == "True"
-    assert [each.event for each in events] == ["api_call", "streamed"]
+    # Flask before 3.1 ends a request after its body.
+    assert sorted(each.event for each in events) == ["api_call", "streamed"]
     assert context.current() is None
 
 
