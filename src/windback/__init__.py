@@ -1,7 +1,7 @@
 """The Python SDK of Windback.
 
-Importing this package starts no thread, opens no socket and registers no signal handler; a name is
-loaded when it is first used, so `import windback` costs next to nothing.
+Importing this package starts no thread, opens no socket and registers no signal handler. Each name is
+loaded when it is first used, so `import windback` is fast.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     value: object = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value  # the next look-up does not come here
+    globals()[name] = value  # the next look-up finds it directly
     return value
 
 

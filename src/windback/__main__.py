@@ -1,4 +1,4 @@
-"""`python -m windback`: the `windback` command where its script is not on PATH."""
+"""`python -m windback`: the `windback` command, for when its script is not on PATH."""
 
 from __future__ import annotations
 

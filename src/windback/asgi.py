@@ -1,11 +1,10 @@
-"""Middleware for any ASGI application: nothing is lost at shutdown, and each request has a scope.
+"""Middleware for any ASGI application: delivers events at shutdown, and opens a scope for each request.
 
     from windback.asgi import WindbackMiddleware
     app.add_middleware(WindbackMiddleware)
 
-An ASGI server such as uvicorn ends its process by the signal that it got, so no exit handler runs. The
-middleware therefore delivers what is queued when the server says "shutdown", before it lets the
-application answer that.
+An ASGI server such as uvicorn ends its process by the signal that it received, so no exit handler runs. The
+middleware therefore delivers the queue when the server sends "shutdown", before the application answers.
 """
 
 from __future__ import annotations
@@ -48,30 +47,29 @@ ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
 #: Finds the customer of a request; sync or async.
 FindCustomer = Callable[[ASGIScope], Union[str, Awaitable[Optional[str]], None]]
 
-#: Where the scope of a request lies in that of ASGI.
+#: The key of a request's scope in that of ASGI.
 KEY = "windback"
 
 
 class WindbackMiddleware:
-    """Delivers what is queued at shutdown, and opens a scope for each request; see `windback.context`.
+    """Delivers queued events at shutdown, and opens a scope for each request; see `windback.context`.
 
     At shutdown all clients of the process are flushed, after the application's own shutdown code. They
     are not closed: a server may start the application again in the same process.
 
     Args:
         app: The application.
-        client: For `request_event` and `windback.fastapi.Track`; `windback.get_client()` if None.
+        client: For `request_event` and `windback.fastapi.Track`. None: `windback.get_client()`.
         customer: Gets the ASGI scope and returns the customer's address, or None for nobody. Sync or async.
-            It is called when the first event of a request is tracked, once. An async one is awaited after
-            the response was sent.
+            The first event of a request calls it, once. An async one is awaited after the response was sent.
         request_event: Track an event of this name for each HTTP request that has a customer, with method,
             route (the template, such as "/items/{id}"), status and duration_ms. Never with path, query,
             headers or body. None: no such events.
-        exclude: Paths whose requests make no such event; a "*" at the end stands for anything.
-        flush_timeout: Seconds that delivery may take at shutdown; each client's shutdown_timeout if None.
+        exclude: Paths whose requests make no such event. A "*" at the end matches anything.
+        flush_timeout: Seconds that delivery may take at shutdown. None: each client's shutdown_timeout.
 
     Raises:
-        ConfigurationError: An argument can't work.
+        ConfigurationError: An argument is wrong.
     """
 
     def __init__(
@@ -110,7 +108,13 @@ class WindbackMiddleware:
             raise ConfigurationError(message)
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
-        """Handle one connection, or the lifespan of the application."""
+        """Handle one connection, or the lifespan of the application.
+
+        Args:
+            scope: The ASGI scope.
+            receive: Returns the next message of the server.
+            send: Sends a message to the server.
+        """
         kind = scope["type"]
         if KEY in scope:
             self._warn_of_twice()
@@ -146,7 +150,7 @@ class WindbackMiddleware:
     # -- lifespan ------------------------------------------------------------------------------
 
     async def _lifespan(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
-        """Pass it on, and flush before the answer to "shutdown"; answer for an application that does not."""
+        """Pass messages on, and flush before the answer to "shutdown"; give missing answers ourselves."""
         received: List[object] = []
         sent: List[object] = []
 
@@ -166,7 +170,7 @@ class WindbackMiddleware:
         except Exception:
             if received or sent:
                 raise
-            # It knows no lifespan, such as Django's: by the protocol it raises at once.
+            # It does not support lifespan, such as Django's. By the protocol it raises at the first message.
         if "lifespan.startup.failed" not in sent:
             await _finish_lifespan(received, sent, receive_noting, flush_and_send)
 
@@ -227,7 +231,7 @@ class WindbackMiddleware:
 
 
 async def _finish_lifespan(received: List[object], sent: List[object], receive: Receive, send: Send) -> None:
-    """Do what the application left out of the protocol."""
+    """Complete the lifespan protocol where the application left out a step."""
     if "lifespan.startup.complete" not in sent:
         if "lifespan.startup" not in received:
             await receive()
@@ -239,7 +243,7 @@ async def _finish_lifespan(received: List[object], sent: List[object], receive: 
 
 
 def _settling(opened: Scope, receive: Receive, send: Send) -> Tuple[Receive, Send]:
-    """Await the address that events wait for between messages: a connection may last for hours."""
+    """Await the address that events wait for, between messages: a connection may last for hours."""
 
     async def settle_and_receive() -> Message:
         if opened.unsettled:
@@ -267,7 +271,19 @@ class Tracker:
         *,
         timestamp: Optional[Timestamp] = None,
     ) -> bool:
-        """Record something that the customer of this request did; see `Windback.track`."""
+        """Queue something that the customer of this request did; see `Windback.track`.
+
+        Args:
+            event: See `Windback.track_event`.
+            properties: See `Windback.track_event`.
+            timestamp: See `Windback.track_event`.
+
+        Returns:
+            Whether the event was accepted.
+
+        Raises:
+            InvalidEventError: The event can't be sent.
+        """
         client = self._client
         if client is None:
             scope = current()
@@ -298,8 +314,12 @@ class _Route(Protocol):
 def route_template(scope: ASGIScope) -> Optional[str]:
     """Return the route of a request that Starlette or FastAPI has handled, with the prefixes of its mounts.
 
-    None if none matched, and where a part of the path can't be told from a parameter: a value of a
-    parameter must not get into the name of a route.
+    Args:
+        scope: The ASGI scope after the request.
+
+    Returns:
+        The template. None if no route matched, and if a part of the path can't be told from a parameter: the
+        value of a parameter must not get into the name of a route.
     """
     path, parameters = scope.get("path"), scope.get("path_params")
     if not isinstance(path, str) or not isinstance(parameters, Mapping):
@@ -322,7 +342,7 @@ def _routes(scope: ASGIScope) -> Iterator[_Route]:
         if hasattr(route, "path_regex") and hasattr(route, "endpoint"):
             yield route  # type: ignore[misc]  # it looks like one
         return
-    # Starlette before 1.0 says only which endpoint it was.
+    # Starlette before 1.0 has only the endpoint.
     endpoint = scope.get("endpoint")
     waiting = list(getattr(scope.get("app"), "routes", ())) if endpoint is not None else []
     while waiting:

@@ -84,10 +84,10 @@ class PreparedEvent:
         self._records = [record]
 
     def send(self) -> bool:
-        """Give the event to the background worker. Never raises, so that it fits a callback.
+        """Give the event to the background worker. Never raises, so it can be a callback.
 
         Returns:
-            Whether it was accepted, as by track_event. False, too, if it was sent before.
+            True if the event was accepted, as by track_event. False if it was refused, or sent before.
         """
         try:
             record = self._records.pop()
@@ -133,7 +133,7 @@ class _WaitingEvent:
 
 
 class _Client:
-    """Everything of a client that sends nothing."""
+    """The parts that both clients share: everything that sends nothing."""
 
     _is_async = False
 
@@ -170,37 +170,37 @@ class _Client:
         http_client: Union[SyncHttpClient, AsyncHttpClient, None] = None,
         enabled: Optional[bool] = None,
     ) -> None:
-        """Make a client. It starts no thread and opens no connection; the first event does.
+        """Make a client. This starts no thread and opens no connection; the first event does.
 
         Args:
             api_key: The secret key, "sk_…". Required, except with `broker` or `enabled=False`. Environment:
                 WINDBACK_API_KEY.
-            project_slug: The project's slug. Every call needs it except `track_event`, `track_events` and
-                the cancel flow. Environment: WINDBACK_PROJECT_SLUG.
+            project_slug: The project's slug. Every call needs it except `track_event`, `track_events` and the
+                cancel flow. Environment: WINDBACK_PROJECT_SLUG.
             public_key: The public key, "pub_…". The cancel flow uses it if it is set. Environment:
                 WINDBACK_PUBLIC_KEY.
             base_url: The URL of the API. Must be https; http is allowed on this machine only. Environment:
                 WINDBACK_BASE_URL.
-            journal: A directory on a local disk. An accepted event is in it before `track_event` returns,
-                and survives `kill -9`; the next process that uses the directory delivers it. Environment:
+            journal: A directory on a local disk. An accepted event is in it before `track_event` returns, and
+                survives `kill -9`; the next process that uses the directory delivers it. Environment:
                 WINDBACK_JOURNAL.
             max_journal_bytes: Bytes that all processes together may store in the journal; then the queue is
                 full.
             fsync: How much of the journal a power cut may lose. None: what the kernel did not write yet,
-                about 30 s of events. "interval": the last second. "batch": the events of one write to disk.
-                A thread syncs; `track_event` does not wait for it.
+                about 30 s of events. "interval": the last second. "batch": the events of one write to disk. A
+                thread syncs; `track_event` does not wait for it.
             broker: The URL of a Redis, "redis://host:6379/0", or rediss://, redis+sentinel://,
                 redis+cluster://. The worker hands batches to Redis and `windback relay --broker` delivers
                 them; an event counts as delivered when Redis has it. Environment: WINDBACK_BROKER.
             max_broker_entries: Batches that may wait in Redis; more wait in the application.
             timeout: Seconds. For a plain call: one deadline over all its retries. For a batch in the
                 background: the limit of one try.
-            max_retries: Retries after a failure that may pass.
-            worker: Who sends. "thread", or for `AsyncWindback` also "task"; "auto" is "task" if async, else
-                "thread". "process": a process of its own, which outlives this one until everything is
-                delivered. None: nobody here; `windback relay` sends what is in the journal.
+            max_retries: Retries after a temporary failure.
+            worker: Where events are sent. "thread", or for `AsyncWindback` also "task"; "auto" is "task" if
+                async, else "thread". "process": a sender process, which outlives this one until everything is
+                delivered. None: not from here; `windback relay` sends what is in the journal.
             max_queue_size: Events that may wait. May be exceeded by one event per calling thread.
-            max_queue_bytes: Bytes of events in memory, those in requests included.
+            max_queue_bytes: Bytes of events in memory, including those in requests.
             max_event_bytes: Bytes of one event as JSON.
             overflow: What `track_event` does when the queue is full. "drop_newest": return False.
                 "drop_oldest": discard the oldest event. "block": wait up to `block_timeout`. "raise": raise
@@ -209,27 +209,27 @@ class _Client:
             batch_size: Events in one request; 100 is the API's limit.
             max_batch_bytes: Bytes of one request's body.
             flush_interval: Seconds that an event may wait for others to share its request.
-            max_in_flight: Requests at the same time.
-            compress: Compress batches with gzip, until the API refuses it.
-            before_send: A function that gets each event as a dict. Return the event, changed or not, to
-                send it; return None to drop it. If it raises, the event is not sent.
-            scrub: What removes private data from every text that is sent, by track_event and by plain
-                calls: a function `(text, place) -> text` or a list of them, such as
-                `windback.scrub.STANDARD`. If one raises, "[scrubbed]" is sent in place of the text.
-            on_delivery: A function that gets a DeliveryReport for each batch that was delivered, rejected
-                or dropped. The worker calls it; its errors are counted and logged.
+            max_in_flight: Requests that may run at the same time.
+            compress: Compress batches with gzip until the API refuses it.
+            before_send: A function that gets each event as a dict. Return the event, changed or not, to send
+                it; return None to drop it. If it raises, the event is not sent.
+            scrub: A function `(text, place) -> text` that removes private data from every text that is sent,
+                by track_event and by plain calls; or a list of them, such as `windback.scrub.STANDARD`. If
+                one raises, "[scrubbed]" is sent instead of the text.
+            on_delivery: A function that gets a DeliveryReport for each batch that was delivered, rejected or
+                dropped. The worker calls it; its errors are counted and logged.
             shutdown_timeout: Seconds that `close()` and the end of the process may take to deliver the
                 remaining events.
-            handle_signals: On SIGTERM and SIGINT deliver the queue first, for up to `shutdown_timeout`,
-                while the application goes on; then do what would have happened. A second signal does not
-                wait. An application that gets signals from its event loop goes on to do so. Main thread
-                only: elsewhere a WARNING, and the next `stats()` in the main thread does it.
+            handle_signals: On SIGTERM and SIGINT, deliver the queue first, for up to `shutdown_timeout`,
+                while the application keeps running; then the earlier handler runs. A second signal is not
+                delayed. An application whose event loop handles signals still gets them. Main thread only:
+                elsewhere it logs a WARNING, and the next `stats()` in the main thread sets the handlers.
             http_client: An httpx or httpx2 client of your own, for proxies or certificates. You close it.
             enabled: False: check events, then refuse them; send nothing, and need no key. Environment:
                 WINDBACK_ENABLED.
 
         Raises:
-            ConfigurationError: An option is wrong; the message says which and what to do.
+            ConfigurationError: An option is wrong. The message names it and says what to do.
         """
         # Before anything can raise: a traceback may be shown with the local variables of its frames.
         keys = hidden(api_key), hidden(public_key)
@@ -302,10 +302,19 @@ class _Client:
     def with_options(
         self: Client, *, timeout: Optional[float] = None, max_retries: Optional[int] = None
     ) -> Client:
-        """Return a copy whose plain calls have other options, sharing queue, connections and counters.
+        """Return a copy whose plain calls have other options. It shares queue, connections and counters.
 
-        `max_retries=0` is for a call that must not be repeated, such as one that creates something.
-        Closing a copy closes all of them. Raises ConfigurationError.
+        Use `max_retries=0` for a call that must not be repeated. Closing a copy closes the original too.
+
+        Args:
+            timeout: Seconds for a plain call, all retries included. None: as before.
+            max_retries: Retries of a plain call. None: as before.
+
+        Returns:
+            The copy.
+
+        Raises:
+            ConfigurationError: An option is wrong.
         """
         self._check_open()
         other = copy.copy(self)
@@ -323,7 +332,7 @@ class _Client:
     ) -> Optional[PreparedEvent]:
         """Check, stamp and encode an event now, to send it later or never: when a transaction commits.
 
-        Later changes to *properties* do not count. before_send is called here.
+        Later changes to *properties* have no effect. before_send is called here.
 
         Args:
             event: See track_event.
@@ -332,7 +341,7 @@ class _Client:
             timestamp: See track_event.
 
         Returns:
-            What to call `.send()` on; None if before_send refused the event, which is counted.
+            An object with a `send()` method. None if before_send refused the event, which is counted.
 
         Raises:
             InvalidEventError: The event can't be sent.
@@ -388,12 +397,16 @@ class _Client:
         return prepared is not None and prepared.send()
 
     def stats(self) -> Stats:
-        """Return what became of all events so far. Takes no lock that track_event ever waits for."""
+        """Return the counts of all events so far. Never blocks `track_event`.
+
+        Returns:
+            The counters of one moment, for which accepted == delivered + rejected + dropped + pending.
+        """
         self._look_around()
         return self._engine.stats()
 
     def _look_around(self) -> None:
-        """Notice what no hook tells: a fork in C, or that this is the thread that can take signals."""
+        """Check what no hook reports: a fork in C, or that this thread can set signal handlers."""
         lifecycle.notice_fork()
         if self._config.handle_signals:
             from .process import signals
@@ -412,7 +425,7 @@ class _Client:
         self._use_capture()
 
     def _use_capture(self) -> None:
-        """Put where `set_capture` says. It is below the methods, which a caller may have bound already."""
+        """Set `put` as `set_capture` requires, below the methods, which a caller may have bound already."""
         engine, capture = self._engine, _capture
         self._put = engine.put
         if capture is None:
@@ -467,7 +480,7 @@ class _Client:
 
 
 class Windback(_Client):
-    """The client for threads. Safe to share between them; make one, at start-up, and keep it."""
+    """The client for threads. It is safe to share: make one at start-up and keep it."""
 
     def track_event(
         self,
@@ -477,12 +490,23 @@ class Windback(_Client):
         *,
         timestamp: Optional[Timestamp] = None,
     ) -> bool:
-        """Record something a customer did; a background worker sends it (docs page "Python SDK").
+        """Queue something that a customer did; a background worker sends it (docs page "Python SDK").
 
-        Returns at once, whatever the network does, with whether the event was accepted. timestamp: an
-        aware datetime, or an ISO 8601 string with a zone; now, if None. After close() it returns False, and
-        `stats().refused["closed"]` counts. Raises InvalidEventError, and QueueFullError if overflow="raise";
-        never anything for the network.
+        Returns immediately. It raises only for mistakes in the call, never because of the network.
+
+        Args:
+            event: The name of what happened, such as "feature_used".
+            customer_email: The customer's email address.
+            properties: More about it, as a mapping that can be encoded as JSON. None: no properties.
+            timestamp: When it happened: an aware datetime, or an ISO 8601 string with a zone. None: now.
+
+        Returns:
+            True if the event was accepted. False if it was refused: the queue is full, before_send returned
+            None, or the client is disabled or closed. `stats().refused` counts these by reason.
+
+        Raises:
+            InvalidEventError: The event can't be sent. The message names the field.
+            QueueFullError: The queue is full and overflow is "raise".
         """
         record = self._encode(event, customer_email, properties, timestamp, self._max_event_bytes)
         if record is None:
@@ -499,17 +523,17 @@ class Windback(_Client):
         *,
         timestamp: Optional[Timestamp] = None,
     ) -> bool:
-        """Record something that the customer of the current request or job did; see `windback.context`.
+        """Queue something that the customer of the current request or job did; see `windback.context`.
 
         Args:
             event: See track_event.
-            properties: See track_event. They win over those that are bound.
+            properties: See track_event. They override bound properties of the same name.
             timestamp: See track_event.
 
         Returns:
-            Whether the event was accepted. Without a customer, as in an anonymous request, it is not, and
-            `stats().refused["no_customer"]` counts. If the address must be awaited, the event waits for
-            that, and this is True.
+            True if the event was accepted, or if it waits for the customer's address. False if it was
+            refused.
+            An event without a customer is refused and counted in `stats().refused["no_customer"]`.
 
         Raises:
             InvalidEventError: The event can't be sent.
@@ -536,11 +560,19 @@ class Windback(_Client):
             return self._engine.put_or_wait(record)
 
     def track_events(self, events: Iterable[Event]) -> TrackResult:
-        """Send a list of events now, in as many requests as the limits ask (docs page "Python SDK").
+        """Send a list of events now and wait for the answers (docs page "Python SDK").
 
-        Each is a mapping with event, customer_email and maybe properties and timestamp. All are checked
-        before any is sent: InvalidEventError names the index of a bad one. Raises the WindbackError of
-        the first request that fails; its message says how many events were delivered before.
+        All events are checked before any is sent. Each request holds as many events as the limits allow.
+
+        Args:
+            events: Mappings with event and customer_email, and optionally properties and timestamp.
+
+        Returns:
+            How many events and requests were sent.
+
+        Raises:
+            InvalidEventError: An event can't be sent; `index` is its position.
+            WindbackError: A request failed. The message contains how many events were delivered before.
         """
         direct = self._direct(events)
         while True:
@@ -564,9 +596,24 @@ class Windback(_Client):
     ) -> ChurnEvent:
         """Record that a customer is leaving (docs page "Churn Events").
 
-        event_type: "cancellation" or "payment_failed". cancel_reason: free text. mrr: integer minor
-        units, 4999 for 49.99. currency: ISO 4217. Raises WindbackError. It is retried as any call, under
-        one Idempotency-Key; use with_options(max_retries=0) where a second event must be ruled out.
+        A retry has the same Idempotency-Key. Use `with_options(max_retries=0)` to rule out a second event.
+
+        Args:
+            customer_email: The customer's email address.
+            customer_name: The customer's name, for the emails.
+            event_type: "cancellation" or "payment_failed".
+            cancel_reason: Why, as free text.
+            mrr: Monthly revenue in integer minor units: 4999 for 49.99.
+            currency: The ISO 4217 code of `mrr`, such as "USD".
+            plan_name: The name of the customer's plan.
+            tenure_days: Days since the customer subscribed.
+
+        Returns:
+            The churn event.
+
+        Raises:
+            ValidationError: An argument is wrong, refused here or by the API.
+            WindbackError: The request failed.
         """
         request = api.create_churn_event(
             self._config.slug(),
@@ -597,11 +644,30 @@ class Windback(_Client):
         currency: Optional[str] = None,
         tenure_days: Optional[int] = None,
     ) -> CancelFlowResult:
-        """Submit what a customer said on the way out (docs page "Cancel Flow").
+        """Submit what a customer answered in the cancel flow (docs page "Cancel Flow").
 
-        What stands before the star is on the page "Python SDK". The rest is on the docs-tree page "Cancel
-        Flow", which requires cancel_reason to be a key, such as "too_expensive", and all but
-        cancel_reason_text. mrr: integer minor units, 4999 for 49.99. Raises WindbackError.
+        The positional arguments are those of the page "Python SDK". The docs-tree page "Cancel Flow" has the
+        others. It requires a key as cancel_reason, and all arguments except cancel_reason_text.
+
+        Args:
+            customer_email: The customer's email address.
+            cancel_reason: Why the customer leaves: a key such as "too_expensive".
+            feedback_text: What the customer wrote.
+            selected_offer: The type of the offer that the customer took.
+            cancel_reason_text: The reason in words.
+            customer_name: The customer's name.
+            provider: The payment provider, such as "stripe".
+            plan_name: The name of the customer's plan.
+            mrr: Monthly revenue in integer minor units: 4999 for 49.99.
+            currency: The ISO 4217 code of `mrr`, such as "USD".
+            tenure_days: Days since the customer subscribed.
+
+        Returns:
+            The new churn event's id and the offer for this reason, where the API has them.
+
+        Raises:
+            ValidationError: An argument is wrong, refused here or by the API.
+            WindbackError: The request failed.
         """
         request = api.submit_cancel_flow(
             _new_key(),
@@ -624,9 +690,18 @@ class Windback(_Client):
     ) -> None:
         """Attach the reason to a churn event (docs page "API Overview").
 
-        Without event_id, the newest open churn event of the customer is looked for among the newest few
-        thousand; NotFoundError if there is none. The API may send an email to the customer, so the
-        request is not repeated where the first may have arrived. Raises WindbackError.
+        The API may send an email to the customer. So the request is not repeated if the first may have
+        arrived.
+
+        Args:
+            customer_email: The customer's email address.
+            reason: Why the customer leaves, as free text.
+            event_id: The churn event. None: the customer's newest open one, searched among the newest
+                thousands.
+
+        Raises:
+            NotFoundError: The customer has no open churn event, or there is none with this id.
+            WindbackError: The request failed.
         """
         slug = self._config.slug()
         search = api.OpenEventSearch(slug, customer_email, self._engine.hooks.scrubbing)
@@ -645,8 +720,20 @@ class Windback(_Client):
     ) -> RecoveryTemplate:
         """Create your own recovery email for a cancel reason (docs-tree page "API Reference").
 
-        subject and body may hold {{customer_name}}, {{customer_email}}, {{plan_name}} and
-        {{cancel_reason}}. An active template replaces the generated emails. Raises WindbackError.
+        Args:
+            cancel_reason: The reason that the email is for.
+            name: The template's name.
+            subject: The subject. May contain {{customer_name}}, {{customer_email}}, {{plan_name}} and
+                {{cancel_reason}}.
+            body: The text of the email, with the same placeholders.
+            is_active: Whether it replaces the generated emails.
+
+        Returns:
+            The template.
+
+        Raises:
+            ValidationError: An argument is wrong, refused here or by the API.
+            WindbackError: The request failed.
         """
         request = api.create_recovery_template(
             self._config.slug(),
@@ -662,29 +749,57 @@ class Windback(_Client):
     def list_churn_events(
         self, status: Optional[str] = None, *, page_size: int = api.PAGE_SIZE
     ) -> Iterator[ChurnEvent]:
-        """Iterate over the churn events of the project (docs page "Churn Events"), in the API's order.
+        """Iterate over the churn events of the project, in the API's order (docs page "Churn Events").
 
-        status: only those that have it. page_size: events a request, 1 to 100, the API's limit. A page is
-        asked for when it is needed, so each step may raise WindbackError; the next one then asks again.
-        Pages are counted off by position: what changes the status that is filtered by makes the
-        iteration skip events, so make a list first. Without variants; those come with get_churn_event.
+        A page is requested when it is needed. The API counts pages by position: if your loop changes the
+        status
+        that you filter by, it skips events. Make a list first then.
+
+        Args:
+            status: Only events with this status, such as "email_sent". None: all.
+            page_size: Events per request, 1 to 100.
+
+        Returns:
+            An iterator of churn events without variants; get_churn_event returns those. Each step may raise
+            WindbackError; the next step requests that page again.
+
+        Raises:
+            ValidationError: An argument is wrong.
+            ClosedError: The client is closed.
         """
         self._check_usable()
         return _Events(api.ChurnEventPages(self._config.slug(), status, page_size), self._call)
 
     def get_churn_event(self, event_id: str) -> ChurnEvent:
-        """Return one churn event (docs page "API Overview").
+        """Return one churn event, with its variants (docs page "API Overview").
 
-        Raises NotFoundError for an id that is not of this project, and WindbackError.
+        Args:
+            event_id: The id of the churn event.
+
+        Returns:
+            The churn event.
+
+        Raises:
+            NotFoundError: The project has no such churn event.
+            WindbackError: The request failed.
         """
         return api.read_churn_event(self._call(api.get_churn_event(self._config.slug(), event_id)))
 
     def mark_recovered(self, event_id: str) -> ChurnEvent:
         """Record that the customer stays (docs page "API Overview").
 
-        Raises ValidationError if the event is recovered already, also where that was the work of this very
-        call and its first answer got lost; NotFoundError; and WindbackError. Of the event that is returned,
-        `id` and `status` alone are set if the API answers without one.
+        Args:
+            event_id: The id of the churn event.
+
+        Returns:
+            The churn event. If the API answers without one, only `id` and `status` are set.
+
+        Raises:
+            ValidationError: The event is recovered already. This can be the work of this call, if the answer
+                to
+                its first try was lost.
+            NotFoundError: The project has no such churn event.
+            WindbackError: The request failed.
         """
         request = api.mark_recovered(self._config.slug(), _new_key(), event_id)
         return api.read_churn_event(self._call(request), event_id=event_id, status="recovered")
@@ -694,39 +809,78 @@ class Windback(_Client):
     ) -> ChurnEvent:
         """Attach or change the reason of a churn event (docs page "API Overview"; the body is assumed).
 
-        cancel_reason: such as "too_expensive", or free text; cancel_reason_text: more in the customer's
-        words. The API may send an email to the customer, so the request is not repeated where the first
-        may have arrived. Raises NotFoundError and WindbackError. Of the event that is returned, `id` alone
-        is set if the API answers without one.
+        The API may send an email to the customer. So the request is not repeated if the first may have
+        arrived.
+
+        Args:
+            event_id: The id of the churn event.
+            cancel_reason: A key such as "too_expensive", or free text.
+            cancel_reason_text: More, in the customer's words.
+
+        Returns:
+            The churn event. If the API answers without one, only `id` is set.
+
+        Raises:
+            NotFoundError: The project has no such churn event.
+            WindbackError: The request failed.
         """
         request = api.update_cancel_reason(self._config.slug(), event_id, cancel_reason, cancel_reason_text)
         return api.read_churn_event(self._call(request), event_id=event_id)
 
     def generate_variants(self, event_id: str, *, timeout: float = 30.0) -> List[Variant]:
-        """Have the recovery emails for a churn event written (docs page "Recovery").
+        """Let the API write the recovery emails for a churn event (docs page "Recovery").
 
-        The API takes 5 to 15 s for nine of them, so this call has a *timeout* of its own, in seconds, over
-        all its retries. An active recovery template replaces them. Empty if the API answers that it has only
-        started (assumed). Raises ValidationError if the event is past "processing", NotFoundError,
-        ConfigurationError for a timeout that is none, and WindbackError.
+        An active recovery template replaces them.
+
+        Args:
+            event_id: The id of the churn event.
+            timeout: Seconds for this call, all retries included. The API needs 5 to 15 s for nine emails.
+
+        Returns:
+            The emails. Empty if the API answers that it has only started (assumed).
+
+        Raises:
+            ValidationError: The event is past "processing".
+            NotFoundError: The project has no such churn event.
+            ConfigurationError: The timeout is not a positive number.
+            WindbackError: The request failed.
         """
         request = api.generate_variants(self._config.slug(), _new_key(), event_id)
         return api.read_generated(self.with_options(timeout=timeout)._call(request))  # noqa: SLF001 - a copy of this object
 
     def list_variants(self, event_id: str) -> List[Variant]:
-        """Return the variants of a churn event (docs page "API Overview"); none before they are generated.
+        """Return the variants of a churn event (docs page "API Overview").
 
-        Raises NotFoundError and WindbackError.
+        Args:
+            event_id: The id of the churn event.
+
+        Returns:
+            The variants; none before they are generated.
+
+        Raises:
+            NotFoundError: The project has no such churn event.
+            WindbackError: The request failed.
         """
         return api.read_variants(self._call(api.list_variants(self._config.slug(), event_id)))
 
     def update_variant(
         self, event_id: str, variant_id: str, *, subject: Optional[str] = None, body: Optional[str] = None
     ) -> Variant:
-        """Change subject or body, or both, before a variant is sent (docs page "Recovery").
+        """Change the subject, the body or both of a variant that is not sent yet (docs page "Recovery").
 
-        body: plain text or HTML. Raises ValidationError, also for one that is sent already; NotFoundError;
-        and WindbackError.
+        Args:
+            event_id: The id of the churn event.
+            variant_id: The id of the variant.
+            subject: The new subject. None: unchanged.
+            body: The new body, plain text or HTML. None: unchanged.
+
+        Returns:
+            The variant.
+
+        Raises:
+            ValidationError: The variant was sent already, or there is nothing to change.
+            NotFoundError: There is no such variant.
+            WindbackError: The request failed.
         """
         request = api.update_variant(self._config.slug(), event_id, variant_id, subject=subject, body=body)
         return api.read_variant(self._call(request), variant_id)
@@ -734,45 +888,97 @@ class Windback(_Client):
     def send_variant(self, event_id: str, variant_id: str) -> Variant:
         """Send one variant to the customer, which can be done once (docs page "Recovery").
 
-        It is an email, so the request is not repeated where the first may have arrived. Of the variant that
-        is returned the API may fill in only `id`. Raises ValidationError if it was sent before, or if the
-        event is not "variants_generated" or "email_sent"; NotFoundError; ServerError also where no email
-        service is configured, which another try won't mend; and WindbackError.
+        It is an email. So the request is not repeated if the first may have arrived.
+
+        Args:
+            event_id: The id of the churn event.
+            variant_id: The id of the variant.
+
+        Returns:
+            The variant. The API may fill in only `id`.
+
+        Raises:
+            ValidationError: The variant was sent before, or the event is not "variants_generated" or
+                "email_sent".
+            NotFoundError: There is no such variant.
+            ServerError: The API failed, or has no email service configured, which a retry can't fix.
+            WindbackError: The request failed.
         """
         request = api.send_variant(self._config.slug(), event_id, variant_id)
         return api.read_variant(self._call(request), variant_id)
 
     def get_recovery_stats(self) -> RecoveryStats:
-        """Return what became of the project's churn events (docs page "API Overview"). Raises WindbackError.
+        """Return how many churn events the project has and won back (docs page "API Overview").
 
-        `stats` is about the delivery of events.
+        `stats` is about the delivery of tracked events.
+
+        Returns:
+            The numbers of the project.
+
+        Raises:
+            WindbackError: The request failed.
         """
         return api.read_recovery_stats(self._call(api.get_recovery_stats(self._config.slug())))
 
     def get_offer(self, reason: str) -> Optional[Offer]:
-        """Return the offer that is configured for a cancel reason, or None (docs-tree page "Cancel Flow").
+        """Return the offer that is configured for a cancel reason (docs-tree page "Cancel Flow").
 
-        Nothing is submitted. Prefers the public key, as submit_cancel_flow does. Raises WindbackError.
+        Nothing is submitted. Uses the public key if it is set.
+
+        Args:
+            reason: The reason, such as "too_expensive".
+
+        Returns:
+            The offer, or None if there is none for this reason.
+
+        Raises:
+            WindbackError: The request failed.
         """
         return api.read_offer(self._call(api.get_offer(reason)))
 
     def accept_offer(self, customer_email: str, cancel_reason: str, offer_type: str) -> OfferAcceptance:
         """Record that a customer takes an offer (docs-tree page "Cancel Flow").
 
-        offer_type: that of the Offer. Prefers the public key. A decline is reported by nothing: no request is
-        documented for it. Raises WindbackError.
+        Uses the public key if it is set. The API documents no request for a declined offer.
+
+        Args:
+            customer_email: The customer's email address.
+            cancel_reason: The reason that the offer was made for.
+            offer_type: `offer_type` of the Offer.
+
+        Returns:
+            The API's confirmation.
+
+        Raises:
+            ValidationError: An argument is wrong, refused here or by the API.
+            WindbackError: The request failed.
         """
         request = api.accept_offer(_new_key(), customer_email, cancel_reason, offer_type)
         return api.read_acceptance(self._call(request))
 
     def list_recovery_templates(self) -> List[RecoveryTemplate]:
-        """Return all recovery templates (docs-tree page "API Reference"). Raises WindbackError."""
+        """Return all recovery templates (docs-tree page "API Reference").
+
+        Returns:
+            The templates of the project.
+
+        Raises:
+            WindbackError: The request failed.
+        """
         return api.read_recovery_templates(self._call(api.list_recovery_templates(self._config.slug())))
 
     def get_recovery_template(self, template_id: str) -> RecoveryTemplate:
         """Return one recovery template (docs-tree page "API Reference").
 
-        Raises NotFoundError and WindbackError.
+        Args:
+            template_id: The id of the template.
+
+        Returns:
+            The template.
+
+        Raises:
+            NotFoundError: The project has no such template.
+            WindbackError: The request failed.
         """
         request = api.get_recovery_template(self._config.slug(), template_id)
         return api.read_recovery_template(self._call(request))
@@ -786,9 +992,22 @@ class Windback(_Client):
         body: Optional[str] = None,
         is_active: Optional[bool] = None,
     ) -> RecoveryTemplate:
-        """Change what is given of a recovery template, at least one thing (docs-tree page "API Reference").
+        """Change a recovery template (docs-tree page "API Reference"). At least one new value is required.
 
-        Raises ValidationError, NotFoundError and WindbackError.
+        Args:
+            template_id: The id of the template.
+            name: The new name. None: unchanged.
+            subject: The new subject. None: unchanged.
+            body: The new text. None: unchanged.
+            is_active: Whether it replaces the generated emails. None: unchanged.
+
+        Returns:
+            The template.
+
+        Raises:
+            ValidationError: An argument is wrong, refused here or by the API.
+            NotFoundError: The project has no such template.
+            WindbackError: The request failed.
         """
         request = api.update_recovery_template(
             self._config.slug(), template_id, name=name, subject=subject, body=body, is_active=is_active
@@ -798,25 +1017,47 @@ class Windback(_Client):
     def delete_recovery_template(self, template_id: str) -> None:
         """Delete a recovery template (docs-tree page "API Reference").
 
-        Raises NotFoundError, also where this very call deleted it and its first answer got lost; and
-        WindbackError.
+        Args:
+            template_id: The id of the template.
+
+        Raises:
+            NotFoundError: The project has no such template. This can be the work of this call, if the answer
+                to
+                its first try was lost.
+            WindbackError: The request failed.
         """
         self._call(api.delete_recovery_template(self._config.slug(), template_id))
 
     def flush(self, timeout: Optional[float] = None) -> FlushResult:
-        """Send everything that track_event accepted so far, and say how that went.
+        """Send everything that track_event accepted before this call, and wait until it is settled.
 
-        Blocks for at most *timeout* seconds. With None it waits while deliveries go on, and gives up
-        when a batch used up its retries. True only if all of it is off our hands. Raises ClosedError.
+        Args:
+            timeout: Seconds to wait at most. None: wait while deliveries succeed, and give up when a batch
+                has used up its retries.
+
+        Returns:
+            A result that is true if every event accepted before the call was delivered or rejected, with
+            counts.
+
+        Raises:
+            ClosedError: The client is closed.
+            WindbackError: It was called from on_delivery or before_send, which would wait for itself.
         """
         self._check_open()
         return self._engine.flush(timeout)
 
     def close(self, timeout: Optional[float] = None) -> FlushResult:
-        """Deliver what is left within *timeout* seconds (shutdown_timeout, if None), then stop.
+        """Deliver the remaining events, then stop.
 
-        What is left after that is dropped, and counted. May be called again. Of the other methods,
-        track_event then returns False, and those that need an answer raise ClosedError.
+        Events that remain after that are dropped and counted. A second call does nothing. After it,
+        track_event
+        returns False, and calls that need an answer raise ClosedError.
+
+        Args:
+            timeout: Seconds to wait at most. None: `shutdown_timeout`.
+
+        Returns:
+            What was delivered, rejected and dropped during the call.
         """
         return self._engine.close(timeout)
 
@@ -840,9 +1081,10 @@ class Windback(_Client):
 
 
 class AsyncWindback(_Client):
-    """The client for asyncio and trio. May be made outside of a loop and used in several, in turn.
+    """The client for asyncio and trio. It has the methods of Windback, as coroutines.
 
-    With and without `async with`. Each method does what Windback's of the same name does.
+    It can be made outside of an event loop, and used in several loops one after the other. `async with` is
+    optional.
     """
 
     _is_async = True
@@ -855,7 +1097,25 @@ class AsyncWindback(_Client):
         *,
         timestamp: Optional[Timestamp] = None,
     ) -> bool:
-        """Record something a customer did; see Windback.track_event. Waits only if overflow="block"."""
+        """Queue something that a customer did; a background worker sends it (docs page "Python SDK").
+
+        Waits only if overflow is "block". It raises only for mistakes in the call, never because of the
+        network.
+
+        Args:
+            event: The name of what happened, such as "feature_used".
+            customer_email: The customer's email address.
+            properties: More about it, as a mapping that can be encoded as JSON. None: no properties.
+            timestamp: When it happened: an aware datetime, or an ISO 8601 string with a zone. None: now.
+
+        Returns:
+            True if the event was accepted. False if it was refused: the queue is full, before_send returned
+            None, or the client is disabled or closed. `stats().refused` counts these by reason.
+
+        Raises:
+            InvalidEventError: The event can't be sent. The message names the field.
+            QueueFullError: The queue is full and overflow is "raise".
+        """
         record = self._encode(event, customer_email, properties, timestamp, self._max_event_bytes)
         if record is None:
             return False
@@ -871,7 +1131,22 @@ class AsyncWindback(_Client):
         *,
         timestamp: Optional[Timestamp] = None,
     ) -> bool:
-        """Record something that the customer of the current request or job did; see Windback.track."""
+        """Queue something that the customer of the current request or job did; see `windback.context`.
+
+        Args:
+            event: See track_event.
+            properties: See track_event. They override bound properties of the same name.
+            timestamp: See track_event.
+
+        Returns:
+            True if the event was accepted, or if it waits for the customer's address. False if it was
+            refused.
+            An event without a customer is refused and counted in `stats().refused["no_customer"]`.
+
+        Raises:
+            InvalidEventError: The event can't be sent.
+            QueueFullError: The queue is full and overflow is "raise".
+        """
         scope = context.current()
         email = None if scope is None else scope.customer.email
         if scope is None or email is None:
@@ -886,7 +1161,20 @@ class AsyncWindback(_Client):
         return await self.track_event(event, email, properties, timestamp=timestamp)
 
     async def track_events(self, events: Iterable[Event]) -> TrackResult:
-        """Send a list of events now; see Windback.track_events."""
+        """Send a list of events now and wait for the answers (docs page "Python SDK").
+
+        All events are checked before any is sent. Each request holds as many events as the limits allow.
+
+        Args:
+            events: Mappings with event and customer_email, and optionally properties and timestamp.
+
+        Returns:
+            How many events and requests were sent.
+
+        Raises:
+            InvalidEventError: An event can't be sent; `index` is its position.
+            WindbackError: A request failed. The message contains how many events were delivered before.
+        """
         direct = self._direct(events)
         while True:
             batch = direct.next_batch()
@@ -907,7 +1195,27 @@ class AsyncWindback(_Client):
         plan_name: Optional[str] = None,
         tenure_days: Optional[int] = None,
     ) -> ChurnEvent:
-        """Record that a customer is leaving; see Windback.create_churn_event."""
+        """Record that a customer is leaving (docs page "Churn Events").
+
+        A retry has the same Idempotency-Key. Use `with_options(max_retries=0)` to rule out a second event.
+
+        Args:
+            customer_email: The customer's email address.
+            customer_name: The customer's name, for the emails.
+            event_type: "cancellation" or "payment_failed".
+            cancel_reason: Why, as free text.
+            mrr: Monthly revenue in integer minor units: 4999 for 49.99.
+            currency: The ISO 4217 code of `mrr`, such as "USD".
+            plan_name: The name of the customer's plan.
+            tenure_days: Days since the customer subscribed.
+
+        Returns:
+            The churn event.
+
+        Raises:
+            ValidationError: An argument is wrong, refused here or by the API.
+            WindbackError: The request failed.
+        """
         request = api.create_churn_event(
             self._config.slug(),
             _new_key(),
@@ -937,7 +1245,31 @@ class AsyncWindback(_Client):
         currency: Optional[str] = None,
         tenure_days: Optional[int] = None,
     ) -> CancelFlowResult:
-        """Submit what a customer said on the way out; see Windback.submit_cancel_flow."""
+        """Submit what a customer answered in the cancel flow (docs page "Cancel Flow").
+
+        The positional arguments are those of the page "Python SDK". The docs-tree page "Cancel Flow" has the
+        others. It requires a key as cancel_reason, and all arguments except cancel_reason_text.
+
+        Args:
+            customer_email: The customer's email address.
+            cancel_reason: Why the customer leaves: a key such as "too_expensive".
+            feedback_text: What the customer wrote.
+            selected_offer: The type of the offer that the customer took.
+            cancel_reason_text: The reason in words.
+            customer_name: The customer's name.
+            provider: The payment provider, such as "stripe".
+            plan_name: The name of the customer's plan.
+            mrr: Monthly revenue in integer minor units: 4999 for 49.99.
+            currency: The ISO 4217 code of `mrr`, such as "USD".
+            tenure_days: Days since the customer subscribed.
+
+        Returns:
+            The new churn event's id and the offer for this reason, where the API has them.
+
+        Raises:
+            ValidationError: An argument is wrong, refused here or by the API.
+            WindbackError: The request failed.
+        """
         request = api.submit_cancel_flow(
             _new_key(),
             customer_email=customer_email,
@@ -957,7 +1289,21 @@ class AsyncWindback(_Client):
     async def report_cancel_reason(
         self, customer_email: str, reason: str, *, event_id: Optional[str] = None
     ) -> None:
-        """Attach the reason to a churn event; see Windback.report_cancel_reason."""
+        """Attach the reason to a churn event (docs page "API Overview").
+
+        The API may send an email to the customer. So the request is not repeated if the first may have
+        arrived.
+
+        Args:
+            customer_email: The customer's email address.
+            reason: Why the customer leaves, as free text.
+            event_id: The churn event. None: the customer's newest open one, searched among the newest
+                thousands.
+
+        Raises:
+            NotFoundError: The customer has no open churn event, or there is none with this id.
+            WindbackError: The request failed.
+        """
         slug = self._config.slug()
         search = api.OpenEventSearch(slug, customer_email, self._engine.hooks.scrubbing)
         api.check_reason(reason)
@@ -975,7 +1321,23 @@ class AsyncWindback(_Client):
         body: str,
         is_active: bool = True,  # noqa: FBT001, FBT002 - the docs page has it so
     ) -> RecoveryTemplate:
-        """Create your own recovery email for a cancel reason; see Windback.create_recovery_template."""
+        """Create your own recovery email for a cancel reason (docs-tree page "API Reference").
+
+        Args:
+            cancel_reason: The reason that the email is for.
+            name: The template's name.
+            subject: The subject. May contain {{customer_name}}, {{customer_email}}, {{plan_name}} and
+                {{cancel_reason}}.
+            body: The text of the email, with the same placeholders.
+            is_active: Whether it replaces the generated emails.
+
+        Returns:
+            The template.
+
+        Raises:
+            ValidationError: An argument is wrong, refused here or by the API.
+            WindbackError: The request failed.
+        """
         request = api.create_recovery_template(
             self._config.slug(),
             _new_key(),
@@ -990,66 +1352,237 @@ class AsyncWindback(_Client):
     def list_churn_events(
         self, status: Optional[str] = None, *, page_size: int = api.PAGE_SIZE
     ) -> AsyncIterator[ChurnEvent]:
-        """Iterate with `async for` over the churn events; see Windback.list_churn_events."""
+        """Iterate with `async for` over the churn events, in the API's order (docs page "Churn Events").
+
+        A page is requested when it is needed. The API counts pages by position: if your loop changes the
+        status
+        that you filter by, it skips events. Make a list first then.
+
+        Args:
+            status: Only events with this status, such as "email_sent". None: all.
+            page_size: Events per request, 1 to 100.
+
+        Returns:
+            An asynchronous iterator of churn events without variants; get_churn_event returns those. Each
+            step may raise WindbackError; the next step requests that page again.
+
+        Raises:
+            ValidationError: An argument is wrong.
+            ClosedError: The client is closed.
+        """
         self._check_usable()
         return _AsyncEvents(api.ChurnEventPages(self._config.slug(), status, page_size), self._call)
 
     async def get_churn_event(self, event_id: str) -> ChurnEvent:
-        """Return one churn event; see Windback.get_churn_event."""
+        """Return one churn event, with its variants (docs page "API Overview").
+
+        Args:
+            event_id: The id of the churn event.
+
+        Returns:
+            The churn event.
+
+        Raises:
+            NotFoundError: The project has no such churn event.
+            WindbackError: The request failed.
+        """
         return api.read_churn_event(await self._call(api.get_churn_event(self._config.slug(), event_id)))
 
     async def mark_recovered(self, event_id: str) -> ChurnEvent:
-        """Record that the customer stays; see Windback.mark_recovered."""
+        """Record that the customer stays (docs page "API Overview").
+
+        Args:
+            event_id: The id of the churn event.
+
+        Returns:
+            The churn event. If the API answers without one, only `id` and `status` are set.
+
+        Raises:
+            ValidationError: The event is recovered already. This can be the work of this call, if the answer
+                to
+                its first try was lost.
+            NotFoundError: The project has no such churn event.
+            WindbackError: The request failed.
+        """
         request = api.mark_recovered(self._config.slug(), _new_key(), event_id)
         return api.read_churn_event(await self._call(request), event_id=event_id, status="recovered")
 
     async def update_cancel_reason(
         self, event_id: str, cancel_reason: str, cancel_reason_text: Optional[str] = None
     ) -> ChurnEvent:
-        """Attach or change the reason of a churn event; see Windback.update_cancel_reason."""
+        """Attach or change the reason of a churn event (docs page "API Overview"; the body is assumed).
+
+        The API may send an email to the customer. So the request is not repeated if the first may have
+        arrived.
+
+        Args:
+            event_id: The id of the churn event.
+            cancel_reason: A key such as "too_expensive", or free text.
+            cancel_reason_text: More, in the customer's words.
+
+        Returns:
+            The churn event. If the API answers without one, only `id` is set.
+
+        Raises:
+            NotFoundError: The project has no such churn event.
+            WindbackError: The request failed.
+        """
         request = api.update_cancel_reason(self._config.slug(), event_id, cancel_reason, cancel_reason_text)
         return api.read_churn_event(await self._call(request), event_id=event_id)
 
     async def generate_variants(self, event_id: str, *, timeout: float = 30.0) -> List[Variant]:
-        """Have the recovery emails for a churn event written; see Windback.generate_variants."""
+        """Let the API write the recovery emails for a churn event (docs page "Recovery").
+
+        An active recovery template replaces them.
+
+        Args:
+            event_id: The id of the churn event.
+            timeout: Seconds for this call, all retries included. The API needs 5 to 15 s for nine emails.
+
+        Returns:
+            The emails. Empty if the API answers that it has only started (assumed).
+
+        Raises:
+            ValidationError: The event is past "processing".
+            NotFoundError: The project has no such churn event.
+            ConfigurationError: The timeout is not a positive number.
+            WindbackError: The request failed.
+        """
         request = api.generate_variants(self._config.slug(), _new_key(), event_id)
         return api.read_generated(await self.with_options(timeout=timeout)._call(request))  # noqa: SLF001 - a copy of this object
 
     async def list_variants(self, event_id: str) -> List[Variant]:
-        """Return the variants of a churn event; see Windback.list_variants."""
+        """Return the variants of a churn event (docs page "API Overview").
+
+        Args:
+            event_id: The id of the churn event.
+
+        Returns:
+            The variants; none before they are generated.
+
+        Raises:
+            NotFoundError: The project has no such churn event.
+            WindbackError: The request failed.
+        """
         return api.read_variants(await self._call(api.list_variants(self._config.slug(), event_id)))
 
     async def update_variant(
         self, event_id: str, variant_id: str, *, subject: Optional[str] = None, body: Optional[str] = None
     ) -> Variant:
-        """Change subject or body before a variant is sent; see Windback.update_variant."""
+        """Change the subject, the body or both of a variant that is not sent yet (docs page "Recovery").
+
+        Args:
+            event_id: The id of the churn event.
+            variant_id: The id of the variant.
+            subject: The new subject. None: unchanged.
+            body: The new body, plain text or HTML. None: unchanged.
+
+        Returns:
+            The variant.
+
+        Raises:
+            ValidationError: The variant was sent already, or there is nothing to change.
+            NotFoundError: There is no such variant.
+            WindbackError: The request failed.
+        """
         request = api.update_variant(self._config.slug(), event_id, variant_id, subject=subject, body=body)
         return api.read_variant(await self._call(request), variant_id)
 
     async def send_variant(self, event_id: str, variant_id: str) -> Variant:
-        """Send one variant to the customer; see Windback.send_variant."""
+        """Send one variant to the customer, which can be done once (docs page "Recovery").
+
+        It is an email. So the request is not repeated if the first may have arrived.
+
+        Args:
+            event_id: The id of the churn event.
+            variant_id: The id of the variant.
+
+        Returns:
+            The variant. The API may fill in only `id`.
+
+        Raises:
+            ValidationError: The variant was sent before, or the event is not "variants_generated" or
+                "email_sent".
+            NotFoundError: There is no such variant.
+            ServerError: The API failed, or has no email service configured, which a retry can't fix.
+            WindbackError: The request failed.
+        """
         request = api.send_variant(self._config.slug(), event_id, variant_id)
         return api.read_variant(await self._call(request), variant_id)
 
     async def get_recovery_stats(self) -> RecoveryStats:
-        """Return what became of the project's churn events; see Windback.get_recovery_stats."""
+        """Return how many churn events the project has and won back (docs page "API Overview").
+
+        `stats` is about the delivery of tracked events.
+
+        Returns:
+            The numbers of the project.
+
+        Raises:
+            WindbackError: The request failed.
+        """
         return api.read_recovery_stats(await self._call(api.get_recovery_stats(self._config.slug())))
 
     async def get_offer(self, reason: str) -> Optional[Offer]:
-        """Return the offer that is configured for a cancel reason; see Windback.get_offer."""
+        """Return the offer that is configured for a cancel reason (docs-tree page "Cancel Flow").
+
+        Nothing is submitted. Uses the public key if it is set.
+
+        Args:
+            reason: The reason, such as "too_expensive".
+
+        Returns:
+            The offer, or None if there is none for this reason.
+
+        Raises:
+            WindbackError: The request failed.
+        """
         return api.read_offer(await self._call(api.get_offer(reason)))
 
     async def accept_offer(self, customer_email: str, cancel_reason: str, offer_type: str) -> OfferAcceptance:
-        """Record that a customer takes an offer; see Windback.accept_offer."""
+        """Record that a customer takes an offer (docs-tree page "Cancel Flow").
+
+        Uses the public key if it is set. The API documents no request for a declined offer.
+
+        Args:
+            customer_email: The customer's email address.
+            cancel_reason: The reason that the offer was made for.
+            offer_type: `offer_type` of the Offer.
+
+        Returns:
+            The API's confirmation.
+
+        Raises:
+            ValidationError: An argument is wrong, refused here or by the API.
+            WindbackError: The request failed.
+        """
         request = api.accept_offer(_new_key(), customer_email, cancel_reason, offer_type)
         return api.read_acceptance(await self._call(request))
 
     async def list_recovery_templates(self) -> List[RecoveryTemplate]:
-        """Return the recovery templates; see Windback.list_recovery_templates."""
+        """Return all recovery templates (docs-tree page "API Reference").
+
+        Returns:
+            The templates of the project.
+
+        Raises:
+            WindbackError: The request failed.
+        """
         return api.read_recovery_templates(await self._call(api.list_recovery_templates(self._config.slug())))
 
     async def get_recovery_template(self, template_id: str) -> RecoveryTemplate:
-        """Return one recovery template; see Windback.get_recovery_template."""
+        """Return one recovery template (docs-tree page "API Reference").
+
+        Args:
+            template_id: The id of the template.
+
+        Returns:
+            The template.
+
+        Raises:
+            NotFoundError: The project has no such template.
+            WindbackError: The request failed.
+        """
         request = api.get_recovery_template(self._config.slug(), template_id)
         return api.read_recovery_template(await self._call(request))
 
@@ -1062,23 +1595,73 @@ class AsyncWindback(_Client):
         body: Optional[str] = None,
         is_active: Optional[bool] = None,
     ) -> RecoveryTemplate:
-        """Change what is given of a recovery template; see Windback.update_recovery_template."""
+        """Change a recovery template (docs-tree page "API Reference"). At least one new value is required.
+
+        Args:
+            template_id: The id of the template.
+            name: The new name. None: unchanged.
+            subject: The new subject. None: unchanged.
+            body: The new text. None: unchanged.
+            is_active: Whether it replaces the generated emails. None: unchanged.
+
+        Returns:
+            The template.
+
+        Raises:
+            ValidationError: An argument is wrong, refused here or by the API.
+            NotFoundError: The project has no such template.
+            WindbackError: The request failed.
+        """
         request = api.update_recovery_template(
             self._config.slug(), template_id, name=name, subject=subject, body=body, is_active=is_active
         )
         return api.read_recovery_template(await self._call(request))
 
     async def delete_recovery_template(self, template_id: str) -> None:
-        """Delete a recovery template; see Windback.delete_recovery_template."""
+        """Delete a recovery template (docs-tree page "API Reference").
+
+        Args:
+            template_id: The id of the template.
+
+        Raises:
+            NotFoundError: The project has no such template. This can be the work of this call, if the answer
+                to
+                its first try was lost.
+            WindbackError: The request failed.
+        """
         await self._call(api.delete_recovery_template(self._config.slug(), template_id))
 
     async def flush(self, timeout: Optional[float] = None) -> FlushResult:
-        """Send everything that track_event accepted so far; see Windback.flush."""
+        """Send everything that track_event accepted before this call, and wait until it is settled.
+
+        Args:
+            timeout: Seconds to wait at most. None: wait while deliveries succeed, and give up when a batch
+                has used up its retries.
+
+        Returns:
+            A result that is true if every event accepted before the call was delivered or rejected, with
+            counts.
+
+        Raises:
+            ClosedError: The client is closed.
+            WindbackError: It was called from on_delivery or before_send, which would wait for itself.
+        """
         self._check_open()
         return await self._engine.flush_async(timeout)
 
     async def close(self, timeout: Optional[float] = None) -> FlushResult:
-        """Deliver what is left, then stop; see Windback.close."""
+        """Deliver the remaining events, then stop.
+
+        Events that remain after that are dropped and counted. A second call does nothing. After it,
+        track_event
+        returns False, and calls that need an answer raise ClosedError.
+
+        Args:
+            timeout: Seconds to wait at most. None: `shutdown_timeout`.
+
+        Returns:
+            What was delivered, rejected and dropped during the call.
+        """
         return await self._engine.close_async(timeout)
 
     async def __aenter__(self) -> AsyncWindback:
@@ -1090,7 +1673,7 @@ class AsyncWindback(_Client):
         error: Optional[BaseException],
         traceback: Optional[TracebackType],
     ) -> None:
-        with shielded():  # what was accepted is delivered, within shutdown_timeout
+        with shielded():  # accepted events are delivered, within shutdown_timeout
             await self.close()
 
     async def _call(self, request: api.Request) -> Answer:
@@ -1104,7 +1687,7 @@ class AsyncWindback(_Client):
 
 
 class _Events(Iterator[ChurnEvent]):
-    """The events of all pages, each of which is asked for when it is needed."""
+    """The events of all pages. Each page is requested when it is needed."""
 
     def __init__(self, pages: api.ChurnEventPages, call: Callable[[api.Request], Answer]) -> None:
         self._pages = pages
@@ -1120,7 +1703,7 @@ class _Events(Iterator[ChurnEvent]):
 
 
 class _AsyncEvents(AsyncIterator[ChurnEvent]):
-    """The same for `async for`; no generator, so nothing has to be closed where a loop is left early."""
+    """The same for `async for`. Not a generator, so nothing must be closed if a loop ends early."""
 
     def __init__(self, pages: api.ChurnEventPages, call: Callable[[api.Request], Awaitable[Answer]]) -> None:
         self._pages = pages
@@ -1140,9 +1723,13 @@ _capture: Optional[Capture] = None
 
 
 def set_capture(capture: Optional[Capture]) -> Optional[Capture]:
-    """Give *capture* all events of all clients, for tests; None: queue and send them again.
+    """Pass all events of all clients to *capture*, for tests.
 
-    Returns the one before.
+    Args:
+        capture: Gets lists of encoded events. None: queue and send them again.
+
+    Returns:
+        The one before.
     """
     global _capture
     earlier, _capture = _capture, capture
@@ -1152,7 +1739,7 @@ def set_capture(capture: Optional[Capture]) -> Optional[Capture]:
 
 
 def _make_engine(config: Config, *, is_async: bool) -> Engine:
-    """Choose who sends: this process, a process of its own, or a relay."""
+    """Choose who sends: this process, a sender process, or a relay."""
     if not config.enabled or config.worker in ("thread", "task"):
         return LocalEngine(config, is_async=is_async)
     from .remote.engine import RemoteEngine

@@ -1,11 +1,11 @@
-"""The clock of deadlines and pauses: it goes on where a test library has frozen time.
+"""The clock of deadlines and pauses: it keeps running where a test library has frozen time.
 
-freezegun replaces `time.monotonic`, in every module that holds it, and some versions of time-machine replace
-it in C. A deadline by a clock that stands still never comes, so nothing else in this package measures time.
-None of them replaces `clock_gettime` for the clock that `time.monotonic` reads; where there is no such
+freezegun replaces `time.monotonic` in every module that holds it, and some versions of time-machine replace
+it in C. A deadline by a frozen clock never comes, so all of this package measures time with this module.
+None of them replaces `clock_gettime` for the clock that `time.monotonic` reads. Where there is no such
 function, as on Windows, the real function is kept where freezegun does not find it.
 
-What an event is stamped with is not this: that follows `time.time`, and so a frozen clock, as tests expect.
+Timestamps of events are different: they follow `time.time`, and so a frozen clock, as tests expect.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ def _find_clock() -> Callable[[], float]:
     for name in names:
         if hasattr(time, "clock_gettime") and hasattr(time, name):
             return functools.partial(time.clock_gettime, getattr(time, name))
-    # Should this be imported while time is frozen, freezegun has the real one.
+    # If this is imported while time is frozen, freezegun has the real one.
     freezegun = sys.modules.get("freezegun.api")
     real: Callable[[], float] = getattr(freezegun, "real_monotonic", time.monotonic)
     return functools.partial(real)
 
 
-#: Return the seconds since some moment in the past. A `partial`: freezegun replaces functions that it knows.
+#: Return the seconds since a fixed moment in the past. A `partial`: freezegun replaces functions that it
+#: knows.
 now_s = _find_clock()
 
 
 def sleep(seconds: float) -> None:
-    """Sleep. Looked up at each call, because gevent replaces it."""
+    """Sleep for a number of seconds. `time.sleep` is looked up at each call, because gevent replaces it."""
     time.sleep(seconds)
 
 
 def is_replaced() -> bool:
-    """Whether `time.monotonic`, by which event loops set their timers, is another clock now; it may stand."""
+    """Whether `time.monotonic`, by which event loops set their timers, was replaced; it may be frozen."""
     return abs(time.monotonic() - now_s()) > _APART_S

@@ -30,7 +30,7 @@ from .secrets import BrokerAddress, Secret, broker_address, fingerprint, hidden,
 
 logger = logging.getLogger("windback")
 
-#: Where files are in memory. A directory in it is made for this user alone.
+#: A file system in memory. A directory in it is made for this user alone.
 _MEMORY = "/dev/shm"  # noqa: S108
 
 if TYPE_CHECKING:
@@ -47,17 +47,17 @@ Fsync = Literal["interval", "batch"]
 OVERFLOWS: Tuple[Overflow, ...] = ("drop_newest", "drop_oldest", "block", "raise")
 WORKERS: Tuple[Optional[Worker], ...] = ("auto", "task", "thread", "process", None)
 FSYNCS: Tuple[Optional[Fsync], ...] = ("interval", "batch", None)
-#: What is hidden as soon as it is read.
+#: These are hidden as soon as they are read.
 _SECRET = ("api_key", "public_key", "broker")
-#: The API takes no more in one request (docs-tree page "Tracking API").
+#: The API's limit for one request (docs-tree page "Tracking API").
 MAX_BATCH_SIZE = 100
-#: What surrounds the events of a batch: {"events":[ and ]}, see batching.join.
+#: The bytes around the events of a batch: {"events":[ and ]}, see batching.join.
 BATCH_FRAME_BYTES = 13
 
 
-#: A journal works with segments of 1 MiB, of which several are open or made ahead.
+#: A journal works with segments of 1 MiB, and several are open or made ahead.
 MIN_JOURNAL_BYTES = 8 * 1024 * 1024
-#: An event must fit into a segment with room to spare, or most of each would be wasted.
+#: An event must fit into a segment with room to spare, or most of each segment would be wasted.
 MAX_JOURNAL_EVENT_BYTES = 512 * 1024
 
 
@@ -138,16 +138,16 @@ class Config:
     )
     max_retries: int = option(
         default=3,
-        about="Retries after a failure that may pass.",
+        about="Retries after a temporary failure.",
         check=count(at_least=0),
         is_for_sender=True,
     )
     worker: Optional[Worker] = option(
         default="auto",
         about=(
-            'Who sends. "thread", or for `AsyncWindback` also "task"; "auto" is "task" if async, else '
-            '"thread". "process": a process of its own, which outlives this one until everything is '
-            "delivered. None: nobody here; `windback relay` sends what is in the journal."
+            'Where events are sent. "thread", or for `AsyncWindback` also "task"; "auto" is "task" if '
+            'async, else "thread". "process": a sender process, which outlives this one until everything is '
+            "delivered. None: not from here; `windback relay` sends what is in the journal."
         ),
     )
     max_queue_size: int = option(
@@ -157,7 +157,7 @@ class Config:
     )
     max_queue_bytes: int = option(
         default=64 * 1024 * 1024,
-        about="Bytes of events in memory, those in requests included.",
+        about="Bytes of events in memory, including those in requests.",
         check=count(),
     )
     max_event_bytes: int = option(
@@ -199,13 +199,13 @@ class Config:
     )
     max_in_flight: int = option(
         default=4,
-        about="Requests at the same time.",
+        about="Requests that may run at the same time.",
         check=count(at_most=64),
         is_for_sender=True,
     )
     compress: bool = option(
         default=False,
-        about="Compress batches with gzip, until the API refuses it.",
+        about="Compress batches with gzip until the API refuses it.",
         check=boolean,
         is_for_sender=True,
     )
@@ -220,9 +220,9 @@ class Config:
     scrub: Optional[Sequence[Scrubber]] = option(
         default=None,
         about=(
-            "What removes private data from every text that is sent, by track_event and by plain calls: a "
-            "function `(text, place) -> text` or a list of them, such as `windback.scrub.STANDARD`. If one "
-            'raises, "[scrubbed]" is sent in place of the text.'
+            "A function `(text, place) -> text` that removes private data from every text that is sent, by "
+            "track_event and by plain calls; or a list of them, such as `windback.scrub.STANDARD`. If one "
+            'raises, "[scrubbed]" is sent instead of the text.'
         ),
         check=functions,
     )
@@ -243,10 +243,10 @@ class Config:
     handle_signals: bool = option(
         default=False,
         about=(
-            "On SIGTERM and SIGINT deliver the queue first, for up to `shutdown_timeout`, while the "
-            "application goes on; then do what would have happened. A second signal does not wait. An "
-            "application that gets signals from its event loop goes on to do so. Main thread only: elsewhere "
-            "a WARNING, and the next `stats()` in the main thread does it."
+            "On SIGTERM and SIGINT, deliver the queue first, for up to `shutdown_timeout`, while the "
+            "application keeps running; then the earlier handler runs. A second signal is not delayed. An "
+            "application whose event loop handles signals still gets them. Main thread only: elsewhere it "
+            "logs a WARNING, and the next `stats()` in the main thread sets the handlers."
         ),
         check=boolean,
     )
@@ -287,13 +287,13 @@ class Config:
             raise ConfigurationError(message, code="MISSING_API_KEY")
 
     def redact(self, text: str) -> str:
-        """Return *text* without the keys, should a server or a library have repeated them."""
+        """Return *text* without the keys, in case a server or a library repeated them."""
         return redact(text, (self.api_key, self.public_key))
 
 
 #: All options, by name.
 OPTIONS = options_of(Config)
-#: What the options of a client mean nothing for: a relay, or the sender of an application, has no callers.
+#: The options of a client that a relay and a sender process don't have, because they have no callers.
 _WITHOUT_CALLERS: Mapping[str, object] = {
     "broker": False,
     "worker": "thread",
@@ -333,12 +333,12 @@ def resolve(*, is_async: bool, **given: object) -> Config:
 
 
 def resolve_for_sender(**given: object) -> Config:
-    """Do the same for a relay, or the sender of an application."""
+    """Do the same for a relay or a sender process."""
     return resolve(is_async=False, **{**_WITHOUT_CALLERS, **given})
 
 
 def _check_sizes(config: Config) -> None:
-    """The limits must fit into each other, or an accepted event could never be sent."""
+    """Check that the limits fit into each other: otherwise an accepted event could never be sent."""
     if config.journal is not None and config.max_event_bytes > MAX_JOURNAL_EVENT_BYTES:
         message = (
             f"max_event_bytes ({config.max_event_bytes:,}) must be at most {MAX_JOURNAL_EVENT_BYTES:,} "
@@ -347,7 +347,7 @@ def _check_sizes(config: Config) -> None:
         raise ConfigurationError(message)
     if config.journal is not None and config.overflow == "drop_oldest":
         message = (
-            "overflow='drop_oldest' can't be combined with a journal, which keeps what was accepted; "
+            "overflow='drop_oldest' can't be combined with a journal, which keeps accepted events; "
             "choose 'drop_newest', 'block' or 'raise'"
         )
         raise ConfigurationError(message)
@@ -368,7 +368,7 @@ def _check_sizes(config: Config) -> None:
 def relay_keys(api_key: object, project_slug: object, api_keys: object) -> Dict[str, Secret]:
     """Return the keys of a relay by the slugs of their projects; see BrokerRelay. Raises ConfigurationError.
 
-    What is given is `hidden` already. The environment counts only if no key is given.
+    The arguments are `hidden` already. The environment counts only if no key is given.
     """
     pairs: List[Tuple[object, object]] = []
     if api_keys is not None and not isinstance(api_keys, Mapping):
@@ -411,7 +411,7 @@ def _secret_key(value: object, *, is_needed: bool) -> Optional[Secret]:
             return None
         message = (
             "no API key: pass api_key='sk_…' or set WINDBACK_API_KEY; "
-            "where nothing is to be sent, as in CI, set WINDBACK_ENABLED=0"
+            "to send nothing, as in CI, set WINDBACK_ENABLED=0"
         )
         raise ConfigurationError(message, code="MISSING_API_KEY")
     return _key("api_key", value, "sk_", "pub_")
@@ -430,15 +430,18 @@ def _key(name: str, value: object, prefix: str, other: str) -> Secret:
 
 
 def _problem_of_key(name: str, key: str, prefix: str, other: str) -> Optional[str]:
-    """Say what is wrong with it, and no part of it: a mistyped key is most of a key. This frame has it."""
+    """Describe what is wrong with a key without any part of it. A mistyped key is most of a key.
+
+    This frame has the key as text, so nothing may raise here.
+    """
     if key.startswith(other):
         place = "public_key" if other == "pub_" else "api_key"
         kind = "public" if other == "pub_" else "secret"
-        return f"{name} must start with {prefix}; this is a {kind} key ({other}…), which belongs into {place}"
+        return f"{name} must start with {prefix}; this is a {kind} key ({other}…): pass it as {place}"
     if not key.startswith(prefix) or len(key) == len(prefix):
-        return f"{name} must start with {prefix} and have more after it; copy it whole from the dashboard"
+        return f"{name} must start with {prefix} and have more after it; copy all of it from the dashboard"
     if not re.fullmatch(r"[!-~]+", key):
-        return f"{name} holds a space, a line end or a character outside ASCII; copy it again"
+        return f"{name} contains a space, a line end or a non-ASCII character; copy it again"
     return None
 
 
@@ -449,7 +452,7 @@ def _slug(value: object) -> str:
         raise ConfigurationError(message)
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*", value):
         message = (
-            f"project_slug {value!r} must be letters, digits, '-', '_' or '.' alone: "
+            f"project_slug {value!r} must be letters, digits, '-', '_' or '.' only: "
             "the last part of the project's address in the dashboard"
         )
         raise ConfigurationError(message)
@@ -464,10 +467,10 @@ def _base_url(value: object) -> str:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        message = f"base_url is no URL: {error}"
+        message = f"base_url is not a valid URL: {error}"
         raise ConfigurationError(message) from None
     if parts.username is not None or parts.password is not None:
-        message = "base_url must not hold credentials (…@host); the API key goes into api_key"
+        message = "base_url must not contain credentials (…@host); pass the API key as api_key"
         raise ConfigurationError(message)
     if parts.query or parts.fragment:
         message = "base_url must not have a query or a fragment; it ends with the path, such as /api/v1"
@@ -476,7 +479,7 @@ def _base_url(value: object) -> str:
         message = f"base_url {value!r} must look like {DEFAULT_BASE_URL!r}"
         raise ConfigurationError(message)
     if re.search(r"[^!-~]", value):
-        message = f"base_url {value!r} holds a space or a character outside ASCII"
+        message = f"base_url {value!r} contains a space or a non-ASCII character"
         raise ConfigurationError(message)
     if parts.scheme == "http" and not is_loopback(host):
         message = f"base_url {value!r} must use https: the key must not cross a network in clear text"
@@ -505,14 +508,14 @@ def _journal(options: Mapping[str, object], *, enabled: bool) -> Optional[Path]:
 
 
 def _broker(options: Mapping[str, object], *, enabled: bool) -> Optional[BrokerAddress]:
-    # False: none, whatever the environment says. A relay has its own, and it is no sink.
+    # False: no broker, whatever the environment contains. A relay has its own broker, which is not its sink.
     given = None if options["broker"] is False else _given(options, "broker")
     if not enabled or given is None:
         return None
     if options["worker"] is None:
         message = (
-            "worker=None leaves the sending to `windback relay --journal`; broker is for workers that send: "
-            "leave one of them out"
+            "worker=None leaves the sending to `windback relay --journal`, and broker needs a worker: "
+            "leave out one of them"
         )
         raise ConfigurationError(message)
     return broker_address(given)
@@ -524,16 +527,16 @@ def _fsync(options: Mapping[str, object], *, enabled: bool) -> Optional[str]:
         return None
     chosen = choice(FSYNCS)("fsync", fsync)
     if enabled and _given(options, "journal") is None:
-        message = "fsync needs journal=…, a directory on a disk; what is in memory no power cut spares"
+        message = "fsync works only with journal=DIRECTORY"
         raise ConfigurationError(message)
     return chosen
 
 
 def _shared_memory(options: Mapping[str, object]) -> Optional[Path]:
-    """Return where journals are that need not outlive the machine; None if there is no place for them.
+    """Return where journals are that need not survive a reboot; None if no such directory can be used.
 
-    One place for each key and API, or broker: what an exited process left is sent with the key of the process
-    that adopts it. Another user may have taken the name, by chance or to do harm; then there are others.
+    Each pair of key and API, or broker, has its own: a process that adopts the events of an exited one sends
+    them with its own key. If another user has taken the name, other names are tried.
     """
     import tempfile
     from pathlib import Path
@@ -545,7 +548,7 @@ def _shared_memory(options: Mapping[str, object]) -> Optional[Path]:
         broker = broker.url
     digest = fingerprint((key, url, broker) if broker else (key, url))
     places = [Path(_MEMORY)]
-    with suppress(OSError):  # no temporary directory can be written to either
+    with suppress(OSError):  # no temporary directory is writable either
         places.append(Path(tempfile.gettempdir()))
     name = f"windback-{os.getuid()}-{digest}"
     folders = [place / f"{name}{suffix}" for place in places for suffix in ("", "-1", "-2", "-3")]
@@ -554,11 +557,11 @@ def _shared_memory(options: Mapping[str, object]) -> Optional[Path]:
         reason = _why_not_private(folder)
         if reason is None:
             if reasons and folder.parent == places[0]:
-                logger.warning("%s can't be used (%s); journals are in %s", folders[0], reasons[0], folder)
+                logger.warning("%s can't be used (%s); using %s instead", folders[0], reasons[0], folder)
             return folder
         reasons.append(reason)
     logger.warning(
-        "worker='process' needs a directory, and none can be had: %s (%s); this process sends itself",
+        "worker='process' needs a directory, but %s can't be used (%s); events are sent from this process",
         folders[0],
         reasons[0],
     )
@@ -566,7 +569,7 @@ def _shared_memory(options: Mapping[str, object]) -> Optional[Path]:
 
 
 def _why_not_private(folder: Path) -> Optional[str]:
-    """Make a directory for this user alone; why it can't be had, None if it can."""
+    """Make a directory for this user alone. Returns why that failed, or None."""
     try:
         with suppress(FileExistsError):
             folder.mkdir(0o700)
@@ -577,7 +580,7 @@ def _why_not_private(folder: Path) -> Optional[str]:
         return "it is not a directory"
     if status.st_uid != os.geteuid():
         return "it belongs to another user"
-    return "others may write to it" if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
+    return "other users may write to it" if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
 
 
 def _directory(name: str, value: object) -> Path:
@@ -588,7 +591,7 @@ def _directory(name: str, value: object) -> Path:
 
     path = Path(os.fsdecode(value)).absolute()  # a program may change its working directory later
     if path.exists() and not path.is_dir():
-        message = f"{name} {str(path)!r} is no directory"
+        message = f"{name} {str(path)!r} is not a directory"
         raise ConfigurationError(message)
     return path
 
@@ -600,12 +603,12 @@ def _worker(options: Mapping[str, object], *, is_async: bool) -> Optional[str]:
         chosen = choice(choices)("worker", worker)
         return ("task" if is_async else "thread") if chosen == "auto" else chosen
     if options["enabled"] and _given(options, "journal") is None:
-        message = "worker=None needs journal=…, a directory in which `windback relay` finds the events"
+        message = "worker=None needs journal=DIRECTORY, where `windback relay` finds the events"
         raise ConfigurationError(message)
     if options["on_delivery"] is not None:
         message = (
-            "on_delivery is never called with worker=None, as a relay delivers; "
-            "give it to windback.relay.Relay, or choose another worker"
+            "on_delivery is never called with worker=None, because a relay delivers; "
+            "pass it to windback.relay.Relay, or choose another worker"
         )
         raise ConfigurationError(message)
     return None
@@ -616,7 +619,7 @@ def _http_client(value: object, worker: object, *, is_async: bool) -> object:
         return None
     check_http_client(value, is_async=is_async)
     if worker == "process" or (is_async and worker == "thread"):
-        kind = "connections" if worker == "process" else "a sync client"
-        message = f"http_client can't serve worker={worker!r}, which needs {kind} of its own; leave one out"
+        kind = "connections" if worker == "process" else "sync client"
+        message = f"http_client can't be used by worker={worker!r}, which needs its own {kind}"
         raise ConfigurationError(message)
     return value

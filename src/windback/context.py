@@ -1,8 +1,8 @@
-"""Who a request or a job is about: `bind` says it once, and `client.track` reads it.
+"""The customer of a request or a job: `bind` sets it once, and `client.track` reads it.
 
-A scope is opened by the middleware of an integration for each request, or by `bound` for a job or a
-script. It is a mutable object in a ContextVar: what a function changes in it is seen by its callers too.
-A plain value in the ContextVar would not be, where a framework runs that function in a thread of its own
+The middleware of an integration opens a scope for each request; `bound` opens one for a job or a script.
+A scope is a mutable object in a ContextVar, so callers see what a function changes in it.
+A plain value in the ContextVar would not be seen where a framework runs that function in another thread
 with a copy of the context.
 """
 
@@ -31,16 +31,16 @@ RESOLVE_S = 5.0
 
 
 class Customer:
-    """An email address, or how to find it: that is done once, by the first event that needs it.
+    """An email address, or a function that finds it, which is called once, by the first event that needs it.
 
-    An event that is tracked while the address is looked up waits here, and is sent when it is known.
-    `email` is what `track` reads; it is None until the address is known, and for an anonymous request.
+    An event that is tracked while the address is looked up is queued here, and sent when it is known. `email`
+    is the value that `track` reads. It is None until the address is known, and for an anonymous request.
     """
 
     __slots__ = ("_awaitables", "_is_known", "_on_error", "_resolvers", "_waiting", "email")
 
     def __init__(self, customer: CustomerSource) -> None:
-        if not callable(customer):  # all that most requests need
+        if not callable(customer):  # most requests need only this
             self.email: Optional[str] = customer
             self._is_known = True
             return
@@ -52,7 +52,7 @@ class Customer:
         self._on_error: Optional[OnError] = None
 
     def resolve(self, on_error: OnError) -> bool:
-        """Look the address up if nobody did; False while it is not known yet."""
+        """Look the address up unless that was done. Returns False while it is not known yet."""
         if self._is_known:
             return True
         try:
@@ -74,11 +74,11 @@ class Customer:
     def wait(self, send: Callable[[Optional[str]], object]) -> None:
         """Call *send* with the address, or None, once that is known."""
         self._waiting.append(send)
-        if self._is_known:  # since a moment
+        if self._is_known:  # it became known just now
             self._send_waiting()
 
     async def settle(self) -> None:
-        """Await the address, if that is how it is found, and send what waits for it."""
+        """Await the address, if it must be awaited, and send the events that wait for it."""
         try:
             awaitable = self._awaitables.pop()
         except IndexError:
@@ -97,7 +97,7 @@ class Customer:
             self._finish(found)
 
     def give_up(self, why: str) -> None:
-        """Refuse what waits: nobody can await the address here."""
+        """Refuse the events that wait: nothing can await the address here."""
         for awaitable in self._awaitables:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()
@@ -106,7 +106,7 @@ class Customer:
         self._finish(None)
 
     def _finish(self, found: object) -> None:
-        # An empty address is what a user without one has.
+        # A user without an address may have an empty one.
         if isinstance(found, str) and "@" in found:
             self.email = found
         elif found is not None and found != "":
@@ -131,10 +131,10 @@ NOBODY = Customer(None)
 
 
 class Scope:
-    """What is bound, for one request or job. `track` reads `customer.email` and `properties`.
+    """The bindings of one request or job. `track` reads `customer.email` and `properties`.
 
-    unsettled: the customers whose address must be awaited, of this scope and of those inside it; who
-    opened the outermost one does that. client: the one of the integration that opened it.
+    unsettled: the customers whose address must be awaited, of this scope and of those inside it. The
+    outermost scope awaits them. client: that of the integration that opened the scope.
     """
 
     __slots__ = ("client", "customer", "properties", "unsettled")
@@ -162,7 +162,7 @@ class Scope:
             self.unsettled = outer.unsettled
 
     def bind(self, customer: CustomerSource, properties: Mapping[str, object]) -> None:
-        """Add to what is bound; later values replace earlier ones."""
+        """Add bindings; later values replace earlier ones."""
         if customer is not None:
             self.customer = Customer(customer)
         if properties:
@@ -174,7 +174,7 @@ class Scope:
         self.properties = {}
 
     async def find_email(self, on_error: OnError) -> Optional[str]:
-        """Return the customer's address, looked up and awaited if nobody did."""
+        """Return the customer's address. Look it up and await it first if necessary."""
         customer = self.customer
         if customer.email is None and not customer.resolve(on_error):
             await customer.settle()
@@ -186,7 +186,7 @@ class Scope:
             await self.unsettled.popleft().settle()
 
     def give_up(self, why: str) -> None:
-        """Refuse the events whose customer nobody can await."""
+        """Refuse the events whose customer nothing can await."""
         while self.unsettled:
             self.unsettled.popleft().give_up(why)
 
@@ -198,17 +198,17 @@ else:  # on Python 3.8 a Token takes no type
 
 _current: ContextVar[Optional[Scope]] = ContextVar("windback.scope", default=None)
 
-#: Return the scope of this request or job, None outside of any.
+#: Return the scope of this request or job; None outside of any.
 current = _current.get
 
 
 def open_scope(scope: Scope) -> ScopeToken:
-    """Make *scope* the current one; `close_scope` takes what is returned."""
+    """Make *scope* the current one. Returns a token for `close_scope`."""
     return _current.set(scope)
 
 
 def close_scope(token: ScopeToken) -> None:
-    """Return to the scope before; does nothing where that was in another context, which is gone."""
+    """Return to the previous scope. Does nothing if that was in another context, which no longer exists."""
     try:
         _current.reset(token)
     except ValueError:
@@ -223,15 +223,15 @@ def merged(bound: Dict[str, object], given: Optional[Mapping[str, object]]) -> O
 
 
 def bind(*, customer_email: CustomerSource = None, **properties: object) -> bool:
-    """Say who the current request or job is about, and what all its events have in common.
+    """Set the customer of the current request or job, and properties that all its events share.
 
-    `client.track` reads it. What was bound before stays, unless it is given again.
+    `client.track` reads them. Earlier bindings remain unless they are set again.
 
     Args:
-        customer_email: The address; or a function without arguments that returns it, or None for nobody. It
-            is called when the first event is tracked, once. It may be async where a middleware of
-            windback or `async with bound(...)` opened the scope.
-        properties: Added to the properties of each event; those of the call win.
+        customer_email: The address; or a function without arguments that returns it, or None for nobody. The
+            first event calls it, once. It may be async where a middleware of windback or
+            `async with bound(...)` opened the scope.
+        properties: Added to the properties of each event. Those of the call override them.
 
     Returns:
         Whether there is a scope: False outside of a request and of `bound`.
@@ -252,16 +252,16 @@ def bind(*, customer_email: CustomerSource = None, **properties: object) -> bool
 
 
 def bound(*, customer_email: CustomerSource = None, **properties: object) -> Bound:
-    """Open a scope for a job or a script; a context manager for `with` and `async with`.
+    """Open a scope for a job or a script: a context manager for `with` and `async with`.
 
-    What is bound around it holds inside, too; what is bound inside is forgotten at the end.
+    Bindings from outside are valid inside. Bindings made inside are forgotten at the end.
 
     Args:
         customer_email: See `bind`.
         properties: See `bind`.
 
     Returns:
-        A context manager, which is used once.
+        A context manager, which can be used once.
 
     Raises:
         InvalidEventError: The address or a property can't be sent.
@@ -271,7 +271,7 @@ def bound(*, customer_email: CustomerSource = None, **properties: object) -> Bou
 
 
 def clear() -> None:
-    """Forget what is bound in the current scope, as at a log-out. Does nothing outside of a scope."""
+    """Forget the bindings of the current scope, as after a log-out. Does nothing outside of a scope."""
     scope = _current.get()
     if scope is not None:
         scope.clear()

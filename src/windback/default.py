@@ -1,4 +1,4 @@
-"""The client of a process that nobody has to pass around: `get_client` and `set_client`."""
+"""The default client of a process: `get_client` and `set_client`, so that it need not be passed around."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _is_warned = False
 
 
 def get_client() -> Windback:
-    """Return the client of this process, which the first call makes from the environment.
+    """Return the default client of this process. The first call makes it from the environment.
 
-    Integrations use it if they are given no client of their own. Safe in threads and after a fork.
+    Integrations use it if no client is passed to them. Safe in threads and after a fork.
 
     Returns:
-        The same client at each call, also once it was closed, until `set_client` replaces it.
+        The same client at each call, even after it was closed, until `set_client` replaces it.
 
     Raises:
         ConfigurationError: The environment has no usable settings, such as no WINDBACK_API_KEY.
@@ -41,15 +41,15 @@ def get_client() -> Windback:
 def set_client(client: Optional[Windback]) -> None:
     """Make *client* the one that `get_client` returns.
 
-    The client before is neither closed nor flushed; it delivers what it has as before.
+    The previous client is neither closed nor flushed. It still delivers its events.
 
     Args:
-        client: A client; None makes the next `get_client` make one from the environment.
+        client: A client. None: the next `get_client` makes one from the environment.
 
     Raises:
         ConfigurationError: It is not a `Windback`. An `AsyncWindback` is passed to an integration itself.
     """
-    global _client  # noqa: PLW0603 - it is what a process has one of
+    global _client  # noqa: PLW0603 - a process has one
     if client is not None and not isinstance(client, Windback):
         message = f"set_client takes a Windback, not {_kind(client)}"
         raise ConfigurationError(message)
@@ -141,7 +141,7 @@ def client_or_none(make: Callable[[], Windback] = get_client) -> Optional[Windba
 
     A request must not fail because of settings.
     """
-    global _is_warned  # noqa: PLW0603 - one line for a process
+    global _is_warned  # noqa: PLW0603 - one line per process
     try:
         return make()
     except ConfigurationError as error:

@@ -30,9 +30,12 @@ from typing import Dict, Optional, Tuple, Type
 class WindbackError(Exception):
     """Any failure of this package.
 
-    status: the HTTP status, None where no answer was involved; message: what went wrong, in words;
-    code: the API's error code, such as "INVALID_API_KEY" (docs page "Python SDK"); request_id: the
-    answer's X-Request-Id; retry_after: the seconds the server asked us to wait.
+    Attributes:
+        status: The HTTP status. None if there was no answer.
+        message: What went wrong, in words.
+        code: The API's error code, such as "INVALID_API_KEY" (docs page "Python SDK").
+        request_id: The answer's X-Request-Id.
+        retry_after: The seconds that the server asked the client to wait.
     """
 
     def __init__(
@@ -44,6 +47,15 @@ class WindbackError(Exception):
         request_id: Optional[str] = None,
         retry_after: Optional[float] = None,
     ) -> None:
+        """Make an error.
+
+        Args:
+            message: What went wrong, in words.
+            status: The HTTP status. None if there was no answer.
+            code: The API's error code.
+            request_id: The answer's X-Request-Id.
+            retry_after: The seconds that the server asked the client to wait.
+        """
         super().__init__(message)
         self.message = message
         self.status = status
@@ -79,7 +91,7 @@ class DisabledError(WindbackError):
 
 
 class QueueFullError(WindbackError):
-    """The queue has no room and overflow="raise" asks to be told so."""
+    """The queue is full and overflow is "raise"."""
 
 
 class ValidationError(WindbackError, ValueError):
@@ -89,14 +101,22 @@ class ValidationError(WindbackError, ValueError):
 class InvalidEventError(ValidationError):
     """An event that can't be sent.
 
-    path: where in the event the fault is, such as "properties.items[2].price"; index: the event's
-    position in the list given to track_events, None elsewhere.
+    Attributes:
+        path: The field that is wrong, such as "properties.items[2].price".
+        index: The event's position in the list given to track_events. None elsewhere.
     """
 
     path: str
     index: Optional[int]
 
     def __init__(self, message: str, *, path: str, index: Optional[int] = None) -> None:
+        """Make an error.
+
+        Args:
+            message: What is wrong with the field.
+            path: The field that is wrong, such as "properties.items[2].price".
+            index: The event's position in the list given to track_events.
+        """
         place = path if index is None else f"events[{index}].{path}" if path else f"events[{index}]"
         super().__init__(f"{place}: {message}", code="INVALID_EVENT")
         self.path = path
@@ -104,7 +124,14 @@ class InvalidEventError(ValidationError):
         self.detail = message
 
     def at(self, index: int) -> InvalidEventError:
-        """Return this error with the position of its event in a list."""
+        """Return this error with the position of its event in a list.
+
+        Args:
+            index: The position, from 0.
+
+        Returns:
+            A new error.
+        """
         return InvalidEventError(self.detail, path=self.path, index=index)
 
 
@@ -121,35 +148,36 @@ class PermissionDeniedError(WindbackError):
 
 
 class NotFoundError(WindbackError):
-    """404: there is no such thing, or report_cancel_reason found no open churn event."""
+    """404: it does not exist, or report_cancel_reason found no open churn event."""
 
 
 class ConflictError(WindbackError):
-    """409: the state of the thing does not allow this."""
+    """409: the state of the object does not allow this."""
 
 
 class RateLimitError(WindbackError):
-    """429: too many requests, and waiting longer would have passed the deadline."""
+    """429: too many requests, and the requested pause would have passed the deadline."""
 
 
 class ServerError(WindbackError):
-    """5xx: the API or a gateway before it failed, on every try."""
+    """5xx: the API or a gateway in front of it failed, on every try."""
 
 
 class WindbackConnectionError(WindbackError):
-    """No answer came: refused, reset, unresolved, or TLS failed."""
+    """There was no answer: the connection was refused or reset, a name was not found, or TLS failed."""
 
 
 class WebhookError(WindbackError):
-    """A webhook that must not be acted on; see `windback.webhooks`.
+    """A webhook that must not be trusted; see `windback.webhooks`.
 
-    code: "missing_signature", "bad_signature", "too_old", "too_large" or "bad_payload"; status: the HTTP
-    status to answer with, 401, 413 or 400.
+    Attributes:
+        code: "missing_signature", "bad_signature", "too_old", "too_large" or "bad_payload".
+        status: The HTTP status to answer with: 401, 413 or 400.
     """
 
 
 class WindbackTimeoutError(WindbackConnectionError):
-    """No answer came within the deadline."""
+    """There was no answer within the deadline."""
 
 
 _BY_STATUS: Dict[int, Type[WindbackError]] = {
@@ -167,5 +195,12 @@ _BY_STATUS: Dict[int, Type[WindbackError]] = {
 
 
 def error_class(status: int) -> Type[WindbackError]:
-    """Return the class for an HTTP status that is not a success."""
+    """Return the class for an HTTP status that is not a success.
+
+    Args:
+        status: The HTTP status.
+
+    Returns:
+        The class of the error.
+    """
     return _BY_STATUS.get(status, ServerError if status >= 500 else WindbackError)

@@ -1,6 +1,6 @@
-"""asyncio's and trio's event loops, as far as they are needed before anyio is loaded.
+"""The event loops of asyncio and trio, as far as they are needed before anyio is loaded.
 
-Loading anyio takes too long to do in a loop, so a thread does it, and until then this is all there is.
+Loading anyio takes too long to do in a loop. A thread loads it, and until then this module does the work.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _tasks: Set[object] = set()
 
 
 class NoThreadError(Exception):
-    """The system starts no more threads, so what takes long has to be done here."""
+    """The system starts no more threads, so slow work must be done in the loop."""
 
 
 class Loop(Protocol):
@@ -50,14 +50,14 @@ class Loop(Protocol):
         """Call something in the loop after a while, if it still runs then. Only asyncio's tasks need it."""
 
     def call_soon(self, call: Callable[[], object]) -> None:
-        """Call something in the loop, from any thread."""
+        """Call a function in the loop, from any thread."""
 
     def is_closed(self) -> bool:
-        """Whether the loop was closed over its tasks, which it never tells them."""
+        """Whether the loop was closed while tasks remained; the tasks are not notified of that."""
         ...
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        """Call something that takes long in a thread; NoThreadError if none can be started."""
+        """Call a slow function in a thread. Raises NoThreadError if none can be started."""
         ...
 
 
@@ -83,7 +83,7 @@ class _AsyncioLoop:
             if not has_run:
                 never_ran()
 
-        # An empty context: a worker outlives the request that started it, and must not hold on to it.
+        # An empty context: a worker outlives the request that started it, and must not keep it alive.
         task = Context().run(self._loop.create_task, run())
         with contextlib.suppress(AttributeError):  # a loop may make tasks of its own kind
             task.set_name(name)
@@ -143,10 +143,10 @@ class _TrioLoop:
 
 
 def _start_thread(call: Callable[[], T], notify: Callable[[], object]) -> Callable[[], T]:
-    """Run *call* in a thread of its own, then *notify*; returns what gives or raises its outcome.
+    """Run *call* in a new thread, then *notify*. Returns a function that returns or raises its outcome.
 
-    Not in the loop's executor or trio's cache of threads: the one is shut in a loop that goes down, and
-    the other, in a forked child, counts on threads that are not there.
+    The loop's executor is shut in a loop that is closing. trio's cache of threads, in a forked child, counts
+    threads that do not exist there. So neither is used.
     """
     results: List[T] = []
     errors: List[BaseException] = []
@@ -156,7 +156,7 @@ def _start_thread(call: Callable[[], T], notify: Callable[[], object]) -> Callab
             results.append(call())
         except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
             errors.append(error)
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits
             notify()
 
     def outcome() -> T:
@@ -172,7 +172,7 @@ def _start_thread(call: Callable[[], T], notify: Callable[[], object]) -> Callab
 
 
 def current_loop() -> Loop:
-    """Return the event loop this thread runs; RuntimeError if it runs none."""
+    """Return the event loop that this thread runs. Raises RuntimeError if it runs none."""
     if "trio" in sys.modules:
         with contextlib.suppress(RuntimeError):
             return _TrioLoop()
@@ -181,9 +181,9 @@ def current_loop() -> Loop:
 
 @contextlib.contextmanager
 def move_on_after(seconds: Optional[float]) -> Generator[anyio.CancelScope, None, None]:
-    """Do what anyio.move_on_after does, also where the clock of the event loop is frozen.
+    """Do the same as anyio.move_on_after, also where the clock of the event loop is frozen.
 
-    Then the loop's own timers never fire, or all at once, so a thread keeps the time.
+    With a frozen clock the loop's own timers never fire, or all fire immediately, so a thread keeps the time.
     """
     import anyio
 
@@ -198,10 +198,10 @@ def move_on_after(seconds: Optional[float]) -> Generator[anyio.CancelScope, None
 
         def keep_time(seconds: float) -> None:
             if not is_over.acquire(timeout=min(max(0.0, seconds), threading.TIMEOUT_MAX)):
-                with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+                with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits
                     loop.call_soon(scope.cancel)
 
-        with contextlib.suppress(RuntimeError):  # out of threads; the caller waits on for what it waits for
+        with contextlib.suppress(RuntimeError):  # out of threads; the caller keeps waiting
             _thread.start_new_thread(keep_time, (seconds,))
         try:
             yield scope

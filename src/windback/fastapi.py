@@ -47,20 +47,27 @@ _warned: Set[str] = set()
 
 
 async def get_tracker(connection: HTTPConnection) -> Tracker:
-    """Return what `Track` gives to an endpoint; the key for `app.dependency_overrides`."""
+    """Return the object that `Track` gives to an endpoint; the key for `app.dependency_overrides`.
+
+    Args:
+        connection: The request or WebSocket.
+
+    Returns:
+        The tracker.
+    """
     if KEY not in connection.scope and not _warned:
         _warned.add(KEY)
         logger.warning(
-            "Track is used without app.add_middleware(WindbackMiddleware): no event has a customer, "
-            "and none is sent"
+            "Track is used without app.add_middleware(WindbackMiddleware): events have no customer "
+            "and are not sent"
         )
     return _TRACKER
 
 
-#: It has no state: the scope of the request has.
+#: It is stateless: the state is in the scope of the request.
 _TRACKER = Tracker()
 
-#: Annotate an argument of an endpoint or of a dependency with it, and call that as `Windback.track`.
+#: Annotate an argument of an endpoint or of a dependency with it, and call it like `Windback.track`.
 Track = Annotated[Tracker, Depends(get_tracker)]
 
 
@@ -76,18 +83,18 @@ def webhook_router(
 
     Args:
         handler: Gets each `ChurnRiskAlert` once. An async function runs in the event loop, any other in a
-            thread. What it raises is answered with 500, and the API delivers again.
-        secret: The webhook secret, or several; WINDBACK_WEBHOOK_SECRET if None.
+            thread. If it raises, the answer is 500, and the API delivers again.
+        secret: The webhook secret, or several. None: WINDBACK_WEBHOOK_SECRET.
         path: Where to receive, with and without a slash at its end.
-        seen: Remembers the alerts that were handled; see `windback.webhooks.WebhookReceiver`. It is used
-            in a thread, too, unless the handler is async.
-        tolerance: How old an alert may be; None: any age.
+        seen: Remembers the handled alerts; see `windback.webhooks.WebhookReceiver`. It is called in a thread,
+            unless the handler is async.
+        tolerance: How old an alert may be. None: any age.
 
     Returns:
         The router.
 
     Raises:
-        ConfigurationError: There is no secret, or an argument can't work.
+        ConfigurationError: There is no secret, or an argument is wrong.
     """
     secret = hidden_secrets(secret)  # before anything can raise
     receiver = WebhookReceiver(handler, secret, seen=seen, tolerance=tolerance)
@@ -112,7 +119,7 @@ def webhook_router(
 
 
 async def _read(request: Request) -> Optional[bytes]:
-    """Return the body, or None as soon as it is known to be too long."""
+    """Return the body, or None as soon as it is clear that it is too long."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > MAX_BODY_BYTES:
         return None

@@ -91,7 +91,7 @@ class FlaskWindback:
         if _KEY in app.extensions:
             return
         app.extensions[_KEY] = self
-        if os.environ.get("FLASK_RUN_FROM_CLI") == "true":  # `flask run`, which SIGTERM would end at once
+        if os.environ.get("FLASK_RUN_FROM_CLI") == "true":  # `flask run`, which SIGTERM would end immediately
             signals.install_for_command()
         flask.request_started.connect(self._begin, app)
         app.after_request(self._note_status)
@@ -271,7 +271,7 @@ def webhook_blueprint(
         The blueprint. With Flask-WTF exempt it: `csrf.exempt(blueprint)`.
 
     Raises:
-        ConfigurationError: There is no secret, or an argument can't work.
+        ConfigurationError: There is no secret, or an argument is wrong.
     """
     secret = hidden_secrets(secret)  # before anything can raise
     receiver = WebhookReceiver(handler, secret, seen=seen, tolerance=tolerance)

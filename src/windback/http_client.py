@@ -1,6 +1,6 @@
-"""What a user's own HTTP client has to have: httpx's has it, and so has httpx2's, its successor's.
+"""What a user's own HTTP client must have. httpx's has it, and so has that of its successor, httpx2.
 
-A client is known by what it can do and not by its class, so that either package may be there. Pure.
+A client is recognised by what it can do and not by its class, so either package works. Pure.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the API answers, as frozen values.
+"""The API's answers, as frozen values.
 
-Every model keeps the whole answer in `.raw`, so a field the server adds is never lost, and a status
-or reason this version does not know stays the plain string it was. Missing fields become None (or
-an empty string for `id` and `status`): the editions of the API's docs differ in what they send.
+Every model keeps the whole answer in `.raw`, so a field that the server adds is not lost. A status or
+reason that this version does not know remains a plain string. Missing fields become None, or an empty
+string for `id` and `status`: the editions of the API's docs differ in what they send.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from datetime import datetime
 from typing import Literal, Mapping, Optional, Tuple
 
 JSONObject = Mapping[str, object]
-#: What the API takes (docs page "Churn Events"); what it answers may grow, and stays text.
+#: The values that the API accepts (docs page "Churn Events"). Its answers may have more, and remain text.
 EventType = Literal["cancellation", "payment_failed"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A recovery email to a customer, of one strategy (docs page "Recovery").
+    """A recovery email to a customer, with one strategy (docs page "Recovery").
 
-    strategy: "value_recap", "unused_feature", "downgrade_offer", "pause_option", "founder_email",
-    "pain_point_fix", "social_proof", "feedback_request" or "discount"; an open set. body: plain text or
-    HTML. coupon_percent: 1 to 100. Times are aware datetimes, None as long as it has not happened.
+    Attributes:
+        strategy: "value_recap", "unused_feature", "downgrade_offer", "pause_option", "founder_email",
+            "pain_point_fix", "social_proof", "feedback_request" or "discount". The API may add others.
+        body: Plain text or HTML.
+        coupon_percent: 1 to 100.
+        sent_at: An aware datetime, as all times. None if it has not happened.
     """
 
     id: str
@@ -43,7 +46,14 @@ class Variant:
 
     @classmethod
     def from_json(cls, raw: JSONObject) -> Variant:
-        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        """Read an answer.
+
+        Args:
+            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
+
+        Returns:
+            The variant.
+        """
         return cls(
             id=_text(raw, "id") or "",
             churn_event_id=_text(raw, "churn_event_id"),
@@ -66,9 +76,12 @@ class Variant:
 class ChurnEvent:
     """A customer about to leave, or who could not pay (docs page "Churn Events").
 
-    status: "new", "processing", "variants_generated", "email_sent", "recovered" or "lost"; an open
-    set. mrr: integer minor units of `currency` (cents). Times are aware datetimes. variants: the emails
-    generated for it, in the answer to get_churn_event alone.
+    Attributes:
+        status: "new", "processing", "variants_generated", "email_sent", "recovered" or "lost". The API may
+            add others.
+        mrr: Monthly revenue in integer minor units of `currency`: 4999 for 49.99.
+        created_at: An aware datetime, as all times. None if it has not happened.
+        variants: The emails generated for it. Only get_churn_event returns them.
     """
 
     id: str
@@ -90,7 +103,14 @@ class ChurnEvent:
 
     @classmethod
     def from_json(cls, raw: JSONObject) -> ChurnEvent:
-        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        """Read an answer.
+
+        Args:
+            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
+
+        Returns:
+            The churn event.
+        """
         mrr = _integer(raw, "mrr")
         variants = raw.get("variants")
         return cls(
@@ -117,7 +137,7 @@ class ChurnEvent:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a customer may be offered to stay (docs page "Retention Offers")."""
+    """An offer that may make a customer stay (docs page "Retention Offers")."""
 
     offer_type: str
     title: Optional[str] = None
@@ -129,7 +149,14 @@ class Offer:
 
     @classmethod
     def from_json(cls, raw: JSONObject) -> Offer:
-        """Read an answer; unknown fields stay in `.raw`."""
+        """Read an answer.
+
+        Args:
+            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
+
+        Returns:
+            The offer.
+        """
         return cls(
             offer_type=_text(raw, "offer_type") or "",
             title=_text(raw, "title"),
@@ -145,9 +172,11 @@ class Offer:
 class CancelFlowResult:
     """The answer to submit_cancel_flow.
 
-    created is False when the API answered 202: the same customer submitted within 24 hours, or the
-    subscription has expired, and nothing was created (docs page "Widget Installation"). event_id is
-    None then, and offer is None when none is configured for the reason.
+    Attributes:
+        created: False if the API answered 202 and created nothing: the same customer submitted within 24
+            hours, or the subscription has expired (docs page "Widget Installation").
+        event_id: The id of the churn event. None if nothing was created.
+        offer: The offer for this reason. None if none is configured.
     """
 
     created: bool
@@ -159,7 +188,15 @@ class CancelFlowResult:
 
     @classmethod
     def from_json(cls, raw: JSONObject, *, created: bool) -> CancelFlowResult:
-        """Read any of the three documented forms of the answer."""
+        """Read any of the three documented forms of the answer.
+
+        Args:
+            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
+            created: Whether the status was that of a new event, and not 202.
+
+        Returns:
+            The result.
+        """
         offer = raw.get("offer")
         return cls(
             created=created,
@@ -181,13 +218,20 @@ class OfferAcceptance:
 
     @classmethod
     def from_json(cls, raw: JSONObject) -> OfferAcceptance:
-        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        """Read an answer.
+
+        Args:
+            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
+
+        Returns:
+            The confirmation.
+        """
         return cls(success=_flag(raw, "success"), message=_text(raw, "message"), raw=raw)
 
 
 @dataclass(frozen=True)
 class RecoveryTemplate:
-    """A recovery email of your own for one cancel reason (docs page "API Reference")."""
+    """Your own recovery email for one cancel reason (docs page "API Reference")."""
 
     id: str
     project_id: Optional[str] = None
@@ -202,7 +246,14 @@ class RecoveryTemplate:
 
     @classmethod
     def from_json(cls, raw: JSONObject) -> RecoveryTemplate:
-        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        """Read an answer.
+
+        Args:
+            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
+
+        Returns:
+            The template.
+        """
         return cls(
             id=_text(raw, "id") or "",
             project_id=_text(raw, "project_id"),
@@ -219,9 +270,9 @@ class RecoveryTemplate:
 
 @dataclass(frozen=True)
 class RecoveryStats:
-    """What became of the churn events of a project (docs-tree page "Stats").
+    """The numbers of a project's churn events (docs-tree page "Stats").
 
-    Amounts are integer minor units (cents). recovery_rate: percent, 0 to 100.
+    Amounts are integer minor units: 4999 for 49.99. recovery_rate is a percentage, 0 to 100.
     """
 
     total_events: Optional[int] = None
@@ -235,7 +286,14 @@ class RecoveryStats:
 
     @classmethod
     def from_json(cls, raw: JSONObject) -> RecoveryStats:
-        """Read an answer; unknown fields stay in `.raw`, missing ones are None."""
+        """Read an answer.
+
+        Args:
+            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
+
+        Returns:
+            The numbers.
+        """
         rate = raw.get("recovery_rate")
         return cls(
             total_events=_integer(raw, "total_events"),
@@ -253,11 +311,15 @@ class RecoveryStats:
 
 @dataclass(frozen=True)
 class TrackResult:
-    """What track_events did.
+    """The result of track_events.
 
-    sent: events in requests the API answered with a success; requests: how many of those it took;
-    refused: events that `before_send` turned away. A success is no proof that the API stored each
-    event: the docs-tree edition of "Tracking API" says that it ignores invalid ones silently.
+    A success does not prove that the API stored each event: the docs-tree edition of "Tracking API" says
+    that it ignores invalid ones silently.
+
+    Attributes:
+        sent: Events in requests that the API answered with a success.
+        requests: How many requests these were.
+        refused: Events that `before_send` dropped.
     """
 
     sent: int
@@ -280,12 +342,19 @@ def _flag(raw: JSONObject, name: str) -> Optional[bool]:
     return value if isinstance(value, bool) else None
 
 
-# datetime.fromisoformat reads neither "Z" nor other than 3 or 6 digits of a second before Python 3.11.
+# Before Python 3.11 datetime.fromisoformat reads neither "Z" nor other than 3 or 6 digits of a second.
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?", re.IGNORECASE)
 
 
 def parse_time(text: str) -> Optional[datetime]:
-    """Read an ISO 8601 time as an aware datetime (UTC where no zone is given); None if it is none."""
+    """Read an ISO 8601 time.
+
+    Args:
+        text: The time. UTC if it has no zone.
+
+    Returns:
+        An aware datetime; None if *text* is not a time.
+    """
     match = _ISO.fullmatch(text)
     if match is None:
         return None

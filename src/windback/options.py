@@ -1,4 +1,4 @@
-"""Every option, said once: its type, default, check, help text and environment variable.
+"""Every option, declared once: its type, default, check, help text and environment variable.
 
 `config.Config` declares the options with `option()`. The client, the relays, the sender process, the command
 line and the reference table read them from there. A test compares the signatures, which type checkers and
@@ -22,7 +22,7 @@ _KEY = "option"
 
 
 class PathLike(Protocol):
-    """What os.PathLike[str] is, which Python 3.8 can't evaluate in an annotation."""
+    """os.PathLike[str], which Python 3.8 can't evaluate in an annotation."""
 
     def __fspath__(self) -> str:
         """Return the path."""
@@ -31,10 +31,12 @@ class PathLike(Protocol):
 
 @dataclass(frozen=True)
 class Option:
-    """What there is to say about one option.
+    """The description of one option.
 
-    environment: the variable that is read when the value is None. check: returns the checked value or raises
-    ConfigurationError; None if the check needs other options, too. is_for_sender: the sender process gets it.
+    Attributes:
+        environment: The variable that is read when the value is None.
+        check: Returns the checked value or raises ConfigurationError. None if the check needs other options.
+        is_for_sender: Whether the sender process gets it.
     """
 
     name: str
@@ -72,7 +74,7 @@ def options_of(kind: Type[object]) -> Dict[str, Option]:
 
 
 def checked(options: Mapping[str, Option], values: Mapping[str, object]) -> Dict[str, object]:
-    """Return the values of all options that can be checked alone. Raises ConfigurationError."""
+    """Return the values of all options that can be checked separately. Raises ConfigurationError."""
     return {name: said.check(name, values[name]) for name, said in options.items() if said.check is not None}
 
 
@@ -118,7 +120,7 @@ def boolean(name: str, value: object) -> bool:
     return value
 
 
-#: What an environment variable of a switch may say, in any case of letters.
+#: The values of an environment variable for a switch, in upper or lower case.
 _SWITCHES = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
@@ -126,7 +128,7 @@ _SWITCHES = {
 
 
 def switched(said: Option, value: object) -> bool:
-    """Return a switch; None is what its environment variable says, or the default."""
+    """Return a switch. None stands for its environment variable, or else the default."""
     text = os.environ.get(said.environment or "", "").strip()
     if value is not None or not text:
         return boolean(said.name, said.default if value is None else value)
@@ -162,7 +164,7 @@ def functions(name: str, value: object) -> Optional[Tuple[Callable[..., object],
 
 
 def hook(name: str, value: object) -> Optional[Callable[..., object]]:
-    """Check a function of the caller's."""
+    """Check a function given by the caller."""
     if value is not None and not callable(value):
         message = f"{name} must be a function, not {value!r}"
         raise ConfigurationError(message)

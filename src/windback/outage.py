@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Optional
 
+from .wording import counted
+
 
 class OutageLog:
-    """The lines an outage may write: one at its start, one a minute, one at its end with counts."""
+    """The lines an outage may write: one at its start, one per minute, and one at its end with counts."""
 
     EVERY_S = 60.0
 
@@ -24,16 +26,20 @@ class OutageLog:
         """Return the warning to write, if one is due."""
         if self._since_s is None:
             self._since_s, self._last_s, self._delivered_before = now_s, now_s, delivered
-            return f"delivery is held up: {problem}; {pending} events wait, and stay until the queue is full"
+            return (
+                f"cannot deliver: {problem}; {counted(pending, 'event')} queued, retrying; "
+                "events are refused only if the queue fills up"
+            )
         if now_s - self._last_s < self.EVERY_S:
             return None
         self._last_s = now_s
-        return f"delivery still held up after {now_s - self._since_s:.0f} s: {problem}; {pending} events wait"
+        lasted_s = now_s - self._since_s
+        return f"still cannot deliver after {lasted_s:.0f} s: {problem}; {counted(pending, 'event')} queued"
 
     def recovered(self, now_s: float, pending: int, delivered: int) -> Optional[str]:
         """Return the line for the end of an outage; None if there was none."""
         if self._since_s is None:
             return None
         lasted_s, self._since_s = now_s - self._since_s, None
-        done = delivered - self._delivered_before
-        return f"delivery goes on after {lasted_s:.0f} s: {done} events delivered, {pending} wait"
+        done = counted(delivered - self._delivered_before, "event")
+        return f"delivering again after {lasted_s:.0f} s: {done} delivered, {pending:,} queued"

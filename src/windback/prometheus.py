@@ -1,10 +1,10 @@
-"""Prometheus: the metrics of clients, read when they are scraped. `track_event` does nothing for it.
+"""Prometheus: the metrics of clients, read when they are scraped. They cost `track_event` nothing.
 
     from windback.prometheus import register
 
     register(client)
 
-The names are those of the relay's metrics, with `windback_client_` at their start; see docs/monitoring.md.
+The names are those of the relay's metrics, with the prefix `windback_client_`; see docs/monitoring.md.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def register(client: Optional[Client] = None, registry: Optional[CollectorRegist
     """Add the metrics of a client to a registry. A second call for the same client does nothing.
 
     Clients of one project are added up; the label `project` is the project's slug. The client is not kept
-    alive: what it had counted at the last scrape stays in the sums.
+    alive: the counts of its last scrape stay in the sums.
 
     Args:
-        client: The client; `windback.get_client()`, as it is when the metrics are read, if None.
-        registry: The registry; prometheus_client's own if None.
+        client: The client. None: `windback.get_client()`, at the time when the metrics are read.
+        registry: The registry. None: prometheus_client's own.
 
     Raises:
         ConfigurationError: An argument is of the wrong kind.
@@ -65,7 +65,7 @@ def register(client: Optional[Client] = None, registry: Optional[CollectorRegist
 
 
 class _Collector(Collector):
-    """Makes metrics of the clients that were registered, when somebody asks."""
+    """Makes metrics of the registered clients at each scrape."""
 
     def __init__(self) -> None:
         self._clients: List[Observed] = []
@@ -83,7 +83,7 @@ class _Collector(Collector):
         return client_metrics({})
 
     def collect(self) -> Generator[Metric, None, None]:
-        """Yield all there is."""
+        """Yield all metrics."""
         if self._has_default:
             default = client_or_none()
             if default is not None and not any(each.is_of(default) for each in self._clients):

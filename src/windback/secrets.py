@@ -1,7 +1,7 @@
-"""Keys and passwords: objects that nothing can show, and the files that keys are read from.
+"""Keys and passwords: objects that can't show them, and the files that keys are read from.
 
-Error reporters print the local variables of every frame that an error passes. So no frame that raises holds
-a key as text: it holds a `Secret`, and text exists only inside the expression that calls `reveal`.
+Error reporters show the local variables of every frame that an error passes. So no frame that raises contains
+a key as text: it has a `Secret`, and text exists only inside the expression that calls `reveal`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .errors import ConfigurationError
 
-#: A key that is cut off is still found in a text if this much of its secret part is there.
+#: A key that was cut off is still found in a text if this much of its secret part is there.
 _TRACE_CHARS = 8
 _KEY_PREFIX = re.compile(r"(?:sk|pub)_(?:(?:live|test)_)?")
 
@@ -24,9 +24,9 @@ _KEY_PREFIX = re.compile(r"(?:sk|pub)_(?:(?:live|test)_)?")
 class Secret:
     """A text that only `reveal` returns.
 
-    No attribute holds the text: it is stored combined with random bytes. `repr`, `str`, `format` and the
-    dictionary of a frame show the kind of key at most. It has no length and no items, its copies are itself,
-    and it refuses to be pickled.
+    No attribute contains the text: it is stored combined with random bytes. `repr`, `str`, `format` and the
+    dictionary of a frame show at most the kind of key. It has no length and no items, its copies are the same
+    object, and it refuses to be pickled.
     """
 
     __slots__ = ("_parts",)
@@ -37,7 +37,7 @@ class Secret:
         self._parts = pad, _xor(pad, data)
 
     def reveal(self) -> str:
-        """Return the text. Call it where the text is used, and keep it in no variable."""
+        """Return the text. Call it where the text is used, and don't store it in a variable."""
         return _xor(*self._parts).decode("utf-8", "surrogatepass")
 
     @property
@@ -77,27 +77,27 @@ def _xor(one: bytes, other: bytes) -> bytes:
 
 
 def hidden(value: object) -> object:
-    """Return a text as a `Secret`; of anything else that is not one already, only its type."""
+    """Return a text as a `Secret`. Of any other object that is not one already, only its type."""
     if value is None or isinstance(value, (Secret, BrokerAddress, type)):
         return value
     return Secret(value) if isinstance(value, str) else type(value)
 
 
 def hidden_keys(keys: object) -> object:
-    """Return a mapping to keys with each one `hidden`; of anything else, only its type."""
+    """Return a mapping to keys with each one `hidden`. Of any other object, only its type."""
     if isinstance(keys, Mapping):
         return {name: hidden(key) for name, key in keys.items()}
     return keys and type(keys)
 
 
 def kind_of(value: object) -> str:
-    """Return "a str", "an int", …: the type that *value*, which was `hidden`, had before."""
+    """Return the type that *value* had before it was `hidden`, with its article: "a str", "an int"."""
     name = value.__name__ if isinstance(value, type) else type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """Return 12 hexadecimal digits that stand for *parts*, secrets included, and do not tell them."""
+    """Return 12 hexadecimal digits that identify *parts*, secrets included, without revealing them."""
     import hashlib
 
     return hashlib.sha256(
@@ -110,7 +110,7 @@ def fingerprint(parts: Iterable[object]) -> str:
 def without_frames(error: BaseException) -> BaseException:
     """Return *error* without its frames and context, to be raised again.
 
-    For an interrupt or a cancellation inside a library, whose frames hold what it was about to send.
+    For an interrupt or a cancellation inside a library, whose frames contain the data that it was sending.
     """
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
@@ -125,7 +125,7 @@ def redact(text: str, secrets: Iterable[Optional[Secret]]) -> str:
 
 
 def _redact_one(text: str, secret: str, shown: str) -> str:
-    """Replace every run of characters of *text* that gives *secret* away. This frame has it as text."""
+    """Replace every run of characters of *text* that reveals *secret*. This frame has it as text."""
     if not secret:
         return text
     lower, wanted = _folded(text), _folded(secret)
@@ -174,9 +174,9 @@ def _replace(text: str, spans: List[Tuple[int, int]], shown: str) -> str:
 
 @dataclass(frozen=True, repr=False)
 class BrokerAddress:
-    """The URL of a broker, taken apart. Whatever of it may be secret is a `Secret`.
+    """The URL of a broker, in its parts. Every part that may be secret is a `Secret`.
 
-    nodes: the hosts and ports that connections are made to. service: what Sentinels call the master.
+    nodes: the hosts and ports that connections are made to. service: the name of the master for Sentinels.
     tls: options of redis-py that start with ssl_. url: all of it.
     """
 
@@ -192,7 +192,7 @@ class BrokerAddress:
 
     @property
     def is_sentinel(self) -> bool:
-        """Whether `nodes` are Sentinels, which know where the master of `service` is."""
+        """Whether `nodes` are Sentinels, which provide the address of the master of `service`."""
         return self.scheme.endswith("+sentinel")
 
     @property
@@ -207,12 +207,12 @@ class BrokerAddress:
 
     @property
     def is_verified(self) -> bool:
-        """Whether the certificates of `nodes` have to be theirs; the URL may say otherwise."""
+        """Whether certificates must match the names of `nodes`; an option of the URL can turn this off."""
         return self.is_tls and not {"ssl_cert_reqs", "ssl_check_hostname"} & set(self.tls)
 
     @property
     def service(self) -> str:
-        """What the Sentinels call the master."""
+        """The name that the Sentinels have for the master."""
         return self.path.partition("/")[0]
 
     @property
@@ -234,7 +234,7 @@ class BrokerAddress:
         return self.place
 
     def redact(self, text: str) -> str:
-        """Return *text* without the passwords, should a library have repeated them."""
+        """Return *text* without the passwords, in case a library repeated them."""
         text = _redact_whole(text, self.url.reveal(), self.place)
         secrets = [self.password, self.sentinel_password]
         secrets += [value for value in self.tls.values() if isinstance(value, Secret)]
@@ -256,7 +256,7 @@ _BROKER_SCHEMES = [start + end for start in ("redis", "rediss") for end in ("", 
 
 
 def broker_address(value: object) -> BrokerAddress:
-    """Take the URL of a broker apart, which is best `hidden` before. Raises ConfigurationError."""
+    """Split the URL of a broker into its parts. It should be `hidden` before. Raises ConfigurationError."""
     if isinstance(value, BrokerAddress):
         return value
     url = hidden(value)
@@ -274,7 +274,7 @@ def broker_address(value: object) -> BrokerAddress:
 
 
 def _problem_of_broker(url: str) -> Optional[str]:
-    """Say what is wrong with it, without any part that may be a password. This frame has it as text."""
+    """Describe what is wrong with a URL, without parts that may be a password. This frame has it as text."""
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme not in _BROKER_SCHEMES:
         shown = f", not {scheme}://" if re.fullmatch(r"[a-z][a-z+]{0,30}", scheme) else ""
@@ -303,7 +303,7 @@ def _problem_of_broker(url: str) -> Optional[str]:
         )
     allowed = ("ssl_", "sentinel_username", "sentinel_password") if is_sentinel else ("ssl_",)
     if any(not name.startswith(allowed) for name, _ in parse_qsl(query, keep_blank_values=True)):
-        return f"broker may have no options after its '?' but those that start with {' or '.join(allowed)}"
+        return f"broker supports only options that start with {' or '.join(allowed)} after its '?'"
     return None
 
 
@@ -336,7 +336,7 @@ def _nodes(hosts: List[str], default_port: int) -> List[Tuple[str, int]]:
 
 
 def _parsed(url: Secret) -> BrokerAddress:
-    """Take a URL that was checked apart. This frame has parts of it as text, and nothing in it raises."""
+    """Split a URL that was checked. This frame has parts of it as text, and nothing in it raises."""
     parts = _parts_of(url.reveal())
     query = dict(parse_qsl(parts.query))
     tls: Dict[str, Union[str, Secret]] = {
@@ -361,16 +361,16 @@ def _parsed(url: Secret) -> BrokerAddress:
 
 
 def key_pairs(text: Secret, where: str) -> List[Tuple[str, Secret]]:
-    """Read slug=key,slug=key, or one a line, with # before a comment. Raises ConfigurationError."""
+    """Read slug=key,slug=key, or one per line, with # before a comment. Raises ConfigurationError."""
     pairs, wrong = _pairs_of(text.reveal())
     if wrong:
-        message = f"{where} must hold slug=sk_…, separated by commas or line ends; number {wrong} is not that"
+        message = f"{where} must be slug=sk_…, separated by commas or line ends; number {wrong} can't be read"
         raise ConfigurationError(message)
     return pairs
 
 
 def _pairs_of(text: str) -> Tuple[List[Tuple[str, Secret]], int]:
-    """Do that, or return which one is wrong. This frame has the keys as text."""
+    """Do that, or return the number of the wrong one. This frame has the keys as text."""
     pairs: List[Tuple[str, Secret]] = []
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     parts = [part.strip() for line in lines for part in line.split(",") if part.strip()]
@@ -383,14 +383,14 @@ def _pairs_of(text: str) -> Tuple[List[Tuple[str, Secret]], int]:
 
 
 def read_keys(path: str) -> Mapping[str, Secret]:
-    """Read a file of keys that nobody but its owner may read. Raises ConfigurationError."""
+    """Read a file of keys that only its owner may read. Raises ConfigurationError."""
     text, problem = _text_of(path)
     if problem is not None:
         raise ConfigurationError(problem)
     pairs = key_pairs(text, repr(path))
     found = dict(pairs)
     if not found or len(found) < len(pairs):
-        message = f"{path!r} holds {'two keys for one project' if found else 'no key'}"
+        message = f"{path!r} contains {'two keys for one project' if found else 'no key'}"
         raise ConfigurationError(message)
     return found
 
@@ -398,18 +398,18 @@ def read_keys(path: str) -> Mapping[str, Secret]:
 def _text_of(path: str) -> Tuple[Secret, Optional[str]]:
     """Return the text of a file of keys, or why it can't be used.
 
-    Nothing raises out of here: a UnicodeDecodeError, for one, holds the text.
+    Nothing may raise here: a UnicodeDecodeError, for example, contains the text.
     """
     nothing = Secret("")
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib takes long to load
             status = os.fstat(file.fileno())
-            # systemd lets a service read its credentials by an ACL, which shows as bits of a group: root.
+            # systemd lets a service read its credentials by an ACL, which appears as bits of a group: root.
             closed_to = 0o007 if status.st_gid == 0 else 0o077
             if os.name != "nt" and status.st_mode & closed_to:
-                return nothing, f"{path!r} holds keys and is open to others than its owner: chmod 600 {path}"
+                return nothing, f"{path!r} contains keys and is readable by other users: chmod 600 {path}"
             return Secret(file.read()), None
     except UnicodeDecodeError:
-        return nothing, f"keys can't be read from {path!r}: it is not text"
+        return nothing, f"can't read keys from {path!r}: it is not text"
     except OSError as error:
-        return nothing, f"keys can't be read from {path!r}: {error.strerror}"
+        return nothing, f"can't read keys from {path!r}: {error.strerror}"

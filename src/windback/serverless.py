@@ -61,8 +61,8 @@ def flush_after(
     Use it as `@flush_after`, or as `@flush_after(...)` with arguments. The handler may be a function, an
     async function or a generator, sync or async, with any arguments. Its result, its exceptions and its
     signature stay as they are. Events that are not delivered stay queued for the next invocation of this
-    process, and one WARNING says why. After a flush that delivered nothing, the next ones take at most
-    0.1 s, until something is delivered.
+    process, with one WARNING that has the reason. After a flush that delivered nothing, the next ones take at
+    most 0.1 s, until something is delivered.
 
     Args:
         client: The client to flush, sync or async. None: all clients of this process.
@@ -248,7 +248,7 @@ def _remaining_s(args: Tuple[object, ...], kwargs: Mapping[str, object], margin:
 
 
 #: Clients whose last flush delivered nothing, and how many events were settled then. A flush that had no time
-#: is no failure.
+#: is not a failure.
 _failed: WeakKeyDictionary[lifecycle.Engine, int] = WeakKeyDictionary()
 
 

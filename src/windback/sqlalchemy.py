@@ -46,7 +46,7 @@ def track_on_commit(
 
     Returns:
         Whether the event waits for the commit. False if there is no customer, if before_send refused the
-        event, or without a usable client, which one WARNING says.
+        event, or if there is no usable client, with one WARNING.
 
     Raises:
         InvalidEventError: The event can't be sent.
@@ -95,7 +95,7 @@ def _own_session(session: object) -> Session:
 
 
 def _transaction(session: Session) -> SessionTransaction:
-    """Return the innermost transaction or savepoint; begins one if there is none."""
+    """Return the innermost transaction or savepoint; begin one if necessary."""
     current = session.get_nested_transaction() or session.get_transaction()
     if current is not None:
         return current
@@ -129,7 +129,7 @@ def _around(transaction: SessionTransaction) -> Optional[SessionTransaction]:
 
 
 def _on_end(session: Session, transaction: SessionTransaction) -> None:
-    """Discard what waited for a transaction that ends without a commit."""
+    """Discard the events of a transaction that ends without a commit."""
     waiting: Optional[_Waiting] = session.info.get(_KEY)
     if waiting:
         waiting.pop(transaction, None)

@@ -13,9 +13,9 @@ import orjson
 class AtomicCounter:
     """An integer that any thread may add to without a lock.
 
-    A BytesIO's position, moved with seek(n, SEEK_CUR), is an add-and-fetch in one C call, during
-    which CPython never lets another thread run. `+=` on an attribute is several steps, and two
-    threads in them lose one of the additions.
+    The position of a BytesIO, moved with seek(n, SEEK_CUR), is an add-and-fetch in one C call. CPython never
+    runs another thread during that call. `+=` on an attribute takes several steps, and two threads that
+    interleave there lose one of the additions.
     """
 
     __slots__ = ("move",)
@@ -38,22 +38,29 @@ class AtomicCounter:
 
 @dataclass(frozen=True)
 class Stats:
-    """What became of the events given to track_event, at one instant.
+    """The counts of all events given to track_event, at one moment.
 
-    Always `accepted == delivered + rejected + dropped + pending`. Events that the call itself turned
-    away were never accepted: `refused` counts them by reason ("queue_full", "before_send",
-    "before_send_error", "scrub_error", "disabled", "no_customer" for `track` where no customer is known, and
-    "closed" after close() or once the process ends).
+    Always `accepted == delivered + rejected + dropped + pending`.
 
-    delivered: the API answered with a success; rejected: it never will (`rejected_by_reason`);
-    dropped: discarded here after they were accepted (`dropped_by_reason`: "queue_full" under
-    drop_oldest, "closed" at the close deadline); pending: still here, `in_flight` of them in a
-    request. pending_bytes: their encoded size. requests, retries: HTTP requests made for batches,
-    and how many of them repeated one. worker_deaths: workers that ended with an exception, and were
-    replaced. hook_errors: exceptions from on_delivery, before_send, scrub and what finds a customer.
-    adopted: events that processes which died left in the journal, counted in `accepted` as well;
-    journal_bytes: of this process's segments. problem: why delivery is held up right now, and for how many
-    seconds; from the first try that failed on, None while nothing holds it up.
+    Attributes:
+        accepted: Events that were queued. Never falls.
+        refused: Events that track_event refused, by reason; they were never accepted. The reasons are
+            "queue_full", "before_send", "before_send_error", "scrub_error", "disabled", "no_customer"
+            (`track` without a customer), and "closed" (after close(), or at the end of the process).
+        delivered: Events that the API answered with a success.
+        rejected: Events that the API will never accept; `rejected_by_reason` has the reasons.
+        dropped: Events that were discarded after they were accepted. `dropped_by_reason` has the reasons:
+            "queue_full" with overflow="drop_oldest", "closed" when the deadline of close() passed.
+        pending: Events that are not settled yet; `in_flight` of them are in a request.
+        pending_bytes: The encoded size of these events.
+        requests: HTTP requests for batches.
+        retries: How many of these requests repeated one.
+        worker_deaths: Workers that ended with an exception, and were replaced.
+        hook_errors: Exceptions from on_delivery, before_send, scrub and the functions that find a customer.
+        adopted: Events that exited processes left in the journal. They count as accepted, too.
+        journal_bytes: Bytes of this process's segments.
+        problem: Why events can't be delivered now, and the seconds since the first try that failed. None
+            if nothing prevents delivery.
     """
 
     accepted: int = 0
@@ -81,11 +88,15 @@ _NO_ANSWER = "time ran out before the first answer"
 
 @dataclass(frozen=True)
 class FlushResult:
-    """What flush and close achieved; true only if all that was accepted before the call is off our hands.
+    """The result of flush and close. True if every event accepted before the call was delivered or rejected.
 
-    pending: how many of those are still here. delivered, rejected, dropped: what happened during the
-    call, events accepted meanwhile included. problem: why some are still here, in words: the last failure
-    and the seconds until the next try, or that time ran out; None if none are.
+    Attributes:
+        pending: How many of these events are not settled.
+        delivered: Events delivered during the call, including events accepted during the call.
+        rejected: Events rejected during the call.
+        dropped: Events dropped during the call.
+        problem: Why events are pending: the last failure and the seconds until the next try, or that time
+            ran out. None if no event is pending.
     """
 
     pending: int
@@ -99,11 +110,20 @@ class FlushResult:
 
     @classmethod
     def between(cls, before: Stats, after: Stats, pending: int) -> FlushResult:
-        """Return what happened between two moments, of which *pending* events are left."""
+        """Return what happened between two moments.
+
+        Args:
+            before: The counters at the first moment.
+            after: The counters at the second moment.
+            pending: How many of the events accepted before are not settled.
+
+        Returns:
+            The result.
+        """
         problem = None
         if pending:
             has_answers = after.delivered > before.delivered or after.rejected > before.rejected
-            time_ran_out = "time ran out while deliveries went on" if has_answers else _NO_ANSWER
+            time_ran_out = "time ran out while events were delivered" if has_answers else _NO_ANSWER
             problem = after.problem or time_ran_out
         return cls(
             pending=pending,
@@ -115,7 +135,7 @@ class FlushResult:
 
 
 def sum_of_stats(several: Iterable[Stats]) -> Stats:
-    """Return the counters of several queues as those of one; `problem` is the first there is."""
+    """Return the counters of several queues as those of one. `problem` is the first one found."""
     every = list(several)
     sums: Dict[str, object] = {"problem": next((each.problem for each in every if each.problem), None)}
     for name in (each.name for each in fields(Stats) if each.name != "problem"):
@@ -131,7 +151,7 @@ def sum_of_stats(several: Iterable[Stats]) -> Stats:
 
 
 def sum_of_results(several: Sequence[FlushResult]) -> FlushResult:
-    """Return what several queues achieved as what one did."""
+    """Return the results of several queues as one."""
     return FlushResult(
         pending=sum(each.pending for each in several),
         delivered=sum(each.delivered for each in several),
@@ -146,12 +166,16 @@ Outcome = Literal["delivered", "rejected", "dropped"]
 
 @dataclass(frozen=True)
 class DeliveryReport:
-    """What became of one batch, given to on_delivery once.
+    """What happened to one batch. on_delivery gets it once.
 
-    outcome: "delivered", "rejected" or "dropped"; count: events; reason: "ok", "too_large",
-    "invalid", "status_409", "queue_full", "closed", …; status and message: the API's answer, None
-    where there was none. `events` decodes the batch; it is empty for events that made room for newer
-    ones under overflow="drop_oldest", which are counted only.
+    Attributes:
+        outcome: "delivered", "rejected" or "dropped".
+        count: The number of events.
+        reason: "ok", "too_large", "invalid", "status_409", "queue_full", "closed" and others.
+        status: The HTTP status of the API's answer. None if there was none.
+        message: The API's message. None if there was none.
+        events: The events, decoded from the batch. Empty for events that made room for newer ones under
+            overflow="drop_oldest": these are only counted.
     """
 
     outcome: Outcome
@@ -163,13 +187,24 @@ class DeliveryReport:
     _records: Sequence[bytes] = field(default=(), repr=False)
 
     def to_wire(self) -> Dict[str, object]:
-        """Return what another process makes a report from."""
+        """Return the form in which the report crosses to another process.
+
+        Returns:
+            The fields, as values that JSON has.
+        """
         fields = dict(self.__dict__)
         return {**fields, "_records": [record.decode() for record in self._records]}
 
     @classmethod
     def from_wire(cls, fields: Dict[str, object]) -> DeliveryReport:
-        """Return the report that `to_wire` was called on."""
+        """Read a report that another process sent.
+
+        Args:
+            fields: The value that `to_wire` returned.
+
+        Returns:
+            The report.
+        """
         records = fields["_records"]
         assert isinstance(records, list)
         return cls(**{**fields, "_records": [record.encode() for record in records]})  # type: ignore[arg-type]

@@ -6,7 +6,7 @@
     print(alert.customer_email, alert.risk_score)
 
 `windback.fastapi.webhook_router`, `windback.django.webhook_view` and `windback.flask.webhook_blueprint` do
-all of it; `WebhookReceiver` is what they are made of, for other frameworks.
+all of this. They are built on `WebhookReceiver`, which other frameworks can use.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ def _error(code: str, message: str) -> WebhookError:
 class Signal:
     """One reason for a risk score. The two editions of the API's docs describe it differently.
 
-    weight: its share of the score; description: what it is, in words. None where it was not sent.
+    Attributes:
+        name: The name of the reason.
+        weight: Its share of the score. None if it was not sent.
+        description: The reason in words. None if it was not sent.
     """
 
     name: str
@@ -104,12 +107,17 @@ class Signal:
 
 @dataclass(frozen=True)
 class ChurnRiskAlert:
-    """A customer is likely to leave. What was not sent is None; unknown fields are in `raw`.
+    """A customer is likely to leave. Fields that were not sent are None; unknown fields are in `raw`.
 
-    risk_score: 0 to 100; risk_level: "critical", "high", "medium" or "low", an open set. triggered_at: an
-    aware datetime. customer_email, or customer_id in the other edition of the docs: one of them is always
-    set. subject, body_html: an email that the API suggests. id: equal for all deliveries of one alert; the
-    `opaque_id`, or the SHA-256 of the body where none was sent.
+    Attributes:
+        id: Equal for all deliveries of one alert: the `opaque_id`, or the SHA-256 of the body.
+        customer_email: The customer's address. Either this or `customer_id` is always set.
+        customer_id: The customer's id, in the other edition of the docs.
+        risk_score: 0 to 100.
+        risk_level: "critical", "high", "medium" or "low". The API may add others.
+        triggered_at: An aware datetime.
+        subject: The subject of an email that the API suggests.
+        body_html: The body of that email.
     """
 
     id: str
@@ -141,7 +149,7 @@ def sign(body: bytes, secret: str) -> str:
         The HMAC-SHA256 in lower-case hex, without a prefix.
 
     Raises:
-        ConfigurationError: The secret can't work, such as an empty one.
+        ConfigurationError: The secret can't be used, such as an empty one.
         WebhookError: The body is not bytes ("bad_payload").
     """
     keys = hidden_secrets(secret)
@@ -156,13 +164,13 @@ def verify(body: bytes, signature: Union[str, bytes, None], secret: SecretOrSecr
         body: The raw bytes of the request's body. JSON that was decoded and encoded again has another
             signature.
         signature: The value of the header X-Windback-Signature; None if there was none.
-        secret: The webhook secret, or several while you replace one. None: WINDBACK_WEBHOOK_SECRET, where
-            several are separated by commas.
+        secret: The webhook secret, or several while you replace one. None: WINDBACK_WEBHOOK_SECRET, which
+            may contain several, separated by commas.
 
     Raises:
         WebhookError: The code is "missing_signature", "bad_signature", "too_large" (over 256 kB), or
             "bad_payload" for a body that is not bytes.
-        ConfigurationError: There is no secret, or one can't work.
+        ConfigurationError: There is no secret, or it can't be used.
     """
     secret = hidden_secrets(secret)  # before anything can raise: frames may be shown
     _verify(_checked_body(body), signature, _checked_secrets(secret))
@@ -183,8 +191,8 @@ def parse(
         signature: See `verify`.
         secret: See `verify`.
         tolerance: How far `triggered_at` may be from now, in the past or in the future: an older copy is
-            refused. At least 7 minutes let the API's own last retry in. None: any age.
-        now: An aware datetime in place of the time of day, for tests.
+            refused. The API's own last retry needs at least 7 minutes. None: any age.
+        now: An aware datetime that replaces the current time, for tests.
 
     Returns:
         The alert.
@@ -192,7 +200,7 @@ def parse(
     Raises:
         WebhookError: `code` says why: "missing_signature", "bad_signature", "too_old", "too_large",
             "bad_payload"; `status` is the HTTP status to answer with.
-        ConfigurationError: There is no secret, or an argument can't work.
+        ConfigurationError: There is no secret, or an argument is wrong.
     """
     secret = hidden_secrets(secret)  # before anything can raise: frames may be shown
     keys = _checked_secrets(secret)
@@ -233,7 +241,11 @@ def _checked_body(body: object) -> bytes:
 
 
 def too_large() -> WebhookError:
-    """Return the error for a body that is too long to be read."""
+    """Return the error for a body that is too long to be read.
+
+    Returns:
+        The error, with status 413.
+    """
     return _error("too_large", f"the body is larger than {MAX_BODY_BYTES // 1024} kB")
 
 
@@ -242,7 +254,7 @@ def _verify(body: bytes, signature: object, keys: Sequence[Secret]) -> None:
     if isinstance(given, str):
         given = given.encode("utf-8", "surrogatepass")
     if given is None or (isinstance(given, bytes) and not given.strip()):
-        raise _error("missing_signature", f"there is no {SIGNATURE_HEADER} header")
+        raise _error("missing_signature", f"the {SIGNATURE_HEADER} header is missing")
     if not isinstance(given, bytes):
         raise _error("bad_signature", f"the signature must be the text of a header, not {kind_of(given)}")
     digits = given.strip().lower()
@@ -251,8 +263,8 @@ def _verify(body: bytes, signature: object, keys: Sequence[Secret]) -> None:
     if not any(matches):
         raise _error(
             "bad_signature",
-            "the signature does not match: either the secret is another one, or the body is not the bytes "
-            "that were sent (JSON that was decoded and encoded again has another signature)",
+            "the signature does not match: either the secret is another one, or the body was changed "
+            "after it was signed (JSON that was decoded and encoded again has another signature)",
         )
 
 
@@ -261,13 +273,13 @@ def _signature(body: bytes, key: Secret) -> str:
 
 
 def hidden_secrets(given: object) -> SecretOrSecrets:
-    """Return one secret or a list of them with each one hidden, to be passed on. Raises nothing."""
+    """Return one secret or a list of secrets, each hidden, to be passed on. Never raises."""
     found = [hidden(each) for each in given] if isinstance(given, (list, tuple)) else hidden(given)
     return cast("SecretOrSecrets", found)
 
 
 def _checked_secrets(given: object) -> Tuple[Secret, ...]:
-    """Check what `hidden_secrets` returned; None is the environment variable. Raises ConfigurationError."""
+    """Check the value of `hidden_secrets`. None: the environment variable. Raises ConfigurationError."""
     place = "secret"
     if given is None:
         place, given = SECRET_VARIABLE, _from_environment()
@@ -303,7 +315,7 @@ def _checked_secret(key: object, place: str) -> Secret:
 
 
 def _problem_of_secret(text: str) -> Optional[str]:
-    """Say what is wrong with it. This frame has it as text, and nothing in it raises."""
+    """Describe what is wrong with a secret. This frame has it as text, and nothing in it raises."""
     if not text.strip():
         return "is empty: an empty secret would let anybody sign"
     if text != text.strip():
@@ -426,7 +438,7 @@ def _wrong(name: str, place: str, wanted: str, value: object) -> WebhookError:
 
 
 def _json(value: object) -> str:
-    """Return a value of the payload for a message: cut off, and without what is in lists and objects."""
+    """Return a value of the payload for a message: shortened, without the contents of lists and objects."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     text = orjson.dumps(value).decode()
@@ -437,19 +449,37 @@ def _json(value: object) -> str:
 
 
 class Seen(Protocol):
-    """Remembers the alerts that were handled. A `set` is one; so is a class of yours over a database."""
+    """Remembers the alerts that were handled. A `set` works; so does your own class over a database."""
 
     def __contains__(self, alert_id: object, /) -> bool:
-        """Return whether the alert with this id was handled."""
+        """Check whether an alert was handled.
+
+        Args:
+            alert_id: The alert's `id`.
+
+        Returns:
+            Whether the alert with this id was handled.
+        """
         ...
 
     def add(self, alert_id: str, /) -> object:
-        """Remember it. It is called after the handler returned."""
+        """Remember an alert. It is called after the handler returned.
+
+        Args:
+            alert_id: The alert's `id`.
+
+        Returns:
+            Anything; it is not used.
+        """
         ...
 
 
 class RecentAlerts:
-    """Remembers the last alerts of this process, up to *size*. Safe in threads."""
+    """Remembers the last alerts of this process. Safe in threads.
+
+    Args:
+        size: How many alerts to remember.
+    """
 
     def __init__(self, size: int = 10_000) -> None:
         self._size = size
@@ -460,7 +490,11 @@ class RecentAlerts:
         return alert_id in self._ids
 
     def add(self, alert_id: str) -> None:
-        """Remember an alert, and forget the oldest one if there are too many."""
+        """Remember an alert, and forget the oldest one if there are too many.
+
+        Args:
+            alert_id: The alert's `id`.
+        """
         if alert_id in self._ids:
             return
         self._ids.add(alert_id)
@@ -479,15 +513,15 @@ class WebhookAnswer(NamedTuple):
     body: Mapping[str, str]
 
 
-#: Gets each alert once. What it returns is not used; what it raises makes the API deliver again.
+#: Gets each alert once. Its result is not used. If it raises, the API delivers again.
 Handler = Callable[[ChurnRiskAlert], object]
 AsyncHandler = Callable[[ChurnRiskAlert], Awaitable[object]]
 
 
 class WebhookReceiver:
-    """Turns deliveries into calls of a handler, and says what to answer. The views are made of it.
+    """Turns deliveries into calls of a handler, and returns what to answer. The views are built on it.
 
-    Answers: 200 once the handler returned, and for a duplicate, which does not call it; 401 for a signature,
+    Answers: 200 after the handler returned, and for a duplicate, which does not call it; 401 for a signature,
     400 for a payload or an age, 413 for a body over 256 kB; 409 while another delivery of the same alert is
     being handled. An exception of the handler passes through, so that the framework reports it and answers
     500: the API then delivers again.
@@ -495,12 +529,12 @@ class WebhookReceiver:
     Args:
         handler: Gets each `ChurnRiskAlert`. Sync or async.
         secret: See `verify`. Read and checked once, here.
-        seen: Remembers what was handled; the last 10,000 alerts of this process if None. Several processes
+        seen: Remembers the handled alerts. None: the last 10,000 alerts of this process. Several processes
             need one in common, such as the Redis one in `examples/winback`.
         tolerance: See `parse`.
 
     Raises:
-        ConfigurationError: There is no secret, or an argument can't work.
+        ConfigurationError: There is no secret, or an argument is wrong.
     """
 
     def __init__(
@@ -517,19 +551,19 @@ class WebhookReceiver:
             message = f"handler must be a function that gets a ChurnRiskAlert, not {kind_of(handler)}"
             raise ConfigurationError(message)
         if seen is not None and not (hasattr(seen, "__contains__") and hasattr(seen, "add")):
-            message = f"seen must know `in` and `add`, as a set does, or be None; {kind_of(seen)} does not"
+            message = f"seen must support `in` and `add`, as a set does, or be None; {kind_of(seen)} does not"
             raise ConfigurationError(message)
         _check_tolerance(tolerance)
         self._handler = handler
         self._seen: Seen = RecentAlerts() if seen is None else seen
         self._tolerance = tolerance
-        #: The alerts whose handler runs right now, each with a token of the delivery that runs it.
+        #: The alerts whose handler is running, each with a token of the delivery that runs it.
         self._running: Dict[str, object] = {}
         self._warned: Set[Optional[str]] = set()
 
     @property
     def is_async(self) -> bool:
-        """Whether the handler is an async function: then `receive_async` is to be called."""
+        """Whether the handler is an async function. Then call `receive_async`."""
         function: object = self._handler
         while isinstance(function, partial):
             function = function.func
@@ -538,7 +572,14 @@ class WebhookReceiver:
         )
 
     def refuse(self, error: WebhookError) -> WebhookAnswer:
-        """Return the answer for a delivery that is refused; log the first of each kind as a WARNING."""
+        """Return the answer for a delivery that is refused. The first of each kind is logged as a WARNING.
+
+        Args:
+            error: Why it is refused.
+
+        Returns:
+            The answer.
+        """
         is_first = error.code not in self._warned
         self._warned.add(error.code)
         logger.log(logging.WARNING if is_first else logging.DEBUG, "a webhook was refused: %s", error)
@@ -548,11 +589,11 @@ class WebhookReceiver:
         """Handle one delivery with a sync handler.
 
         Args:
-            body: The raw bytes of the request's body. Read no more than `MAX_BODY_BYTES` + 1 of them.
+            body: The raw bytes of the request's body. Read at most `MAX_BODY_BYTES` + 1 of them.
             signature: The value of the header X-Windback-Signature; None if there is none.
 
         Returns:
-            What to answer. An exception of the handler passes through.
+            The answer. An exception of the handler passes through.
         """
         alert = self._open(body, signature)
         if isinstance(alert, WebhookAnswer):
@@ -565,7 +606,15 @@ class WebhookReceiver:
         return _DONE
 
     async def receive_async(self, body: bytes, signature: Union[str, bytes, None]) -> WebhookAnswer:
-        """Handle one delivery with an async handler; see `receive`."""
+        """Handle one delivery with an async handler; see `receive`.
+
+        Args:
+            body: The raw bytes of the request's body. Read at most `MAX_BODY_BYTES` + 1 of them.
+            signature: The value of the header X-Windback-Signature; None if there is none.
+
+        Returns:
+            The answer. An exception of the handler passes through.
+        """
         alert = self._open(body, signature)
         if isinstance(alert, WebhookAnswer):
             return alert
@@ -579,13 +628,13 @@ class WebhookReceiver:
         return _DONE
 
     def _open(self, body: bytes, signature: Union[str, bytes, None]) -> Union[ChurnRiskAlert, WebhookAnswer]:
-        """Return the alert that is to be handled, or the answer if none is."""
+        """Return the alert to handle, or the answer if there is none."""
         try:
             alert = _parse(body, signature, self._secrets, self._tolerance, None)
         except WebhookError as error:
             return self.refuse(error)
         token = object()
-        # One step, so that of two deliveries at the same time one is handled.
+        # One step, so that only one of two concurrent deliveries is handled.
         if self._running.setdefault(alert.id, token) is not token:
             return _RUNNING
         try:

@@ -517,7 +517,10 @@ def test_a_refused_key_pauses_for_long_with_one_line_and_flush_says_so(server, d
     assert driver.client._engine.scheduler.gate.blocked_s(time.monotonic()) > 60
     until(lambda: lines(caplog, logging.WARNING))
     assert lines(caplog, logging.WARNING) == [
-        f"delivery is held up: {status} NOT_YOU: no; 10 events wait, and stay until the queue is full"
+        (
+            f"cannot deliver: {status} NOT_YOU: no; 10 events queued, retrying; "
+            "events are refused only if the queue fills up"
+        )
     ]
     server.clear_faults()
     assert driver.flush()
@@ -655,7 +658,7 @@ def test_a_redirect_is_not_followed_and_no_key_goes_to_the_other_host(server, se
 
 def test_a_client_of_the_users_own_that_follows_redirects_follows_none_for_us(server, servers, drive, kind):
     if kind == "async in a thread":
-        with pytest.raises(windback.ConfigurationError, match="http_client can't serve worker='thread'"):
+        with pytest.raises(windback.ConfigurationError, match="http_client can't be used by worker='thread'"):
             drive(server, http_client=httpx.AsyncClient(follow_redirects=True))
         return
     other = servers("other")
@@ -822,11 +825,11 @@ def test_an_outage_writes_one_warning_and_one_line_with_counts_at_its_end(server
     assert driver.flush()
     assert driver.stats.delivered == 15
     (warning,) = lines(caplog, logging.WARNING)
-    assert warning.startswith("delivery is held up: 500 FAULT: fault: status 500; 10 events wait")
+    assert warning.startswith("cannot deliver: 500 FAULT: fault: status 500; 10 events queued, retrying")
     (line,) = lines(caplog, logging.INFO)
     # Those that were not tried yet may go first.
     assert re.fullmatch(
-        r"delivery goes on after \d s: (10 events delivered, 5|5 events delivered, 10) wait", line
+        r"delivering again after \d s: (10 events delivered, 5|5 events delivered, 10) queued", line
     )
     assert EMAIL not in caplog.text
 
@@ -840,8 +843,8 @@ def test_a_long_outage_writes_a_line_now_and_then(server, drive, caplog, monkeyp
     until(lambda: len(lines(caplog, logging.WARNING)) >= 4)
     lasted = time.monotonic() - started
     first, *others = lines(caplog, logging.WARNING)
-    assert first.startswith("delivery is held up: ")
-    assert all(line.startswith("delivery still held up after ") for line in others)
+    assert first.startswith("cannot deliver: ")
+    assert all(line.startswith("still cannot deliver after ") for line in others)
     assert len(others) <= lasted / 0.1
     server.clear_faults()
     assert driver.flush()

@@ -123,12 +123,15 @@ def test_a_disk_that_fails_is_told_once_and_never_asked_again(
     synced.failing = (name,)
     synced.calls.clear()
     track(client, range(10, 20))
-    eventually(lambda: "can't be brought to the disk" in caplog.text)
+    eventually(lambda: "can't sync new records to disk" in caplog.text)
     synced.failing = ()
     track(client, range(20, 30))
     eventually(lambda: not client._engine._syncer._is_running)
     assert synced.by_name()[name] == 1
-    assert caplog.text.count("can't be brought to the disk, a power cut may take it: Input/output error") == 1
+    assert (
+        caplog.text.count("can't sync new records to disk, so a power cut may lose them: Input/output error")
+        == 1
+    )
     if worker is not None:
         assert client.flush(20)
         assert sorted(stored.properties["n"] for stored in server.events()) == list(range(30))
@@ -261,11 +264,14 @@ def test_a_ledger_that_can_not_be_synced_holds_up_nothing_and_is_told_once(
         (reader,) = relay._queue.readers.values()
         synced.failing = (reader.written_to.path.stat().st_ino,)
         assert relay.drain(20)
-        eventually(lambda: "can't be brought to the disk" in caplog.text)
+        eventually(lambda: "can't sync new records to disk" in caplog.text)
         track(client, range(10, 20))
         assert relay.drain(20)
         relay.close()
-    assert caplog.text.count("can't be brought to the disk, a power cut may take it: Input/output error") == 1
+    assert (
+        caplog.text.count("can't sync new records to disk, so a power cut may lose them: Input/output error")
+        == 1
+    )
     assert sorted(stored.properties["n"] for stored in server.events()) == list(range(20))
 
 

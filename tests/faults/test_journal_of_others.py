@@ -48,7 +48,7 @@ def folder(run, root, dead_url):
 def test_a_journal_that_others_may_write_to_is_refused(root, server, mode):
     root.mkdir()
     root.chmod(mode)
-    message = f"journal '{root}' may be written to by others than its owner, .*: chmod go-w {root}"
+    message = f"journal '{root}' is writable by other users, .*: chmod go-w {root}"
     with pytest.raises(ConfigurationError, match=message):
         Windback(**OPTIONS, journal=root)
     with pytest.raises(ConfigurationError, match=message):
@@ -172,7 +172,7 @@ def test_a_place_in_shared_memory_that_another_took_is_not_used(
         track(client, range(10))
         assert client.flush(20)
     (line,) = [message for message in caplog.messages if str(place) in message]
-    assert f"journals are in {place}-1" in line
+    assert f"using {place}-1 instead" in line
     assert numbers(server) == list(range(10))
     with Windback(**options) as client:  # and the next process finds what the last one left
         assert client._config.journal == memory / f"{place.name}-1"

@@ -137,7 +137,7 @@ def deliver(server, root, eventually):
 
 def test_a_file_in_its_place_is_refused(root):
     root.write_text("mine")
-    with pytest.raises(ConfigurationError, match=f"journal '{root}' is no directory"):
+    with pytest.raises(ConfigurationError, match=f"journal '{root}' is not a directory"):
         Windback(**OPTIONS, journal=root)
     assert root.read_text() == "mine"
 
@@ -158,7 +158,7 @@ def test_a_directory_of_another_user_is_refused(root, monkeypatch):
 def test_a_network_file_system_is_refused(root, monkeypatch, kind):
     mount = Mount(kind, root, ())
     monkeypatch.setattr("windback.journal.directory.mount_of", lambda _: mount)
-    with pytest.raises(ConfigurationError, match=f"journal '{root}' is on {kind}, .*; choose a local disk"):
+    with pytest.raises(ConfigurationError, match=f"journal '{root}' is on {kind}, .*; use a local disk"):
         Windback(**OPTIONS, journal=root)
 
 
@@ -288,7 +288,7 @@ def test_of_a_segment_cut_short_the_rest_is_delivered(root, deliver, server, cap
     (kept,) = (root / "bad").iterdir()
     assert kept.stat().st_size == cut_at
     assert caplog.messages == [
-        f"journal {folder.name}: damaged, now {kept}; what is whole in it is delivered"
+        f"journal {folder.name}: a damaged segment was moved to {kept}; its valid events are delivered"
     ]
 
 
@@ -479,7 +479,7 @@ def test_a_full_disk_and_space_again(attempt, server, root):
     ended = attempt(code)
     assert (ended.status, ended.out) == (0, [])
     kept, again = ended.err.splitlines()
-    assert kept.startswith(f"journal {root}: No space left on device; events are kept in memory meanwhile")
+    assert kept.startswith(f"journal {root}: No space left on device; events are kept only in memory for now")
     assert again == f"journal {root}: events are written to the disk again"
     assert numbers(server) == list(range(130))
 
@@ -500,7 +500,7 @@ def test_a_disk_that_is_full_from_the_start(attempt, server, root):
     ended = attempt(code)
     assert ended.status == 0
     assert len(ended.err.splitlines()) == 1
-    assert f"journal {root}: No space left on device; events are kept in memory" in ended.err
+    assert f"journal {root}: No space left on device; events are kept only in memory" in ended.err
     assert numbers(server) == list(range(50))
 
 
@@ -523,7 +523,7 @@ def test_a_limit_on_file_sizes_is_a_full_disk(attempt, server, root):
     ended = attempt(code)
     assert ended.status == 0
     kept, again = ended.err.splitlines()
-    assert kept.startswith(f"journal {root}: File too large; events are kept in memory meanwhile")
+    assert kept.startswith(f"journal {root}: File too large; events are kept only in memory for now")
     assert again == f"journal {root}: events are written to the disk again"
     assert numbers(server) == list(range(100))
 
@@ -606,7 +606,7 @@ def test_a_directory_that_becomes_read_only_holds_up_no_delivery(attempt, server
     """
     ended = attempt(code)
     assert (ended.status, ended.out) == (0, [])
-    assert len([line for line in ended.err.splitlines() if "events are kept in memory" in line]) == 1
+    assert len([line for line in ended.err.splitlines() if "events are kept only in memory" in line]) == 1
     assert numbers(server) == list(range(100))
 
 
@@ -653,7 +653,7 @@ def test_without_file_descriptors_events_wait_in_memory(attempt, server, root):
     ended = attempt(code)
     assert ended.status == 0, ended.err
     kept, again = ended.err.splitlines()
-    assert kept.startswith(f"journal {root}: Too many open files; events are kept in memory meanwhile")
+    assert kept.startswith(f"journal {root}: Too many open files; events are kept only in memory for now")
     assert again == f"journal {root}: events are written to the disk again"
     assert numbers(server) == list(range(100))
 

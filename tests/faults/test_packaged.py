@@ -42,7 +42,7 @@ def test_a_frozen_program_never_starts_a_copy_of_itself(server, run):
     """
     ended = run(code, url=server.url)
     assert (ended.status, ended.out) == (0, ["True", "True True", "1", "[]"])
-    assert "no sender process (this program is frozen" in ended.err
+    assert "can't start a sender process (this program is frozen" in ended.err
     assert "windback dev: this program is frozen" in ended.err
     assert numbers(server) == list(range(20))
 

@@ -164,7 +164,10 @@ def test_events_of_a_project_without_a_key_stay_and_are_told_once(
         eventually(lambda: relay.left() == 0)
     told = [record.message for record in caplog.records if "no key" in record.message]
     assert told == [
-        f"broker {redis_server.url}: events of {whose} stay there: no key for them (see WINDBACK_API_KEYS)"
+        (
+            f"broker {redis_server.url}: events of {whose} are not sent, because there is no key for them "
+            "(see WINDBACK_API_KEYS)"
+        )
         for whose in ("the project 'blog'", "applications without a project")
     ]
     assert {key for key, _, _ in recorder.seen} == {SHOP}
@@ -213,7 +216,7 @@ def test_an_entry_of_another_project_is_never_sent_with_this_ones_key(
         eventually(lambda: redis_server.client.xlen(keys_of("shop").events) == 0)
     assert recorder.seen == [(SHOP, "shop", 0)]
     ((_, letter),) = redis_server.client.xrange(keys_of("shop").dead)
-    assert "it is of the project b'blog', whose stream is another" in letter["message"]
+    assert "it belongs to the project b'blog', whose stream is another" in letter["message"]
     assert letter["of:events"] == '{"event":"login"}'
 
 
@@ -256,13 +259,13 @@ def test_keys_that_can_not_be_right_are_told_without_them(redis_server, options,
 @pytest.mark.parametrize(
     ("text", "mode", "says"),
     [
-        ("shop=sk_5ecret", 0o604, "is open to others than its owner: chmod 600"),
-        ("shop=sk_5ecret", 0o640, "is open to others than its owner: chmod 600"),
-        ("sk_5ecret", 0o600, "must hold slug=sk_…, separated by commas or line ends; number 1 is not that"),
-        ("shop=sk_5ecret\nblog=", 0o600, "number 2 is not that"),
-        ("shop=sk_5ecret\nshop=sk_5ecret2", 0o600, "holds two keys for one project"),
-        ("# nothing\n", 0o600, "holds no key"),
-        (None, 0o600, "can't be read from"),
+        ("shop=sk_5ecret", 0o604, "is readable by other users: chmod 600"),
+        ("shop=sk_5ecret", 0o640, "is readable by other users: chmod 600"),
+        ("sk_5ecret", 0o600, "must be slug=sk_…, separated by commas or line ends; number 1 can't be read"),
+        ("shop=sk_5ecret\nblog=", 0o600, "number 2 can't be read"),
+        ("shop=sk_5ecret\nshop=sk_5ecret2", 0o600, "contains two keys for one project"),
+        ("# nothing\n", 0o600, "contains no key"),
+        (None, 0o600, "can't read keys from"),
     ],
 )
 def test_a_file_of_keys_that_will_not_do_is_one_line_and_status_2(tmp_path, text, mode, says):
@@ -281,7 +284,7 @@ def test_a_file_of_keys_that_will_not_do_is_one_line_and_status_2(tmp_path, text
 def test_a_variable_of_keys_that_will_not_do_is_one_line_and_status_2():
     done = relay_command("redis://127.0.0.1:1/0", WINDBACK_API_KEYS=f"shop={SHOP},{BLOG}")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "WINDBACK_API_KEYS must hold slug=sk_…, separated by commas or line ends; number 2" in done.stderr
+    assert "WINDBACK_API_KEYS must be slug=sk_…, separated by commas or line ends; number 2" in done.stderr
     assert "5ecret" not in done.stderr
 
 

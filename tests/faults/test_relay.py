@@ -129,9 +129,7 @@ def test_without_a_relay_flush_gives_up_and_says_so(make, root):
     track(client, range(10))
     result = client.flush()
     assert (result.pending, result.delivered) == (10, 0)
-    assert result.problem == (
-        f"no relay sends what is in the journal; start `windback relay --journal {root}`"
-    )
+    assert result.problem == (f"no relay sends from the journal; start `windback relay --journal {root}`")
     started_s = time.monotonic()
     assert client.flush(0.3).pending == 10
     assert 0.3 <= time.monotonic() - started_s < 5

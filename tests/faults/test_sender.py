@@ -283,7 +283,10 @@ def test_a_sender_that_dies_at_once_each_time_is_replaced_by_a_thread(
         track(client, range(250))
         assert client.flush(20)
     assert [record.getMessage() for record in caplog.records] == [
-        "no sender process (each one that is started dies at once); a thread of this one sends instead"
+        (
+            "can't start a sender process (each sender process that is started ends immediately); "
+            "events are sent from a thread of this process"
+        )
     ]
     assert client.stats().worker_deaths == 3
     assert client.close()
@@ -298,7 +301,7 @@ def test_where_no_process_can_be_started_a_thread_sends(make, server, monkeypatc
         track(client, range(95))
         assert client.close()
     (record,) = caplog.records
-    assert record.getMessage().startswith("no sender process (")
+    assert record.getMessage().startswith("can't start a sender process (")
     assert numbers(server) == list(range(95))
 
 
@@ -365,7 +368,7 @@ def test_an_outage_is_told_by_the_application_s_own_logger(make, server, caplog,
         assert client.flush(30)
         eventually(lambda: len(caplog.records) == 2)  # a line comes by a pipe, the counters do not
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    assert "delivery is held up" in caplog.messages[0]
+    assert "cannot deliver: " in caplog.messages[0]
 
 
 def test_delivery_reports_come_back_and_a_hook_that_raises_is_counted(make, eventually):
@@ -593,7 +596,7 @@ def test_a_signal_delivers_first(server, run):
 def test_options_that_can_not_work_are_errors(tmp_path):
     import httpx
 
-    with pytest.raises(ConfigurationError, match="http_client can't serve worker='process'"):
+    with pytest.raises(ConfigurationError, match="http_client can't be used by worker='process'"):
         Windback(**OPTIONS, http_client=httpx.Client())
     with pytest.raises(ConfigurationError, match="'drop_oldest' can't be combined with a journal"):
         Windback(**OPTIONS, overflow="drop_oldest")

@@ -81,7 +81,7 @@ def test_stats_count_what_stands_there(run, redis_server, rejected):
     assert head.split() == ["project", "batches", "oldest", "dead", "letters"]
     assert nameless.split()[:2] == ["-", "1"]
     assert shop.split() == ["shop", "0", "-", "1"]
-    assert batches.startswith("batches: 1, 0 of them held by relays, the oldest for ")
+    assert batches.startswith("batches: 1, 0 of them taken by relays, the oldest for ")
     assert letters == "dead letters: 2"
     found = json.loads(run("stats", "--json").stdout)
     assert (found["batches"], found["held"], found["dead_letters"]) == (1, 0, 2)
@@ -90,7 +90,7 @@ def test_stats_count_what_stands_there(run, redis_server, rejected):
 
 
 def test_stats_of_a_redis_with_nothing_in_it(run):
-    assert run("stats").stdout == "batches: 0, 0 of them held by relays\ndead letters: 0\n"
+    assert run("stats").stdout == "batches: 0, 0 of them taken by relays\ndead letters: 0\n"
     assert run("dead").stdout.splitlines() == ["rejected  status  reason  event  message"]
     assert run("replay").stdout == "replayed: 0, kept: 0\n"
 
@@ -126,7 +126,7 @@ def test_replay_puts_events_back_and_keeps_the_rest(run, redis_server, send, rej
 @pytest.mark.parametrize(
     ("broker", "says"),
     [
-        ("", "where is the broker? Give its URL, or set WINDBACK_BROKER"),
+        ("", "--broker is required: give the URL of a Redis, or set WINDBACK_BROKER"),
         ("http://:s3cret@h", "broker must be a URL that starts with redis:// or rediss://"),
         ("redis://:s3cret@127.0.0.1:1", "broker redis://127.0.0.1:1/0: Error 111 connecting"),
     ],

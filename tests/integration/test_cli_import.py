@@ -144,7 +144,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(make, server, run, numbe
     assert process.returncode == 130
     sent = sent_in(path)
     assert out == f"sent: {sent}, bad: 0, rejected: 0\n"
-    assert err == f"stopped after line {sent + 1:,}; the same command goes on from there\n"
+    assert err == f"stopped after line {sent + 1:,}; run the same command to continue from there\n"
     assert run(path).out == "sent: 1000, bad: 0, rejected: 0\n"
     assert server.counts().events == 1_000
 
@@ -175,7 +175,7 @@ def test_a_refusal_stops_it_and_nothing_is_lost(make, server, run):
     done = run(path)
     assert (done.status, done.out) == (1, "sent: 0, bad: 0, rejected: 0\n")
     assert "402" in done.err
-    assert "stopped after line 0; the same command goes on from there" in done.err
+    assert "stopped after line 0; run the same command to continue from there" in done.err
     server.clear_faults()
     assert run(path).status == 0
     assert server.counts().events == 250
@@ -253,7 +253,7 @@ def test_a_dry_run_sends_nothing_and_needs_no_key(make, server, run):
     assert head.split() == ["event", "customer_email", "timestamp", "properties"]
     assert rows == ['login  jane@example.com  2025-12-01T10:00:00Z  {"plan":"pro"}'] * 2
     assert last == "nothing was sent; good: 2, bad: 1"
-    assert done.err == "line 4: customer_email: has no '@', so it is no email address\n"
+    assert done.err == "line 4: customer_email: has no '@', so it is not an email address\n"
     assert server.counts().requests == 0
     assert sorted(each.name for each in path.parent.iterdir()) == ["rows.csv"]
     found = run(path, "--dry-run", "--json").json
@@ -278,7 +278,7 @@ def test_bad_rows_are_listed_with_their_lines_and_the_others_are_sent(make, serv
     assert done.err.splitlines() == [
         "line 3: 2 cells, and there are 4 columns",
         "line 5: 5 cells, and there are 4 columns",
-        "line 6: customer_email: has no '@', so it is no email address",
+        "line 6: customer_email: has no '@', so it is not an email address",
         "line 7: timestamp: 'yesterday' is not an ISO 8601 time such as '2025-12-01T10:00:00Z'",
         "line 8: no event",
         "line 9: no CSV: ',' expected after '\"'",
@@ -349,8 +349,10 @@ def test_a_wrong_encoding_is_named_and_the_right_one_goes_on_from_there(make, se
     done = run(path)
     assert done.status == 1
     why, where = done.err.splitlines()
-    assert why.startswith("windback import: line 152: byte 0xF6 in column 27 is not utf-8; name the encoding")
-    assert where == "stopped after line 101; the same command goes on from there"
+    assert why.startswith(
+        "windback import: line 152: byte 0xF6 in column 27 is not utf-8; choose the file's encoding"
+    )
+    assert where == "stopped after line 101; run the same command to continue from there"
     assert run(path, "--encoding", "cp1252").out == "sent: 152, bad: 0, rejected: 0\n"
     assert server.counts().events == 152
 
@@ -359,7 +361,7 @@ def test_utf_16_without_a_mark_is_seen(make, run):
     path = make(HEAD + ROW, encoding="utf-16-le")
     done = run(path)
     assert (done.status, done.out) == (2, "")
-    assert "line 1: holds zeros, so it is no utf-8 text; name what it is with --encoding" in done.err
+    assert "line 1: contains zeros, so it is not utf-8 text; choose the encoding with --encoding" in done.err
     assert run(path, "--encoding", "utf-16-le").status == 0
 
 
@@ -374,12 +376,12 @@ def test_utf_16_without_a_mark_is_seen(make, run):
         ("id,mail\n1,a@b.c\n", (), "has no column 'customer_email', but 'id', 'mail'; see --email-column"),
         ("a;customer_email\n", (), "has no column 'customer_email', but 'a;customer_email'"),
         ("customer_email\n", (), "has no column 'event', but 'customer_email'; see --email-column"),
-        ("event,customer_email,event\n", (), "line 1 names a column twice: event"),
+        ("event,customer_email,event\n", (), "line 1 has a column twice: event"),
         (HEAD, ("--map", "mrr:int"), "has no column 'mrr'"),
         (HEAD, ("--map", "=x"), "is not COLUMN, COLUMN=NAME or COLUMN=NAME:KIND"),
         (HEAD, ("--delimiter", "::"), "is not one character"),
-        (HEAD, ("--encoding", "klingon"), "there is no encoding 'klingon'"),
-        (HEAD, ("--format", "xml"), "Say --format csv or --format jsonl"),
+        (HEAD, ("--encoding", "klingon"), "the encoding 'klingon' is not known"),
+        (HEAD, ("--format", "xml"), "add --format csv or --format jsonl"),
         (HEAD, ("--rate", "0"), "is not a number"),
         (HEAD, ("--state", "/nowhere/state"), "name another with --state"),
         (HEAD, ("--report", "/nowhere/report"), "/nowhere/report: No such file or directory"),
@@ -433,11 +435,11 @@ def test_another_file_and_other_columns_are_not_the_same_import(make, server, ru
     assert run(path).status == 0
     done = run(path, "--event", "other")
     assert done.status == 2
-    assert "was begun with other columns" in done.err
+    assert "was started with other columns" in done.err
     make(HEAD + ROW.replace("jane", "jill") * 150)
     done = run(path)
     assert done.status == 2
-    assert "is not what it was when its first 151 lines were imported" in done.err
+    assert "has changed since its first 151 lines were imported" in done.err
     assert server.counts().events == 150
     assert run(path, "--restart").status == 0
     assert server.counts().events == 300
@@ -451,7 +453,7 @@ def test_a_state_that_is_none_is_left_alone(make, run):
     state.write_text("hello")
     done = run(path, "--state", state)
     assert done.status == 2
-    assert f"{state} is no state of an import; move it away, or name another" in done.err
+    assert f"{state} is not the state of an import; move it away, or choose another" in done.err
     assert state.read_text() == "hello"
 
 

@@ -588,7 +588,7 @@ def test_check_finds_a_flipped_bit(run, root):
 @pytest.mark.parametrize(
     ("harm", "text"),
     [
-        (lambda path: flip(path, 3), "no segment of a windback journal"),
+        (lambda path: flip(path, 3), "not a segment of a windback journal"),
         (lambda path: flip(path, 20), "header of this segment is damaged"),
         (lambda path: os.truncate(path, 3000), "cut short: 3,000 of 1,048,576 bytes"),
         (lambda path: os.truncate(path, 10), "cut short: 10 of 1,048,576 bytes"),
@@ -659,7 +659,7 @@ def test_check_finds_what_is_no_dead_letter(run, root):
     path.write_bytes(path.read_bytes() + b"{}\nrubbish\n")
     found = run("journal", "check", "--json", root)
     assert found.status == 1
-    assert found.json["damage"] == [{"path": str(path), "text": "lines that are no dead letters", "lost": 2}]
+    assert found.json["damage"] == [{"path": str(path), "text": "lines that are not dead letters", "lost": 2}]
 
 
 # relay
@@ -759,7 +759,11 @@ def test_a_place_without_a_journal_is_one_line_and_status_2(run, tmp_path, comma
     (tmp_path / "file").write_text("x")
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "file").write_text("x")
-    for place, why in (("none", "does not exist"), ("file", "is no directory"), ("else", "holds no journal")):
+    for place, why in (
+        ("none", "does not exist"),
+        ("file", "is not a directory"),
+        ("else", "does not contain a journal"),
+    ):
         done = run("journal", command, tmp_path / place)
         assert (done.status, done.out) == (2, "")
         assert done.err == f"windback journal {command}: '{tmp_path / place}' {why}\n"
@@ -783,7 +787,7 @@ def test_a_missing_or_wrong_key_is_one_line_and_status_2(run, root, monkeypatch,
 def test_a_relay_without_a_usable_directory_is_one_line_and_status_2(run, tmp_path):
     (tmp_path / "file").write_text("x")
     assert run("relay").err == (
-        "windback relay: where are the events? Give --journal DIR or --broker URL, "
+        "windback relay: --journal or --broker is required: give --journal DIR or --broker URL, "
         "or set WINDBACK_JOURNAL or WINDBACK_BROKER\n"
     )
     for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):

@@ -142,7 +142,7 @@ def test_doctor_finds_nothing_wrong_and_says_how_long_it_took(run, server):
     assert [re.split(r" {2,}", row)[:2] for row in rows] == [
         ["ok", name] for name in ("key", "URL", "proxy", "connection", "clock", "test event")
     ]
-    assert re.search(r"test event +\d+ ms  windback_doctor was taken", done.out)
+    assert re.search(r"test event +\d+ ms  windback_doctor was accepted", done.out)
     assert last == "nothing is wrong"
     (event,) = server.events()
     assert (event.event, event.customer_email) == ("windback_doctor", "doctor@example.com")
@@ -159,9 +159,9 @@ def test_doctor_sends_no_event_if_told_so(run, server):
     ("key", "says"),
     [
         ("", "there is none: set WINDBACK_API_KEY to the secret key (sk_…)"),
-        ("pub_live_1", "WINDBACK_API_KEY is a public key (pub_…), which opens the cancel flow alone"),
+        ("pub_live_1", "WINDBACK_API_KEY is a public key (pub_…), which is only for the cancel flow"),
         ('"sk_live_1"', "must start with sk_"),
-        ("sk_live 1", "holds a space"),
+        ("sk_live 1", "contains a space"),
     ],
 )
 def test_doctor_says_what_is_wrong_with_the_key(run, server, monkeypatch, key, says):
@@ -179,7 +179,7 @@ def test_doctor_says_what_is_wrong_with_the_key(run, server, monkeypatch, key, s
     [
         ("ftp://example.com", "URL", "must look like"),
         ("http://example.com/api/v1", "URL", "must use https"),
-        ("https://windback.invalid/api/v1", "DNS", "windback.invalid is not found ("),
+        ("https://windback.invalid/api/v1", "DNS", "windback.invalid was not found ("),
     ],
 )
 def test_doctor_says_what_is_wrong_with_the_address(run, url, check, says):
@@ -205,8 +205,8 @@ def test_doctor_sees_that_nobody_listens(run):
         (402, "the Windback subscription has expired"),
         (403, "is it of the right kind and project?"),
         (404, "does the URL end with the path of the API"),
-        (429, "too many requests just now"),
-        (503, "the server, or a gateway before it, fails"),
+        (429, "too many requests; wait"),
+        (503, "the server, or a gateway in front of it, fails"),
     ],
 )
 def test_doctor_says_what_an_answer_means(run, server, status, says):
@@ -299,10 +299,10 @@ def test_doctor_speaks_tls(run, make_other, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("certificate", "host", "is_known", "says"),
     [
-        (CERTIFICATE, "localhost", False, "is of nobody we trust"),
-        (CERTIFICATE, "127.0.0.1", True, "is not of 127.0.0.1"),
+        (CERTIFICATE, "localhost", False, "is not trusted"),
+        (CERTIFICATE, "127.0.0.1", True, "is not for 127.0.0.1"),
         (EXPIRED, "localhost", True, "has expired, or the clock of this machine is wrong"),
-        ("", "localhost", True, "speaks no TLS that we do"),
+        ("", "localhost", True, "and this machine have no TLS version in common"),
     ],
 )
 def test_doctor_says_what_is_wrong_with_tls(

@@ -156,7 +156,7 @@ def test_ctrl_c_ends_it(server):
     ("arguments", "says"),
     [
         (["-q", "event:"], "column 7: "),
-        (["--base-url", "https://example.com/api/v1"], "is no local server, which has a URL with http://"),
+        (["--base-url", "https://example.com/api/v1"], "is not a local server; its URL starts with http://"),
         (["--base-url", "http://127.0.0.1:1"], "no local server at http://127.0.0.1:1 ("),
         (["-n", "-1"], "-n"),
     ],
@@ -171,4 +171,4 @@ def test_what_can_not_be_shown_is_one_line_and_status_2(server, capsys, argument
 def test_the_real_api_is_not_what_is_tailed(server, capsys, monkeypatch):
     monkeypatch.setenv("WINDBACK_BASE_URL", "http://api.example.com/api/v1")
     assert main(["tail"]) == 2
-    assert "name the local server with --base-url" in capsys.readouterr().err
+    assert "choose the local server with --base-url" in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_ctrl_c_stops_an_import_and_it_says_how_to_go_on(make_terminal, server, 
     terminal.read_until(rb"[\d,]+ rows, ")
     terminal.type("\x03")
     assert terminal.end() == 130
-    assert b"the same command goes on from there" in terminal.shown
+    assert b"run the same command to continue from there" in terminal.shown
     assert b"Traceback" not in terminal.shown
 
 
@@ -229,7 +229,7 @@ def test_without_the_extra_it_says_in_one_line_what_to_install(tmp_path, name):
 def test_it_is_a_module_too():
     command = [sys.executable, "-m", "windback", "relay", "--journal", "x", "--broker", "redis://localhost"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    told = "windback relay: a relay sends from journals or from a broker: give --journal or --broker\n"
+    told = "windback relay: --journal and --broker can't be combined; give one of them\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
 
 

@@ -336,8 +336,8 @@ def test_the_command_says_why_an_answer_is_not_the_right_one(app, capsys, monkey
     set_environment(monkeypatch, WEBHOOK_SECRET=f"{SECRET}_other")
     ended = sent(capsys, app)
     assert ended.status == 1
-    assert "expected 2xx: the application has another secret" in ended.out
-    assert sent(capsys, app, path="/nowhere").out.endswith("is this the path of the webhook?\n")
+    assert "expected 2xx: the secret of the application differs" in ended.out
+    assert sent(capsys, app, path="/nowhere").out.endswith("is this the right path?\n")
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,7 @@ def test_without_a_total_a_short_page_is_the_last():
     full = {"data": [row(n, email="other@example.com") for n in range(100)]}
     found, _ = search(full, {"data": []})
     assert found.done
-    with pytest.raises(windback.NotFoundError, match="among the 100 events looked at") as caught:
+    with pytest.raises(windback.NotFoundError, match="among the 100 events searched") as caught:
         found.result()
     assert caught.value.code == "NO_OPEN_CHURN_EVENT"
     assert "jane@example.com" not in str(caught.value)

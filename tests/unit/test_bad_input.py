@@ -45,21 +45,21 @@ BAD_CLIENTS = {
     "key of another form": ({"api_key": "live_abcdef"}, "api_key must start with sk_"),
     "public key as the secret one": (
         {"api_key": "pub_live_abcdef"},
-        r"api_key must start with sk_; this is a public key \(pub_…\), which belongs into public_key",
+        r"api_key must start with sk_; this is a public key \(pub_…\): pass it as public_key",
     ),
     "secret key as the public one": (
         {"public_key": "sk_live_ghijkl"},
-        r"public_key must start with pub_; this is a secret key \(sk_…\), which belongs into api_key",
+        r"public_key must start with pub_; this is a secret key \(sk_…\): pass it as api_key",
     ),
     "public key of another form": ({"public_key": "live_abcdef"}, "public_key must start with pub_"),
     "key with a line end": (
         {"api_key": KEY + "\n"},
-        "api_key holds a space, a line end or a character outside",
+        "api_key contains a space, a line end or a non-ASCII",
     ),
-    "key with a space": ({"api_key": "sk_live abcdef"}, "api_key holds a space"),
+    "key with a space": ({"api_key": "sk_live abcdef"}, "api_key contains a space"),
     "key outside ASCII": (
         {"api_key": "sk_live_é"},
-        "api_key holds a space, a line end or a character outside",
+        "api_key contains a space, a line end or a non-ASCII",
     ),
     "key that is bytes": (
         {"api_key": KEY.encode()},
@@ -80,8 +80,8 @@ BAD_CLIENTS = {
         {"base_url": "http://127.0.0.1.example.com"},
         "must use https",
     ),
-    "user in the URL": ({"base_url": "https://jane@api.example.com"}, "must not hold credentials"),
-    "password in the URL": ({"base_url": "https://jane:pw@api.example.com"}, "must not hold credentials"),
+    "user in the URL": ({"base_url": "https://jane@api.example.com"}, "must not contain credentials"),
+    "password in the URL": ({"base_url": "https://jane:pw@api.example.com"}, "must not contain credentials"),
     "query in the URL": ({"base_url": "https://api.example.com/?a=b"}, "must not have a query or a fragment"),
     "fragment in the URL": (
         {"base_url": "https://api.example.com/#a"},
@@ -93,8 +93,8 @@ BAD_CLIENTS = {
     ),
     "URL of another scheme": ({"base_url": "ftp://api.example.com"}, "must look like"),
     "URL without a host": ({"base_url": "https://"}, "must look like"),
-    "URL with a port that is none": ({"base_url": "https://h:port"}, "base_url is no URL"),
-    "URL with a space": ({"base_url": "https://api.example.com/a b"}, "holds a space"),
+    "URL with a port that is none": ({"base_url": "https://h:port"}, "base_url is not a valid URL"),
+    "URL with a space": ({"base_url": "https://api.example.com/a b"}, "contains a space"),
     "URL that is no text": ({"base_url": 7}, "base_url must be a string, not an int"),
     "unknown overflow": (
         {"overflow": "drop"},
@@ -144,7 +144,7 @@ BAD_EVENTS = {
     "email without @": (
         {"customer_email": "jane"},
         "customer_email",
-        "has no '@', so it is no email address",
+        "has no '@', so it is not an email address",
     ),
     "email empty": ({"customer_email": ""}, "customer_email", "has no '@'"),
     "email none": ({"customer_email": None}, "customer_email", "must be a string such as"),

@@ -188,7 +188,7 @@ def test_the_hosts_of_a_broker_need_no_urlsplit_that_takes_several(url, nodes, m
         ("redis+sentinel://:s3cret@h", r"must look like redis\+sentinel://"),
         ("redis+sentinel://:s3cret@h,/main", "must look like"),
         ("redis+sentinel://:s3cret@h/main/x", "must look like"),
-        ("redis+sentinel://:s3cret@h/main?password=s3cret", "no options after its"),
+        ("redis+sentinel://:s3cret@h/main?password=s3cret", "only options that start with"),
         ("redis://:s3cret@h,h/0", "must look like"),
         ("redis://", "must look like"),
         ("redis://:s3cret@h:port", "must look like"),
@@ -196,7 +196,7 @@ def test_the_hosts_of_a_broker_need_no_urlsplit_that_takes_several(url, nodes, m
         ("redis://:s3cret#@h/0", "must look like"),
         ("redis://:s3cret @h/0", "must look like"),
         ("redis://:s3cret@[h/0", "must look like"),
-        ("redis://:s3cret@h?db=1", "no options after its"),
+        ("redis://:s3cret@h?db=1", "only options that start with"),
     ],
 )
 @pytest.mark.parametrize("place", ["argument", "environment"])

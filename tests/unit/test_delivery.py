@@ -489,13 +489,15 @@ def test_an_outage_writes_a_line_at_its_start_one_a_minute_and_one_at_its_end():
     log = OutageLog()
     assert log.recovered(0.0, 0, 100) is None
     first = log.trouble(10.0, "503", 5, 100)
-    assert first == "delivery is held up: 503; 5 events wait, and stay until the queue is full"
+    assert first == (
+        "cannot deliver: 503; 5 events queued, retrying; events are refused only if the queue fills up"
+    )
     written = [log.trouble(10.0 + second, "503", 6, 100) for second in range(1, 131)]
     assert [n + 1 for n, line in enumerate(written) if line] == [60, 120]
-    assert written[59] == "delivery still held up after 60 s: 503; 6 events wait"
-    assert log.recovered(145.0, 2, 150) == "delivery goes on after 135 s: 50 events delivered, 2 wait"
+    assert written[59] == "still cannot deliver after 60 s: 503; 6 events queued"
+    assert log.recovered(145.0, 2, 150) == "delivering again after 135 s: 50 events delivered, 2 queued"
     assert log.recovered(146.0, 0, 152) is None
-    assert log.trouble(147.0, "again", 1, 152).startswith("delivery is held up: again")
+    assert log.trouble(147.0, "again", 1, 152).startswith("cannot deliver: again")
 
 
 def test_a_gate_waits_as_long_as_others_were_told_to():

@@ -919,7 +919,7 @@ def test_a_write_that_ends_early_accepts_nothing(make, root, unmapped, monkeypat
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, bytes(data)[: len(data) // 2], at))
     assert made.put(b"x" * 1_000)  # in memory
-    assert "events are kept in memory meanwhile" in caplog.text
+    assert "events are kept only in memory for now" in caplog.text
     monkeypatch.undo()
     fill(made, 2, start=3)
     assert sorted(on_disk(root).values()) == [b"0", b"1", b"2", b"3", b"4"]
@@ -939,7 +939,7 @@ def test_while_the_disk_has_trouble_events_wait_in_memory_up_to_its_bounds(make,
     accepted = fill(made, 30)
     assert accepted == [True] * (20 - held) + [False] * (10 + held)
     assert not made.queue.has_room_for(1)
-    assert len([line for line in caplog.messages if "events are kept in memory meanwhile" in line]) == 1
+    assert len([line for line in caplog.messages if "events are kept only in memory for now" in line]) == 1
     monkeypatch.undo()
     made.upkeep()
     assert "events are written to the disk again" in caplog.text

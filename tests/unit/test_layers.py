@@ -53,7 +53,8 @@ LAYERS = [
     ["config"],
     ["http_client"],
     ["options", "secrets"],
-    ["clock", "errors", "log", "outage", "untraced"],
+    ["outage"],
+    ["clock", "errors", "log", "untraced", "wording"],
 ]
 PLACES = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 # The server is a program of its own that happens to come along: it shares nothing with the client it tests.
@@ -73,6 +74,7 @@ PURE = [
         "models",
         "options",
         "outage",
+        "wording",
     ),
     *("broker.layout", "journal.format", "stats"),
 ]

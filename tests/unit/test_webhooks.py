@@ -527,7 +527,7 @@ def test_an_async_handler_is_known(handler, is_async):
     ("options", "says"),
     [
         ({"handler": None}, "handler must be a function"),
-        ({"handler": print, "seen": [1].__contains__}, "seen must know"),
+        ({"handler": print, "seen": [1].__contains__}, "seen must support"),
         ({"handler": print, "tolerance": 900}, "tolerance must be"),
     ],
 )
@@ -562,7 +562,7 @@ def test_refusals_are_logged_once_for_each_reason(caplog):
         assert receiver.receive(encoded(SITE), "00").status == 401
     assert receiver.receive(encoded(SITE), None) == (
         401,
-        {"error": "there is no X-Windback-Signature header", "code": "missing_signature"},
+        {"error": "the X-Windback-Signature header is missing", "code": "missing_signature"},
     )
     assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG", "WARNING"]
     assert "jane@" not in caplog.text

@@ -1,4 +1,4 @@
-"""What one try of a request returned, and the error that it becomes for a caller.
+"""The result of one try of a request, and the error that a caller gets for it.
 
 Pure: no clock and no socket; times are arguments.
 """
@@ -13,9 +13,9 @@ import orjson
 
 from ..errors import WindbackConnectionError, WindbackError, WindbackTimeoutError, error_class
 
-#: A server that asks for more than this is asked again after it.
+#: If a server asks for a longer pause, it is asked again after this one.
 RETRY_AFTER_CAP_S = 300.0
-#: Bounds the text taken from an answer that is no JSON, such as a gateway's HTML page.
+#: Limits the text taken from an answer that is not JSON, such as a gateway's HTML page.
 _TEXT_LIMIT = 200
 
 
@@ -26,14 +26,14 @@ class Failure(enum.Enum):
     CONNECT_TIMEOUT = "could not connect in time"
     TIMEOUT = "no answer in time"
     BROKEN = "the connection broke"
-    FULL = "the broker takes no more"
+    FULL = "the broker accepts no more"
     REFUSED = "the broker refuses"
     FORBIDDEN = "not allowed"
     FOREIGN = "this is not the API"
 
 
 class Answer(NamedTuple):
-    """What one try of a request came to: a status with headers (lower case) and body, or a failure."""
+    """The result of one try of a request: a status with headers (lower case) and body, or a failure."""
 
     status: Optional[int]
     headers: Mapping[str, str] = {}
@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 
 
 def retry_after_s(answer: Answer, wall_s: float) -> Optional[float]:
-    """Return what a 429 or 503 asks us to wait (RFC 9110, section 10.2.3), capped; None if it doesn't."""
+    """Return the pause that a 429 or 503 asks for (RFC 9110, section 10.2.3), capped; else None."""
     if answer.status not in (429, 503):
         return None
     value = answer.headers.get("retry-after", "").strip()
@@ -57,11 +57,13 @@ def retry_after_s(answer: Answer, wall_s: float) -> Optional[float]:
     try:
         delay_s = float(value)
     except ValueError:
-        from email.utils import parsedate_to_datetime  # takes longer to load than all else in this module
+        from email.utils import (
+            parsedate_to_datetime,
+        )  # takes longer to load than everything else in this module
 
         try:
             at = parsedate_to_datetime(value)
-            # The form without a zone is in GMT too (RFC 9110, section 5.6.7).
+            # A date without a zone is in GMT, too (RFC 9110, section 5.6.7).
             delay_s = (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp() - wall_s
         except (TypeError, ValueError, IndexError, OverflowError):
             return None
@@ -71,9 +73,9 @@ def retry_after_s(answer: Answer, wall_s: float) -> Optional[float]:
 
 
 def error_of(answer: Answer, wall_s: float, redact: Callable[[str], str]) -> WindbackError:
-    """Return the error for an answer that is no success. Never fails, whatever the body is.
+    """Return the error for an unsuccessful response. Never fails, whatever the body is.
 
-    redact: takes keys out of a text, should the server have repeated them.
+    redact: removes keys from a text, in case the server repeated them.
     """
     if answer.status is None:
         failure = answer.failure or Failure.BROKEN
@@ -100,7 +102,7 @@ def _text_and_code(body: bytes, redact: Callable[[str], str]) -> Tuple[str, Opti
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError:
-        # Redacted before it is cut, or a key at the cut would leave its first part.
+        # Redacted before it is cut: a key at the cut would leave its first part.
         text = redact(body[:8192].decode("utf-8", "replace"))
         return " ".join(text.split())[:_TEXT_LIMIT], None
     if not isinstance(data, dict):

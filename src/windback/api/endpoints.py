@@ -1,8 +1,8 @@
 """Every endpoint: arguments to a request, answer to a model.
 
 Pure: nothing here sends. Paths, fields and answers are those of the docs pages named at each
-function; "assumed" marks what no page states. Plain arguments are checked here, before a request is
-made, and a bad one raises ValidationError naming it.
+function; "assumed" marks details that no page has. Arguments are checked here, before a request is
+made, and a wrong one raises ValidationError with its name.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ..models import (
 )
 from .answer import Answer
 
-#: report_cancel_reason without an id looks through no more pages than this, and a listing through no more in
-#: a row that have nothing new.
+#: report_cancel_reason without an id reads at most this many pages. A listing reads at most this many in a
+#: row that contain nothing new.
 MAX_PAGES = 50
-#: How an amount is named in a message.
+#: The unit of an amount, in a message.
 CENTS = "cents, such as 4999 for 49.99"
 PAGE_SIZE = 100  # the documented maximum (docs-tree page "API Reference")
 
@@ -39,9 +39,9 @@ PAGE_SIZE = 100  # the documented maximum (docs-tree page "API Reference")
 class Request(NamedTuple):
     """One HTTP request before it has a host, a key or a connection.
 
-    query: already encoded; public: prefers the public key where the client has one; once_only: must
-    not be repeated if the first try may have been processed. call: the method of the client whose texts
-    these are; "" if they are not a caller's, or scrubbed already.
+    query: already encoded; public: uses the public key where the client has one; once_only: must
+    not be repeated if the first try may have been processed; call: the client's method, for scrubbing; "" if
+    its texts are not a caller's, or are scrubbed already.
     """
 
     method: str
@@ -79,7 +79,7 @@ def track(records: Sequence[bytes], idempotency_key: str, *, gzip: bool = False)
     if gzip:
         from gzip import compress
 
-        # Without a time in the header the same batch is the same bytes at every retry.
+        # Without a time in the header, the same batch becomes the same bytes at every retry.
         body = compress(body, 5, mtime=0)
     return Request("POST", "/track", body, idempotency_key=idempotency_key, gzip=gzip)
 
@@ -184,13 +184,13 @@ def accept_offer(idempotency_key: str, customer_email: str, cancel_reason: str, 
 
 
 def report_cancel_reason(slug: str, event_id: str, reason: str) -> Request:
-    """PATCH as `update_cancel_reason` does, with the name that the SDK page gives the argument."""
+    """PATCH like `update_cancel_reason`, with the SDK page's name for the argument."""
     request = update_cancel_reason(slug, event_id, _text("reason", reason), None)
     return request._replace(call="report_cancel_reason")
 
 
 def check_reason(reason: object) -> None:
-    """Raise ValidationError for a reason that can't be sent, before anything is looked up."""
+    """Raise ValidationError for a reason that can't be sent, before anything is requested."""
     _text("reason", reason)
 
 
@@ -209,7 +209,7 @@ def update_cancel_reason(
 ) -> Request:
     """PATCH /projects/{slug}/churn-events/{id}/cancel-reason (docs page "API Overview"; body assumed).
 
-    The call may start an email to the customer, so it is not repeated in doubt.
+    The call may start an email to the customer, so it is not repeated if the first may have arrived.
     """
     body = {
         "cancel_reason": _text("cancel_reason", cancel_reason),
@@ -268,7 +268,7 @@ def update_variant(
 def send_variant(slug: str, event_id: str, variant_id: str) -> Request:
     """POST /projects/{slug}/churn-events/{id}/variants/{vid}/send (docs page "Recovery").
 
-    It is an email to a customer, so it is not repeated in doubt.
+    It is an email to a customer, so it is not repeated if the first may have arrived.
     """
     path = _event_path(slug, event_id, f"/variants/{_part('variant_id', variant_id)}/send")
     return Request("POST", path, once_only=True)
@@ -312,9 +312,9 @@ def delete_recovery_template(slug: str, template_id: str) -> Request:
 
 
 def read_churn_event(answer: Answer, *, event_id: str = "", status: str = "") -> ChurnEvent:
-    """Read a success; raises WindbackError if it is not the JSON object the docs promise.
+    """Read a success. Raises WindbackError if it is not the documented JSON object.
 
-    event_id, status: what is known of the event should the answer have no body (202 and 204 are assumed).
+    event_id, status: used if the answer has no body (202 and 204 are assumed).
     """
     if not answer.body:
         return ChurnEvent(event_id, status)
@@ -322,7 +322,7 @@ def read_churn_event(answer: Answer, *, event_id: str = "", status: str = "") ->
 
 
 def read_variant(answer: Answer, variant_id: str) -> Variant:
-    """Read a success; *variant_id* is what is known of it anyway. Raises as `read_churn_event`."""
+    """Read a success. *variant_id* is used if the answer has none. Raises as `read_churn_event`."""
     variant = Variant.from_json(_object(answer))
     return variant if variant.id else replace(variant, id=variant_id)
 
@@ -333,7 +333,7 @@ def read_variants(answer: Answer) -> List[Variant]:
 
 
 def read_generated(answer: Answer) -> List[Variant]:
-    """Read what was generated; a 202 may have none yet (assumed). Raises as `read_churn_event`."""
+    """Read the generated variants; a 202 may have none yet (assumed). Raises as `read_churn_event`."""
     rows = _object(answer).get("variants")
     return [Variant.from_json(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
@@ -344,7 +344,7 @@ def read_cancel_flow(answer: Answer) -> CancelFlowResult:
 
 
 def read_offer(answer: Answer) -> Optional[Offer]:
-    """Read an offer, None where none is configured; raises as `read_churn_event`."""
+    """Read an offer; None if none is configured. Raises as `read_churn_event`."""
     offer = _object(answer).get("offer")
     return Offer.from_json(offer) if isinstance(offer, dict) else None
 
@@ -372,8 +372,8 @@ def read_recovery_templates(answer: Answer) -> List[RecoveryTemplate]:
 class ChurnEventPages:
     """The churn events of a project, page by page (docs pages "Churn Events", "API Reference").
 
-    Pages are counted off by position, and no order is documented. An event that is created while they are
-    read moves others on to the next page: those are given once.
+    The API counts pages by position and documents no order. An event that is created during the listing
+    moves others to the next page: these are returned once.
     """
 
     def __init__(self, slug: str, status: Optional[str] = None, page_size: object = PAGE_SIZE) -> None:
@@ -396,16 +396,16 @@ class ChurnEventPages:
         return Request("GET", self._path, query=query, call="list_churn_events")
 
     def feed(self, answer: Answer) -> List[ChurnEvent]:
-        """Take in a page; return its events without those of the page before.
+        """Read a page; return its events without those of the page before.
 
-        Raises WindbackError when the API gives the same page for ever.
+        Raises WindbackError if the API returns the same page again and again.
         """
         page = _mapping(answer)
         data = page.get("data")
         rows: List[object] = data if isinstance(data, list) else []
         self.seen += len(rows)
         total = page.get("total")
-        # A server may give smaller pages than it was asked for, so where there is a total it decides.
+        # A server may return smaller pages than requested, so its total decides, if there is one.
         is_last = self.seen >= total if isinstance(total, int) else len(rows) < self._page_size
         self.done = not rows or is_last
         events = [ChurnEvent.from_json(row) for row in rows if isinstance(row, dict)]
@@ -414,7 +414,8 @@ class ChurnEventPages:
         self._stale = 0 if new else self._stale + 1
         if self._stale > MAX_PAGES:
             message = (
-                f"the API gave {self._stale} pages of churn events without a new one; it ignores the offset"
+                f"the API returned {self._stale} pages of churn events without a new one; it ignores the "
+                "offset"
             )
             raise WindbackError(message, status=answer.status, code="ENDLESS_LIST")
         return new
@@ -423,8 +424,8 @@ class ChurnEventPages:
 class OpenEventSearch:
     """Find the newest open churn event of a customer in pages of events.
 
-    No endpoint looks one up by email (assumed: paging through the list is what is left), and no
-    order of the list is documented, so the newest is found by `created_at`.
+    No endpoint finds one by email, so the list is searched (assumed). No order of
+    the list is documented, so the newest is found by `created_at`.
     """
 
     def __init__(self, slug: str, customer_email: str, scrubbing: Optional[Scrubbing] = None) -> None:
@@ -442,16 +443,16 @@ class OpenEventSearch:
         return self._pages.next_request()
 
     def feed(self, answer: Answer) -> None:
-        """Take in a page; `done` turns true after the last one."""
+        """Read a page; `done` becomes True after the last one."""
         self._found += [event for event in self._pages.feed(answer) if self._is_candidate(event)]
         self._count += 1
         self.done = self._pages.done or self._count >= MAX_PAGES
 
     def result(self) -> str:
-        """Return the id, or raise NotFoundError: nothing is created in its place."""
+        """Return the id. Raises NotFoundError: nothing is created instead."""
         if not self._found:
             message = (
-                f"no open churn event for this customer among the {self._pages.seen} events looked at; "
+                f"no open churn event for this customer among the {self._pages.seen} events searched; "
                 "create one with create_churn_event, or pass event_id"
             )
             raise NotFoundError(message, code="NO_OPEN_CHURN_EVENT")
@@ -468,9 +469,9 @@ def _event_path(slug: str, event_id: str, rest: str = "") -> str:
 
 
 def _part(name: str, value: object) -> str:
-    """An id as one part of a path, whatever is in it."""
-    if value in (".", ".."):  # as a part of a path they name another place
-        message = f"{name} must be an id that the API gave, not {value!r}"
+    """Return an id as one part of a path, whatever characters it has."""
+    if value in (".", ".."):  # in a path these lead elsewhere
+        message = f"{name} must be an id from the API, not {value!r}"
         raise ValidationError(message)
     return quote(_text(name, value), safe="")
 
@@ -480,7 +481,7 @@ def _template_path(slug: str, template_id: str) -> str:
 
 
 def _mapping(answer: Answer) -> Mapping[str, object]:
-    """The JSON object of a success; an empty body is an empty one (202 and 204 have none)."""
+    """Return the JSON object of a success; an empty one for an empty body (202 and 204 have none)."""
     data = _json(answer) if answer.body else {}
     if not isinstance(data, dict):
         raise _unreadable(answer)
@@ -488,7 +489,7 @@ def _mapping(answer: Answer) -> Mapping[str, object]:
 
 
 def _rows(answer: Answer) -> List[Mapping[str, object]]:
-    """The objects of a list, which is bare or stands under "data"; what is no object is left out."""
+    """Return the objects of a list, which is bare or in "data"; other values are left out."""
     data = _json(answer) if answer.body else []
     listed = data.get("data") if isinstance(data, dict) else data
     if not isinstance(listed, list):
@@ -510,7 +511,7 @@ def _unreadable(answer: Answer) -> WindbackError:
 
 
 def _object(answer: Answer) -> Mapping[str, object]:
-    """The same, out of its `data` envelope: the editions of the docs differ in whether there is one."""
+    """The same, without its `data` envelope: the editions of the docs differ in whether there is one."""
     data = _mapping(answer)
     inner = data.get("data")
     return inner if isinstance(inner, dict) else data
@@ -529,7 +530,7 @@ def _encode_changes(changes: Mapping[str, object]) -> bytes:
 
 
 def _texts(**values: Optional[str]) -> Dict[str, Optional[str]]:
-    """Texts that may be left out, and may not be empty."""
+    """Check texts that may be None but not empty."""
     return {name: None if value is None else _text(name, value) for name, value in values.items()}
 
 
@@ -580,6 +581,6 @@ def _count(name: str, value: object, unit: str) -> Optional[int]:
         message = f"{name} must be a whole number of {unit}, at least 0, not {value!r}"
         raise ValidationError(message)
     if value >= 2**63:
-        message = f"{name} is a number of more than 63 bits: {value!r}"
+        message = f"{name} has more than 63 bits: {value!r}"
         raise ValidationError(message)
     return value

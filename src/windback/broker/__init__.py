@@ -1,4 +1,4 @@
-"""Redis between applications and relays: what is stored there, and who writes and reads it.
+"""Redis between applications and relays: its contents, and the code that writes and reads them.
 
 Imports: `delivery`, `queue`, `event`.
 """

@@ -1,6 +1,6 @@
-"""Redis as far as it is needed: a command goes out, an answer or a BrokerError comes back.
+"""A minimal interface to Redis: a command goes out, an answer or a BrokerError comes back.
 
-The one module that knows redis-py. Its own retries are off: `delivery` decides when to try again.
+Only this module uses redis-py. The library's own retries are off: `delivery` decides about retries.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from .layout import Keys, Value
 
 logger = logging.getLogger("windback")
 
-#: How a URL says no, for redis-py.
+#: The values for "no" in a URL, as in redis-py.
 _FALSE = ("0", "f", "false", "n", "no")
 
-#: XAUTOCLAIM came with it.
+#: The version that introduced XAUTOCLAIM.
 _OLDEST = (6, 2)
 
-#: What Redis says, by the first of these that is in its text. A script's errors have the same words inside.
+#: The messages of Redis; the first of these that is in the text counts. A script's errors contain the same
+#: words.
 _REFUSALS = {
     "WRONGPASS": "wrong user name or password",
     "invalid username-password": "wrong user name or password",
@@ -37,13 +38,13 @@ _REFUSALS = {
     "NOAUTH": "it needs a password",
     "Authentication required": "it needs a password",
     "unauthenticated": "it needs a password",  # said of a command with many arguments
-    "without any password configured": "a password was given, and it has none",
+    "without any password configured": "a password was given, but none is configured there",
     "NOPERM": "the user may not run the commands or touch the keys that are needed",
     "has no permissions": "the user may not run the commands or touch the keys that are needed",
-    "WRONGTYPE": "a key of ours holds something else than a stream",
+    "WRONGTYPE": "one of the keys contains something other than a stream",
     "MOVED": "it is a node of a Redis Cluster, whose URL starts with redis+cluster://",
-    "cluster support disabled": "it is no Redis Cluster",
-    "Cluster mode is not enabled": "it is no Redis Cluster",
+    "cluster support disabled": "it is not a Redis Cluster",
+    "Cluster mode is not enabled": "it is not a Redis Cluster",
     "unknown command": "it is too old, 6.2 is needed",
     "Unknown Redis command": "it is too old, 6.2 is needed",
     "DB index is out of range": "it has no database of that number",
@@ -51,18 +52,18 @@ _REFUSALS = {
 
 
 class BrokerError(Exception):
-    """Redis did not do what it was asked, as a text with its place and without its password."""
+    """Redis did not execute a command. The text has the place and no password."""
 
     def __init__(self, failure: Failure, text: str, *, no_group: bool = False) -> None:
         super().__init__(text)
         self.failure = failure
         self.text = text
-        #: There is no group, as in a new Redis, or after a restart of one that keeps nothing.
+        #: There is no group, as in a new Redis, or after a restart of one without persistence.
         self.no_group = no_group
 
 
 class Connection:
-    """A pool of connections to one Redis; safe to share between threads. Connects when it is used."""
+    """A pool of connections to one Redis, safe to share between threads. It connects at the first command."""
 
     def __init__(self, address: BrokerAddress, timeout_s: float) -> None:
         self._address = address
@@ -70,7 +71,7 @@ class Connection:
         self._client: Union[redis.Redis, RedisCluster, None] = None
 
     def within(self, timeout_s: float) -> Connection:
-        """Return this one, or, if it would wait longer than that, one of its own for a single command."""
+        """Return this one; or, if its timeout is longer, a separate one for a single command."""
         return self if timeout_s >= self._timeout_s else Connection(self._address, timeout_s)
 
     def call(self, *command: Value) -> object:
@@ -83,26 +84,29 @@ class Connection:
                 client = self._client = _open(self._address, self._timeout_s)
             execute: Callable[..., object] = client.execute_command
             return execute(*command)
-        except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer
+        except Exception as error:  # noqa: BLE001 - any exception means that there is no answer
             failed = self._read(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
-            raise without_frames(error)  # noqa: B904 - the frames of redis-py hold the password
+            raise without_frames(error)  # noqa: B904 - the frames of redis-py contain the password
         raise failed  # not in the handler, or the exception of redis-py would be its context
 
     def script(self, text: str, keys: Sequence[str], *arguments: Value) -> object:
-        """Run a script, which is one step for all others. Raises BrokerError."""
+        """Run a script, which is atomic. Raises BrokerError."""
         return self.call("EVAL", text, len(keys), *keys, *arguments)
 
     def _read(self, error: Exception) -> BrokerError:
-        """Say what went wrong, without the password."""
+        """Return the error without the password."""
         said = self._address.redact(str(error) or type(error).__name__)
-        if isinstance(error, MovedError):  # redis-py takes that word out
+        if isinstance(error, MovedError):  # redis-py removes that word
             said = f"MOVED {said}"
         place = self._address.place
         if isinstance(error, guard.RefusedError):
             return BrokerError(Failure.FORBIDDEN, f"{place}: {said}")
         if "OOM command not allowed" in said or "used memory > 'maxmemory'" in said:
-            text = f"{place}: Redis is out of memory (maxmemory), and takes nothing more"
+            text = (
+                f"{place}: Redis is out of memory (maxmemory) and accepts no more; "
+                "raise maxmemory or start a relay"
+            )
             return BrokerError(Failure.FULL, text)
         for words, meaning in _REFUSALS.items():
             if words in said:
@@ -118,10 +122,10 @@ class Connection:
         return BrokerError(Failure.BROKEN, text, no_group=no_group)
 
     def warn_of_eviction(self) -> bool:
-        """Write a line if Redis may delete what nobody delivered yet; whether it could be asked."""
+        """Log a warning if Redis may delete undelivered events. Returns whether it could be asked."""
         try:
             policy = str(self._info("memory").get("maxmemory_policy", ""))
-        except BrokerError:  # not everybody may ask
+        except BrokerError:  # the user may not be allowed to ask
             return False
         if policy.startswith("allkeys"):
             logger.warning(
@@ -133,9 +137,11 @@ class Connection:
         return True
 
     def check(self, keys: Keys) -> None:
-        """Raise BrokerError if this is no Redis that a relay of these keys can work with."""
+        """Raise BrokerError if a relay of these keys can't work with this Redis."""
         version = ""
-        with contextlib.suppress(BrokerError):  # not everybody may ask, and what is wrong else shows below
+        with contextlib.suppress(
+            BrokerError
+        ):  # the user may not be allowed to ask; other problems are found below
             version = str(self._info("server").get("redis_version", ""))
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         if numbers and numbers < _OLDEST:
@@ -145,7 +151,7 @@ class Connection:
             kind = self.call("TYPE", key)
             if kind not in (b"none", b"stream", "none", "stream"):
                 kind = kind.decode() if isinstance(kind, bytes) else kind
-                text = f"{self._address.place}: {key} holds a {kind}, and must be a stream (WRONGTYPE)"
+                text = f"{self._address.place}: {key} must be a stream, but is a {kind} (WRONGTYPE)"
                 raise BrokerError(Failure.REFUSED, text)
 
     def _info(self, section: str) -> Mapping[str, object]:
@@ -166,7 +172,7 @@ def _open(address: BrokerAddress, timeout_s: float) -> Union[redis.Redis, RedisC
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }
-    if address.is_verified:  # before 6.0 redis-py looks only at who signed a certificate, not at whose it is
+    if address.is_verified:  # before 6.0 redis-py checks only who signed a certificate, and not its host name
         common["ssl_check_hostname"] = True
     common.update(_revealed(address.tls))
     account = _account(address.user, address.password)
@@ -186,7 +192,7 @@ def _open(address: BrokerAddress, timeout_s: float) -> Union[redis.Redis, RedisC
 
 
 class _Account(redis.CredentialProvider):
-    """Gives redis-py the password when it connects, so that none of its objects holds it."""
+    """Gives redis-py the password when it connects, so that none of its objects contains it."""
 
     def __init__(self, user: Optional[Secret], password: Optional[Secret]) -> None:
         self._user, self._password = user, password
@@ -201,7 +207,7 @@ def _account(user: Optional[Secret], password: Optional[Secret]) -> Dict[str, _A
 
 
 def _revealed(tls: Mapping[str, Union[str, Secret]]) -> Dict[str, object]:
-    """Return options of TLS as redis-py wants them: what a URL has is text."""
+    """Return options of TLS in the form of redis-py: those of a URL are texts."""
     given: Dict[str, object] = {
         name: value.reveal() if isinstance(value, Secret) else value for name, value in tls.items()
     }
@@ -211,7 +217,7 @@ def _revealed(tls: Mapping[str, Union[str, Secret]]) -> Dict[str, object]:
 
 
 def pairs(found: object) -> List[Tuple[bytes, Dict[bytes, bytes]]]:
-    """Return the entries in an answer, of a script too: ids with fields, without those that are deleted."""
+    """Return the entries in an answer, also of a script: ids with fields, without deleted ones."""
     entries: List[Tuple[bytes, Dict[bytes, bytes]]] = []
     for each in found if isinstance(found, (list, tuple)) else ():
         entry_id, fields = each

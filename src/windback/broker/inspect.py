@@ -1,4 +1,4 @@
-"""Looks into a broker for people, and makes events of dead letters again."""
+"""Shows the contents of a broker to people, and turns dead letters into events again."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .connection import BrokerError, Connection, pairs
 from .layout import COUNT, GROUP, PROJECTS, REVIVE, Keys, Numbers, fields_of, keys_of
 
 _TIMEOUT_S = 10.0
-#: Letters that are read at once.
+#: How many letters are read in one command.
 _PAGE = 500
 
 
 class Consumer(NamedTuple):
-    """A relay, as Redis knows it. held: batches that it has read; idle_s: since it said anything."""
+    """A relay, as Redis sees it. held: batches that it has read; idle_s: seconds since its last command."""
 
     name: str
     project: str
@@ -26,7 +26,7 @@ class Consumer(NamedTuple):
 
 
 class Letter(NamedTuple):
-    """An event that the API rejected; of an entry that is not ours `event` is None, and `fields` it."""
+    """An event that the API rejected. For a foreign entry `event` is None, and `fields` has its contents."""
 
     id: bytes
     rejected_at: str
@@ -40,14 +40,14 @@ class Letter(NamedTuple):
 
 
 def projects_of(connection: Connection) -> List[str]:
-    """Return the slugs under which applications wrote, "" for those without one. Raises BrokerError."""
+    """Return the slugs of all applications that wrote, "" for those without one. Raises BrokerError."""
     found = connection.call("SMEMBERS", PROJECTS)
     names = found if isinstance(found, (list, set)) else ()
     return sorted(name.decode(errors="replace") for name in names if isinstance(name, bytes))
 
 
 def numbers_of(connection: Connection, project: str) -> Numbers:
-    """Count what there is of a project. Raises BrokerError."""
+    """Count the contents of a project. Raises BrokerError."""
     keys = keys_of(project)
     answer = connection.script(COUNT, (keys.events, keys.dead))
     assert isinstance(answer, list)
@@ -59,20 +59,20 @@ def numbers_of(connection: Connection, project: str) -> Numbers:
 
 
 class Broker:
-    """See the module. Every method raises BrokerError."""
+    """A broker, for people. Every method raises BrokerError."""
 
     def __init__(self, address: BrokerAddress) -> None:
         self._connection = Connection(address, _TIMEOUT_S)
         self._connection.check(keys_of(None))
-        #: By slug; "" is that of applications that have none.
+        #: By slug; "" stands for applications that have none.
         self.projects = sorted({"", *projects_of(self._connection)})
 
     def numbers(self) -> List[Numbers]:
-        """Count what is there, for each project."""
+        """Count the contents, for each project."""
         return [numbers_of(self._connection, project) for project in self.projects]
 
     def relays(self) -> List[Consumer]:
-        """Return the relays that Redis knows, for each project that they read."""
+        """Return the relays that Redis has, for each project that they read."""
         return [each for project in self.projects for each in self._relays_of(project)]
 
     def _relays_of(self, project: str) -> List[Consumer]:
@@ -88,7 +88,7 @@ class Broker:
         ]
 
     def letters(self) -> Iterator[Letter]:
-        """Yield the dead letters there are now, the oldest of each project first."""
+        """Yield the present dead letters, the oldest of each project first."""
         for project in self.projects:
             yield from self._letters_of(project, keys_of(project))
 
@@ -105,7 +105,7 @@ class Broker:
             start = f"{milliseconds.decode()}-{int(number) + 1}"
 
     def revive(self, letter: Letter) -> bool:
-        """Put an event among the others again, under a new key; False if somebody else did."""
+        """Queue an event again, under a new key. False if another process did."""
         assert letter.event is not None
         fields = fields_of([letter.event], os.urandom(16).hex(), letter.project)
         return bool(self._connection.script(REVIVE, keys_of(letter.project)[:2], letter.id, *fields))
@@ -124,7 +124,7 @@ def _letter_of(entry_id: bytes, fields: Dict[bytes, bytes], project: str) -> Let
     texts = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
     status = texts.get("status", "")
     at = ""
-    with suppress(ValueError, OverflowError, OSError):  # an id that is no time, which somebody chose
+    with suppress(ValueError, OverflowError, OSError):  # a user chose an id that is not a time
         at = datetime.fromtimestamp(_seconds(entry_id), timezone.utc).isoformat(timespec="milliseconds")
     return Letter(
         entry_id,

@@ -1,21 +1,22 @@
-"""What stands in Redis: the keys, the fields of an entry, and the steps that must not be torn apart.
+"""The contents of Redis: the keys, the fields of an entry, and the scripts for steps that must be atomic.
 
     {windback:SLUG}:events   a stream, an entry for each batch; the consumer group `relays` reads it
         v        1, the version of this layout
-        key      the Idempotency-Key, the same for every try of these events, whoever makes it
+        key      the Idempotency-Key, the same for every try of these events, by any relay
         count    how many events
         project  the slug of the project, empty if the application has none
-        events   the events as they were tracked, one a line: JSON holds no line end
-    {windback:SLUG}:dead     a stream, an entry for each event that the API will never take
-        reason, status, message, key, project, entry, event; of an entry that is not ours its fields,
+        events   the events as they were tracked, one per line: JSON contains no line end
+    {windback:SLUG}:dead     a stream, an entry for each event that the API will never accept
+        reason, status, message, key, project, entry, event; for a foreign entry its fields,
         each with `of:` before its name
-    {windback:SLUG}:pause    there while the API wants no relay of that project to send; expires by itself
+    {windback:SLUG}:pause    exists while the API wants no relay of that project to send; expires by itself
     {windback}:projects      a set of all slugs that applications have written under
 
-SLUG is the project's, and an application without one has {windback}:events and so on. The braces put the
-keys of a project into one slot of a Redis Cluster, where a script may touch no other. An entry is deleted
-when it is acknowledged, so the length of the stream is what waits, and nothing is ever trimmed. What a relay
-does frees memory, so none of it may fail for want of memory: no MULTI, which Redis refuses then.
+SLUG is the project's. An application without one has {windback}:events and so on. The braces put the
+keys of a project into one slot of a Redis Cluster, because a script may access only one. An entry is deleted
+when it is acknowledged, so the length of the stream is the number of waiting batches, and nothing is ever
+trimmed. The work of a relay frees memory, so it must not fail for lack of memory: no MULTI, which Redis
+refuses then.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Value = Union[str, bytes, int]
 
 
 class Numbers(NamedTuple):
-    """What stands in a broker of one project: batches, seconds since the oldest came, dead letters."""
+    """The contents of a broker for one project: batches, seconds since the oldest arrived, dead letters."""
 
     project: str
     batches: int
@@ -43,11 +44,11 @@ PROJECTS = "{windback}:projects"
 GROUP = "relays"
 
 VERSION = b"1"
-#: A project whose every event is rejected must not fill Redis.
+#: If all events of a project are rejected, they must not fill Redis.
 MAX_DEAD = 20_000
-#: The keys of others are in a header of ours.
+#: The keys of others are sent in a header.
 _MAX_KEY = 200
-#: Fields of an entry that is not ours that are kept: a script takes only so many arguments.
+#: How many fields of a foreign entry are kept: the number of a script's arguments is limited.
 _MAX_FOREIGN = 100
 
 
@@ -65,15 +66,16 @@ def keys_of(project: Optional[str]) -> Keys:
     return Keys(f"{tag}:events", f"{tag}:dead", f"{tag}:pause")
 
 
-#: Appends an entry, unless there are too many already. KEYS: events. ARGV: how many there may be, then
-#: what XADD takes.
+#: Appends an entry, unless there are too many already. KEYS: events. ARGV: how many there may be, then the
+#: arguments of XADD.
 APPEND = """\
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return false end
 return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
 """
 
-#: Reads what is new, unless the project has a pause. KEYS: events, pause. ARGV: the group, the consumer, how
-#: many entries. Returns the milliseconds of the pause, negative if there is none, and what XREADGROUP does.
+#: Reads new entries, unless the project has a pause. KEYS: events, pause. ARGV: the group, the consumer, how
+#: many entries. Returns the milliseconds of the pause, negative if there is none, and the result of
+#: XREADGROUP.
 READ = """\
 local left = redis.call('PTTL', KEYS[2])
 local found = false
@@ -83,8 +85,8 @@ end
 return {left, found}
 """
 
-#: Has all relays of a project wait, unless they do for longer already. KEYS: pause. ARGV: the milliseconds.
-#: DEL goes first: out of memory, Redis refuses SET to a script that has written nothing.
+#: Makes all relays of a project wait, unless they already wait for longer. KEYS: pause. ARGV: the
+#: milliseconds. DEL goes first: out of memory, Redis refuses SET to a script that has written nothing.
 PAUSE = """\
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then
   redis.call('DEL', KEYS[1])
@@ -102,7 +104,7 @@ return 0
 
 #: Writes dead letters and removes the entry they were in, both or none, and once. KEYS: events, dead. ARGV:
 #: the group, the entry, how many letters there may be, then for each letter the number of its values, and
-#: those. XLEN fails while nothing is written yet, if the key is no stream. The entry goes first: out of
+#: those. XLEN fails before anything is written, if the key is not a stream. The entry goes first: out of
 #: memory, Redis refuses XADD to a script that has written nothing, and not to one that has.
 BURY = """\
 if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 0 end
@@ -119,8 +121,8 @@ end
 return 1
 """
 
-#: Sets for how long entries were left alone, as far as they still are this consumer's. KEYS: events. ARGV:
-#: the group, the consumer, the milliseconds, the entries.
+#: Sets how long entries have been idle, if they still belong to this consumer. KEYS: events. ARGV: the group,
+#: the consumer, the milliseconds, the entries.
 TOUCH = """\
 for i = 4, #ARGV do
   local found = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
@@ -131,8 +133,8 @@ end
 return 0
 """
 
-#: Removes a consumer that holds nothing; with what it holds would go all trace of it. KEYS: events. ARGV: the
-#: group, the consumer.
+#: Removes a consumer without entries; any entries of it would be lost with it. KEYS: events. ARGV: the group,
+#: the consumer.
 FORGET = """\
 if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) == 0 then
   redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
@@ -147,7 +149,8 @@ local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
 return {redis.call('XLEN', KEYS[1]), first, redis.call('XLEN', KEYS[2]), redis.call('TIME')}
 """
 
-#: Makes an event of a dead letter again, once. KEYS: events, dead. ARGV: the letter, then what XADD takes.
+#: Turns a dead letter into an event again, once. KEYS: events, dead. ARGV: the letter, then the arguments of
+#: XADD.
 REVIVE = """\
 if #redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1]) == 0 then return 0 end
 redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
@@ -157,7 +160,7 @@ return 1
 
 
 class Entry(NamedTuple):
-    """One batch as it stands in the stream."""
+    """One batch in the stream."""
 
     id: bytes
     key: str
@@ -166,11 +169,11 @@ class Entry(NamedTuple):
 
 
 class ForeignError(Exception):
-    """An entry that nothing of ours wrote, or a newer version did; says what is wrong with it."""
+    """An entry that this package did not write, or that a later version did. The text says what is wrong."""
 
 
 def fields_of(records: Sequence[bytes], key: str, project: Optional[str]) -> Tuple[Value, ...]:
-    """Return the fields of an entry and their values, as XADD takes them."""
+    """Return the fields of an entry and their values, as arguments of XADD."""
     events = b"\n".join(records)
     return "v", VERSION, "key", key, "count", len(records), "project", project or "", "events", events
 
@@ -181,7 +184,7 @@ def entry_of(entry_id: bytes, fields: Mapping[bytes, bytes], project: Optional[s
         if name not in fields:
             raise ForeignError(f"it has no field {name.decode()!r}")
     if fields[b"v"] != VERSION:
-        raise ForeignError(f"its layout is version {fields[b'v'][:20]!r}, and this package knows {VERSION!r}")
+        raise ForeignError(f"its layout is version {fields[b'v'][:20]!r}, and this package reads {VERSION!r}")
     records = fields[b"events"].split(b"\n")
     if fields[b"count"] != b"%d" % len(records) or not all(records):
         raise ForeignError("its count is not the number of its events")
@@ -190,16 +193,18 @@ def entry_of(entry_id: bytes, fields: Mapping[bytes, bytes], project: Optional[s
     try:
         key = fields[b"key"].decode("ascii")
     except UnicodeDecodeError:
-        raise ForeignError("its key is no plain text") from None
-    if fields[b"project"].decode("utf-8", "replace") != (project or ""):  # ours would get another's key
-        raise ForeignError(f"it is of the project {fields[b'project'][:100]!r}, whose stream is another")
+        raise ForeignError("its key is not plain text") from None
+    if fields[b"project"].decode("utf-8", "replace") != (
+        project or ""
+    ):  # otherwise it would get another project's key
+        raise ForeignError(f"it belongs to the project {fields[b'project'][:100]!r}, whose stream is another")
     if not 0 < len(key) <= _MAX_KEY or not key.isprintable() or " " in key:
-        raise ForeignError("its key is none")
+        raise ForeignError("its key is not an Idempotency-Key")
     return Entry(entry_id, key, project or "", records)
 
 
 def _is_object(record: bytes) -> bool:
-    """Whether *record* is one JSON object, and nothing more that would get into the body of a request."""
+    """Whether *record* is exactly one JSON object: more could change the body of a request."""
     try:
         return isinstance(orjson.loads(record), dict)
     except orjson.JSONDecodeError:
@@ -209,7 +214,7 @@ def _is_object(record: bytes) -> bool:
 def letters_of(
     entry: Entry, records: Sequence[bytes], key: str, report: DeliveryReport
 ) -> List[Tuple[Value, ...]]:
-    """Return dead letters for events that the API rejected, as XADD takes them."""
+    """Return dead letters for events that the API rejected, as arguments of XADD."""
     return [
         (
             *("reason", report.reason, "status", report.status or "", "message", report.message or ""),
@@ -220,7 +225,7 @@ def letters_of(
 
 
 def foreign_letter(entry_id: bytes, fields: Mapping[bytes, bytes], why: str) -> Tuple[Value, ...]:
-    """Return the dead letter for an entry that is not ours, with what it holds."""
+    """Return the dead letter for a foreign entry, with its contents."""
     letter: List[Value] = ["reason", "foreign", "message", why, "entry", entry_id]
     for name, value in islice(fields.items(), _MAX_FOREIGN):
         letter += b"of:" + name, value

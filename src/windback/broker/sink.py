@@ -1,7 +1,7 @@
-"""A sink beside HTTP: a batch becomes an entry of a stream, and relays deliver it.
+"""A sink for Redis instead of HTTP: a batch becomes an entry of a stream, and relays deliver it.
 
-What Redis answers, or that it doesn't, becomes an Answer, so that retries, the gate, the log lines of an
-outage and the counts are those of an HTTP server.
+An answer of Redis, or the lack of one, becomes an Answer. So retries, the gate, the log lines of an
+outage and the counts work as with an HTTP server.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .layout import APPEND, PROJECTS, fields_of, keys_of
 if TYPE_CHECKING:
     from ..event.batch import Batch
 
-#: Calls something that takes long in a thread, for a task.
+#: Calls a slow function in a thread, for a task.
 InThread = Callable[[Callable[[], Answer]], Awaitable[Answer]]
 
 _TAKEN = Answer(200)
-#: A Redis that keeps nothing may be restarted (seconds).
+#: A Redis without persistence may be restarted (seconds).
 _NAMED_EVERY_S = 60.0
 
 
 class RedisSink:
-    """See the module. Safe to share between threads."""
+    """Appends batches to a stream. Safe to share between threads."""
 
     def __init__(self, config: Config) -> None:
         assert config.broker is not None
@@ -58,7 +58,10 @@ class RedisSink:
         except BrokerError as error:
             return Answer(None, failure=error.failure, detail=error.text)
         if entry_id is None:
-            detail = f"{self._place}: {self._most:,} batches wait there for a relay (max_broker_entries)"
+            detail = (
+                f"{self._place}: {self._most:,} batches wait there for a relay "
+                "(max_broker_entries); start more relays"
+            )
             return Answer(None, failure=Failure.FULL, detail=detail)
         if not self._is_checked:
             self._is_checked = True
@@ -67,15 +70,15 @@ class RedisSink:
         return _TAKEN
 
     def _name_project(self) -> None:
-        """Have relays without a key for this project, and people, know that it has events there."""
+        """Announce that this project has events, for people and for relays without a key for it."""
         now_s = clock.now_s()
         if now_s - self._named_s >= _NAMED_EVERY_S:
             self._named_s = now_s
-            with contextlib.suppress(BrokerError):  # they hear of it later, and nothing else needs it
+            with contextlib.suppress(BrokerError):  # it can be announced later; nothing else needs it
                 self._connection.call("SADD", PROJECTS, self._project or "")
 
     def abandon(self) -> None:
-        """Let go of the sockets in a forked child, which redis-py closes there and does not shut down."""
+        """Drop the sockets in a forked child: redis-py closes them there without a shutdown."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -83,7 +86,7 @@ class RedisSink:
 
 
 class AsyncRedisSink:
-    """The same for tasks: each try is made in a thread, for redis-py knows no trio."""
+    """The same for tasks: each try is made in a thread, because redis-py does not support trio."""
 
     def __init__(self, sink: RedisSink, in_thread: InThread) -> None:
         self._sink = sink

@@ -1,16 +1,16 @@
 """The queue of a relay: batches of one project that applications left in Redis, each under its own key.
 
-An entry of the stream is a batch already, so it is never put together anew: the same bytes go out under the
-same key, whichever relay sends them, and what one relay had begun another begins again in just the same way.
+An entry of the stream is a batch already, so it is never assembled anew. Every relay sends the same bytes
+under the same key, and a relay that takes an entry over splits it the same way.
 
 Only the thread that calls `poll` talks to Redis. Workers settle batches under the scheduler's lock, which
-must not wait for a network: they leave word in `_done`, wake that thread, and it acknowledges.
+must not wait for a network: they append to `_done` and wake that thread, and it acknowledges.
 
-A server that asks one relay to slow down means all of that project: what one is told stands in Redis for as
-long, by Redis' clock, and the others find it there whenever they look for batches.
+If a server asks one relay to slow down, this applies to the whole project. The pause is stored in Redis, by
+its clock, and the other relays find it there whenever they read.
 
-In an outage a relay holds entries for long. It says so every now and then (`TOUCH`), and an entry that was
-left alone for `claim_s` belongs to a relay that is dead: it is taken over.
+In an outage a relay keeps entries for long. It announces this regularly (`TOUCH`). An entry that was idle
+for `claim_s` belongs to a relay that has exited, and another relay takes it over.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ logger = logging.getLogger("windback")
 _UNBOUNDED = 1 << 62
 #: Pauses while Redis can't be reached (seconds): the first, which doubles, and the longest.
 _PAUSE_S, _PAUSE_CAP_S = 0.1, 5.0
-#: What one command may take: whoever stops a relay waits for it.
+#: How long one command may take: stopping a relay waits for it.
 _COMMAND_S = 5.0
-#: A consumer that holds nothing and was not seen for this long is forgotten (milliseconds).
+#: A consumer without entries that was idle for this long is removed (milliseconds).
 _FORGOTTEN_MS = 3_600_000
-#: Entries given back are as old as this (milliseconds), so that any other relay takes them over at once.
+#: Returned entries get this idle time (milliseconds), so that any other relay takes them over immediately.
 _GIVEN_BACK_MS = 1 << 40
-#: What the end may wait for Redis.
+#: How long the end may wait for Redis.
 _END_S = 2.0
 
 
 class Held:
-    """An entry that this relay holds, as the source of its batches."""
+    """An entry that this relay has read; the source of its batches."""
 
     __slots__ = ("_on_done", "_parts", "entry", "letters")
 
@@ -75,19 +75,19 @@ class Held:
 
     @property
     def name(self) -> str:
-        """Where it stands."""
+        """Its place in Redis."""
         return self.entry.id.decode()
 
     def lease(self, batch: Batch) -> None:
-        """Nothing: Redis has noted whose it is."""
+        """Do nothing: Redis has recorded the consumer."""
 
     def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
-        """Wait for one more part."""
+        """Expect one more part."""
         del batch
         self._parts += len(halves) - 1
 
     def settle(self, batch: Batch) -> None:
-        """Have the entry acknowledged once all parts are off our hands."""
+        """Acknowledge the entry once all its parts are settled."""
         del batch
         self._parts -= 1
         if not self._parts:
@@ -95,7 +95,7 @@ class Held:
 
 
 class StreamQueue:
-    """See the module. ahead: entries that are read before those before them are done."""
+    """The entries of one project in Redis. ahead: entries that are read before earlier ones are done."""
 
     intake = None
     disk = None
@@ -122,7 +122,7 @@ class StreamQueue:
         self._start()
 
     def reset(self) -> None:
-        """Become an empty queue, as in a forked child, which holds nothing there."""
+        """Become an empty queue, as in a forked child, which has no entries there."""
         self.outbox.reset(Line(_UNBOUNDED))
         self._start()
 
@@ -130,12 +130,12 @@ class StreamQueue:
         self._connection = self._connect(self._timeout_s)
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
         self._is_prepared = False
-        #: What Redis takes for this relay's, by id, until it is acknowledged.
+        #: The entries that Redis has assigned to this relay, by id, until they are acknowledged.
         self._held: Dict[bytes, Held] = {}
         self._done: Deque[Held] = deque()
         #: Entries to acknowledge.
         self._settled: List[bytes] = []
-        #: Entries that are not ours, and what is wrong with each.
+        #: Foreign entries, and what is wrong with each.
         self._foreign: List[Tuple[bytes, Dict[bytes, bytes], str]] = []
         #: Entries with dead letters.
         self._buried: List[Held] = []
@@ -143,24 +143,24 @@ class StreamQueue:
         self._claimed_s = self._touched_s = float("-inf")
         self._outage = OutageLog()
         self._retry_s, self._pause_s = 0.0, _PAUSE_S
-        #: Until when this relay was told to wait, for the others.
+        #: Until when this relay was asked to wait, to be shared with the others.
         self._pauses: Deque[float] = deque()
-        #: Until when all relays of the project wait, as Redis says.
+        #: Until when all relays of the project wait, according to Redis.
         self.paused_until_s = float("-inf")
-        #: Batches taken over from relays that are gone.
+        #: Batches taken over from exited relays.
         self.claimed = 0
-        #: Why nothing can be read right now.
+        #: Why nothing can be read now.
         self.trouble: Optional[str] = None
 
     @property
     def is_held_back(self) -> bool:
-        """Never: whoever makes room wakes the thread that reads."""
+        """Always False: freed room wakes the thread that reads."""
         return False
 
     # -- the thread that polls -----------------------------------------------------------------
 
     def poll(self) -> Callable[[], int]:
-        """Acknowledge what is done, read what is new; see RelayQueue. Raises nothing."""
+        """Acknowledge settled entries, read new ones; see RelayQueue. Raises nothing."""
         found: List[Held] = []
         now_s = clock.now_s()
         if now_s >= self._retry_s:
@@ -180,7 +180,7 @@ class StreamQueue:
         return add
 
     def _work(self, found: List[Held], now_s: float) -> None:
-        """Raises BrokerError; what was found until then counts."""
+        """Raises BrokerError; entries found before that count."""
         self.prepare()
         self._share_pauses()
         self._settle()
@@ -190,7 +190,7 @@ class StreamQueue:
         room = self._ahead - len(self._held)
         if room > 0 and now_s - self._claimed_s >= self._claim_s / 3:
             room -= self._claim(found, room)
-            if self._cursor == b"0-0":  # it was all looked through
+            if self._cursor == b"0-0":  # everything was searched
                 self._claimed_s = now_s
         self._read(found, room)
         self._bury_all()
@@ -203,7 +203,7 @@ class StreamQueue:
             self._pauses.popleft()
 
     def _read(self, found: List[Held], room: int) -> None:
-        """Read what is new, up to *room* entries, and whether all have to wait."""
+        """Read up to *room* new entries, and the pause of the project."""
         keys = (self._keys.events, self._keys.pause)
         answer = self._connection.script(READ, keys, GROUP, self._consumer, max(0, room))
         assert isinstance(answer, list)
@@ -214,7 +214,7 @@ class StreamQueue:
             self._take(pairs(entries), found)
 
     def prepare(self) -> None:
-        """Look whether Redis will do, and make the group. Raises BrokerError."""
+        """Check that Redis can be used, and make the group. Raises BrokerError."""
         if self._is_prepared:
             return
         self._connection.check(self._keys)
@@ -223,7 +223,7 @@ class StreamQueue:
         except BrokerError as error:
             if not error.no_group:
                 raise
-            self._make_group()  # which takes memory, so it is not tried if there is one
+            self._make_group()  # that needs memory, so it is not tried if there is one
         else:
             for each in consumers if isinstance(consumers, list) else ():
                 if not each["pending"] and each["idle"] > _FORGOTTEN_MS:
@@ -239,7 +239,7 @@ class StreamQueue:
 
     def _take(self, entries: List[Tuple[bytes, Dict[bytes, bytes]]], found: List[Held]) -> None:
         for entry_id, fields in entries:
-            if entry_id in self._held:  # this relay itself was taken for dead, by itself
+            if entry_id in self._held:  # this relay itself took its entry for abandoned
                 continue
             try:
                 held = Held(entry_of(entry_id, fields, self.project), self._leave_word)
@@ -250,7 +250,7 @@ class StreamQueue:
                 found.append(held)
 
     def _claim(self, found: List[Held], room: int) -> int:
-        """Take over what relays that are gone left; how many entries that were."""
+        """Take over the entries of exited relays. Returns how many."""
         idle_ms = int(self._claim_s * 1000)
         command = (
             "XAUTOCLAIM",
@@ -272,17 +272,17 @@ class StreamQueue:
         count = len(found) - before
         self.claimed += count
         if count:
-            logger.info("broker %s: took over %d batches of a relay that is gone", self._place, count)
+            logger.info("broker %s: batches taken over from an exited relay: %d", self._place, count)
         if len(answer) > 2 and answer[2]:
             logger.warning(
-                "broker %s: %d batches were deleted there by somebody else before they were delivered",
+                "broker %s: undelivered batches were deleted there by another program: %d",
                 self._place,
                 len(answer[2]),
             )
         return count
 
     def _settle(self) -> None:
-        """Remove from Redis what is off our hands, but for what has dead letters."""
+        """Remove settled entries from Redis, except those with dead letters."""
         while self._done:
             held = self._done.popleft()
             if held.letters:
@@ -296,7 +296,7 @@ class StreamQueue:
             self._settled.clear()
 
     def _bury_all(self) -> None:
-        """Remove the entries that have dead letters, and those that are not ours."""
+        """Remove the entries that have dead letters, and foreign entries."""
         while self._buried:
             held = self._buried[-1]
             self._bury(held.entry.id, held.letters)
@@ -307,7 +307,7 @@ class StreamQueue:
             self._bury(entry_id, [foreign_letter(entry_id, fields, why)])
             self._foreign.pop()
             logger.warning(
-                "broker %s: entry %s is not ours: %s; it is a dead letter now",
+                "broker %s: entry %s is not a valid batch: %s; it was moved to the dead letters",
                 self._place,
                 entry_id.decode(),
                 why,
@@ -318,12 +318,12 @@ class StreamQueue:
         self._connection.script(BURY, self._keys[:2], GROUP, entry_id, MAX_DEAD, *packed)
 
     def _touch(self, idle_ms: int) -> None:
-        """Say that this relay is there, or, with a long time, that others may have what it holds."""
+        """Announce that this relay runs; or, with a long time, that others may take its entries."""
         if self._held:
             self._connection.script(TOUCH, (self._keys.events,), GROUP, self._consumer, idle_ms, *self._held)
 
     def _is_ill(self, error: BrokerError, now_s: float) -> None:
-        if error.no_group:  # a Redis that keeps nothing was restarted
+        if error.no_group:  # a Redis without persistence was restarted
             self._is_prepared = False
         self._retry_s = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, _PAUSE_CAP_S)
@@ -332,18 +332,18 @@ class StreamQueue:
         self.trouble = error.text
         line = self._outage.trouble(now_s, "", 0, 0)
         if line is not None:
-            logger.warning("broker %s; it is tried again until it answers", error.text)
+            logger.warning("broker %s; retrying until it answers", error.text)
 
     def _is_well(self, now_s: float) -> None:
         self._pause_s = _PAUSE_S
         if self.trouble is not None:
             self.trouble = None
-            self._claimed_s = now_s  # others, too, could not say that they live
+            self._claimed_s = now_s  # other relays could not announce themselves either
             self._outage.recovered(now_s, 0, 0)
             logger.info("broker %s: it answers again", self._place)
 
     def left(self) -> int:
-        """Return how many entries stand in the stream, whoever holds them. Raises BrokerError."""
+        """Return how many entries are in the stream, of any relay. Raises BrokerError."""
         answer = self._connection.call("XLEN", self._keys.events)
         assert isinstance(answer, int)
         return answer
@@ -355,7 +355,7 @@ class StreamQueue:
         self._on_done()
 
     def share_pause(self, seconds: float) -> None:
-        """Have all relays of the project wait for so long."""
+        """Make all relays of the project wait for this long."""
         self._pauses.append(clock.now_s() + seconds)
         self._on_done()
 
@@ -367,10 +367,10 @@ class StreamQueue:
         return True
 
     def release(self) -> None:
-        """Acknowledge what is done, and leave the rest to other relays, which need not wait for it."""
+        """Acknowledge settled entries, and return the others, so that other relays take them immediately."""
         self._connection.close()
         self._connection = self._connect(min(_END_S, self._timeout_s))
-        with suppress(BrokerError):  # they take it over after a while
+        with suppress(BrokerError):  # they take them over later
             self._settle()
             self._bury_all()
             self._touch(_GIVEN_BACK_MS)

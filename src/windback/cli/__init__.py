@@ -1,4 +1,4 @@
-"""The `windback` command; what it is made of is loaded when it runs, for it is an extra."""
+"""The `windback` command. Its modules are loaded when it runs, because it is an optional extra."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ MISSING = "windback: {name} is not installed; run: pip install 'windback[cli]'\n
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command line *argv* (None: of this process); the exit code."""
+    """Run a command line.
+
+    Args:
+        argv: The arguments without the program's name. None: those of this process.
+
+    Returns:
+        The exit code.
+    """
     try:
         from .app import run
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""All commands, and the way from a command line to an exit code."""
+"""All commands, and the steps from a command line to an exit code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ app.add_typer(webhook.app, name="webhook")
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="show the version, and exit"),
+    version: bool = typer.Option(False, "--version", help="show the version and exit"),
 ) -> None:
     """Tools for Windback on your own machine."""
     if version:
@@ -40,9 +40,16 @@ def root(
 
 
 def run(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the command line *argv* (None: of this process); the exit code."""
+    """Run a command line.
+
+    Args:
+        argv: The arguments without the program's name. None: those of this process.
+
+    Returns:
+        The exit code.
+    """
     try:
         app(None if argv is None else list(argv), prog_name="windback")
-    except SystemExit as ended:  # the one way out that typer has, help and usage errors included
+    except SystemExit as ended:  # typer always ends like this, also for help and usage errors
         return ended.code if isinstance(ended.code, int) else 0
     return 0

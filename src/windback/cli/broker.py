@@ -1,4 +1,4 @@
-"""`windback broker …`: look into a broker, replay dead letters."""
+"""`windback broker …`: inspect a broker, replay dead letters."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .terminal import print_table, write_line
 if TYPE_CHECKING:
     from windback.broker.inspect import Broker, Letter
 
-app = group("Look into a broker, replay dead letters.")
+app = group("Inspect a broker, replay dead letters.")
 
-_URL: Optional[str] = typer.Argument(None, metavar="[URL]", help="of Redis (default: WINDBACK_BROKER)")
+_URL: Optional[str] = typer.Argument(None, metavar="[URL]", help="URL of a Redis (default: WINDBACK_BROKER)")
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def _opened(url: Optional[str]) -> Generator[Broker, None, None]:
 
     url = url or os.environ.get("WINDBACK_BROKER")
     if not url:
-        raise CommandError("where is the broker? Give its URL, or set WINDBACK_BROKER")
+        raise CommandError("--broker is required: give the URL of a Redis, or set WINDBACK_BROKER")
     with said(""):
         address = broker_address(url)
     from windback.broker.connection import BrokerError
@@ -54,7 +54,7 @@ def _opened(url: Optional[str]) -> Generator[Broker, None, None]:
 
 @command(app, "stats", "count the batches that wait, and show the relays", "Status 0.", within="broker")
 def stats(url: Optional[str] = _URL, json: bool = json_option()) -> int:
-    """Print what stands there, and who works on it."""
+    """Print what is in the broker, and which relays work on it."""
     with _opened(url) as broker:
         projects, relays = broker.numbers(), broker.relays()
     found = {
@@ -81,7 +81,7 @@ def stats(url: Optional[str] = _URL, json: bool = json_option()) -> int:
         rows += [(each.name, each.project or None, each.held, _age(each.idle_s)) for each in relays]
         print_table(rows, right=(2, 3))
     age = "" if found["oldest_s"] is None else f", the oldest for {_age(found['oldest_s'])}"
-    write_line(f"batches: {found['batches']}, {found['held']} of them held by relays{age}")
+    write_line(f"batches: {found['batches']}, {found['held']} of them taken by relays{age}")
     write_line(f"dead letters: {found['dead_letters']}")
     return 0
 
@@ -94,11 +94,11 @@ def _age(seconds: Optional[float]) -> Optional[str]:
     app,
     "dead",
     "list what the API rejected",
-    "With --json this is an export: whole letters, with what was tracked, customers' addresses included.",
+    "With --json this is an export: whole letters with their events, including customers' addresses.",
     within="broker",
 )
 def show_dead(url: Optional[str] = _URL, json: bool = json_option(), reasons: List[str] = REASONS) -> int:
-    """Print dead letters: a table, or all there is of them."""
+    """Print dead letters: a table, or an export."""
     rows: List[Sequence[object]] = [("rejected", "status", "reason", "event", "message")]
     with _opened(url) as broker:
         for letter in broker.letters():
@@ -128,13 +128,13 @@ def _name(letter: Letter) -> object:
 @command(
     app,
     "replay",
-    "have relays send again what the API rejected",
-    "An event goes back among those that wait, in one step with the removal of its letter. Relays send "
-    "it, so no key is needed here. What is rejected again is a dead letter again.",
+    "make relays send again what the API rejected",
+    "An event is queued again in the same step that removes its letter. Relays send "
+    "it, so no key is needed here. An event that is rejected again becomes a dead letter again.",
     within="broker",
 )
 def replay_dead(url: Optional[str] = _URL, json: bool = json_option(), reasons: List[str] = REASONS) -> int:
-    """Make events of dead letters again."""
+    """Turn dead letters into events again."""
     replayed = kept = 0
     with _opened(url) as broker:
         for letter in broker.letters():

@@ -24,12 +24,12 @@ Run = TypeVar("Run", bound=Callable[..., int])
 
 logger = logging.getLogger("windback")
 
-#: The API's answers may repeat what was sent; a customer's address belongs into no log.
+#: The API's answers may repeat an address that was sent; customers' addresses must not be logged.
 _EMAIL = re.compile(r"[^\s\"'<>()\[\]{},;:=/]+@[^\s\"'<>()\[\]{},;:=/]+")
 
 
 class CommandError(Exception):
-    """One line on standard error. status 2: the command can't be run as it was given; 1: it failed."""
+    """One line on standard error. status 2: the command line is wrong; 1: the command failed."""
 
     def __init__(self, text: str, *, status: int = 2) -> None:
         super().__init__(text)
@@ -37,7 +37,7 @@ class CommandError(Exception):
 
 
 def group(text: str, *, add_completion: bool = False) -> typer.Typer:
-    """Return a group of commands. Its help and errors have frames and colours on a terminal alone."""
+    """Return a group of commands. Its help and errors have frames and colours only on a terminal."""
     return typer.Typer(
         help=text,
         short_help=text,
@@ -78,7 +78,7 @@ def _attempt(name: str, run: Callable[[], int]) -> int:
         return error.status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `| head`; the interpreter would complain once more at its end
+    except BrokenPipeError:  # `| head`; the interpreter would report it again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
@@ -98,7 +98,7 @@ def json_option(text: str = "write JSON in place of text") -> bool:
 
 
 def help_of(option: str, *notes: str) -> str:
-    """Return the help of an option that a command shares with the client, and what else there is to say."""
+    """Return the help of an option that a command shares with the client, with further notes."""
     said = OPTIONS[option]
     if said.environment is not None:
         notes = (*notes, f"default: {said.environment}")
@@ -107,27 +107,27 @@ def help_of(option: str, *notes: str) -> str:
     return f"{said.help} ({'; '.join(notes)})" if notes else said.help
 
 
-#: Of what sends.
+#: For commands that send.
 BASE_URL: Optional[str] = typer.Option(None, "--base-url", metavar="URL", help=help_of("base_url"))
 COMPRESS: bool = typer.Option(False, "--compress", help=help_of("compress"))
-#: Of what works on dead letters.
+#: For commands that read dead letters.
 REASONS = typer.Option(
     [],
     "--reason",
     metavar="REASON",
     show_default=False,
-    help="only letters with this reason, such as invalid or too_large; may be given again (default: all)",
+    help="only letters with this reason, such as invalid or too_large; can be repeated (default: all)",
 )
 
 
 def print_json(value: object) -> None:
-    """Write one line of JSON, in UTF-8 whatever the locale says."""
+    """Write one line of JSON, in UTF-8 whatever the locale is."""
     sys.stdout.flush()
     sys.stdout.buffer.write(orjson.dumps(value, default=_plain) + b"\n")
 
 
 def print_result(result: Mapping[str, object], *, json: bool) -> None:
-    """Write counts, as JSON if that was asked for."""
+    """Write counts, as JSON if *json* is true."""
     if json:
         print_json(result)
     else:
@@ -135,12 +135,12 @@ def print_result(result: Mapping[str, object], *, json: bool) -> None:
 
 
 def event_as_it_is(payload: bytes) -> object:
-    """Return an event for `print_json`, byte for byte, or as a text if it is no JSON."""
+    """Return an event for `print_json`, byte for byte; as a text if it is not JSON."""
     try:
         orjson.loads(payload)
     except orjson.JSONDecodeError:
-        return payload.decode(errors="replace")  # another program's
-    return orjson.Fragment(payload)  # as it is, for numbers' sake
+        return payload.decode(errors="replace")  # written by another program
+    return orjson.Fragment(payload)  # unchanged, to keep numbers exact
 
 
 def _plain(value: object) -> object:
@@ -158,7 +158,7 @@ class _Formatter(logging.Formatter):
 
 
 class _ToStderr(logging.Handler):
-    """Looks standard error up for each line: a progress bar stands in for it, to write above itself."""
+    """Looks standard error up for each line: a progress bar replaces it, to write above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(self.format(record) + "\n")
@@ -167,7 +167,7 @@ class _ToStderr(logging.Handler):
 
 @contextlib.contextmanager
 def logging_to_stderr(level: int) -> Generator[None, None, None]:
-    """Have the lines of this package on standard error, in one format and without addresses of customers."""
+    """Write this package's log lines to standard error, in one format, without customers' addresses."""
     handler = _ToStderr()
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     before = logger.level, logger.propagate
@@ -184,7 +184,7 @@ def logging_to_stderr(level: int) -> Generator[None, None, None]:
 
 @contextlib.contextmanager
 def stopped_by_signals(stop: Callable[[], object]) -> Generator[None, None, None]:
-    """Have SIGTERM and SIGINT call *stop*, and do nothing else."""
+    """Make SIGTERM and SIGINT call *stop*, and nothing else."""
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, lambda *_: stop()) for number in numbers]
     try:
@@ -196,7 +196,7 @@ def stopped_by_signals(stop: Callable[[], object]) -> Generator[None, None, None
 
 @contextlib.contextmanager
 def said(journal: str) -> Generator[None, None, None]:
-    """Turn what can be wrong with an option, the key or a directory into one line."""
+    """Turn errors in an option, the key or a directory into one line."""
     from windback.errors import ConfigurationError
 
     try:
@@ -210,8 +210,3 @@ def said(journal: str) -> Generator[None, None, None]:
     except OSError as error:
         text = f"journal {str(error.filename or journal)!r}: {error.strerror or error}"
         raise CommandError(text) from None
-
-
-def counted(count: int, what: str) -> str:
-    """Return a count with its noun: 1 event, 2 events."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

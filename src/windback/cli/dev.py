@@ -1,4 +1,4 @@
-"""`windback dev`: its options are declared by `windback.devserver`, which has to do without typer."""
+"""`windback dev`. Its options are declared by `windback.devserver`, which works without typer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .common import CommandError, command
 
 
 class _Parameters:
-    """Takes what `argparse.ArgumentParser.add_argument` takes; makes parameters of a command of it."""
+    """Has the arguments of `argparse.ArgumentParser.add_argument`, and makes parameters of them."""
 
     def __init__(self) -> None:
         self.all: Dict[str, inspect.Parameter] = {}
@@ -66,14 +66,14 @@ class _Parameters:
         return option
 
     def chosen(self, given: Mapping[str, object]) -> Dict[str, object]:
-        """Return what argparse would make of these parameters."""
+        """Return what argparse would make from these parameters."""
         chosen = {
             name: self.defaults[name] if value is None else _value(value) for name, value in given.items()
         }
         return {name: not value if name in self.negated else value for name, value in chosen.items()}
 
     def line(self, given: Mapping[str, object]) -> List[str]:
-        """Return the command line that gives these parameters."""
+        """Return the command line that stands for these parameters."""
         line = []
         for name, value in given.items():
             if value is True:
@@ -85,7 +85,7 @@ class _Parameters:
 
 
 class _Read(NamedTuple):
-    """A value, and the text that it was."""
+    """A value, and the text it was read from."""
 
     text: str
     value: object
@@ -100,7 +100,7 @@ def _value(given: object) -> object:
 def _parser(kind: Callable[[str], object], choices: Sequence[str]) -> Callable[[object], object]:
     def parse(value: object) -> object:
         if not isinstance(value, str):
-            return value  # none was given
+            return value  # the option was not given
         if choices and value not in choices:
             raise typer.BadParameter(f"invalid choice: {value!r} (choose from {', '.join(choices)})")
         try:
@@ -124,7 +124,7 @@ def add_to(app: typer.Typer) -> None:
         None,
         metavar="[-- PROGRAM …]",
         show_default=False,
-        help="run this, such as python app.py, with the server in its environment, and end with it",
+        help="run this, such as python app.py, with the server in its environment, and stop with it",
     )
     first = inspect.Parameter(
         "program", inspect.Parameter.KEYWORD_ONLY, default=argument, annotation=Optional[List[str]]
@@ -136,12 +136,12 @@ def add_to(app: typer.Typer) -> None:
         app,
         "dev",
         "run a local server that speaks the Windback API",
-        "With a PROGRAM its status is that of the program.",
+        "With PROGRAM, exits with the program's exit code.",
     )(dev)
 
 
 def _run_beside(program: Sequence[str], line: Sequence[str], options: declared.Options) -> int:
-    """Start a server and, once it listens, *program*, whose clients find it; end with it."""
+    """Start a server, then *program* with the server in its environment. Returns when the program ends."""
     try:
         executable, _ = interpreter()
     except DevServerError as error:
@@ -156,7 +156,7 @@ def _run_beside(program: Sequence[str], line: Sequence[str], options: declared.O
                 *("--until-stdin-closes", f"--ready-file={ready}"),
             ],
             stdin=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the program: what it sends at its end is to arrive
+            start_new_session=True,  # Ctrl-C is for the program: its last events must arrive
         )
         assert server.stdin is not None
         try:
@@ -171,9 +171,9 @@ def _run_beside(program: Sequence[str], line: Sequence[str], options: declared.O
 
 
 def _wait_for(ready: Path, server: subprocess.Popen[bytes]) -> Optional[Mapping[str, object]]:
-    """Return what the server says of itself once it listens; None if it ended."""
+    """Return the server's description of itself once it listens; None if it ended."""
     while server.poll() is None:
-        with contextlib.suppress(OSError, ValueError):  # not yet, or not all of it
+        with contextlib.suppress(OSError, ValueError):  # not there yet, or incomplete
             about: Mapping[str, object] = orjson.loads(ready.read_bytes())
             return about
         clock.sleep(0.01)
@@ -188,10 +188,10 @@ def _run(program: Sequence[str], base_url: str, key: str) -> int:
         "WINDBACK_PROJECT_SLUG": os.environ.get("WINDBACK_PROJECT_SLUG", "my-project"),
     }
     try:
-        child = subprocess.Popen(program, env=environment)  # noqa: S603 - what this command is for
+        child = subprocess.Popen(program, env=environment)  # noqa: S603 - the purpose of this command
     except OSError as error:
         raise CommandError(f"{program[0]}: {error.strerror}", status=127) from None
-    # Ctrl-C reaches the program by itself; who is told to end by name tells it.
+    # Ctrl-C reaches the program directly. SIGTERM is sent to this process only, so it is passed on.
     before = (
         signal.signal(signal.SIGINT, signal.SIG_IGN),
         signal.signal(signal.SIGTERM, lambda *_: child.terminate()),

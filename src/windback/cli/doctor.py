@@ -1,4 +1,4 @@
-"""`windback doctor`: why does nothing arrive? One look at each thing on the way, in plain words."""
+"""`windback doctor`: why do no events arrive? Checks each step on the way, and reports it in plain words."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ OK, WARNING, PROBLEM, SKIPPED = "ok", "warning", "problem", "skipped"
 _STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red", SKIPPED: "dim"}
 
 EVENT, CUSTOMER = "windback_doctor", "doctor@example.com"
-#: An answer's Date has whole seconds, and the way there and back takes a while.
+#: An answer's Date has whole seconds, and a request takes time.
 _SKEW_S = 5.0
 _SLOW_S = 2.0
 _EXPIRES_SOON_DAYS = 14
 
 
 class Check(NamedTuple):
-    """What was found about one thing. took_s: how long it took, where that says something."""
+    """The result of one check. took_s: how long it took, where that is informative."""
 
     name: str
     state: str
@@ -48,8 +48,8 @@ def add_to(app: typer.Typer) -> None:
         app,
         "doctor",
         "check key, URL, DNS, connection, TLS and clock, and send one test event",
-        f"The event is called {EVENT}, of {CUSTOMER}; --no-event leaves it out. The key is read from "
-        "WINDBACK_API_KEY. Status 0 if nothing is wrong, 1 if something is.",
+        f"The event is called {EVENT}, for {CUSTOMER}; --no-event leaves it out. The key is read from "
+        "WINDBACK_API_KEY. Exit code 0 if nothing is wrong, 1 otherwise.",
     )(doctor)
 
 
@@ -61,7 +61,7 @@ def doctor(
     ),
     json: bool = json_option(),
 ) -> int:
-    """Run the command; the exit code."""
+    """Run the command. Returns the exit code."""
     checks = list(_checks(base_url, timeout, with_event=not no_event))
     problems = sum(check.state == PROBLEM for check in checks)
     if json:
@@ -93,7 +93,7 @@ def _checks(base_url: Optional[str], timeout_s: float, *, with_event: bool) -> I
     key = _key()
     yield key
     try:
-        # The key has been looked at; here it is about the URL.
+        # The key was checked before; this is about the URL.
         config = configuration(url, timeout_s=timeout_s, api_key=None if key.state == OK else "sk_none")
     except ConfigurationError as error:
         yield Check("URL", PROBLEM, error.message)
@@ -115,7 +115,7 @@ def _checks(base_url: Optional[str], timeout_s: float, *, with_event: bool) -> I
             reachable = reachable and check.state != PROBLEM
         if not reachable:
             return
-    why_not = "" if with_event else "not asked for"
+    why_not = "" if with_event else "--no-event was given"
     yield from _exchange(config, timeout_s, why_not if key.state == OK else "there is no key to send it with")
 
 
@@ -138,7 +138,7 @@ def _key() -> Check:
         return Check(
             "key",
             PROBLEM,
-            "WINDBACK_API_KEY is a public key (pub_…), which opens the cancel flow alone; tracking takes the "
+            "WINDBACK_API_KEY is a public key (pub_…), which is only for the cancel flow; tracking needs the "
             "secret one (sk_…)",
         )
     try:
@@ -168,12 +168,14 @@ def _way(host: str, port: int, timeout_s: float, *, is_tls: bool) -> Iterator[Ch
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        text = f"{host} is not found ({reason}): is the name right, and is this machine online?"
+        text = f"{host} was not found ({reason}): is the name right, and is this machine online?"
         yield Check("DNS", PROBLEM, text)
         return
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    if host not in addresses:  # else there was nothing to look up
-        yield Check("DNS", OK, f"{host} is {', '.join(addresses[:4])}", clock.now_s() - started_s)
+    if host not in addresses:  # else it was not looked up
+        yield Check(
+            "DNS", OK, f"{host} has the address {', '.join(addresses[:4])}", clock.now_s() - started_s
+        )
     started_s = clock.now_s()
     try:
         connection = socket.create_connection((host, port), timeout=timeout_s)
@@ -193,7 +195,7 @@ def _unconnected(error: OSError, host: str, port: int, timeout_s: float) -> str:
         return f"{host} refuses connections to port {port}: a firewall, or the port is wrong"
     if isinstance(error, (socket.timeout, TimeoutError)):
         hint = "most often a firewall, or a proxy is needed"
-        return f"port {port} of {host} says nothing for {timeout_s:g} s: {hint}"
+        return f"no answer from port {port} of {host} for {timeout_s:g} s: {hint}"
     return f"port {port} of {host}: {error.strerror or error}"
 
 
@@ -202,7 +204,7 @@ def _tls(connection: socket.socket, host: str) -> Check:
 
     started_s = clock.now_s()
     try:
-        context = httpx.create_ssl_context()  # what requests are made with
+        context = httpx.create_ssl_context()  # the same as for requests
         with context.wrap_socket(connection, server_hostname=host) as wrapped:
             took_s = clock.now_s() - started_s
             certificate = wrapped.getpeercert() or {}
@@ -214,7 +216,7 @@ def _tls(connection: socket.socket, host: str) -> Check:
         return Check("TLS", PROBLEM, _distrust(error, host))
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        return Check("TLS", PROBLEM, f"{host} speaks no TLS that we do: {reason}")
+        return Check("TLS", PROBLEM, f"{host} and this machine have no TLS version in common: {reason}")
     days = (until - datetime.now(timezone.utc)).days
     return Check("TLS", WARNING if days < _EXPIRES_SOON_DAYS else OK, text, took_s)
 
@@ -232,10 +234,11 @@ def _distrust(error: ssl.SSLCertVerificationError, host: str) -> str:
     if "not yet valid" in message:
         return f"the certificate of {host} is not valid yet: most often the clock of this machine is wrong"
     if "mismatch" in message or "doesn't match" in message:
-        return f"the certificate is not of {host}: {message}"
+        return f"the certificate is not for {host}: {message}"
     return (
-        f"the certificate of {host} is of nobody we trust ({message}); behind a proxy that reads along, "
-        "point SSL_CERT_FILE at its certificate"
+        f"the issuer of the certificate of {host} is not trusted ({message}); behind a proxy that inspects "
+        "TLS, "
+        "set SSL_CERT_FILE to the proxy's certificate"
     )
 
 
@@ -243,7 +246,7 @@ def _distrust(error: ssl.SSLCertVerificationError, host: str) -> str:
 
 
 def _exchange(config: Config, timeout_s: float, why_not: str) -> Iterator[Check]:
-    """Send the test event. why_not: why to ask for nothing but an answer, of any kind."""
+    """Send the test event. why_not: why to send only a request that asks for any answer."""
     from windback.api.answer import error_of
     from windback.api.endpoints import Request, track
     from windback.event.encode import encode
@@ -259,7 +262,7 @@ def _exchange(config: Config, timeout_s: float, why_not: str) -> Iterator[Check]
         took_s = clock.now_s() - started_s
     if answer.status is None:
         error = error_of(answer, time.time(), config.redact)
-        yield Check("answer", PROBLEM, f"none: {error.message}")
+        yield Check("answer", PROBLEM, f"no answer: {error.message}")
         return
     yield _clock(answer.headers.get("date", ""), sent_s + took_s / 2)
     if why_not:
@@ -268,7 +271,7 @@ def _exchange(config: Config, timeout_s: float, why_not: str) -> Iterator[Check]
     if answer.ok:
         state = WARNING if took_s > _SLOW_S else OK
         slow = ", which is slow" if took_s > _SLOW_S else ""
-        yield Check("test event", state, f"{EVENT} was taken{slow}", took_s)
+        yield Check("test event", state, f"{EVENT} was accepted{slow}", took_s)
         return
     yield Check(
         "test event", PROBLEM, _refused(answer.status, error_of(answer, time.time(), config.redact)), took_s
@@ -280,7 +283,7 @@ def _clock(date: str, here_s: float) -> Check:
         there_s = parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError, IndexError):
         return Check("clock", SKIPPED, "the answer has no date to compare with")
-    # The date was cut to a whole second: half of one is more likely than none.
+    # The date is truncated to a whole second: half a second is the best estimate.
     skew_s = here_s - (there_s + 0.5)
     if abs(skew_s) <= _SKEW_S:
         return Check("clock", OK, "agrees with the server's")
@@ -294,10 +297,10 @@ def _refused(status: int, error: WindbackError) -> str:
         401: "the API does not know this key: was it replaced, or is it of another environment?",
         402: "the Windback subscription has expired",
         403: "the key may not do this: is it of the right kind and project?",
-        404: "nothing is there: does the URL end with the path of the API, such as /api/v1?",
-        413: "a gateway takes no body of this size",
-        429: "too many requests just now; wait a little",
+        404: "not found: does the URL end with the path of the API, such as /api/v1?",
+        413: "a gateway rejects bodies of this size",
+        429: "too many requests; wait a little",
     }.get(status)
     if meaning is None and status >= 500:
-        meaning = "the server, or a gateway before it, fails; that is not of your making"
+        meaning = "the server, or a gateway in front of it, fails; this is not caused by your machine"
     return f"{status}: {error.message}" + (f" ({meaning})" if meaning else "")

@@ -1,9 +1,9 @@
-"""`windback import`: the rows of a file become events, each of them once, however often it is interrupted.
+"""`windback import`: each row of a file becomes one event, however often the import is interrupted.
 
-A chunk is sent under a key made of its place in the file and of its bytes, and noted in a state file beside
-the import once the API has it. What was sent but not yet noted when the process was killed is sent again as
-the same bytes under the same key, which the server recognises. For that, all that a chunk depends on is in
-the state file before the first one goes: how long a chunk is, and the time that rows without one get.
+A chunk is sent under a key made from its place in the file and its bytes. Once the API has it, it is noted in
+a state file beside the import. A chunk that was sent but not noted before a kill is sent again as the same
+bytes under the same key, which the server recognises. So all that a chunk depends on is in the state file
+before the first chunk is sent: the size of a chunk, and the time for rows without one.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from windback.event.encode import encode, now_text
 from windback.event.scrubbing import Scrubbing, scrub_event
 
 from .. import clock
+from ..wording import counted
 from .common import (
     BASE_URL,
     COMPRESS,
     CommandError,
     above_0,
     command,
-    counted,
     json_option,
     print_json,
     said,
@@ -57,21 +57,21 @@ from .terminal import Progress, print_table, printable, write_line
 if TYPE_CHECKING:
     from .sending import BatchSender, Outcome
 
-#: Chunks that are under way at once. All of them are noted together.
+#: Chunks that are sent at the same time. They are noted together.
 _AT_ONCE = 4
 _MAX_CHUNK, _MAX_EVENT_BYTES = 100, 32_768
-#: A chunk with more than this takes no further event, for that might be too much: the bound is 500,000.
+#: A chunk with more bytes than this takes no further event, because the limit is 500,000.
 _FULL_BYTES = 460_000
 #: Events that a dry run shows.
 _SAMPLE = 5
-#: Bad rows that are named one by one.
+#: Bad rows that are listed one by one.
 _SHOWN = 20
 _STATE_VERSION = 1
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 
 
 class Chunk(NamedTuple):
-    """Events that travel together, and the line of each.
+    """Events that are sent together, and the line of each.
 
     after, digest, bad: lines, fingerprint and bad rows of the file up to its end.
     """
@@ -91,10 +91,10 @@ class Chunk(NamedTuple):
 
 
 class State(NamedTuple):
-    """What is known of an import. lines, digest: how much of the file is done, and a fingerprint of that.
+    """The state of an import. lines, digest: how much of the file is done, and a fingerprint of that part.
 
-    salt: makes the keys of an import that was begun anew others; options: a fingerprint of what rows are
-    made into; now: the time that rows without one get; chunk: how many events travel together.
+    salt: gives a restarted import other keys; options: a fingerprint of the options that determine events;
+    now: the time for rows without one; chunk: how many events are sent together.
     """
 
     options: str
@@ -110,21 +110,25 @@ class State(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> Optional[State]:
-        """Return what was noted there, None if there is nothing. Raises CommandError."""
+        """Return the noted state; None if there is none. Raises CommandError."""
         try:
             found = orjson.loads(path.read_bytes())
             if found["version"] != _STATE_VERSION:
-                raise CommandError(f"{path} is of another version of windback; --restart begins anew")
+                raise CommandError(
+                    f"{path} is of another version of windback; --restart starts again from the first row"
+                )
             return cls(**found)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise CommandError(f"{path}: {error.strerror}") from None
         except (ValueError, TypeError, KeyError):
-            raise CommandError(f"{path} is no state of an import; move it away, or name another") from None
+            raise CommandError(
+                f"{path} is not the state of an import; move it away, or choose another with --state"
+            ) from None
 
     def write(self, path: Path) -> None:
-        """Note it, so that a kill at any moment leaves either this or what was noted before."""
+        """Write the state so that a kill at any moment leaves either this one or the previous one."""
         new = path.with_name(f"{path.name}.new")
         new.write_bytes(orjson.dumps(self._asdict()) + b"\n")
         new.replace(path)
@@ -140,7 +144,7 @@ class Report:
         self._count = 0
 
     def begin(self, *, goes_on: bool) -> None:
-        """Open the file, anew or at its end."""
+        """Open the file: a new one, or at its end if *goes_on*."""
         try:
             if self._path is not None:
                 self._file = self._path.open("ab" if goes_on else "wb")
@@ -148,7 +152,7 @@ class Report:
             raise CommandError(f"{self._path}: {error.strerror}") from None
 
     def add(self, line: int, problem: str) -> None:
-        """Take in one."""
+        """Add one bad row."""
         self._count += 1
         if len(self._shown) < _SHOWN:
             self._shown.append(f"line {line}: {printable(problem)}")
@@ -156,12 +160,12 @@ class Report:
             self._file.write(orjson.dumps({"line": line, "problem": problem}) + b"\n")
 
     def flush(self) -> None:
-        """Have all in the file."""
+        """Write buffered lines to the file."""
         if self._file:
             self._file.flush()
 
     def tell(self) -> None:
-        """Say what was bad."""
+        """Print the bad rows."""
         for line in self._shown:
             sys.stderr.write(line + "\n")
         more = self._count - len(self._shown)
@@ -176,11 +180,11 @@ class Report:
 
 
 class _StoppedError(Exception):
-    """Somebody wants it to end."""
+    """The import was asked to stop."""
 
 
 class Reader:
-    """Makes events of rows, and chunks of events."""
+    """Turns rows into events, and events into chunks."""
 
     def __init__(
         self,
@@ -200,7 +204,7 @@ class Reader:
         self.bad = state.bad
 
     def events(self) -> Iterator[Tuple[int, bytes]]:
-        """Yield the line and the bytes of each event; bad rows go into the report."""
+        """Yield the line and the bytes of each event. Bad rows are added to the report."""
         for row in self._rows:
             try:
                 yield row.line, self._encode(row)
@@ -221,7 +225,7 @@ class Reader:
             raise BadRowError(f"{error.path}: {error.detail}") from None
 
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """Yield what travels together, read no further than its end: from one place on always the same.
+        """Yield chunks. Reads no further than the end of a chunk, so a chunk is the same in each run.
 
         The last one is empty, and stands for the bad rows at the end of the file.
         """
@@ -260,7 +264,7 @@ class Given(NamedTuple):
     json: bool
 
     def fingerprint(self) -> str:
-        """Return what two runs must have in common to be one import."""
+        """Return the options that two runs must share to be one import."""
         told = repr((self.columns._replace(properties=None), self.kind, self.delimiter, *self.scrubbers))
         properties = repr(self.columns.properties and sorted(self.columns.properties.items()))
         return hashlib.sha256(f"{told}{properties}".encode()).hexdigest()
@@ -274,7 +278,7 @@ class Import:
         self._lines = lines
         self._report = report
         self._is_stopping = False
-        #: Whether a chunk was not done with, so that none after it can be noted.
+        #: Whether a chunk failed, so that no later one can be noted.
         self._is_broken = False
         self.trouble: Optional[str] = None
         if self._lines.is_empty:
@@ -305,7 +309,7 @@ class Import:
     # Without sending
 
     def try_out(self) -> int:
-        """Read it all, send nothing, show the first events and what is bad."""
+        """Read the whole file, send nothing, and print the first events and the bad rows."""
         self._report.begin(goes_on=False)
         reader = self._reader(State("", now_text(), 0))
         first: List[Mapping[str, object]] = []
@@ -332,7 +336,7 @@ class Import:
     # Sending
 
     def run(self) -> int:
-        """Send what was not sent yet."""
+        """Send the rows that were not sent yet."""
         from .sending import BatchSender, configuration  # loads a lot
 
         given = self._given
@@ -360,7 +364,9 @@ class Import:
             write_line(f"sent: {state.sent}, bad: {state.bad}, rejected: {state.rejected}")
         status = self._end(is_clean=not state.bad and not state.rejected)
         if self._is_stopping or self.trouble:
-            sys.stderr.write(f"stopped after line {state.lines:,}; the same command goes on from there\n")
+            sys.stderr.write(
+                f"stopped after line {state.lines:,}; run the same command to continue from there\n"
+            )
         return 130 if self._is_stopping else status
 
     def _find_state(self) -> State:
@@ -379,12 +385,12 @@ class Import:
             return found
         if found.options != options:
             raise CommandError(
-                f"an import of {given.path} was begun with other columns or another --scrub ({given.state}); "
-                "give the same, or --restart, which sends again what was sent"
+                f"an import of {given.path} was started with other columns or another --scrub "
+                f"({given.state}); use the same, or --restart, which sends all rows again"
             )
         if found.lines and self._lines.skip_to(found.lines) != found.digest:
             raise CommandError(
-                f"{given.path} is not what it was when its first {counted(found.lines, 'line')} were "
+                f"{given.path} has changed since its first {counted(found.lines, 'line')} were "
                 f"imported ({given.state}); --restart imports it as a new file"
             )
         return found
@@ -418,7 +424,7 @@ class Import:
         return state
 
     def _note(self, state: State, chunk: Chunk, future: Future[Outcome]) -> State:
-        """Wait for a chunk, and note that all up to its end is done; unless it is not, or one before it."""
+        """Wait for a chunk, and note that all up to its end is done, unless an earlier one failed."""
         try:
             outcome = future.result()
         except _StoppedError:
@@ -450,7 +456,7 @@ class Import:
         self._is_stopping = True
 
     def _nap(self, seconds: float) -> None:
-        """Sleep, unless it is to end."""
+        """Sleep, unless the import is asked to stop."""
         until_s = clock.now_s() + seconds
         while True:
             if self._is_stopping:
@@ -473,7 +479,7 @@ def _text(value: object) -> str:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Generator[None, None, None]:
-    """Have nobody else import that file meanwhile, where the system has locks."""
+    """Prevent a second import of the same file at the same time, where the system has locks."""
     try:
         import fcntl
     except ImportError:
@@ -519,10 +525,12 @@ def add_to(app: typer.Typer) -> None:
         app,
         "import",
         "send the rows of a CSV file, or of JSON lines, as events",
-        "Rows go out in chunks, under idempotency keys; how far it came is noted in FILE.windback. After a "
-        "kill, an outage or Ctrl-C the same command goes on from there. Chunks that were under way at that "
-        "moment go out again under the same keys: their rows count once where the API honours idempotency "
-        "keys. Rows that are bad, or that the API rejects, are listed with their lines, and do not stop it. "
+        "Rows are sent in chunks, under idempotency keys; progress is noted in FILE.windback. After a "
+        "kill, an outage or Ctrl-C, the same command continues from there. Chunks that were being sent at "
+        "that "
+        "moment are sent again under the same keys: their rows count once where the API honours idempotency "
+        "keys. Bad rows, and rows that the API rejects, are listed with their lines, and don't stop the "
+        "import. "
         "The key is read from WINDBACK_API_KEY. Status 0 if all rows were sent, 1 if not, 2 if it could not "
         "start.",
     )(import_file)
@@ -530,51 +538,60 @@ def add_to(app: typer.Typer) -> None:
 
 def import_file(
     path: Path = typer.Argument(
-        ..., metavar="FILE", show_default=False, help="of CSV with a line of names, or a JSON object a line"
+        ...,
+        metavar="FILE",
+        show_default=False,
+        help=("a CSV file whose first line has the names, or a JSON object per line"),
     ),
-    event: Optional[str] = typer.Option(None, "--event", metavar="NAME", help="the name of all the events"),
+    event: Optional[str] = typer.Option(None, "--event", metavar="NAME", help="the name of all events"),
     event_column: str = typer.Option(
-        "event", "--event-column", metavar="COLUMN", help="where the name of each event stands"
+        "event", "--event-column", metavar="COLUMN", help="the column with the name of each event"
     ),
     email_column: str = typer.Option(
-        "customer_email", "--email-column", metavar="COLUMN", help="where the customer's address stands"
+        "customer_email", "--email-column", metavar="COLUMN", help="the column with the customer's address"
     ),
     timestamp_column: str = typer.Option(
         "timestamp",
         "--timestamp-column",
         metavar="COLUMN",
-        help="where the time stands, in ISO 8601 (a row without one happened when the import began)",
+        help="the column with the time, in ISO 8601 (default for a row without one: when the import began)",
     ),
-    is_utc: bool = typer.Option(False, "--utc", help="times without a zone, and days, are in UTC"),
+    is_utc: bool = typer.Option(False, "--utc", help="times without a zone, and dates, are in UTC"),
     maps: List[str] = typer.Option(
         [],
         "--map",
         metavar="COLUMN=NAME:KIND",
         callback=_check_maps,
         show_default=False,
-        help="make this column this property; NAME may be left out, and KIND (text, int, float, bool, json); "
-        "may be given again (default: all other columns, as they are)",
+        help="make this column this property; NAME and KIND (text, int, float, bool, json) are optional; "
+        "can be repeated (default: all other columns, unchanged)",
     ),
     kind: Optional[str] = typer.Option(
         None, "--format", metavar="FORMAT", help="csv or jsonl (default: by the name of the file)"
     ),
     delimiter: Optional[str] = typer.Option(
-        None, "--delimiter", metavar="CHAR", help="between the cells of CSV (default: a comma; of .tsv a tab)"
+        None,
+        "--delimiter",
+        metavar="CHAR",
+        help=("the character between the cells of CSV (default: a comma; for .tsv a tab)"),
     ),
     encoding: Optional[str] = typer.Option(
-        None, "--encoding", metavar="NAME", help="of the file (default: its byte order mark's, else UTF-8)"
+        None,
+        "--encoding",
+        metavar="NAME",
+        help=("the file's encoding (default: that of its byte order mark, else UTF-8)"),
     ),
     is_dry: bool = typer.Option(
         False, "--dry-run", help="send nothing: check all rows, and show the first events"
     ),
     rate: Optional[float] = typer.Option(
-        None, "--rate", metavar="N", callback=above_0, help="at most so many events a second"
+        None, "--rate", metavar="N", callback=above_0, help="events per second, at most"
     ),
     state: Optional[Path] = typer.Option(
-        None, "--state", metavar="PATH", help="where to note how far it came (default: FILE.windback)"
+        None, "--state", metavar="PATH", help="where to note the progress (default: FILE.windback)"
     ),
     restart: bool = typer.Option(
-        False, "--restart", help="forget how far it came, and send all rows, those sent before again"
+        False, "--restart", help="forget the progress, and send all rows, also those sent before"
     ),
     report: Optional[Path] = typer.Option(
         None, "--report", metavar="PATH", help="list the bad rows in this file, as JSON lines"
@@ -584,10 +601,10 @@ def import_file(
     compress: bool = COMPRESS,
     json: bool = json_option(),
 ) -> int:
-    """Run the command; the exit code."""
+    """Run the command. Returns the exit code."""
     kind = kind or _FORMATS.get(path.suffix.lower())
     if kind not in ("csv", "jsonl"):
-        raise CommandError(f"what is in {path}? Say --format csv or --format jsonl")
+        raise CommandError(f"the format of {path} is not known: add --format csv or --format jsonl")
     if delimiter is None:
         delimiter = "tab" if path.suffix.lower() == ".tsv" else ","
     given = Given(

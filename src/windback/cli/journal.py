@@ -1,4 +1,4 @@
-"""`windback journal …`: look into journals, drain them, replay dead letters."""
+"""`windback journal …`: inspect journals, drain them, replay dead letters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Dict, Generator, List, Mapping, Optional, Sequ
 import orjson
 import typer
 
+from ..wording import counted
 from .common import (
     BASE_URL,
     COMPRESS,
@@ -19,7 +20,6 @@ from .common import (
     CommandError,
     above_0,
     command,
-    counted,
     event_as_it_is,
     group,
     json_option,
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from windback.journal.inspect import Directory, Findings, Problem
 
 _SENDING = (
-    "The key is read from WINDBACK_API_KEY and nowhere else. SIGTERM and Ctrl-C end it early, without any "
-    "loss. Status 0 if nothing is left, 1 if something is."
+    "The key is read only from WINDBACK_API_KEY. SIGTERM and Ctrl-C end it early, without "
+    "loss. Exit code 0 if no event remains, 1 otherwise."
 )
 
-app = group("Look into the journals under a directory, drain them, replay dead letters.")
+app = group("Inspect the journals in a directory, drain them, replay dead letters.")
 
 _DIRECTORY: Path = typer.Argument(
     ..., metavar="DIR", show_default=False, help="the directory given to journal="
@@ -49,7 +49,7 @@ _TIMEOUT: Optional[float] = typer.Option(
     "--timeout",
     metavar="S",
     callback=above_0,
-    help="end after this many seconds (default: when all went, or a request used up its retries)",
+    help="stop after this many seconds (default: when nothing remains, or a request has used up its retries)",
 )
 
 
@@ -65,18 +65,18 @@ def _found(directory: Path) -> Generator[Path, None, None]:
         yield root
 
 
-# -- what reads alone ------------------------------------------------------------------------------
+# -- commands that only read ------------------------------------------------------------------------
 
 
 @command(
     app,
     "stats",
     "count the events of each process",
-    "Status 0; 2 if there is no such directory.",
+    "Exit code 0; 2 if there is no such directory.",
     within="journal",
 )
 def stats(directory: Path = _DIRECTORY, json: bool = json_option()) -> int:
-    """Print what there is of each process."""
+    """Print the counts of each process."""
     from windback.journal import inspect
 
     with _found(directory) as root:
@@ -153,16 +153,16 @@ def _sized(fields: Mapping[str, object]) -> Dict[str, object]:
     app,
     "peek",
     "show the first events that are not delivered, as JSON lines",
-    "They hold what was tracked, customers' addresses included.",
+    "They contain the tracked events, including customers' addresses.",
     within="journal",
 )
 def show_events(
     directory: Path = _DIRECTORY,
     json: bool = json_option("the output is JSON lines with this option or without it"),
-    number: int = typer.Option(10, "--number", "-n", metavar="N", min=1, help="how many"),
-    is_all: bool = typer.Option(False, "--all", help="all of them, one directory after the other"),
+    number: int = typer.Option(10, "--number", "-n", metavar="N", min=1, help="how many events"),
+    is_all: bool = typer.Option(False, "--all", help="all events, one directory after the other"),
 ) -> int:
-    """Print events, one a line."""
+    """Print events, one per line."""
     from windback.journal import inspect
 
     del json
@@ -185,7 +185,7 @@ def show_events(
     app,
     "dead",
     "list what the API rejected",
-    "With --json this is an export: whole letters, with what was tracked, customers' addresses included.",
+    "With --json this is an export: whole letters with their events, including customers' addresses.",
     within="journal",
 )
 def show_dead(
@@ -193,7 +193,7 @@ def show_dead(
     json: bool = json_option("write the letters as JSON lines"),
     reasons: List[str] = REASONS,
 ) -> int:
-    """Print dead letters: a table, or all there is of them."""
+    """Print dead letters: a table, or an export."""
     from windback.journal import dead
 
     rows: List[Sequence[object]] = [("rejected", "status", "reason", "event", "message")]
@@ -217,11 +217,12 @@ def show_dead(
     app,
     "check",
     "scan all segments and ledgers for damage; changes nothing",
-    "Status 0, or 1 if there is damage. Files of others, and of newer versions, are named and are none.",
+    "Exit code 0, or 1 if there is damage. Foreign files and files of newer versions are listed, but are not "
+    "damage.",
     within="journal",
 )
 def check(directory: Path = _DIRECTORY, json: bool = json_option()) -> int:
-    """Print what is damaged, or not ours."""
+    """Print damaged and foreign files."""
     from windback.journal import inspect
 
     with _found(directory) as root:
@@ -255,13 +256,13 @@ def _line(root: Path, problem: Problem) -> str:
     return f"{problem.path.relative_to(root)}: {problem.text}"
 
 
-# -- what sends ------------------------------------------------------------------------------------
+# -- commands that send -----------------------------------------------------------------------------
 
 
 @command(
     app,
     "drain",
-    "send now what processes that have ended left, and what nobody else sends",
+    "send the events of exited processes, and of processes that have no sender",
     _SENDING,
     within="journal",
 )
@@ -272,7 +273,7 @@ def drain(
     timeout: Optional[float] = _TIMEOUT,
     compress: bool = COMPRESS,
 ) -> int:
-    """Send what nobody else sends, and print what became of it."""
+    """Send the events that no process or relay sends, and print the results."""
     from windback.journal.inspect import unattended
     from windback.relay import Relay
 
@@ -300,8 +301,9 @@ def drain(
     app,
     "replay",
     "send again what the API rejected",
-    "An event is put into a journal under DIR, on the disk itself, and only then is its letter removed: a "
-    "crash between the two doubles it at worst and never loses it. What is rejected again is a dead letter "
+    "An event is written to a journal under DIR and synced to disk; only then is its letter removed. A "
+    "crash in between can send it twice, and never loses it. An event that is rejected again becomes a dead "
+    "letter"
     "again. "
     f"{_SENDING[:-1]}, or was rejected again.",
     within="journal",
@@ -314,7 +316,7 @@ def replay_dead(
     timeout: Optional[float] = _TIMEOUT,
     compress: bool = COMPRESS,
 ) -> int:
-    """Send dead letters again, and print what became of them."""
+    """Send dead letters again, and print the results."""
     from .replay import Replay
 
     with _found(directory) as root:

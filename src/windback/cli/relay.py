@@ -1,4 +1,4 @@
-"""`windback relay`: a relay as a service of its own."""
+"""`windback relay`: a relay as a service."""
 
 from __future__ import annotations
 
@@ -56,10 +56,12 @@ def add_to(app: typer.Typer) -> None:
     command(
         app,
         "relay",
-        "send what other processes write into journals or a broker, until told to stop",
+        "send the events that other processes write to journals or a broker, until stopped",
         "The key is read from WINDBACK_API_KEY, with --broker also from WINDBACK_API_KEYS or --keys. SIGTERM "
-        "and SIGINT let it deliver what it has read, for up to --shutdown-timeout; what is left stays where "
-        "it is. Status 0 after that, 2 if it can't start. With --once: 0 if all of it went, 1 if not.",
+        "and SIGINT make it deliver the events that it has read, for up to --shutdown-timeout; the others "
+        "stay "
+        "where they are. Exit code 0 after that, 2 if it can't start. With --once: 0 if all were sent, 1 if "
+        "not.",
     )(relay)
 
 
@@ -68,14 +70,14 @@ def relay(
         None,
         "--journal",
         metavar="DIR",
-        help="where the journals are; made if it isn't there (default: WINDBACK_JOURNAL)",
+        help="the directory of the journals; created if missing (default: WINDBACK_JOURNAL)",
     ),
     broker: Optional[str] = typer.Option(
         None,
         "--broker",
         metavar="URL",
-        help="of a Redis in which applications leave their events; a password is better given in "
-        "WINDBACK_BROKER, which is the default, for a command line is seen by everybody",
+        help="URL of a Redis in which applications store their events; put a password into "
+        "WINDBACK_BROKER, the default, because other users can see command lines",
     ),
     base_url: Optional[str] = BASE_URL,
     flush_interval: Optional[float] = typer.Option(
@@ -123,33 +125,33 @@ def relay(
         "--poll-interval",
         metavar="S",
         callback=above_0,
-        help="seconds between two looks for new events while there are none",
+        help="seconds between two checks for new events while there are none",
     ),
     fsync: Optional[str] = typer.Option(
         None,
         "--fsync",
         metavar="interval|batch",
         autocompletion=lambda: ["interval", "batch"],
-        help="how soon what is noted of deliveries is on the disk, in case of a power cut: within a second, "
-        "or at once (default: when the kernel likes; journals only)",
+        help="how often delivery progress is synced to disk: every second, "
+        "or for each batch (default: never, the kernel writes it; journals only)",
     ),
     keys: Optional[str] = typer.Option(
         None,
         "--keys",
         metavar="FILE",
-        help="of several projects: slug=sk_… a line, readable by its owner alone; in place of "
+        help="for several projects: a file with slug=sk_… per line, readable only by its owner; replaces "
         "WINDBACK_API_KEYS and WINDBACK_API_KEY (broker only)",
     ),
     listen: Optional[str] = typer.Option(
         None,
         "--listen",
         metavar="[HOST:]PORT",
-        help="answer /healthz, /readyz and /metrics there; without a host on 127.0.0.1, with port 0 on a "
-        "free one (default: nowhere)",
+        help="answer /healthz, /readyz and /metrics there; the default host is 127.0.0.1, and port 0 is a "
+        "free port (default: don't listen)",
     ),
-    once: bool = typer.Option(False, "--once", help="send what there is now, and end"),
+    once: bool = typer.Option(False, "--once", help="send the present events, and end"),
 ) -> int:
-    """Run the command; the exit code."""
+    """Run the command. Returns the exit code."""
     return _run(Given(**locals()))  # of the same names
 
 
@@ -161,8 +163,8 @@ def _run(given: Given) -> int:
         where = broker_address(broker).place if broker else f"under {Path(journal).absolute()}"
         is_all = True
         with stopped_by_signals(relay.stop), _answering(relay, given.listen):
-            # Who reads this may rely on it that SIGTERM ends the relay in good order from now on.
-            logger.info("relay: sends what is written %s", f"to {where}" if broker else where)
+            # From this line on, readers may rely on it: SIGTERM ends the relay in good order.
+            logger.info("relay: sending the events that are written %s", f"to {where}" if broker else where)
             if given.once:
                 is_all = relay.drain()
                 relay.close()
@@ -171,7 +173,7 @@ def _run(given: Given) -> int:
                 relay.run()
         stats = relay.stats()
         logger.info(
-            "relay: ends; %d events read, %d delivered, %d rejected, %d left in the %s; "
+            "relay: ended; %d events read, %d delivered, %d rejected, %d left in the %s; "
             "%d requests, %d of them repeated",
             stats.adopted,
             stats.delivered,
@@ -206,15 +208,15 @@ def _answering(relay: Union[Relay, BrokerRelay], listen: Optional[str]) -> Gener
 
 
 def _places(given: Given) -> Tuple[str, str]:
-    """Return where the events are: a directory or a broker, the other one empty."""
+    """Return the source of events: a directory or a broker; the other one is empty."""
     journal, broker = given.journal or "", given.broker or ""
     if not journal and not broker:
         journal, broker = os.environ.get("WINDBACK_JOURNAL", ""), os.environ.get("WINDBACK_BROKER", "")
     if journal and broker:
-        raise CommandError("a relay sends from journals or from a broker: give --journal or --broker")
+        raise CommandError("--journal and --broker can't be combined; give one of them")
     if not journal and not broker:
         raise CommandError(
-            "where are the events? Give --journal DIR or --broker URL, "
+            "--journal or --broker is required: give --journal DIR or --broker URL, "
             "or set WINDBACK_JOURNAL or WINDBACK_BROKER"
         )
     journals_only = {
@@ -226,12 +228,14 @@ def _places(given: Given) -> Tuple[str, str]:
     broker_only = {"--claim-after": given.claim_after, "--keys": given.keys}
     refused += [name for name, value in broker_only.items() if journal and value is not None]
     if refused:
-        raise CommandError(f"{refused[0]} means nothing with {'--broker' if broker else '--journal'}")
+        raise CommandError(
+            f"{refused[0]} has no effect with {'--broker' if broker else '--journal'}; leave it out"
+        )
     return journal, broker
 
 
 def _is_left(relay: Union[Relay, BrokerRelay], journal: str) -> bool:
-    """Whether there is anything that nobody sends."""
+    """Whether events remain that no process or relay sends."""
     from windback.relay import BrokerRelay
 
     if isinstance(relay, BrokerRelay):

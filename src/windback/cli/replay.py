@@ -1,8 +1,8 @@
 """`windback journal replay`: dead letters become events again.
 
-An event is first written into a journal of this process, in the same root and on the disk itself, and only
-then is its letter removed. So a kill between the two doubles it, and no kill loses it: what this process
-leaves in its journal is delivered by whoever comes next.
+An event is first written to a journal of this process, in the same root, and synced to disk. Only then is its
+letter removed. So a kill in between sends it twice, and no kill loses it. The events that this process
+leaves in its journal are delivered by the next process.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .. import clock
 from .common import stopped_by_signals
 from .terminal import Progress
 
-#: Between two looks at how far it is (seconds).
+#: Between two checks of the progress (seconds).
 _LOOK_S = 0.2
-#: What a request that is under way at the end may take (seconds).
+#: How long a request that is running at the end may take (seconds).
 _CLOSE_S = 1.0
 
 
 class Outcome(NamedTuple):
-    """What became of dead letters. kept: those that were not asked for, or could not be replayed.
+    """The result for dead letters. kept: those that were not selected, or could not be replayed.
 
-    trouble: why not all of them were.
+    trouble: why some were not replayed.
     """
 
     replayed: int = 0
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 
 class Replay:
-    """See the module. Raises ConfigurationError."""
+    """Sends dead letters as events of its own journal. Raises ConfigurationError."""
 
     def __init__(self, root: Path, base_url: Optional[str], *, compress: bool) -> None:
         self._root = root
@@ -58,7 +58,7 @@ class Replay:
         config = resolve_for_sender(
             base_url=base_url, journal=root, compress=compress, shutdown_timeout=_CLOSE_S
         )
-        # It adopts nothing, so that what is counted is what was replayed.
+        # It adopts nothing, so its counts are those of the replayed events.
         refusals = Refusals("drop_newest", log_refusal)
         self._queue = JournalQueue(root, 1 << 62, MemoryBounds(0, 0), refusals, fsync=True, adopts=False)
         self._queue.open()
@@ -86,7 +86,7 @@ class Replay:
         except FileNotFoundError:
             return
         except BlockingIOError:
-            self._note(f"{path}: another replay is at work on it", kept=dead.count(path)[0])
+            self._note(f"{path}: another replay is running on it", kept=dead.count(path)[0])
             return
         with taking:
             rest: List[bytes] = []
@@ -116,7 +116,7 @@ class Replay:
         )
 
     def _deliver(self, timeout: Optional[float]) -> None:
-        """Send it all; without a timeout it gives up when a batch used up its retries."""
+        """Send all events. Without a timeout it gives up when a batch has used up its retries."""
         deadline_s = None if timeout is None else clock.now_s() + timeout
         with Progress("replayed", self._outcome.replayed, "letters") as progress:
             while not self._is_stopping:

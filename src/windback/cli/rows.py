@@ -14,10 +14,10 @@ import orjson
 
 from .common import CommandError
 
-#: An event has at most 32 KiB by default; a line of more than this is no row but a file of another kind.
+#: An event has at most 32 KiB by default; a longer line is not a row but another kind of file.
 MAX_LINE = 1_000_000
 
-#: A byte order mark says what comes after it. The longer ones first: UTF-32's starts as UTF-16's does.
+#: A byte order mark identifies the encoding. The longer ones first: UTF-32's starts as UTF-16's does.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -39,7 +39,7 @@ class _LongLineError(Exception):
 
 
 class Row(NamedTuple):
-    """What stands on one line, or, in CSV with line ends between quotes, on several.
+    """The contents of one line, or, in CSV with line ends between quotes, of several.
 
     line: the first of them, from 1. problem: why there are no fields.
     """
@@ -50,16 +50,16 @@ class Row(NamedTuple):
 
 
 class Lines:
-    """The lines of a file, decoded, with a digest of all that were read.
+    """The lines of a file, decoded, with a digest of all lines that were read.
 
-    Raises CommandError for a file that can't be opened and an encoding that is unknown, and UnreadableError.
+    Raises CommandError for a file that can't be opened and for an unknown encoding, and UnreadableError.
     """
 
     def __init__(self, path: Path, encoding: Optional[str]) -> None:
         try:
             self.encoding = codecs.lookup(encoding).name if encoding else None
         except LookupError:
-            raise CommandError(f"there is no encoding {encoding!r}") from None
+            raise CommandError(f"the encoding {encoding!r} is not known") from None
         try:
             self._file: BinaryIO = path.open("rb")
         except OSError as error:
@@ -71,12 +71,12 @@ class Lines:
             self._file.close()
             raise CommandError(f"{path} starts with the byte order mark of {found}, not {encoding}")
         self.encoding = found or self.encoding or "utf-8"
-        # A mark is part of UTF-16 and -32, where it tells the order; of UTF-8 it is not.
+        # In UTF-16 and -32 the mark shows the byte order and must be kept; in UTF-8 it must be skipped.
         self._file.seek(3 if start.startswith(codecs.BOM_UTF8) else 0)
         self.is_empty = self.size == self._file.tell()
         self.count = 0
         self._digest = hashlib.sha256()
-        # Where a line end is one byte, each line can be decoded, and complained about, alone.
+        # Where a line end is one byte, each line can be decoded, and can fail, separately.
         self._text: Optional[TextIO] = None
         if "\n".encode(self.encoding) != b"\n":
             self._text = io.TextIOWrapper(self._file, encoding=self.encoding, newline="")
@@ -91,7 +91,8 @@ class Lines:
         self.count += 1
         if "\0" in line:
             raise UnreadableError(
-                self.count, f"holds zeros, so it is no {self.encoding} text; name what it is with --encoding"
+                self.count,
+                (f"contains zeros, so it is not {self.encoding} text; choose the encoding with --encoding"),
             )
         self._digest.update(line.encode("utf-8", "surrogatepass"))
         return line
@@ -106,7 +107,7 @@ class Lines:
             byte = f"byte 0x{raw[error.start]:02X} in column {error.start + 1}"
             raise UnreadableError(
                 self.count + 1,
-                f"{byte} is not {self.encoding}; name the encoding of the file, such as --encoding cp1252",
+                f"{byte} is not {self.encoding}; choose the file's encoding, such as --encoding cp1252",
             ) from None
 
     def _from_text(self, text: TextIO) -> str:
@@ -114,7 +115,7 @@ class Lines:
             line = text.readline(MAX_LINE)
         except UnicodeError:
             raise UnreadableError(
-                self.count + 1, f"is not {self.encoding}; name the encoding of the file with --encoding"
+                self.count + 1, f"is not {self.encoding}; choose the file's encoding with --encoding"
             ) from None
         self._check_length(len(line), line.endswith("\n"), lambda: text.readline(MAX_LINE))
         return line
@@ -131,11 +132,11 @@ class Lines:
         raise _LongLineError
 
     def position(self) -> int:
-        """Return how many bytes of the file were read, about."""
+        """Return approximately how many bytes of the file were read."""
         return self._file.tell()
 
     def skip_to(self, count: int) -> str:
-        """Read on until so many lines were read; return the digest of them all."""
+        """Read until *count* lines were read; return the digest of all of them."""
         while self.count < count:
             try:
                 next(self)
@@ -168,11 +169,11 @@ class CsvRows:
                     break
         except (csv.Error, _LongLineError) as error:
             raise CommandError(
-                f"line {lines.count} should name the columns, and is no CSV: {error}"
+                f"line {lines.count} should contain the names of the columns, but is not CSV: {error}"
             ) from None
         twice = {name for name in self.columns if self.columns.count(name) > 1}
         if twice:
-            raise CommandError(f"line {lines.count} names a column twice: {', '.join(sorted(twice))}")
+            raise CommandError(f"line {lines.count} has a column twice: {', '.join(sorted(twice))}")
 
     def _reader(self) -> Iterator[List[str]]:
         return csv.reader(self._lines, delimiter=self._delimiter, strict=True)
@@ -188,7 +189,7 @@ class CsvRows:
                 return
             except csv.Error as error:
                 hint = "; a quote that is never closed?" if self._lines.count > line else ""
-                yield Row(line, problem=f"no CSV: {error}{hint}")
+                yield Row(line, problem=f"not CSV: {error}{hint}")
                 continue
             except _LongLineError:
                 reader = self._reader()
@@ -206,7 +207,7 @@ _TOO_LONG = f"more than {MAX_LINE:,} characters"
 class JsonRows:
     """The rows of a file with a JSON object on each line. Raises UnreadableError."""
 
-    #: Not known before they are read.
+    #: Unknown until they are read.
     columns: Optional[List[str]] = None
 
     def __init__(self, lines: Lines) -> None:
@@ -230,9 +231,9 @@ def _parsed(number: int, line: str) -> Row:
     try:
         value: object = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return Row(number, problem=f"no JSON: {str(error).partition(': line ')[0]}")
+        return Row(number, problem=f"not JSON: {str(error).partition(': line ')[0]}")
     if not isinstance(value, dict):
-        return Row(number, problem=f"a JSON object is wanted, not a {type(value).__name__}")
+        return Row(number, problem=f"expected a JSON object, not a {type(value).__name__}")
     return Row(number, value)
 
 
@@ -240,7 +241,7 @@ def _parsed(number: int, line: str) -> Row:
 
 
 class BadRowError(Exception):
-    """What a row lacks."""
+    """A row misses something, or has a value that can't be used."""
 
 
 def _whole(text: str) -> object:
@@ -260,7 +261,7 @@ def _json(text: str) -> object:
     return value
 
 
-#: What a text can be made of.
+#: The conversions of a text.
 KINDS: Mapping[str, Callable[[str], object]] = {
     "text": str,
     "int": _whole,
@@ -271,10 +272,10 @@ KINDS: Mapping[str, Callable[[str], object]] = {
 
 
 class Columns(NamedTuple):
-    """Which column is what.
+    """The meaning of each column.
 
-    event: the name of all events; None: it stands in *event_column*. properties: the name and the kind of
-    the property for each column; None: all others, under their own names, as they are.
+    event: the name of all events; None: it is in *event_column*. properties: the name and the kind of
+    the property for each column; None: all others, under their own names, unchanged.
     """
 
     event: Optional[str]
@@ -285,7 +286,7 @@ class Columns(NamedTuple):
     is_utc: bool
 
     def missing(self, columns: List[str]) -> List[str]:
-        """Return the columns that must be there and are not."""
+        """Return the required columns that are missing."""
         needed = [self.email_column, *(self.properties or ())]
         if self.event is None:
             needed.append(self.event_column)
@@ -336,7 +337,7 @@ def _made(column: str, value: object, kind: str) -> object:
     try:
         return KINDS[kind](value)
     except (ValueError, KeyError):
-        raise BadRowError(f"{column}: {value[:40]!r} is no {kind}") from None
+        raise BadRowError(f"{column}: {value[:40]!r} is not {kind}") from None
 
 
 def _in_utc(text: str) -> str:

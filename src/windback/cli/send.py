@@ -1,4 +1,4 @@
-"""`windback send`: one event, now."""
+"""`windback send`: send one event now."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_EVENT_BYTES = 32_768
 
 
 def properties_of(texts: List[str]) -> Dict[str, object]:
-    """Read `-p key=value`: a value that is JSON is that, any other is a text. Raises BadParameter."""
+    """Read `-p key=value`: a JSON value is used as such, any other is a text. Raises BadParameter."""
     properties: Dict[str, object] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -46,15 +46,19 @@ def add_to(app: typer.Typer) -> None:
     command(
         app,
         "send",
-        "send one event, and say what the API answered",
-        "The key is read from WINDBACK_API_KEY. Status 0 if the API took it, 1 if not, 2 if nothing "
+        "send one event, and print the API's answer",
+        "The key is read from WINDBACK_API_KEY. Exit code 0 if the API accepted it, 1 if not, 2 if nothing "
         "could be sent.",
     )(send)
 
 
 def send(
-    event: str = typer.Argument(..., metavar="EVENT", show_default=False, help="its name, such as login"),
-    email: str = typer.Option(..., "--email", metavar="ADDRESS", show_default=False, help="the customer's"),
+    event: str = typer.Argument(
+        ..., metavar="EVENT", show_default=False, help=("the event's name, such as login")
+    ),
+    email: str = typer.Option(
+        ..., "--email", metavar="ADDRESS", show_default=False, help=("the customer's email address")
+    ),
     texts: List[str] = typer.Option(
         [],
         "--property",
@@ -62,8 +66,8 @@ def send(
         metavar="KEY=VALUE",
         callback=_check,
         show_default=False,
-        help='a property; a VALUE that is JSON, such as 3, true or "3", is that, any other a text; may be '
-        "given again",
+        help='a property; a JSON VALUE, such as 3, true or "3", is used as such, any other as text; can be '
+        "repeated",
     ),
     timestamp: Optional[str] = typer.Option(
         None, "--timestamp", metavar="TIME", help="when it happened, in ISO 8601 with a zone (default: now)"
@@ -72,7 +76,7 @@ def send(
     base_url: Optional[str] = BASE_URL,
     json: bool = json_option(),
 ) -> int:
-    """Run the command; the exit code."""
+    """Run the command. Returns the exit code."""
     from .sending import BatchSender, configuration
 
     try:

@@ -1,4 +1,4 @@
-"""What the commands that send share: a configuration, and batches that go out under keys of their own."""
+"""Shared by the commands that send: a configuration, and batches that are sent under their own keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from windback.delivery.verdict import Action, judge
 from windback.event.batch import Batch
 from windback.http.transport import SyncTransport
 
-#: How often a request is repeated before a command gives up: half a minute of backoff, and all Retry-After.
+#: Retries of a request before a command gives up: half a minute of backoff, plus all Retry-After pauses.
 RETRIES = 8
 
 
@@ -26,7 +26,7 @@ def configuration(
     timeout_s: float = 10.0,
     compress: bool = False,
 ) -> Config:
-    """Return what the environment and the options say. Raises ConfigurationError."""
+    """Return the configuration of the environment and the options. Raises ConfigurationError."""
     return resolve_for_sender(
         api_key=api_key,
         base_url=base_url,
@@ -38,9 +38,9 @@ def configuration(
 
 
 class Outcome(NamedTuple):
-    """What became of a batch. rejected: the place in it and the reason, of each event the API won't have.
+    """The result for a batch. rejected: the place in it and the reason, for each event that the API rejected.
 
-    trouble: why nothing else can be said of some of them; None: they were all delivered, or rejected.
+    trouble: why the result for some events is not known; None: all were delivered or rejected.
     """
 
     delivered: int
@@ -49,14 +49,14 @@ class Outcome(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """An event that the API won't have."""
+    """An event that the API rejected."""
 
     place: int
     reason: str
 
 
 class BatchSender:
-    """Sends batches, from several threads at once. sleep: what is done between two tries."""
+    """Sends batches, from several threads at the same time. sleep: called between two tries."""
 
     def __init__(self, config: Config, sleep: Callable[[float], None], *, retries: int = RETRIES) -> None:
         self._config = config
@@ -67,9 +67,9 @@ class BatchSender:
         self._gzip = config.compress
 
     def send(self, records: Sequence[bytes], key: str) -> Outcome:
-        """Send *records* until it is known of each what became of it, or somebody has to mend something.
+        """Send *records* until each is delivered or rejected, or a person has to fix something.
 
-        The same records under the same key are the same requests, however they are split.
+        The same records under the same key make the same requests, however they are split.
         """
         waiting: Deque[Batch] = deque([Batch(records, 0, key)] if records else [])
         delivered = 0
@@ -105,7 +105,7 @@ class BatchSender:
 
     def _text(self, answer: Answer) -> str:
         error = error_of(answer, time.time(), self._config.redact)
-        # Of the one event that is left there is no need to say which.
+        # Only one event is left, so its place is not mentioned.
         message = error.message.replace("events[0].", "", 1)
         return f"{error.status}: {message}" if error.status else message
 

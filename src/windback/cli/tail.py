@@ -1,4 +1,4 @@
-"""`windback tail`: what reaches the local server, line by line, as it comes."""
+"""`windback tail`: shows the events that reach the local server, line by line."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from .. import clock
 from .common import CommandError, command, json_option, print_json
 from .terminal import console, printable
 
-#: The server sends a comment more often than that, so silence for so long (seconds) is a broken connection.
+#: The server sends comments more often than that, so silence this long (seconds) is a broken connection.
 _SILENCE_S = 60.0
-#: Before the first and the last of many tries to reach a server that has gone (seconds).
+#: The first and the longest pause between tries to reach a server that is gone (seconds).
 _PAUSE_S, _PAUSE_CAP_S = 0.1, 2.0
 
 
 class Server(NamedTuple):
-    """Where it is."""
+    """The address of the server."""
 
     host: str
     port: int
 
     @property
     def url(self) -> str:
-        """Return what people know it by."""
+        """Return its URL."""
         return f"http://{self.host}:{self.port}"
 
 
@@ -52,8 +52,9 @@ def add_to(app: typer.Typer) -> None:
     command(
         app,
         "tail",
-        "show the events that reach the local server, as they come",
-        "The server is `windback dev`. When it ends, tail waits for the next one at the same address. Status "
+        "show the events that reach the local server, as they arrive",
+        "The server is `windback dev`. When it ends, tail waits for the next one at the same address. Exit "
+        "code "
         "0 with --count, 130 after Ctrl-C, 2 if there is no server.",
     )(tail)
 
@@ -63,21 +64,25 @@ def tail(
         None,
         "--base-url",
         metavar="URL",
-        help=f"of the server (default: WINDBACK_BASE_URL, else http://{DEFAULT_HOST}:{DEFAULT_PORT}{BASE_PATH})",
+        help=f"URL of the server (default: WINDBACK_BASE_URL, else http://{DEFAULT_HOST}:{DEFAULT_PORT}{BASE_PATH})",
     ),
     query: Optional[str] = typer.Option(
-        None, "--query", "-q", metavar="QUERY", help="only these, such as 'event:login -email:*@example.com'"
+        None,
+        "--query",
+        "-q",
+        metavar="QUERY",
+        help=("only matching events, such as 'event:login -email:*@example.com'"),
     ),
     key: Optional[str] = typer.Option(
-        None, "--key", metavar="KEY", help="only what this API key, or the masked label of one, has sent"
+        None, "--key", metavar="KEY", help="only events of this API key, or of its masked label"
     ),
     number: int = typer.Option(
-        0, "--number", "-n", metavar="N", min=0, max=10_000, help="show the last N that are there, first"
+        0, "--number", "-n", metavar="N", min=0, max=10_000, help="show the last N events first"
     ),
     count: Optional[int] = typer.Option(None, "--count", metavar="N", min=1, help="end after N events"),
     json: bool = json_option("write each event as a line of JSON"),
 ) -> int:
-    """Run the command; the exit code."""
+    """Run the command. Returns the exit code."""
     chosen = {name: value for name, value in (("q", query), ("key", key)) if value}
     out = console(sys.stdout)
     left = count
@@ -104,14 +109,14 @@ def _server(base_url: Optional[str]) -> Server:
         port = parts.port or port
         host = parts.hostname or "" if parts.scheme == "http" else ""
     if not host:
-        raise CommandError(f"{text} is no local server, which has a URL with http://")
+        raise CommandError(f"{text} is not a local server; its URL starts with http://")
     if base_url is None and not is_loopback(host):
-        raise CommandError(f"WINDBACK_BASE_URL is {text}: name the local server with --base-url")
+        raise CommandError(f"WINDBACK_BASE_URL is {text}: choose the local server with --base-url")
     return Server(host, port)
 
 
 def _line(event: Dict[str, object]) -> Text:
-    """Return the event on one line: when it came, what, of whom, its properties, what is wrong with it."""
+    """Return the event on one line: time, name, customer, properties and problems."""
     at = str(event.get("received_at"))
     with contextlib.suppress(ValueError):
         local = datetime.fromisoformat(at.replace("Z", "+00:00")).astimezone()
@@ -136,7 +141,7 @@ def _line(event: Dict[str, object]) -> Text:
 
 
 def _events(server: Server, chosen: Mapping[str, str], number: int) -> Iterator[Dict[str, object]]:
-    """Yield events for ever. Raises CommandError if there is no server at first."""
+    """Yield events forever. Raises CommandError if there is no server at first."""
     try:
         page = _page(server, {**chosen, "order": "desc", "limit": str(max(1, number))})
     except (OSError, HTTPException) as error:
@@ -161,7 +166,9 @@ def _events(server: Server, chosen: Mapping[str, str], number: int) -> Iterator[
                 if message.kind == "events":
                     data: Dict[str, object] = orjson.loads(message.data)
                     if data.get("skipped"):
-                        sys.stderr.write(f"{data['skipped']} events are left out: too many at once\n")
+                        sys.stderr.write(
+                            f"{data['skipped']} events are left out: too many at the same time\n"
+                        )
                     yield from _objects(data.get("data"))
         if not is_gone:
             is_gone = True
@@ -194,7 +201,9 @@ def _opened(connection: HTTPConnection, chosen: Mapping[str, str], cursor: str) 
 
 def _checked(response: HTTPResponse) -> HTTPResponse:
     if response.status == 404:
-        raise CommandError("what answers there is no windback dev, or an older one, which has no stream")
+        raise CommandError(
+            "the program that answers there is not windback dev, or an older version without a stream"
+        )
     if response.status != 200:
         text = f"status {response.status}"
         with contextlib.suppress(ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What people see: lines, tables, a progress bar. Colours and bars are for terminals alone."""
+"""Output for people: lines, tables, a progress bar. Colours and bars are for terminals only."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-#: Wider than any table: what reads a pipe is no terminal of 80 columns.
+#: Wider than any table: a pipe has no width of 80 columns.
 _NO_END = 100_000
 
 
 def console(file: IO[str]) -> Console:
-    """Return what draws on *file*: no codes if it is no terminal, whatever the environment asks for."""
+    """Return a console for *file*: without codes if it is not a terminal, whatever the environment."""
     is_terminal = file.isatty()
     return Console(
         file=file,
@@ -33,12 +33,12 @@ def is_shown() -> bool:
 
 
 def write_line(text: str) -> None:
-    """Write one line of text, without what a terminal would obey."""
+    """Write one line of text, without characters that control a terminal."""
     sys.stdout.write(printable(text) + "\n")
 
 
 def printable(text: str) -> str:
-    """Return a text that a server or a file gave, without what a terminal would obey."""
+    """Return a text of a server or a file without characters that control a terminal."""
     encoding = sys.stdout.encoding or "utf-8"
     safe = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return safe.encode(encoding, "backslashreplace").decode(encoding)
@@ -47,9 +47,9 @@ def printable(text: str) -> str:
 def print_table(
     rows: Sequence[Sequence[object]], *, right: Sequence[int] = (), styles: Optional[Mapping[str, str]] = None
 ) -> None:
-    """Write rows in columns; the first names them.
+    """Write rows in columns; the first row has their names.
 
-    right: the columns that are numbers. styles: how words in the first column look on a terminal.
+    right: the columns that are numbers. styles: the style of words in the first column on a terminal.
     """
     texts = [["-" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -64,9 +64,9 @@ def print_table(
 
 
 class Progress:
-    """How far something is, on a terminal; on anything else nothing.
+    """A progress bar on a terminal; elsewhere nothing.
 
-    total: what `show` counts up to. text: what stands beside the bar; None: the count of *unit*.
+    total: the final value for `show`. text: the text beside the bar; None: the count of *unit*.
     """
 
     def __init__(self, what: str, total: int, unit: str) -> None:
@@ -84,7 +84,7 @@ class Progress:
             self._task = self._bar.add_task(what, total=total, text="")
 
     def show(self, done: int, text: Optional[str] = None) -> None:
-        """Have it drawn anew, a few times a second at most."""
+        """Draw it again, at most a few times per second."""
         if self._bar is not None:
             total = self._bar.tasks[0].total or 0
             text = f"{done:,} of {total:,.0f} {self._unit}" if text is None else text

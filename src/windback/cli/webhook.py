@@ -1,4 +1,4 @@
-"""`windback webhook send`: a signed alert to a URL of yours, as the API would send it, or a wrong one."""
+"""`windback webhook send`: sends a signed alert to your URL as the API would, or a wrong one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from windback.webhooks import SECRET_VARIABLE, SIGNATURE_HEADER, sign
 from .common import CommandError, command, group, json_option, print_json
 from .terminal import write_line
 
-#: What the API waits for an answer (seconds).
+#: How long the API waits for an answer (seconds).
 TIMEOUT_S = 5.0
-#: How old a late alert is: older than any tolerance that lets the API's retries in.
+#: The age of a late alert: older than any tolerance that accepts the API's retries.
 LATE = timedelta(hours=1)
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -46,27 +46,34 @@ def _url(value: str) -> str:
 @command(
     app,
     "send",
-    "send a signed churn_risk.alert, and say what was answered",
+    "send a signed churn_risk.alert, and print the answer",
     f"The secret is read from {SECRET_VARIABLE}; for a URL of this machine it is that of `windback dev`, "
-    f"{DEFAULT_WEBHOOK_SECRET}, if the variable is not set. Status 0 if the answer was the right one (401 "
-    "for a wrong signature, 400 for a late alert, else 2xx), 1 if it was another, 2 if nothing was answered.",
+    f"{DEFAULT_WEBHOOK_SECRET}, if the variable is not set. Exit code 0 if the answer was the right one (401 "
+    "for a wrong signature, 400 for a late alert, else 2xx), 1 if it was another, 2 if there was none.",
     within="webhook",
 )
 def send(
-    to: str = typer.Option(..., "--to", metavar="URL", callback=_url, show_default=False, help="where to"),
-    email: str = typer.Option("jane@example.com", "--email", metavar="ADDRESS", help="the customer's"),
+    to: str = typer.Option(
+        ..., "--to", metavar="URL", callback=_url, show_default=False, help=("the URL to send to")
+    ),
+    email: str = typer.Option(
+        "jane@example.com", "--email", metavar="ADDRESS", help=("the customer's email address")
+    ),
     score: float = typer.Option(87, "--score", min=0, max=100, help="the risk score, 0 to 100"),
     alert_id: Optional[str] = typer.Option(
-        None, "--id", metavar="ID", help="its opaque_id, to send the same alert again (default: a new one)"
+        None,
+        "--id",
+        metavar="ID",
+        help=("the alert's opaque_id, to send the same alert again (default: a new one)"),
     ),
     duplicate: bool = typer.Option(False, "--duplicate", help="send it twice, byte for byte"),
-    late: bool = typer.Option(False, "--late", help="as triggered an hour ago, as a replay of an old one is"),
-    wrong_signature: bool = typer.Option(
-        False, "--wrong-signature", help="send it with a signature that is wrong"
+    late: bool = typer.Option(
+        False, "--late", help=("as if triggered an hour ago, like a replay of an old alert")
     ),
+    wrong_signature: bool = typer.Option(False, "--wrong-signature", help="send it with a wrong signature"),
     json: bool = json_option(),
 ) -> int:
-    """Run the command; the exit code."""
+    """Run the command. Returns the exit code."""
     if wrong_signature and late:
         raise CommandError("--wrong-signature and --late can't be combined: only the signature would be seen")
     body = _payload(email, score, alert_id or f"alert_{uuid.uuid4().hex}", late=late)
@@ -109,9 +116,9 @@ _LEVELS = {80: "critical", 60: "high", 40: "medium", 0: "low"}
 def _signature(body: bytes, url: str) -> str:
     has_secret = bool(os.environ.get(SECRET_VARIABLE, "").strip(" ,"))
     if not has_secret and urlsplit(url).hostname not in _LOCAL_HOSTS:
-        raise CommandError(f"no webhook secret: set {SECRET_VARIABLE}")
+        raise CommandError(f"the webhook secret is missing: set {SECRET_VARIABLE}")
     try:
-        # The first of several is the one that is in use from now on.
+        # The first of several is the current one.
         return sign(
             body, os.environ[SECRET_VARIABLE].split(",")[0].strip() if has_secret else DEFAULT_WEBHOOK_SECRET
         )
@@ -145,8 +152,8 @@ def _send(url: str, delivery: _Delivery, *, as_json: bool) -> bool:
 _HINTS = {
     301: ": the URL has another form; with or without a slash at its end?",
     307: ": the URL has another form; with or without a slash at its end?",
-    401: f": the application has another secret than {SECRET_VARIABLE} here",
+    401: f": the secret of the application differs from {SECRET_VARIABLE} here",
     403: ": does the view expect a CSRF token?",
-    404: ": is this the path of the webhook?",
-    405: ": the view takes no POST",
+    404: ": is this the right path?",
+    405: ": the view does not accept POST",
 }

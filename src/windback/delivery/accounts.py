@@ -14,7 +14,7 @@ from ..stats import AtomicCounter, Stats
 
 
 class Accounts:
-    """See the module."""
+    """The counts of a queue's events, by result."""
 
     def __init__(self) -> None:
         self.delivered = AtomicCounter()

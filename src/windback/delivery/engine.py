@@ -155,7 +155,7 @@ class LocalEngine:
         return queue, queue.sync
 
     def sync_soon(self) -> None:
-        """Have new records of journals synced to disk, if that was asked for; never waits."""
+        """Start to sync new records of journals to disk, if fsync is used. Never waits."""
         if self._syncer is not None:
             self._syncer.wake()
 
@@ -260,7 +260,7 @@ class LocalEngine:
         return self.threads.drain(lambda: flush.done or is_past(deadline_s), deadline_s)
 
     def close(self, timeout: Optional[float]) -> FlushResult:
-        """Deliver the rest within the deadline, drop what remains, close; see Windback.close."""
+        """Deliver the remaining events within the deadline, drop the others, close; see Windback.close."""
         lifecycle.notice_fork()
         if self._closed is None:
             self.check_may_wait()
@@ -319,7 +319,7 @@ class LocalEngine:
         return result
 
     async def close_async(self, timeout: Optional[float]) -> FlushResult:
-        """Deliver the rest within the deadline, drop what remains, close; see Windback.close."""
+        """Deliver the remaining events within the deadline, drop the others, close; see Windback.close."""
         lifecycle.notice_fork()
         if self._closed is None:
             self.check_may_wait()
@@ -356,7 +356,7 @@ class LocalEngine:
         return self.scheduler.stats()
 
     def retire(self) -> bool:
-        """Deliver what is left of a client that nobody refers to; close it if nothing is, and say so."""
+        """Deliver the events of a client without references. Closes it and returns True when none remain."""
         if self._uses_tasks:
             self.tasks.take_back()
             if not self.scheduler.workers:  # its loops are gone, and nobody makes another for it

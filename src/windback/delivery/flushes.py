@@ -1,4 +1,4 @@
-"""The flushes in progress: which are done, and who is told. None of it takes a lock.
+"""The flushes in progress: which are done, and which callers to notify. Nothing here takes a lock.
 
 Whether a flush is done follows from the queue and the workers alone. A worker that settled a batch looks, and
 so does each waiter now and then: if an exception kept the worker from telling it, the waiter finds out.
@@ -17,23 +17,23 @@ LOOK_S = 0.5
 
 
 class Flush:
-    """A flush in progress: done when everything below `target` is settled, or when there is no hope."""
+    """A flush in progress: done when everything below `target` is settled, or when waiting is useless."""
 
     def __init__(self, target: int, waker: Waker, *, patient: bool, adopts: bool, before: Stats) -> None:
         self.target = target
         #: Whether it is also about what exited processes left.
         self.adopts = adopts
         self.waker = waker
-        #: A patient flush has a timeout of its own; the other gives up when the server can't be reached.
+        #: A flush with a timeout waits for it. A flush without one gives up when the server can't be reached.
         self.patient = patient
         self.before = before
         self.done = False
-        #: No worker opened the gate for it yet; what failed before says nothing about it.
+        #: No worker has opened the gate for it yet; an earlier failure does not count.
         self.is_new = True
 
 
 class Flushes:
-    """See the module. is_done: whether everything that a flush is about is settled and reported."""
+    """The flushes in progress. is_done: whether all events of a flush are settled and reported."""
 
     def __init__(self, is_done: Callable[[Flush], bool]) -> None:
         self._is_done = is_done
@@ -79,7 +79,7 @@ class Flushes:
             self._end(flush)
 
     def wake(self) -> None:
-        """Have everybody who waits look around: no worker is left."""
+        """Make all waiting callers check again: no worker is left."""
         for flush in list(self._waiting):
             flush.waker.release()
 

@@ -18,9 +18,9 @@ REFUSED_PAUSE_S = 300.0
 
 
 class Gate:
-    """Whether a batch may be sent now, and how many at once.
+    """Whether a batch may be sent now, and how many at the same time.
 
-    One gate stands before a queue. A success opens it a little further, up to *max_in_flight*; a
+    Each queue has one gate. A success opens it a little further, up to *max_in_flight*; a
     Retry-After, a failed round of retries or a refusal closes it for a while and lets a single
     request through first.
     """
@@ -47,15 +47,15 @@ class Gate:
         return self.last_failure is not None and not self.is_down
 
     def problem(self, now_s: float) -> Optional[str]:
-        """Return why delivery is held up, with the seconds until the next try; None while it is not."""
+        """Return why events can't be delivered, with the seconds until the next try; None if they can."""
         blocked_s = self.blocked_s(now_s)
         if blocked_s > 0.0:
-            # Rounded up: the next try comes no later than this says.
+            # Rounded up, so the next try is never later than the message says.
             return f"{self.last_failure or _OF_OTHERS}; the next try is in {math.ceil(blocked_s)} s"
         return None if self.last_failure is None else f"{self.last_failure}; trying again"
 
     def hurry(self) -> None:
-        """Let the next request through at once, unless the server asked us to wait."""
+        """Let the next request through immediately, unless the server asked for a pause."""
         if not self._must_wait:
             self._closed_until_s = 0.0
 
@@ -107,7 +107,7 @@ class Gate:
             self._close(now_s, full_s * (1 + jitter) / 2, must_wait=False)
 
     def refused(self, now_s: float, problem: str) -> None:
-        """The server won't take anything from us until somebody mends the key, the plan or the URL."""
+        """The server refuses everything until a person fixes the key, the plan or the URL."""
         self.is_down, self.last_failure = True, problem
         self._close(now_s, REFUSED_PAUSE_S, must_wait=False)
 

@@ -25,7 +25,7 @@ class Hooks:
     def __init__(self, config: Config) -> None:
         self._before_send = config.before_send
         self._on_delivery = config.on_delivery
-        #: What runs the scrubbers, None if there are none.
+        #: Runs the scrubbers; None without scrubbers.
         self.scrubbing = Scrubbing(config.scrub, self.failed) if config.scrub else None
         self.reset()
 

@@ -1,9 +1,9 @@
 """Who works, who sleeps, and how sleepers are woken. None of it takes a lock, and none of it waits.
 
 Sleep and wake. A worker that has nothing to do parks: it leaves a `Waker` here and sleeps on it. The queue's
-`wake_at` says at how many waiting events a caller must wake a worker. Order makes this safe: a worker parks,
-then sets `wake_at`, then looks at the queue once more; a caller appends, then looks at `wake_at`, sets it to
-NEVER, then looks for a parked worker.
+`wake_at` is the number of waiting events at which a caller must wake a worker. Order makes this safe: a
+worker parks, then sets `wake_at`, then looks at the queue once more; a caller appends, then looks at
+`wake_at`, sets it to NEVER, then looks for a parked worker.
 
 A waker is released first and taken out afterwards. So an exception between the two, such as one that a signal
 handler raises in the caller, leaves a worker that is awake and still listed: the next caller wakes it once
@@ -56,7 +56,7 @@ class Parking:
     def join(self, worker: Worker, limit: int) -> bool:
         """Add a worker unless there are *limit* already; whether it is one now."""
         self.workers[worker] = None
-        # Several may join at once. Those that came first stay, so it can't be that none does.
+        # Several may join at the same time. The first ones stay, so at least one does.
         if list(self.workers).index(worker) < limit:
             return True
         self.leave(worker)

@@ -91,7 +91,7 @@ async def send_async(
 def load() -> None:
     """Load tenacity, in the lock of imports and not at the first failure.
 
-    That may come while the process forks or ends, or in an event loop, which it would hold up.
+    That may happen while the process forks or ends, or in an event loop, which it would block.
     """
     importlib.import_module("tenacity")
 

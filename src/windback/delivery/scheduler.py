@@ -1,7 +1,7 @@
 """What the workers of one queue share: what to do next, and what an answer means for a batch.
 
 Sans I/O: nothing here sends, sleeps or starts anything, and but for `stats` the time is an argument. A
-worker, a thread or a task, asks `next_step`, does what it says, and passes the answer to `settle`.
+worker, a thread or a task, asks `next_step`, executes the step, and passes the answer to `settle`.
 
 One lock guards the decisions, and it is the workers' alone. What an application may call at any moment, also
 from a signal handler, a finalizer, a logging handler or a hook, never waits for it: `track_event`, `stats`,
@@ -11,7 +11,7 @@ whether anything may be sent. Nothing of an application's runs under the lock: l
 are collected and made after it.
 
 An exception may strike at any instruction, in a caller or a worker. Each change is therefore one step, or
-the next worker finds what was left half done: it gives back a lease that no worker holds, and does not count
+the next worker finds the unfinished work: it gives back a lease that no worker holds, and does not count
 a worker that ended.
 """
 
@@ -50,7 +50,7 @@ PATIENCE_S = 0.002
 #: A worker that looks whether the others need help, and finds that they don't, looks half as often, down to
 #: this.
 WATCH_CAP_S = 0.064
-#: After so many workers that died without settling a batch there is a pause, as in an outage.
+#: After this many workers that ended without settling a batch there is a pause, as in an outage.
 _DEATHS_IN_A_ROW = 3
 
 
@@ -74,7 +74,7 @@ StartWorker = Callable[[Worker], bool]
 
 
 class Scheduler:
-    """See the module."""
+    """Decides what each worker does next, and records the results."""
 
     def __init__(
         self,
@@ -158,12 +158,12 @@ class Scheduler:
             self._intake.wake_at = events
 
     def look_again(self) -> None:
-        """Have the next event wake a worker, or start one."""
+        """Make the next event wake a worker, or start one."""
         self._set_wake_at(0, NEVER)
 
     @property
     def must_wake(self) -> bool:
-        """Whether a worker must be woken for what waits; for events that came by another way than `put`."""
+        """Whether a worker must be woken for waiting events that did not come from `put`."""
         waiting = self.queue.waiting()
         is_much = waiting.events > self._wake_at or self.queue.size_bytes >= self._wake_at_bytes
         return is_much or self.queue.has_returned
@@ -321,7 +321,7 @@ class Scheduler:
         """Put a worker to sleep, unless there is work after all."""
         self.parking.park(worker, waker)
         self._arm(now_s)
-        # Looked at only now: what came before `wake_at` was set, or before it was parked, woke nobody.
+        # Checked only now: events from before `wake_at` was set, or before it was parked, woke no worker.
         if self._must_open_gate:
             return Step(wait_s=0.0)
         due_s = self._due_in(now_s)
@@ -373,7 +373,7 @@ class Scheduler:
         self._set_wake_at(wake_at, NEVER if wake_at == NEVER else held - waiting + self._limits.max_bytes)
 
     def upkeep(self) -> None:
-        """Maintain the files, as a step said. It may wait for the disk, and holds nobody up."""
+        """Maintain the files, as a step requested. It may wait for the disk, and blocks no other worker."""
         assert self._disk is not None
         try:
             add = self._disk.upkeep()
@@ -448,13 +448,13 @@ class Scheduler:
     def _is_trouble(self, action: Action, problem: str, now_s: float) -> bool:
         """Close the gate for a while after a batch could not be delivered; whether flushes should give up."""
         if self.given_up:
-            return False  # the caller of close() was told, and nothing is sent any more
+            return False  # close() has returned, and nothing is sent any more
         if action is Action.PAUSE:
             self.gate.refused(now_s, problem)
         elif action is Action.KEEP:
             self.gate.failed(now_s, random.random(), problem)
         elif not self.gate.is_stuck(self._config.max_retries, problem):
-            return False  # `try_failed` closed the gate; that is no outage yet
+            return False  # `try_failed` closed the gate; that is not an outage yet
         line = self._outage.trouble(now_s, problem, self.queue.counts()[2], self.accounts.delivered.value)
         if line is not None:
             log.later(logging.WARNING, "%s", line)
@@ -480,7 +480,7 @@ class Scheduler:
     def _give_back(self, worker: Worker, batch: Batch, *, others_first: bool = False) -> bool:
         is_dropped = self._nack_or_drop(batch, others_first=others_first)
         if not is_dropped:
-            worker.batch = None  # from now on another worker may have it
+            worker.batch = None  # from now on another worker may take it
         return is_dropped
 
     def _nack_or_drop(self, batch: Batch, *, others_first: bool = False) -> bool:
@@ -495,11 +495,11 @@ class Scheduler:
         return False
 
     def retire(self, worker: Worker, now_s: float, *, died: bool) -> None:
-        """A worker ended in another way than by a step that said so; the next call starts another."""
+        """A worker ended without a step that ends it; the next call starts another."""
         self.put_down(worker)
         hopeless: List[Flush] = []
         with self.lock:
-            if worker not in self.parking.workers:  # a step said so
+            if worker not in self.parking.workers:  # a step ended it
                 return
             self._leave(worker)
             if died:
@@ -508,7 +508,7 @@ class Scheduler:
                 self._deaths_in_a_row += 1
                 if self._deaths_in_a_row >= _DEATHS_IN_A_ROW:
                     # Starting one after the other would get nowhere, and busily.
-                    self.gate.failed(now_s, random.random(), "each worker that is started dies at once")
+                    self.gate.failed(now_s, random.random(), "each worker that is started ends immediately")
                     hopeless = self.flushes.hopeless(also_patient=False)
         self.flushes.end(hopeless)
         self.parking.wake_worker()  # it does what this worker would have done next
@@ -516,7 +516,7 @@ class Scheduler:
             self.flushes.wake()  # those who wait must see that no worker is left
 
     def log_death(self, error: BaseException, now_s: float) -> None:
-        """Write why a worker died, at most once a minute; stats() counts them all."""
+        """Log why a worker ended, at most once a minute; stats() counts them all."""
         if now_s < self._next_death_line_s:
             return
         self._next_death_line_s = now_s + OutageLog.EVERY_S

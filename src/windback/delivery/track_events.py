@@ -1,6 +1,6 @@
 """track_events: batches that the caller sends, one after the other.
 
-Pure, like `delivery`: says which batch is next and takes in the answer to it.
+Pure: returns the next batch, and records the answer to it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class DirectSend:
         return taken
 
     def settle(self, batch: Batch, answer: Answer, wall_s: float, redact: Callable[[str], str]) -> None:
-        """Take in the answer to the last try of *batch*; raises its error, if there is no way on."""
+        """Record the answer to the last try of *batch*. Raises its error, unless the batch can be split."""
         verdict = judge(answer, events=len(batch), gzipped=self.gzip)
         if verdict.action is Action.PLAIN:
             self.gzip = False
@@ -92,5 +92,5 @@ class DirectSend:
         raise error
 
     def result(self) -> TrackResult:
-        """Return what was sent, once there is no next batch."""
+        """Return the counts, after the last batch."""
         return TrackResult(sent=self._sent, requests=self._requests, refused=self._refused)

@@ -27,7 +27,7 @@ class Action(enum.Enum):
 class Rule(NamedTuple):
     """What a status means.
 
-    action: for a batch; SPLIT rejects a single event. is_unprocessed: the server says that it did nothing,
+    action: for a batch; SPLIT rejects a single event. is_unprocessed: the server reports that it did nothing,
     so even a call that must happen only once is sent again.
     """
 
@@ -86,7 +86,7 @@ STATUSES: Dict[int, Rule] = {
     428: Rule(Action.PAUSE, "the server wants a precondition, so this is not the API"),
     429: Rule(Action.WAIT, "the server asks everybody to slow down", is_unprocessed=True),
     431: Rule(Action.PAUSE, "the headers are too large; no event is at fault"),
-    451: Rule(Action.PAUSE, "the law forbids an answer from this place; no event is at fault"),
+    451: Rule(Action.PAUSE, "blocked for legal reasons; no event is at fault"),
     501: Rule(Action.PAUSE, "the server does not know the method, so this is not the API"),
     503: Rule(Action.KEEP, _SERVER, is_unprocessed=True),
     505: Rule(Action.PAUSE, "the server wants another version of HTTP"),
@@ -117,7 +117,7 @@ def rule_of(status: int) -> Rule:
 
 
 def judge(answer: Answer, *, events: int, gzipped: bool) -> Verdict:
-    """Decide what comes next for a batch of *events* after the last of its tries."""
+    """Decide about a batch of *events* after the last of its tries."""
     status = answer.status
     if answer.ok:
         return Verdict(Action.ACK, "ok")

@@ -1,4 +1,4 @@
-"""System checks of the setting WINDBACK: `manage.py check` says what would go wrong."""
+"""System checks of the setting WINDBACK: `manage.py check` reports what would go wrong."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_settings(app_configs: object = None, **_: object) -> List[CheckMessage
         found.append(
             CheckWarning(
                 "REQUEST_EVENT tracks a request also when ATOMIC_REQUESTS rolled it back",
-                hint="its property status tells; silence this check if that is what you want",
+                hint="its property status has the result; silence this check if that is intended",
                 id="windback.W003",
             )
         )
@@ -89,7 +89,7 @@ def check_databases(
     return [
         CheckWarning(
             f"the database {alias!r} has no transactions, so its events are sent also if the work fails",
-            hint='WINDBACK["ON_COMMIT"] = False says that this is known',
+            hint='WINDBACK["ON_COMMIT"] = False confirms that this is intended',
             id="windback.W002",
         )
         for alias in databases or ()

@@ -82,7 +82,7 @@ def sends_on_commit() -> bool:
 
 
 def request_event() -> Optional[str]:
-    """Return the name of the event of each request, None if there is none."""
+    """Return the name of the event of each request, or None."""
     name = get("REQUEST_EVENT")
     return None if not name else str(name)
 

@@ -1,4 +1,4 @@
-"""For tests of Django projects: what was tracked, also what waits for a commit that a TestCase never does."""
+"""For tests of Django projects: the tracked events, also those that wait for a commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["TrackedEventsMixin", "tracked_events"]
 
 
 def tracked_events(sent: Optional[Iterable[CapturedEvent]] = None) -> CapturedEvents:
-    """Return what was tracked: first what was sent, then what waits for a commit.
+    """Return the tracked events: first the sent ones, then those that wait for a commit.
 
     The test cases of Django roll back, so there the commit never comes. The events of a savepoint that was
     rolled back are gone.
@@ -48,7 +48,7 @@ class TrackedEventsMixin:
 
     @property
     def tracked_events(self) -> CapturedEvents:
-        """What was tracked, also what waits for a commit."""
+        """The tracked events, also those that wait for a commit."""
         return tracked_events()
 
     def assert_tracked(

@@ -37,7 +37,7 @@ def track_event(
         properties: See `Windback.track_event`.
         timestamp: See `Windback.track_event`.
         using: The alias of the database whose transaction counts; the default one if None.
-        on_commit: False sends at once, also inside `atomic`; WINDBACK["ON_COMMIT"] if None.
+        on_commit: False sends immediately, also inside `atomic`. None: WINDBACK["ON_COMMIT"].
 
     Returns:
         Whether the event was accepted, or waits for the commit. False, too, without a usable client, which

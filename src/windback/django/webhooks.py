@@ -47,7 +47,7 @@ def webhook_view(
         The view.
 
     Raises:
-        ConfigurationError: There is no secret, or an argument can't work.
+        ConfigurationError: There is no secret, or an argument is wrong.
     """
     secret = hidden_secrets(secret)  # before anything can raise
     receiver = WebhookReceiver(handler, secret, seen=seen, tolerance=tolerance)
@@ -70,7 +70,7 @@ def webhook_view(
 
 
 def _read(request: HttpRequest, receiver: WebhookReceiver) -> Union[bytes, HttpResponse]:
-    """Return the body, or the answer if there is none that can be used."""
+    """Return the body, or the answer to a body that can't be used."""
     if request.method != "POST":
         return HttpResponseNotAllowed(["POST"])
     announced = request.META.get("CONTENT_LENGTH") or ""

@@ -69,8 +69,8 @@ class Batch:
 
     records: each event's JSON bytes, never changed. key: the Idempotency-Key, the same for every
     try of these bytes. position: how many events had left the queue before the first of these;
-    flush compares it with what was accepted before it was called.
-    source, spots: the journal that they stand in, and where there; it outlives this process.
+    flush compares it with the number of events accepted before the call.
+    source, spots: the journal that contains them, and their offsets there; it outlives this process.
     """
 
     __slots__ = (
@@ -99,7 +99,7 @@ class Batch:
         self.failures = 0
         #: The number of batches that are settled before it is tried again, if it was set back.
         self.due = 0
-        #: Whether the source knows of this batch, and that it is settled.
+        #: Whether the source has recorded this batch, and that it is settled.
         self.is_recorded = self.is_settled = False
         #: How many records at the front are not part of it; only an outbox that makes a batch sets this.
         self.seen = 0
@@ -137,7 +137,7 @@ class Source(Protocol):
         """Record that *batch* goes on as its halves."""
 
     def settle(self, batch: Batch) -> None:
-        """Record that *batch* is off our hands."""
+        """Record that *batch* is settled."""
 
 
 class Waiting(NamedTuple):

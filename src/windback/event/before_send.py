@@ -30,7 +30,7 @@ class HookedEncoder:
         self._before_send = before_send
         self._refuse = refuse
         self._count_error = count_error
-        #: An item for each event that may be dropped before it is said; empty once an event was returned.
+        #: An item for each event that may be dropped before a WARNING; empty after an event was returned.
         self._drops_left: List[None] = [None] * _FIRST_DROPS
 
     def encode(
@@ -61,7 +61,7 @@ class HookedEncoder:
         """Warn once about a hook that has returned no event yet, and seems to lack a `return`.
 
         That is certain if it has no `return` with a value. Else it may drop these events on purpose, so it is
-        said only after some.
+        logged only after some.
         """
         left = len(self._drops_left)
         if left == 0:

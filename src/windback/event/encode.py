@@ -234,7 +234,7 @@ def _is_not_atom(value: object) -> bool:
 
 
 # The garbage collector tracks neither plain values nor a dict or tuple that holds nothing else. So one call
-# that costs next to nothing tells that most events are harmless. A tuple in a tuple may be untracked as well.
+# that costs next to nothing shows that most events are harmless. A tuple in a tuple may be untracked as well.
 _may_crash: Callable[[object], bool] = is_tracked if _has_limit_for_tuples() else _is_not_atom
 
 
@@ -341,7 +341,7 @@ def _check_email(customer_email: object) -> str:
         raise InvalidEventError(message, path="customer_email")
     if "@" not in customer_email:
         # The value itself stays out of the message: it may be a person's name, and messages get logged.
-        message = "has no '@', so it is no email address"
+        message = "has no '@', so it is not an email address"
         raise InvalidEventError(message, path="customer_email")
     return str(customer_email)
 

@@ -20,7 +20,7 @@ _OF_REQUESTS = {
 
 
 def raise_interruption(error: Exception, before: Optional[BaseException]) -> None:
-    """Raise again what came from outside, if that is why *error* was caught where a request is made.
+    """Raise an exception from outside again, if it is why *error* was caught where a request is made.
 
     Args:
         error: The exception that was caught.

@@ -1,10 +1,10 @@
 """The way of batches to the API: h11 on a socket.
 
 A worker of a busy process has to win the interpreter back after each system call that may wait, and each
-time the application stands still for a moment. So a batch costs one `send`, of head and body together, and
+time the application stops for a moment. So a batch costs one `send`, of head and body together, and
 one `recv` of the answer. The layers of httpx and httpcore are left out: they take longer than the calls.
 
-Only direct connections go this way; `Lane.fits` says for whom. Plain calls, tasks, proxies and clients of
+Only direct connections go this way; `Lane.fits` decides which. Plain calls, tasks, proxies and clients of
 the user's stay with httpx (`transport`). Both ways share what is above them, `wire` (headers, what an answer
 is worth), and what is below, `network` (one deadline for everything).
 
@@ -78,7 +78,7 @@ class Lane:
         before = sys.exc_info()[1]
         try:
             return self._try(request)
-        except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer
+        except Exception as error:  # noqa: BLE001 - any exception means that there is no answer
             raise_interruption(error, before)
             return self._wire.read_failure(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt, whose frames hold the key
@@ -94,7 +94,7 @@ class Lane:
         return self._converse(self._connect(), request)
 
     def _take(self) -> Optional[_Connection]:
-        """Return an open connection; None if there is none."""
+        """Return an open connection, or None."""
         while True:
             try:
                 connection = self._idle.pop()

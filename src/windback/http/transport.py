@@ -110,7 +110,7 @@ class SyncTransport:
                 raw = None
             finally:
                 response.close()
-        except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
+        except Exception as error:  # noqa: BLE001 - any exception means that there is no answer; see the module
             raise_interruption(error, before)
             return response_of(error) or self._wire.read_failure(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
@@ -181,12 +181,12 @@ class AsyncTransport:
                     assert self._client is not None
                     wire = self._wire.build_for(self._client, request, timeout_s)
                     response = await self._client.send(wire, stream=True, follow_redirects=False)
-                # The status has come: should the time be over before the body is read, it stands.
+                # The status has arrived: it counts even if the time is over before the body is read.
                 answer = self._wire.read(request, response.status_code, response.headers, None)
                 answer = self._wire.read(
                     request, response.status_code, response.headers, await _body(response, before)
                 )
-        except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer; see the module
+        except Exception as error:  # noqa: BLE001 - any exception means that there is no answer; see the module
             raise_interruption(error, before)
             return response_of(error) or self._wire.read_failure(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
@@ -203,7 +203,7 @@ class AsyncTransport:
 
 
 async def _body(response: httpx.Response, before: Optional[BaseException]) -> Optional[bytes]:
-    """Return the body as it came; None if it cannot be read to its end: the status stands without it."""
+    """Return the body unchanged; None if it cannot be read to its end: the status counts without it."""
     body = b""
     try:
         async for chunk in response.aiter_raw():

@@ -17,7 +17,7 @@ from ..api.endpoints import Request
 from ..config import Config
 from . import egress
 
-#: No answer of this API is larger, before or after it is unpacked; what comes after it is not read.
+#: No answer of this API is larger, before or after it is unpacked; further bytes are not read.
 MAX_ANSWER_BYTES = 8_000_000
 #: A connection that was idle for longer is not used again (seconds). Longer than the default of httpx, so
 #: that a low but steady stream of batches keeps its connection.
@@ -125,7 +125,7 @@ class Wire:
         else:
             failure = otherwise
         name = type(error).__name__
-        # httpx says in words what happened; what others raise is often a value alone.
+        # httpx describes the failure in words; the text of other exceptions is often only a value.
         detail = (str(error) or name) if "HTTPError" in kinds else f"{name}: {error}"
         return Answer(None, failure=failure, detail=self._config.redact(detail))
 
@@ -175,7 +175,7 @@ def is_json_object(body: bytes) -> bool:
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A request's body. The iterators are no generators, which complain if a loop ends in the middle."""
+    """A request's body. The iterators are not generators, which warn if a loop ends in the middle."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body

@@ -1,7 +1,8 @@
-"""Dead letters: what the API rejected, with the reason, as JSON lines for people and for a replay.
+"""Dead letters: events that the API rejected, with the reason, as JSON lines for people and for a replay.
 
-One file for each directory that a process wrote, so that no two write to the same. A replay takes letters out
-of a file under an exclusive lock (flock). A writer never waits for it: it opens a file of another name then.
+There is one file for each directory of a process, so no two processes write to the same one. A replay takes
+letters out of a file under an exclusive lock (flock). A writer never waits for it: it uses a second file
+then.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from .directory import DEAD, is_same
 from .segment import listed
 
 _SUFFIX = ".jsonl"
-#: Made beside a file that letters are taken out of; what a kill leaves is written anew by the next replay.
+#: A new file, made beside the one that letters are taken out of. The next replay overwrites what a kill left.
 _UNFINISHED = ".tmp"
-#: A project whose every event is rejected must not fill the disk.
+#: If a project's events are all rejected, they must not fill the disk.
 MAX_BYTES = 64 * 1024 * 1024
 
-#: The event is the last field, and a quote inside a text is never without a backslash.
+#: The event is the last field, and a quote inside a text always has a backslash.
 _EVENT = b',"event":'
 _FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -63,7 +64,7 @@ def write(
         size = os.fstat(descriptor).st_size
         if size + len(lines) > MAX_BYTES:
             return False
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a full disk had cut that line off
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # the last line was cut off by a full disk
             lines = b"\n" + lines
         return os.write(descriptor, lines) == len(lines)
     finally:
@@ -71,7 +72,7 @@ def write(
 
 
 def _open_to_write(folder: Path, name: str) -> int:
-    """Open the file of a directory, or one beside it while a replay takes letters out. Raises OSError."""
+    """Open the file of a directory, or a second one while a replay takes letters out. Raises OSError."""
     import fcntl
 
     path = folder / (name + _SUFFIX)
@@ -110,14 +111,14 @@ def read_with_events(path: Path) -> Iterator[Tuple[Letter, bytes]]:
 
 
 def count(path: Path) -> Tuple[int, int]:
-    """Return how many letters are in one file, and how many lines that are none. Raises OSError."""
+    """Return the number of letters in one file, and of lines that are not letters. Raises OSError."""
     with path.open("rb") as lines:
         found = [_letter_of(line) is not None for line in lines]
     return sum(found), len(found) - sum(found)
 
 
 class Taking:
-    """A file of letters that nobody else writes to, or takes letters out of, until it is closed.
+    """A file of letters that is closed to other writers and replays, until `close`.
 
     Raises BlockingIOError if another replay has it, FileNotFoundError if it is gone, OSError.
     """
@@ -135,15 +136,15 @@ class Taking:
             raise
         if not is_there:
             self.close()
-            raise FileNotFoundError(errno.ENOENT, "another replay took it", str(path))
+            raise FileNotFoundError(errno.ENOENT, "another replay has removed it", str(path))
 
     def lines(self) -> List[Tuple[bytes, Optional[Letter]]]:
-        """Return the lines of the file, each with the letter that it is. Raises OSError."""
+        """Return the lines of the file, each with its letter. Raises OSError."""
         with self._path.open("rb") as lines:
             return [(line, _letter_of(line)) for line in lines]
 
     def keep(self, lines: Sequence[bytes]) -> None:
-        """Leave only these lines; without any, no file. Raises OSError, and then all of them are there."""
+        """Keep only these lines; without any, remove the file. On OSError all lines are still there."""
         if not lines:
             self._path.unlink()
             return
@@ -156,7 +157,7 @@ class Taking:
         unfinished.rename(self._path)
 
     def close(self) -> None:
-        """Let others have it."""
+        """Release it for others."""
         os.close(self._descriptor)
 
     def __enter__(self) -> Taking:
@@ -172,14 +173,14 @@ class Taking:
 
 
 def event_of(line: bytes, letter: Letter) -> bytes:
-    """Return the event in the line of a letter, byte for byte as it was tracked, for numbers' sake."""
+    """Return the event in the line of a letter byte for byte, to keep its numbers exact."""
     event = line[line.find(_EVENT) + len(_EVENT) : line.rfind(b"}")]
     try:
         if orjson.loads(event) == letter.event:
             return event
     except orjson.JSONDecodeError:
         pass
-    return orjson.dumps(letter.event)  # somebody edited the line
+    return orjson.dumps(letter.event)  # the line was edited
 
 
 def _letter_of(line: bytes) -> Optional[Letter]:

@@ -1,13 +1,13 @@
-"""Directories: one for each process that writes, and the locks that say whose it is.
+"""Directories, one for each process that writes, and the locks that show which process owns one.
 
     <root>/<16 hex digits>/   owner.lock  drain.lock  counters  00000001.seg …
-    <root>/dead/              what the API rejected, see `dead`
+    <root>/dead/              events that the API rejected, see `dead`
     <root>/bad/               segments with damage, set aside
 
-A lock file's existence means nothing; only the lock on it does, which the kernel frees with the process
-(flock). `owner` is held by who writes, `drain` by who sends. A directory is made under another name
-and renamed once it is locked, so nobody adopts it unfinished. Locks are never unlocked by hand, only
-closed: a forked child that unlocked would free its parent's.
+The existence of a lock file means nothing; only the lock on it does, which the kernel frees with the process
+(flock). The writing process has `owner`, the sending process has `drain`. A directory is made under another
+name and renamed once it is locked, so it can't be adopted unfinished. Locks are never unlocked explicitly,
+only closed: a forked child that unlocked would free its parent's.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from .segment import Segment
 logger = logging.getLogger("windback")
 
 OWNER, DRAIN = "owner.lock", "drain.lock"
-#: Where a relay tells a living writer how far it is.
+#: Where a relay writes its progress for a running writer.
 COUNTERS = "counters"
 BAD, DEAD = "bad", "dead"
 
-#: What is short for a moment, or fails and works again. EACCES and the like are for somebody to see to.
+#: Shortages that may pass, and failures that may not repeat. EACCES and the like need a person.
 _TRANSIENT = frozenset(
     getattr(errno, name)
     for name in (
@@ -47,25 +47,25 @@ _TRANSIENT = frozenset(
 )
 _NAME = re.compile(r"[0-9a-f]{16}")
 _UNFINISHED = ".new"
-#: A directory takes a moment to make; one that takes so long belongs to a process that died meanwhile.
+#: A directory takes a moment to make; one that takes this long belongs to a process that has exited.
 _UNFINISHED_S = 3600.0
 _MOUNTS = Path("/proc/self/mountinfo")
-#: Where a store into a mapping of allocated blocks can't fail for lack of space, unless files share them.
+#: Where a store into a mapping of allocated blocks can't fail for lack of space, unless files share blocks.
 _MAPPED = frozenset({"ext2", "ext3", "ext4", "ramfs", "tmpfs", "xfs"})
-#: Of these, the ones where a copy of a file may share its blocks, so that a store needs a new one.
+#: Of these, where a copy of a file may share its blocks, so that a store needs a new one.
 _SHARING = frozenset({"xfs"})
-#: Of Linux: have a file share the blocks of another.
+#: Linux: make a file share the blocks of another.
 _FICLONE = 0x40049409
-#: Others could put events there, and this process would send them with its key.
+#: Other users could put events there, and this process would send them with its key.
 _OPEN_TO_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-#: Where other machines may be involved: no coherent mappings, and locks that lie.
+#: Where other machines may be involved: mappings are not coherent, and locks are unreliable.
 _NETWORK = frozenset(
     {"9p", "afs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs", "virtiofs"}
 )
 
 
 class Mount(NamedTuple):
-    """A file system: its type, as Linux calls it, where it is mounted, and its options."""
+    """A file system: its type as Linux names it, its mount point, and its options."""
 
     kind: str
     point: Path
@@ -73,13 +73,13 @@ class Mount(NamedTuple):
 
 
 def filesystem(path: Path, mountinfo: Path = _MOUNTS) -> Optional[str]:
-    """Return the type of the file system that *path* is on, as Linux calls it; None where nothing tells."""
+    """Return the type of the file system of *path*, as Linux names it; None if it is unknown."""
     mount = mount_of(path, mountinfo)
     return None if mount is None else mount.kind
 
 
 def mount_of(path: Path, mountinfo: Path = _MOUNTS) -> Optional[Mount]:
-    """Return the file system that *path* is on; None where nothing tells."""
+    """Return the file system of *path*; None if it is unknown."""
     try:
         mounts = mountinfo.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -90,10 +90,10 @@ def mount_of(path: Path, mountinfo: Path = _MOUNTS) -> Optional[Mount]:
         fields = mount.split()
         if len(fields) < 5 or "-" not in fields[5:-1]:
             continue
-        # proc(5): mount point, fifth; after a "-" of its own the type. Spaces in a path are octal there.
+        # proc(5): the mount point is fifth; the type follows after a "-". Spaces in a path are octal there.
         point = _unescaped(fields[4])
         inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):  # of two mounts at one point the later is on top
+        if inside and len(point) >= len(best):  # of two mounts at one point the later one is visible
             kind, *_, options = fields[fields.index("-", 5) + 1 :]
             best, found = point, Mount(kind, Path(point), options.split(","))
     return found
@@ -104,32 +104,33 @@ def _unescaped(text: str) -> str:
 
 
 def open_root(root: Path) -> bool:
-    """Make *root* if it isn't there; say whether its file system is fit for mappings.
+    """Make *root* if it does not exist. Returns whether its file system can have mappings.
 
-    Raises ConfigurationError for a place that can't hold a journal, and OSError for one that can't right now.
+    Raises ConfigurationError for a place that can't hold a journal, and OSError for one that can't now.
     """
     make_private(root)
     status = root.stat()
     if status.st_uid != os.geteuid():
-        message = f"journal {str(root)!r} belongs to another user; choose a directory of this one's"
+        message = f"journal {str(root)!r} belongs to another user; choose a directory of your own"
         raise ConfigurationError(message)
     if status.st_mode & _OPEN_TO_OTHERS:
         message = (
-            f"journal {str(root)!r} may be written to by others than its owner, whose events would be sent "
+            f"journal {str(root)!r} is writable by other users, whose events would be sent "
             f"with this key: chmod go-w {root}"
         )
         raise ConfigurationError(message)
     mount = mount_of(root)
     if mount is not None and (mount.kind in _NETWORK or mount.kind.startswith("fuse")):
         message = (
-            f"journal {str(root)!r} is on {mount.kind}, where locks and mappings fail; choose a local disk"
+            f"journal {str(root)!r} is on {mount.kind}, where locks and mappings are unreliable; use a local "
+            "disk"
         )
         raise ConfigurationError(message)
     return mount is not None and _keeps_blocks(root, mount)
 
 
 def make_private(folder: Path) -> None:
-    """Make a directory, and those that are missing above it, for this user alone. Raises OSError."""
+    """Make a directory, and the missing ones above it, for this user alone. Raises OSError."""
     missing = [folder]
     while not missing[-1].parent.exists():
         missing.append(missing[-1].parent)
@@ -143,7 +144,7 @@ def _keeps_blocks(root: Path, mount: Mount, mountinfo: Path = _MOUNTS) -> bool:
         upper = _upper_of(root, mount)
         below = None if upper is None else mount_of(upper, mountinfo)
         if below is None or below.kind == "overlay":
-            return False  # in a container it can't be seen, and it may be anything
+            return False  # not visible in a container, and it may be anything
         kind = below.kind
     else:
         kind = mount.kind
@@ -151,13 +152,13 @@ def _keeps_blocks(root: Path, mount: Mount, mountinfo: Path = _MOUNTS) -> bool:
 
 
 def _upper_of(root: Path, mount: Mount) -> Optional[Path]:
-    """Return where the files of an overlay are in truth; None if that can't be seen from here."""
+    """Return where the files of an overlay really are; None if that is not visible from here."""
     for option in mount.options:
         name, _, value = option.partition("=")
         upper = Path(_unescaped(value)) / root.resolve().relative_to(mount.point)
         with contextlib.suppress(OSError):
             if name == "upperdir" and upper.is_absolute():
-                here, there = root.stat(), upper.stat()  # a path of that name may be anything in here
+                here, there = root.stat(), upper.stat()  # a path of that name may be anything in a container
                 return upper if here.st_mtime_ns == there.st_mtime_ns else None
     return None
 
@@ -183,24 +184,24 @@ def _shares_blocks(root: Path) -> bool:
 
 
 def names(root: Path) -> List[str]:
-    """Return the names of all directories of writers under *root*, dead and alive."""
+    """Return the names of the directories of all writers under *root*, exited and running."""
     return sorted(name for name in segment.listed(root) if _NAME.fullmatch(name))
 
 
 def used_bytes(root: Path, without: str) -> int:
-    """Return what everything under *root* takes on the disk, *without* one directory."""
+    """Return the bytes on disk of everything under *root*, *without* one directory."""
     return segment.allocated_under(root, 1) - segment.allocated_under(root / without, 0)
 
 
 class HeldError(BlockingIOError):
-    """A lock that another holds."""
+    """A lock that another process has."""
 
 
 class Lock:
     """A locked file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises HeldError if it is another's, NotOursError, OSError."""
+        """Raises HeldError if another process has it, NotOursError, OSError."""
         import fcntl
 
         self.name = path.name
@@ -216,17 +217,17 @@ class Lock:
             except BaseException:
                 self.close()
                 raise
-            self.close()  # it was removed, or replaced, after it was opened
+            self.close()  # it was removed or replaced after it was opened
 
     def close(self) -> None:
-        """Let go of it. The lock is freed when no forked copy is open either."""
+        """Close the file. The lock is freed when no forked copy is open either."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
 
 
 class JournalDirectory:
-    """A directory whose owner lock this process holds, or, of a living process, the drain lock alone."""
+    """A directory whose owner lock this process has; or only the drain lock, if its writer is running."""
 
     def __init__(
         self, root: Path, name: str, nonce: int, locks: List[Lock], *, mapped: bool, synced: bool
@@ -239,12 +240,12 @@ class JournalDirectory:
         self.synced = synced
         self._locks = list(locks)
         self._is_owned = any(lock.name == OWNER for lock in locks)
-        #: Callers and the drain side both make segments; `next` is one step.
+        #: Callers and the drain side both make segments; `next` is one atomic step.
         self._ids = itertools.count(1)
 
     @classmethod
     def create(cls, root: Path, *, mapped: bool, synced: bool, drains: bool) -> JournalDirectory:
-        """Make a directory of this process's own. drains: it sends what it writes. Raises OSError."""
+        """Make a directory of this process. drains: this process also sends its events. Raises OSError."""
         nonce = secrets.randbits(64)
         name = f"{nonce:016x}"
         locks = cls._make(root, name, (OWNER, DRAIN) if drains else (OWNER,))
@@ -254,7 +255,7 @@ class JournalDirectory:
 
     @staticmethod
     def _make(root: Path, name: str, names_of_locks: Sequence[str]) -> List[Lock]:
-        """Make a directory that nobody sees before it is locked."""
+        """Make a directory that no other process sees before it is locked."""
         unfinished = root / (name + _UNFINISHED)
         unfinished.mkdir(0o700)
         locks: List[Lock] = []
@@ -270,20 +271,20 @@ class JournalDirectory:
 
     @classmethod
     def adopt(cls, root: Path, name: str) -> Optional[JournalDirectory]:
-        """Take over the directory of an exited process; None if it runs, or if another drains it.
+        """Take over the directory of an exited process; None if it runs, or if another process drains it.
 
         Raises OSError if that may work later.
         """
         try:
             return cls._lock(root, name, (OWNER, DRAIN))
         except OSError as error:
-            if is_transient(error):  # such as no file descriptor left
+            if is_transient(error):  # such as too many open files
                 raise
-            return None  # held by others, gone, not ours to open
+            return None  # locked by others, gone, or not readable
 
     @classmethod
     def attend(cls, root: Path, name: str, *, synced: bool = False) -> Optional[JournalDirectory]:
-        """Drain the directory of a process, exited or running; None if another does, or it is gone.
+        """Drain the directory of a process, exited or running; None if another does, or if it is gone.
 
         Raises OSError if that may work later.
         """
@@ -303,24 +304,24 @@ class JournalDirectory:
         folder = root / name
         if not _is_ours(folder):
             return None
-        # Locks may have been removed by people. Where there is nothing of ours, a lock is not put either.
+        # A user may have removed the locks. If there is nothing of ours, no lock is made either.
         if not any(each in (OWNER, DRAIN) or segment.is_segment(each) for each in segment.listed(folder)):
             return None
         held = _lock_all(folder, locks)
         home = cls(root, name, int(name, 16), held, mapped=False, synced=False)
-        # It makes nothing else there.
+        # This process makes only ledgers there.
         home._ids = itertools.count(1 + max(segment.ids(folder, fmt.LEDGER), default=0))
         return home
 
     @property
     def is_owned(self) -> bool:
-        """Whether nobody else can write here."""
+        """Whether no other process can write here."""
         return self._is_owned
 
     def own(self) -> bool:
-        """See whether the process that writes here has exited.
+        """Return whether the process that writes here has exited.
 
-        Its lock need not be kept: a directory is written to by the process that made it, and by no other.
+        Its lock need not be kept: only the process that made a directory ever writes to it.
         """
         if not self._is_owned:
             with contextlib.suppress(OSError):
@@ -334,7 +335,7 @@ class JournalDirectory:
         return segment.create(self.folder, header, mapped=self.mapped, synced=self.synced, limit=limit)
 
     def restore(self) -> bool:
-        """Make the directory again if somebody removed it; whether that was so. Raises OSError."""
+        """Make the directory again if it was removed. Returns whether that was so. Raises OSError."""
         if self.folder.is_dir():
             return False
         make_private(self.root)
@@ -344,7 +345,7 @@ class JournalDirectory:
         return True
 
     def set_aside(self, segment_id: int, kind: int = fmt.EVENTS) -> Path:
-        """Move a damaged segment to where people look at it; returns that path. Raises OSError."""
+        """Move a damaged segment to the folder for inspection; returns its new path. Raises OSError."""
         folder = self.root / BAD
         folder.mkdir(0o700, exist_ok=True)
         source = segment.path_of(self.folder, kind, segment_id)
@@ -353,7 +354,7 @@ class JournalDirectory:
         return path
 
     def trim(self) -> bool:
-        """Give back what was allocated here and not used, with all locks held; whether an event is left."""
+        """Free allocated but unused space, with all locks held. Returns whether an event remains."""
         is_left = False
         for segment_id in segment.ids(self.folder, fmt.EVENTS):
             path = segment.path_of(self.folder, fmt.EVENTS, segment_id)
@@ -362,7 +363,7 @@ class JournalDirectory:
                     is_left = True
                 else:
                     segment.remove(path)
-            except OSError:  # it stays as it is
+            except OSError:  # it stays unchanged
                 is_left = True
         for segment_id in segment.ids(self.folder, fmt.LEDGER):
             path = segment.path_of(self.folder, fmt.LEDGER, segment_id)
@@ -374,7 +375,7 @@ class JournalDirectory:
         return is_left
 
     def remove(self) -> None:
-        """Remove the directory with the locks, last; what is not ours in it stays, and so does it then."""
+        """Remove the directory, the locks last. Foreign files stay, and then so does the directory."""
         with contextlib.suppress(OSError):
             for name in segment.listed(self.folder):
                 if segment.is_unfinished(name):
@@ -386,16 +387,16 @@ class JournalDirectory:
         self.close()
 
     def close(self) -> None:
-        """Leave the directory to whoever comes next."""
+        """Leave the directory to the next process."""
         for lock in self._locks:
             lock.close()
         self._locks.clear()
 
 
 def trim(root: Path, name: str) -> bool:
-    """Give back what an exited process allocated and did not use; False if it runs, or if it is drained.
+    """Free the unused space of an exited process; False if its writer runs, or if it is drained.
 
-    What holds no event goes, the directory too if that is all of it.
+    Files without events are removed, and the directory too if nothing else is in it.
     """
     try:
         home = JournalDirectory.adopt(root, name)
@@ -412,12 +413,12 @@ def trim(root: Path, name: str) -> bool:
 
 @contextlib.contextmanager
 def growing(root: Path, most_s: float) -> Generator[None, None, None]:
-    """Be the only one to make a segment under *root*, while a block of code runs, or one after *most_s*."""
+    """Be the only process to make a segment under *root* while a block of code runs, for up to *most_s*."""
     import fcntl
 
     try:
         descriptor = os.open(root, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    except OSError:  # not there yet, or no descriptor left: the next step says so
+    except OSError:  # not there yet, or too many open files: the next step reports it
         yield
         return
     try:
@@ -434,7 +435,7 @@ def growing(root: Path, most_s: float) -> Generator[None, None, None]:
 
 
 def sweep(root: Path) -> None:
-    """Remove directories whose making was cut off long ago. Raises OSError."""
+    """Remove directories that were left unfinished long ago. Raises OSError."""
     for name in segment.listed(root):
         stem = name[: -len(_UNFINISHED)]
         if name.endswith(_UNFINISHED) and _NAME.fullmatch(stem):
@@ -444,7 +445,7 @@ def sweep(root: Path) -> None:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    # Not by rmtree, which needs a file descriptor: maybe there is none left, and that is why.
+    # Not by rmtree, which needs a file descriptor: a lack of descriptors may be why it is unfinished.
     with contextlib.suppress(OSError):
         for name in (OWNER, DRAIN):
             segment.remove(folder / name)
@@ -463,7 +464,7 @@ def _lock_all(folder: Path, names_of_locks: Sequence[str]) -> List[Lock]:
 
 
 def left_behind(root: Path, own: str) -> List[str]:
-    """Return the names of directories of exited processes that nobody sends from. Raises OSError."""
+    """Return the names of directories of exited processes that no process sends from. Raises OSError."""
     return [
         name
         for name in names(root)
@@ -472,12 +473,12 @@ def left_behind(root: Path, own: str) -> List[str]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether what failed may work a little later: the system is short of something, or a disk hiccups."""
+    """Whether the operation may succeed later: a resource is short, or a disk had a transient error."""
     return isinstance(error, OSError) and error.errno in _TRANSIENT and not isinstance(error, HeldError)
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether *folder* is a directory of this user, and nobody else may write to it."""
+    """Whether *folder* is a directory of this user that no other user can write to."""
     try:
         status = folder.lstat()
     except OSError as error:
@@ -489,7 +490,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody has the lock on a lock file; of one that can't be opened, by others' rights, too."""
+    """Whether a process has the lock on a lock file. Also True for a file that is not readable here."""
     import fcntl
 
     try:
@@ -508,7 +509,7 @@ def is_held(path: Path) -> bool:
 
 
 def is_same(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one at *path*, and not one that was removed or replaced since."""
+    """Whether the open file is still the one at *path*, not removed or replaced."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:

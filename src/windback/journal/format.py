@@ -1,6 +1,6 @@
 r"""The bytes of a segment: how a record is written so that a half-written one never counts.
 
-Pure: bytes in, bytes out. All numbers are little-endian, and everything stands at multiples of 8.
+Pure: bytes in, bytes out. All numbers are little-endian, and everything is aligned to multiples of 8.
 
 A segment is a file of `SEGMENT_BYTES`, zero behind its last record (some of that may be a hole):
 
@@ -10,14 +10,14 @@ A segment is a file of `SEGMENT_BYTES`, zero behind its last record (some of tha
                         these first 44 bytes are the same in every version
     record, 16 + n      length n (4), crc (4), sequence (4), zero (4), the payload, zeros up to the next 8
 
-The payload is written first and the record's header last: length 0 is the end, so a record counts when
-its header is there, and what a killed process had half written is nothing. `end` is 0 while the
-segment may grow, and then the offset behind its last record; it is a hint for a reader of a living journal.
+The payload is written first and the record's header last. Length 0 is the end, so a record counts when
+its header is there, and a record that a killed process had half written does not count. `end` is 0 while the
+segment may grow, and then the offset behind its last record; it is a hint for readers of a running process.
 
 The crc starts from a value made of the directory's nonce, the segment's id, the offset, the length and
-the sequence. So a record is valid in one place alone: a copy of it elsewhere, a segment inside a payload,
-what an earlier user of the disk block left behind, or a flipped bit in its header, is none. A record
-stands alone, so one that is damaged costs no other: the scan tries every later multiple of 8.
+the sequence. So a record is valid in one place only. A copy of it elsewhere, a segment inside a payload, old
+bytes of the disk block, or a record with a flipped bit in its header are all invalid. Records are
+independent, so a damaged one costs no other: the scan tries every later multiple of 8.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Iterator, NamedTuple, Optional, Union
 from zlib import crc32
 
 SEGMENT_BYTES = 1 << 20
-#: What a ledger, and the first segment of a process, may take of that before there is another.
+#: How many bytes of it a ledger, and the first segment of a process, may use before there is another.
 SMALL_BYTES = 1 << 16
 HEADER_BYTES = 64
 RECORD_BYTES = 16
-#: No event is longer: what an empty segment has room for.
+#: The longest event: the room in an empty segment.
 MAX_PAYLOAD_BYTES = SEGMENT_BYTES - HEADER_BYTES - RECORD_BYTES
 
 EVENTS, LEDGER = 1, 2
@@ -49,18 +49,18 @@ END_AT = 60
 K_OFFSET, K_LENGTH, K_SEQUENCE = 2654435761, 2246822519, 668265263
 MASK = 0xFFFFFFFF
 
-#: How many bytes a scan looks at, at most, where no valid record is. Damage needs little: rubbish seldom
-#: has the zeros of a header at the right place. What is made to look like headers must not keep a scan busy.
+#: How many bytes a scan reads, at most, where there is no valid record. Damage needs few: random bytes seldom
+#: have the zeros of a header at the right place. Bytes made to look like headers must not keep a scan busy.
 _MAX_RUBBISH_BYTES = 32 * SEGMENT_BYTES
-#: Zeros are skipped by up to so many bytes at a time: the free end of a segment takes no time, and rubbish
-#: with gaps in it does not have all of the rest copied for each of them.
+#: Zeros are skipped in steps of up to this many bytes. So the free end of a segment takes no time, and random
+#: bytes with gaps don't have the whole rest copied for each gap.
 _MAX_STRIDE = 4096
 
 Bytes = Union[bytes, bytearray, memoryview]
 
 
 class Header(NamedTuple):
-    """What a segment says of itself."""
+    """The description that a segment contains of itself."""
 
     kind: int
     segment_id: int
@@ -71,7 +71,7 @@ class Header(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One record found in a segment: where it stands, where the next one would, its number there."""
+    """One record found in a segment: its offset, the offset of the next one, its number there."""
 
     at: int
     until: int
@@ -80,11 +80,11 @@ class Record(NamedTuple):
 
 
 class ForeignError(ValueError):
-    """These bytes are no segment of ours."""
+    """These bytes are not a segment of ours."""
 
 
 class NewerError(ForeignError):
-    """A segment of a version that this one does not know; leave it alone."""
+    """A segment of a later version than this one can read; leave it alone."""
 
 
 def pack_header(header: Header) -> bytes:
@@ -107,10 +107,11 @@ def read_header(data: Bytes) -> Header:
     """Read what `pack_header` wrote. Raises ForeignError, NewerError."""
     head = bytes(data[: _HEADER.size])
     if len(data) < HEADER_BYTES or head[:8] != _MAGIC:
-        message = "this is no segment of a windback journal"
+        message = "this is not a segment of a windback journal"
         raise ForeignError(message)
     _, version, header_bytes, kind, _, segment_id, nonce, pid, created_ns = _HEADER.unpack(head)
-    # First of all: a flipped bit must not make a segment one of a later version, which nobody would read.
+    # Checked first: a flipped bit must not turn a segment into one of a later version, which nothing would
+    # read.
     if _CRC.unpack_from(data, _HEADER.size)[0] != crc32(head):
         message = "the header of this segment is damaged"
         raise ForeignError(message)
@@ -118,13 +119,13 @@ def read_header(data: Bytes) -> Header:
         message = f"a journal of version {version}; this windback reads up to {VERSION}"
         raise NewerError(message)
     if header_bytes != HEADER_BYTES:
-        message = "the header of this segment has another length than its version says"
+        message = "the header of this segment has a different length than its version requires"
         raise ForeignError(message)
     return Header(kind, segment_id, nonce, pid, created_ns, version)
 
 
 def seed(nonce: int, segment_id: int, kind: int) -> int:
-    """Return what the crcs of a segment start from."""
+    """Return the start value for the crcs of a segment."""
     return crc32(struct.pack("<QII", nonce, segment_id, kind))
 
 
@@ -149,7 +150,7 @@ def pack_record(start: int, at: int, sequence: int, payload: bytes) -> bytes:
 
 
 def record_at(data: Bytes, at: int, start: int) -> Optional[Record]:
-    """Return the record at offset *at*, if a valid one stands there."""
+    """Return the record at offset *at*; None if there is no valid one."""
     if at + RECORD_BYTES > len(data):
         return None
     length, crc, sequence, zero = RECORD.unpack_from(data, at)
@@ -171,9 +172,9 @@ def _cost(data: Bytes, at: int) -> int:
 
 
 def scan(data: bytes, start: int, at: int = HEADER_BYTES) -> Iterator[Record]:
-    """Yield every valid record from offset *at* on; never raises, whatever the bytes are.
+    """Yield every valid record from offset *at* on. Never raises, whatever the bytes are.
 
-    It ends early in a segment that somebody filled with what looks like headers and is not.
+    It ends early in a segment that is filled with bytes that look like headers.
     """
     left = _MAX_RUBBISH_BYTES
     while at < len(data):
@@ -189,7 +190,7 @@ def scan(data: bytes, start: int, at: int = HEADER_BYTES) -> Iterator[Record]:
 
 
 def prefix(data: bytes, start: int, at: int = HEADER_BYTES) -> Iterator[Record]:
-    """Yield the records from offset *at* on, up to where no valid one stands."""
+    """Yield the records from offset *at* on, up to the first offset without a valid one."""
     record = record_at(data, at, start)
     while record is not None:
         yield record

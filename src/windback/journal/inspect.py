@@ -1,12 +1,12 @@
-"""What is in journals, for people: reads alone, changes nothing, and holds up nobody.
+"""Shows the contents of journals to people. It only reads, and blocks no process.
 
-Of living processes this is a picture of one moment that may be blurred: the ledger is read first, then one
-segment after the other, so an event that is delivered meanwhile may still be called waiting. What vanishes
-while it is looked at is done with.
+For running processes it shows one moment, not exactly: the ledger is read first, then one segment after the
+other. So an event that is delivered during the scan may still count as waiting. Files that are removed
+during the scan count as done.
 
-Whether a process lives is what its lock says. A shared lock is tried, without waiting, and closed at once. It
-meets nobody who makes a directory, for that is locked under another name; who tries in these microseconds to
-adopt the directory of a dead process takes it for a living one's, and leaves it to the next.
+A process is running if its lock is taken. A shared lock is tried, without waiting, and closed immediately. It
+can't disturb a process that makes a directory, which is locked under another name. A process that tries, in
+these microseconds, to adopt the directory of an exited process sees it as taken, and leaves it to the next.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from . import format as fmt
 from .directory import BAD, COUNTERS, DEAD, DRAIN, OWNER, is_held, names
 from .ledger import State, state_of
 
-#: How often a ledger is looked for again that was replaced while it was read.
+#: How often the ledger is searched again if it was replaced while it was read.
 _TRIES = 5
 
 WAITING, LEASED, DONE = "waiting", "leased", "done"
 
 
 class Problem(NamedTuple):
-    """Something to know of a file. lost: records that are known to be missing."""
+    """A fact to report about a file. lost: records that are known to be missing."""
 
     path: Path
     text: str
@@ -37,7 +37,7 @@ class Problem(NamedTuple):
 
 
 class Scanned(NamedTuple):
-    """What one segment of events holds."""
+    """The contents of one segment of events."""
 
     path: Path
     size: int
@@ -49,7 +49,7 @@ class Scanned(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An event in a journal: where it stands and how far it is (WAITING, LEASED or DONE)."""
+    """An event in a journal: its offset and its state (WAITING, LEASED or DONE)."""
 
     directory: str
     segment_id: int
@@ -59,9 +59,9 @@ class Record(NamedTuple):
 
 
 class JournalReport(NamedTuple):
-    """A directory of a process. newer: what it says of itself, if it is of a version unknown here.
+    """A directory of a process. newer: its version, if this version can't read it.
 
-    is_alive: whether its process lives; is_attended: whether somebody sends what is in it.
+    is_alive: whether its process is running; is_attended: whether a process sends its events.
     """
 
     name: str
@@ -89,12 +89,12 @@ class Directory(NamedTuple):
 
     @property
     def undelivered(self) -> int:
-        """How many events are not off our hands."""
+        """How many events are not settled."""
         return self.waiting + self.leased
 
 
 class Findings(NamedTuple):
-    """What `check` found."""
+    """The findings of `check`."""
 
     segments: int
     ledgers: int
@@ -107,20 +107,20 @@ class Findings(NamedTuple):
 
 
 def problem_of(root: Path) -> Optional[str]:
-    """Say why *root* is no place where a journal may be; None if it is one. An empty one is: all was sent."""
+    """Return why *root* can't be a journal; None if it can. An empty directory can: all events were sent."""
     try:
         found = segment.listed(root) if root.is_dir() else None
     except OSError as error:
-        return f"{str(root)!r} can't be read: {error.strerror}"
+        return f"can't read {str(root)!r}: {error.strerror}"
     if found is None:
-        return f"{str(root)!r} {'is no directory' if root.exists() else 'does not exist'}"
+        return f"{str(root)!r} {'is not a directory' if root.exists() else 'does not exist'}"
     if found and len(_foreign(root)) == len(found):
-        return f"{str(root)!r} holds no journal"
+        return f"{str(root)!r} does not contain a journal"
     return None
 
 
 def homes(root: Path) -> Iterator[JournalReport]:
-    """Yield what is known of each directory before its segments are read."""
+    """Yield the description of each directory, before its segments are read."""
     for name in names(root):
         folder = root / name
         if not folder.is_dir():
@@ -137,7 +137,7 @@ def count_segments(root: Path) -> int:
 
 
 def directory(home: JournalReport) -> Directory:
-    """Count what is in a directory. Raises OSError."""
+    """Count the events in a directory. Raises OSError."""
     total = Directory(home.name, home.is_alive, home.is_attended)
     if home.newer is not None:
         return total._replace(newer=home.newer.text)
@@ -156,12 +156,12 @@ def directory(home: JournalReport) -> Directory:
 
 
 def unattended(root: Path) -> Iterator[Directory]:
-    """Yield the directories that nobody sends from. Raises OSError."""
+    """Yield the directories that no process sends from. Raises OSError."""
     return (directory(home) for home in homes(root) if not home.is_attended)
 
 
 def segments(home: JournalReport) -> Iterator[Scanned]:
-    """Scan the segments of events of a directory, oldest first; one at a time is in memory."""
+    """Scan the segments of events of a directory, oldest first, with one at a time in memory."""
     for segment_id in segment.ids(home.folder, fmt.EVENTS):
         path = segment.path_of(home.folder, fmt.EVENTS, segment_id)
         read = _read(path, is_alive=home.is_alive)
@@ -170,7 +170,7 @@ def segments(home: JournalReport) -> Iterator[Scanned]:
 
 
 def events(root: Path) -> Iterator[Record]:
-    """Yield the events that are not off our hands, directory by directory, in order."""
+    """Yield the events that are not settled, directory by directory, in order."""
     for home in homes(root):
         if home.newer is not None:
             continue
@@ -191,12 +191,12 @@ def dead_letters(root: Path) -> int:
 
 
 def set_aside(root: Path) -> List[Path]:
-    """Return the damaged segments that were put aside."""
+    """Return the damaged segments that were moved aside."""
     return sorted(root / BAD / name for name in segment.listed(root / BAD))
 
 
 def check(root: Path) -> Iterator[Findings]:
-    """Scan all there is; yields what was found so far after each segment, and at the end. Raises OSError."""
+    """Scan everything. Yields the findings so far after each segment, and at the end. Raises OSError."""
     found = Findings(0, 0, 0, [], [], _foreign(root), [], set_aside(root))
     found.unfinished.extend(root / name for name in segment.listed(root) if _is_unfinished_home(name))
     for home in homes(root):
@@ -219,12 +219,12 @@ def check(root: Path) -> Iterator[Findings]:
     for path in dead.files(root):
         broken = dead.count(path)[1]
         if broken:
-            found.damage.append(Problem(path, "lines that are no dead letters", broken))
+            found.damage.append(Problem(path, "lines that are not dead letters", broken))
     yield found
 
 
 class _Marks:
-    """Which parts of a segment are done, and which are leased; asked for ascending offsets."""
+    """The done and the leased parts of a segment, for queries with ascending offsets."""
 
     def __init__(self, ledger: State, segment_id: int) -> None:
         done = ledger.done.get(segment_id)
@@ -239,7 +239,7 @@ class _Marks:
         self._next = 0
 
     def state_at(self, at: int) -> str:
-        """Return how far the event at an offset is."""
+        """Return the state of the event at an offset."""
         parts = self._parts
         while self._next < len(parts) and parts[self._next][1] <= at:
             self._next += 1
@@ -249,13 +249,13 @@ class _Marks:
 
 
 class _Read(NamedTuple):
-    """The bytes of a segment. is_whole: nothing will be written to it any more."""
+    """The bytes of a segment. is_whole: nothing more will be written to it."""
 
     data: bytes
     is_whole: bool
 
     def records(self, nonce: int, segment_id: int, kind: int) -> Iterator[fmt.Record]:
-        """Yield its valid records; of one that may grow, up to where no valid one stands."""
+        """Yield its valid records; if it may grow, up to the first invalid one."""
         start = fmt.seed(nonce, segment_id, kind)
         return fmt.scan(self.data, start) if self.is_whole else fmt.prefix(self.data, start)
 
@@ -267,7 +267,7 @@ def _read(path: Path, *, is_alive: bool) -> Optional[_Read]:
     except (FileNotFoundError, segment.NotOursError):
         return None
     try:
-        # In this order: what is written after it was sealed is nothing.
+        # In this order: anything written after it was sealed does not count.
         is_whole = not is_alive or any(os.pread(descriptor, fmt.END.size, fmt.END_AT))
         return _Read(os.pread(descriptor, fmt.SEGMENT_BYTES, 0), is_whole)
     finally:
@@ -288,7 +288,7 @@ def _scan(home: JournalReport, path: Path, segment_id: int, read: _Read) -> Scan
 
 
 class _Gaps:
-    """What is missing between the records of a segment."""
+    """The gaps between the records of a segment."""
 
     def __init__(self) -> None:
         self.lost = 0
@@ -296,7 +296,7 @@ class _Gaps:
         self._sequence = -1
 
     def take(self, record: fmt.Record) -> None:
-        """Take in the next record."""
+        """Add the next record."""
         if record.sequence != self._sequence + 1:
             self.lost += max(1, record.sequence - self._sequence - 1)
         self._sequence, self.until = record.sequence, record.until
@@ -308,7 +308,7 @@ def _damage(path: Path, read: _Read, gaps: _Gaps, header: Optional[str]) -> Opti
         texts.append(f"cut short: {len(read.data):,} of {fmt.SEGMENT_BYTES:,} bytes")
     if gaps.lost:
         texts.append("damaged between records")
-    # A length was written there; a record that was not accepted has none.
+    # A length was written there, which a record that was not accepted does not have.
     if read.is_whole and any(read.data[gaps.until : gaps.until + 4]):
         texts.append("damaged behind the last record")
     lost = gaps.lost
@@ -328,12 +328,12 @@ def _header(
     except fmt.ForeignError as error:
         return None, str(error)
     if (header.kind, header.segment_id, header.nonce) != (kind, segment_id, nonce):
-        return header, "the header of this segment is that of another one"
+        return header, "the header of this segment belongs to another one"
     return header, None
 
 
 def _newer(folder: Path) -> Optional[Problem]:
-    """Return the first segment of a version unknown here, which has all of the directory left alone."""
+    """Return the first segment of a later version; the whole directory is then left alone."""
     for kind in (fmt.EVENTS, fmt.LEDGER):
         for segment_id in segment.ids(folder, kind):
             path = segment.path_of(folder, kind, segment_id)
@@ -347,7 +347,7 @@ def _newer(folder: Path) -> Optional[Problem]:
 
 
 def _read_ledger(folder: Path, nonce: int) -> State:
-    """Return what the newest ledger with a snapshot says; nothing is leased or done without one."""
+    """Return the state in the newest ledger with a snapshot; without one, nothing is leased or done."""
     for _ in range(_TRIES):
         is_gone = False
         for segment_id in reversed(segment.ids(folder, fmt.LEDGER)):
@@ -364,11 +364,11 @@ def _read_ledger(folder: Path, nonce: int) -> State:
 
 
 def _check_ledgers(home: JournalReport) -> Iterator[Optional[Problem]]:
-    """Yield for each ledger of a directory what is wrong with it."""
+    """Yield the problem of each ledger of a directory, or None."""
     nonce = int(home.name, 16)
     for segment_id in segment.ids(home.folder, fmt.LEDGER):
         path = segment.path_of(home.folder, fmt.LEDGER, segment_id)
-        read = _read(path, is_alive=home.is_attended)  # who sends writes it
+        read = _read(path, is_alive=home.is_attended)  # the sending process writes it
         if read is None:
             continue
         gaps = _Gaps()
@@ -390,7 +390,7 @@ def _sort_names(folder: Path, found: Findings) -> None:
 
 
 def _foreign(root: Path) -> List[Path]:
-    """Return what lies in the root and is not ours."""
+    """Return the files in the root that are not ours."""
     ours: Sequence[str] = (BAD, DEAD, *names(root))
     return [
         root / name

@@ -1,12 +1,12 @@
-"""Which records were leased under which key, and which are done: the drain side's log beside the events.
+"""The drain side's log beside the events: which records were leased under which key, and which are done.
 
-It is a segment as well, of records that are JSON. The first record of each is a snapshot, so the newest
-segment that has one is all there is to read; one is full after some thousand batches, and then the next
-begins with what still matters.
+It is a segment too, and its records are JSON. The first record of each is a snapshot, so only the newest
+segment that has one is read. A segment is full after some thousand batches. The next one then begins with
+the state that still matters.
 
-A lease is written before its batch is sent, and a done after whatever became of it. So after a kill
-the same events go out under the same key, and never is an event taken for done that is not. A
-ledger that is missing or damaged means at worst that events are sent again, under new keys.
+A lease is written before its batch is sent, and a done after the batch was settled. So after a kill
+the same events are sent under the same key, and no event is ever wrongly taken as done. If a
+ledger is missing or damaged, the worst effect is that events are sent again, under new keys.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .segment import Segment
 
 logger = logging.getLogger("windback")
 
-#: A record's place in a directory: its segment's id, then its offset, which needs 20 bits.
+#: A record's offset in a directory: its segment's id, then the offset in the segment, which needs 20 bits.
 Spot = int
 OFFSET_BITS = 20
 #: (segment id, first offset, offset behind the last record, how many records)
 Extent = Tuple[int, int, int, int]
 
-#: With less than this part of its room left the next ledger is made ahead.
+#: The next ledger is made ahead when less than this part of the room is left.
 _LOW_PART = 4
 
 
@@ -52,7 +52,7 @@ def offset_of(spot: Spot) -> int:
 
 
 def extents_of(spots: Sequence[Spot], lengths: Iterable[int]) -> List[Extent]:
-    """Return the runs that records at *spots*, with payloads of *lengths*, make."""
+    """Return the runs that records at *spots*, with payloads of *lengths*, form."""
     extents: List[Extent] = []
     segment_id = start = end = count = 0
     for spot, length in zip(spots, lengths):
@@ -77,7 +77,7 @@ class Ranges:
         self.parts: List[Tuple[int, int]] = [(start, end) for start, end in parts]
 
     def add(self, start: int, end: int) -> None:
-        """Have everything from *start* up to *end* done."""
+        """Mark everything from *start* up to *end* as done."""
         parts = self.parts
         if parts and parts[-1][1] == start:  # the next of a sequence
             parts[-1] = (parts[-1][0], end)
@@ -95,23 +95,23 @@ class Ranges:
 
 
 class State(NamedTuple):
-    """What a ledger says: extents by key, in the order they were leased; what is done, by segment."""
+    """The state of a ledger: extents by key, in the order of their leases; done parts, by segment."""
 
     leases: Dict[str, List[Extent]]
     done: Dict[int, Ranges]
 
     def settle(self, key: str) -> None:
-        """Take in that the batch leased under *key* is off our hands."""
+        """Record that the batch leased under *key* is settled."""
         for segment_id, start, end, _ in self.leases.pop(key, ()):
             self.done.setdefault(segment_id, Ranges()).add(start, end)
 
     def forget(self, segment_id: int) -> None:
-        """Take in that a segment is gone: all of it was done."""
+        """Record that a segment was removed: all of it was done."""
         self.done.pop(segment_id, None)
 
 
 class Ledger:
-    """See the module. Not for several threads at once: the drain side calls it under its lock."""
+    """The log in a directory. Not for several threads at once: the drain side calls it under its lock."""
 
     def __init__(self, home: JournalDirectory, state: State, current: Segment) -> None:
         self.state = state
@@ -122,14 +122,14 @@ class Ledger:
 
     @classmethod
     def start(cls, home: JournalDirectory) -> Ledger:
-        """Begin one in a directory that has none. Raises OSError."""
+        """Start a ledger in a directory that has none. Raises OSError."""
         ledger = cls(home, State({}, {}), home.new_segment(fmt.LEDGER, fmt.SMALL_BYTES))
         ledger._write_snapshot()
         return ledger
 
     @classmethod
     def resume(cls, home: JournalDirectory) -> Ledger:
-        """Read the newest of a dead process's, go on behind it, and remove the others.
+        """Read the newest ledger of an exited process, continue behind it, and remove the others.
 
         Raises OSError, and NewerError for one that this version can't read.
         """
@@ -157,7 +157,10 @@ class Ledger:
                 if segment_id in damaged:
                     where = home.set_aside(segment_id, fmt.LEDGER)
                     logger.warning(
-                        "journal %s: a damaged ledger, now %s; events may come twice", home.name, where
+                        "journal %s: the ledger is damaged and was moved to %s; some events may be sent "
+                        "twice",
+                        home.name,
+                        where,
                     )
                 else:
                     segment.remove(segment.path_of(home.folder, fmt.LEDGER, segment_id))
@@ -176,7 +179,7 @@ class Ledger:
 
     @property
     def size(self) -> int:
-        """What it takes on the disk."""
+        """Its size on disk in bytes."""
         return self._current.limit + (0 if self._next is None else self._next.limit)
 
     def make_room(self) -> None:
@@ -188,18 +191,18 @@ class Ledger:
         return self._home.new_segment(fmt.LEDGER, _limit_for(snapshot_bytes))
 
     def lease(self, key: str, extents: List[Extent]) -> None:
-        """Record that these events are about to be sent under *key*. Raises OSError if it can't."""
+        """Record that these events will be sent under *key*. Raises OSError if it can't."""
         self.state.leases[key] = extents
         self._write({"lease": key, "extents": extents})
 
     def split(self, key: str, halves: Sequence[Tuple[str, List[Extent]]]) -> None:
-        """Record that the batch of *key* goes on as its halves. Raises OSError."""
+        """Record that the batch of *key* was split into its halves. Raises OSError."""
         self.state.leases.pop(key, None)
         self.state.leases.update(halves)
         self._write({"split": key, "halves": halves})
 
     def done(self, key: str) -> None:
-        """Record that a batch is off our hands. Raises OSError."""
+        """Record that a batch is settled. Raises OSError."""
         self.state.settle(key)
         self._write({"done": key})
 
@@ -211,7 +214,7 @@ class Ledger:
             self._current.append(payload)
 
     def _turn_over(self) -> None:
-        """Go on in the next segment. Its snapshot already says what the entry at hand would."""
+        """Continue in the next segment. Its snapshot already contains the current entry."""
         snapshot = self._snapshot()
         old = self._current
         spare, self._next = self._next, None
@@ -225,7 +228,7 @@ class Ledger:
         old.unlink()
 
     def renew(self) -> None:
-        """Take in that somebody removed the files; what is written next begins a new one."""
+        """Record that another process or a user removed the files; the next write starts a new ledger."""
         self._is_gone = True
 
     def _write_snapshot(self) -> None:
@@ -234,12 +237,12 @@ class Ledger:
     def _snapshot(self) -> bytes:
         done = {str(segment_id): ranges.parts for segment_id, ranges in list(self.state.done.items())}
         snapshot = orjson.dumps({"leases": self.state.leases, "segments": done})
-        if len(snapshot) > fmt.MAX_PAYLOAD_BYTES:  # a case for nobody but a test
+        if len(snapshot) > fmt.MAX_PAYLOAD_BYTES:  # happens only in a test
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         return snapshot
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._current.close()
         if self._next is not None:
             self._next.close()
@@ -252,7 +255,7 @@ class Ledger:
 
 
 def _limit_for(snapshot_bytes: int) -> int:
-    """Return how much of a ledger's segment to allocate for a snapshot and what comes behind it."""
+    """Return how much of a ledger's segment to allocate for a snapshot and the entries behind it."""
     return fmt.SMALL_BYTES if 2 * snapshot_bytes < fmt.SMALL_BYTES else fmt.SEGMENT_BYTES
 
 
@@ -262,16 +265,16 @@ def _refuse_newer(data: bytes) -> None:
     except fmt.NewerError:
         raise
     except fmt.ForeignError:
-        pass  # the scan finds what is left
+        pass  # the scan finds the readable records
 
 
 def state_of(records: Sequence[fmt.Record]) -> Optional[State]:
-    """Return what the records of one ledger come to; None without the snapshot that each begins with."""
+    """Return the state that the records of one ledger add up to; None without the snapshot at its start."""
     if not records or records[0].at != fmt.HEADER_BYTES:
         return None
     try:
         return _state_of(records)
-    except (AttributeError, KeyError, TypeError, ValueError):  # whole records, but not of a ledger
+    except (AttributeError, KeyError, TypeError, ValueError):  # valid records, but not those of a ledger
         return None
 
 

@@ -1,11 +1,12 @@
-"""What another process wrote: what it had leased, under the same keys, and then what nobody sent yet.
+"""Reads the events of another process: first its leases, under the same keys, then the other events.
 
-It is dead, or it lives and only writes, and this one sends (a relay, or the sender of worker="process"). Of a
-living one's segment that is not sealed, the records are read up to where no valid one stands; once it is
-sealed, or its writer dead, a place without one is damage, and the scan goes on behind it.
+The other process has exited; or it runs and only writes, while this process sends (a relay, or the sender of
+worker="process"). In a running process's unsealed segment, records are read up to the first invalid one. Once
+the segment is sealed, or its writer has exited, an invalid record is damage, and the scan continues behind
+it.
 
-One segment is in memory at a time, whatever the size of it all. Nothing is copied into another journal: what
-was read is leased, sent and recorded right here, so a crash in the middle doubles nothing.
+One segment is in memory at a time, whatever the total size. Nothing is copied into another journal: events
+are leased, sent and recorded in place, so a crash in between duplicates nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _NOTHING = Ranges()
 
 
 class Found(NamedTuple):
-    """An event of another process's, and where it stands."""
+    """An event of another process, and its offset."""
 
     source: Reader
     spot: Spot
@@ -38,17 +39,17 @@ class Found(NamedTuple):
 
 
 class _Progress:
-    """How far one segment is."""
+    """The progress in one segment."""
 
     __slots__ = ("at", "handed", "is_damaged", "is_left", "is_read", "sequence", "settled")
 
     def __init__(self, settled: int) -> None:
-        #: Behind the last record that was read, and its number.
+        #: The offset behind the last record that was read, and its number.
         self.at = fmt.HEADER_BYTES
         self.sequence = -1
-        #: Records that were queued, and those that are off our hands, also since before this process.
+        #: Records that were queued, and those that are settled, also before this process.
         self.handed = self.settled = settled
-        #: Whether there will be no more.
+        #: Whether there will be no more records.
         self.is_read = False
         self.is_damaged = False
         #: Whether it can't be removed.
@@ -56,18 +57,18 @@ class _Progress:
 
 
 class Reader:
-    """See the module. `home` is a directory whose drain lock is held. Raises OSError, NewerError.
+    """Reads a directory whose drain lock this process has. Raises OSError, NewerError.
 
-    It has two descriptors open, the lock's and the ledger's: one relay reads from hundreds of applications.
+    It has two files open, the lock and the ledger, because one relay reads from hundreds of applications.
     """
 
     def __init__(self, home: JournalDirectory) -> None:
         self._home = home
         self._is_stopped = False
-        #: Segments that are no files of ours.
+        #: Segments that are not files of ours.
         self._ignored: Set[int] = set()
         self._ledger = Ledger.resume(home)
-        #: What a scan has to leave out: what is done, and what goes out again as it was leased.
+        #: Parts that a scan must skip: done ones, and those that are sent again as leased.
         self._skip: Dict[int, Ranges] = {}
         self._progress: Dict[int, _Progress] = {}
         state = self._ledger.state
@@ -79,9 +80,9 @@ class Reader:
         self._data: Dict[int, bytes] = {}
         self._seen = 0
         self._look()
-        #: How many events were queued, and how many of those are not settled.
+        #: How many events were queued, and how many of them are not settled.
         self.queued = self.outstanding = 0
-        #: Events that were damaged.
+        #: Damaged events.
         self.lost = 0
 
     @property
@@ -91,42 +92,42 @@ class Reader:
 
     @property
     def is_owned(self) -> bool:
-        """Whether its writer is dead."""
+        """Whether its writer has exited."""
         return self._home.is_owned
 
     @property
     def is_done(self) -> bool:
-        """Whether all of it is off our hands, and no more will come."""
+        """Whether all events are settled, and no more will come."""
         return self._home.is_owned and not self.has_more and not self.outstanding
 
     @property
     def has_more(self) -> bool:
-        """Whether there are segments that are not read to their end."""
+        """Whether some segments are not read to their end."""
         return not self._is_stopped and any(not progress.is_read for progress in self._progress.values())
 
     def settled(self) -> Dict[int, int]:
-        """Return how many records of each segment are off our hands; one that is missing is done with."""
+        """Return how many records of each segment are settled; a missing segment is done."""
         return {segment_id: progress.settled for segment_id, progress in list(self._progress.items())}
 
     @property
     def seen(self) -> int:
-        """The highest id of a segment that was found."""
+        """The highest id of the segments that were found."""
         return self._seen
 
     @property
     def written_to(self) -> Segment:
-        """Return what a sync is about: the segment of the ledger that is written to."""
+        """Return the segment of the ledger that is being written, to be synced."""
         return self._ledger.current
 
     def _look(self) -> None:
-        """Take in new segments. Raises OSError, NewerError."""
+        """Find new segments. Raises OSError, NewerError."""
         for segment_id in segment.ids(self._home.folder, fmt.EVENTS):
             if segment_id in self._progress or segment_id in self._ignored:
                 continue
             try:
                 head = segment.read_file(self._path(segment_id), fmt.HEADER_BYTES)
                 fmt.read_header(head)
-            except FileNotFoundError:  # somebody removed it
+            except FileNotFoundError:  # it was removed by a user
                 continue
             except NotOursError as error:
                 self._ignored.add(segment_id)
@@ -135,12 +136,12 @@ class Reader:
             except fmt.NewerError:
                 raise
             except fmt.ForeignError:
-                pass  # the scan finds what is left
+                pass  # the scan finds the readable records
             self._progress[segment_id] = _Progress(self._count_done(segment_id))
             self._seen = segment_id
 
     def _count_done(self, segment_id: int) -> int:
-        """Return how many records of a segment are done by the ledger of an earlier reader."""
+        """Return how many records of a segment are done according to the ledger of an earlier reader."""
         ranges = self._ledger.state.done.get(segment_id)
         if ranges is None:
             return 0
@@ -148,7 +149,7 @@ class Reader:
         return sum(record.at in ranges for record in fmt.scan(data, self._seed(segment_id)))
 
     def leased(self) -> List[Batch]:
-        """Return the batches that were under way, each under its key; call it once, first.
+        """Return the batches that were leased, each under its key; call it once, first.
 
         Raises OSError if that may work later; nothing was changed then.
         """
@@ -169,7 +170,7 @@ class Reader:
         return batches
 
     def _load(self, key: str, extents: Sequence[Extent]) -> Optional[Batch]:
-        """Read a lease again; None if nothing is left of it."""
+        """Read a lease again; None if none of its events are left."""
         records: List[bytes] = []
         spots: List[Spot] = []
         for segment_id, start, end, _ in extents:
@@ -183,22 +184,22 @@ class Reader:
             return None
         batch = Batch(records, 0, key, source=self, spots=spots)
         if len(records) != sum(extent[3] for extent in extents):
-            # Other bytes than those that went out before must not go under the same key. The new key follows
-            # from the old one and from what is left, so after another kill it is the same.
+            # Different bytes must not be sent under the same key. The new key is derived from the old one and
+            # the remaining events, so it is the same after another kill.
             batch = Batch(records, 0, _rest_key(key, spots), source=self, spots=spots)
             with suppress(OSError):
                 self._ledger.split(key, [(batch.key, extents_of(spots, map(len, records)))])
         return batch
 
     def read(self, most: int) -> List[Found]:
-        """Return up to *most* more events that nobody leased.
+        """Return up to *most* more events that were never leased.
 
         Raises OSError if that may work later, NewerError.
         """
         if self._is_stopped:
             return []
         if not self._home.is_owned:
-            self._home.own()  # if its writer died
+            self._home.own()  # if its writer has exited
             self._look()
         found: List[Found] = []
         for segment_id, progress in self._progress.items():
@@ -209,31 +210,31 @@ class Reader:
                     if is_transient(error):
                         if not found:
                             raise
-                        break  # what was found is in nobody else's hands; the next call meets it again
+                        break  # no other process has these events; the next call finds the rest
                     self.stop(error)
                 if len(found) >= most or self._is_stopped:
                     break
         return found
 
     def stop(self, error: Exception) -> None:
-        """Read no more: who comes next does. What is queued stays this one's to settle."""
+        """Read no more; the next process does. This process still settles the queued events."""
         if not self._is_stopped:
             self._is_stopped = True
-            logger.warning("journal %s: what is left there is left alone: %s", self._home.folder, error)
+            logger.warning("journal %s: its remaining events are left alone: %s", self._home.folder, error)
 
     def _read_on(self, segment_id: int, progress: _Progress, found: List[Found], most: int) -> None:
         try:
             descriptor = segment.open_file(self._path(segment_id))
-        except FileNotFoundError:  # somebody removed it
+        except FileNotFoundError:  # it was removed by a user
             progress.is_read = True
             return
         base = progress.at
         try:
-            # In this order: what is written after it was sealed is nothing.
+            # In this order: anything written after it was sealed does not count.
             sealed_at = _number(os.pread(descriptor, fmt.END.size, fmt.END_AT))
             is_whole = self._home.is_owned or sealed_at > 0
             if not is_whole and not any(os.pread(descriptor, 4, base)):
-                return  # nothing more yet
+                return  # nothing new
             data = os.pread(descriptor, fmt.SEGMENT_BYTES - base, base)
         finally:
             os.close(descriptor)
@@ -251,13 +252,14 @@ class Reader:
                     return
         if is_whole:
             rest = data[progress.at - base :]
-            # A length is there, where a record that was not accepted has none; or it was sealed behind this.
+            # There is a length, which a record that was not accepted does not have; or it was sealed behind
+            # this offset.
             if any(rest[:4]) or sealed_at > progress.at:
                 progress.is_damaged = True
             progress.is_read = True
 
     def _read_file(self, segment_id: int) -> bytes:
-        """Return a whole segment; the last few are kept, for leases share them."""
+        """Return a whole segment. The last few are kept, because leases share them."""
         data = self._data.get(segment_id)
         if data is None:
             data = segment.read_file(self._path(segment_id))
@@ -276,25 +278,25 @@ class Reader:
     # -- the drain side, under its lock --------------------------------------------------------
 
     def hand_out(self, spots: Sequence[Spot]) -> None:
-        """Take in that events which `leased` or `read` returned are queued."""
+        """Record that events which `leased` or `read` returned are queued."""
         self.queued += len(spots)
         self.outstanding += len(spots)
         for spot in spots:
             self._progress[spot >> OFFSET_BITS].handed += 1
 
     def lease(self, batch: Batch) -> None:
-        """Record that *batch* is about to be sent under its key."""
+        """Record that *batch* will be sent under its key."""
         with suppress(OSError):  # see OwnJournal
             self._ledger.lease(batch.key, extents_of(batch.spots, map(len, batch.records)))
 
     def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
-        """Record that *batch* goes on as its halves."""
+        """Record that *batch* was split into its halves."""
         parts = [(half.key, extents_of(half.spots, map(len, half.records))) for half in halves]
         with suppress(OSError):
             self._ledger.split(batch.key, parts)
 
     def settle(self, batch: Batch) -> None:
-        """Record that *batch* is off our hands."""
+        """Record that *batch* is settled."""
         with suppress(OSError):
             self._ledger.done(batch.key)
         self.outstanding -= len(batch)
@@ -304,14 +306,14 @@ class Reader:
     # -- a worker, without any lock ------------------------------------------------------------
 
     def clear(self) -> bool:
-        """Remove the segments that are done with, and the directory once all are; whether it was that."""
+        """Remove the finished segments, and the directory after the last. Returns whether it was removed."""
         for segment_id, progress in list(self._progress.items()):
             if progress.is_read and progress.handed == progress.settled and not progress.is_left:
                 try:
                     self._clear(segment_id, progress)
                 except OSError as error:
                     progress.is_left = True
-                    logger.warning("journal %s: a segment stays there: %s", self._home.folder, error)
+                    logger.warning("journal %s: can't remove a segment: %s", self._home.folder, error)
         if not self.is_done:
             return False
         if self._progress:
@@ -327,7 +329,9 @@ class Reader:
             with suppress(FileNotFoundError):
                 path = self._home.set_aside(segment_id)
                 logger.warning(
-                    "journal %s: damaged, now %s; what is whole in it is delivered", self.name, path
+                    "journal %s: a damaged segment was moved to %s; its valid events are delivered",
+                    self.name,
+                    path,
                 )
         else:
             segment.remove(self._path(segment_id))
@@ -335,7 +339,7 @@ class Reader:
         self._ledger.state.forget(segment_id)
 
     def close(self) -> None:
-        """Leave the rest to whoever comes next."""
+        """Leave the rest to the next process."""
         self._ledger.close()
         self._home.close()
 
@@ -345,5 +349,5 @@ def _number(data: bytes) -> int:
 
 
 def _rest_key(key: str, spots: Sequence[Spot]) -> str:
-    """Return the key for what is whole of a batch: the same for the same rest."""
+    """Return the key for the valid events of a batch: the same for the same events."""
     return f"{key}-{crc32(repr(list(spots)).encode()):08x}"

@@ -1,11 +1,11 @@
 """Segments as files: made whole before anything is written to them, then appended to by one writer at a time.
 
-Rules, each from something that bit others:
+Rules, each learned from a bug somewhere:
 
 - No store into a mapping whose blocks don't exist: on a full disk that is a SIGBUS, which no Python survives.
   So the part that may be written to, up to `limit`, is allocated and written with zeros first, and a full
-  disk is an OSError there. Behind it the file is a hole, which takes nothing on the disk.
-- No file of a running process is ever truncated; what is done with is unlinked, which leaves mappings intact.
+  disk is an OSError there. Behind it the file is a hole, which takes no space on disk.
+- No file of a running process is ever truncated. Finished files are unlinked, which leaves mappings intact.
 - Only its writer maps a segment. Readers of another process's use pread, where a short file is an error.
 - Only regular files of this user are opened, no symbolic links, and never in a way that may wait.
 - A name ending in .seg or .ledger is a whole segment: it is made under another name.
@@ -29,21 +29,21 @@ from .format import Header
 
 _SUFFIXES = {fmt.EVENTS: ".seg", fmt.LEDGER: ".ledger"}
 _UNFINISHED = ".tmp"
-#: How every file is opened: a FIFO must not make this process wait, nor a link lead it elsewhere.
+#: How every file is opened: a FIFO must not make this process wait, and a link must not lead it elsewhere.
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _PAGE_BYTES = 4096
-#: The unit in which `stat` counts what a file takes on the disk.
+#: The unit in which `stat` counts the space of a file on disk.
 _BLOCK_BYTES = 512
 #: More records than a segment has room for.
 _MORE_THAN_ALL = 1 << 32
 
 
 class Segment:
-    """A segment that is appended to. `memory` is its mapping; None where the file system is not fit for one.
+    """A segment that is appended to. `memory` is its mapping; None where the file system can't have one.
 
-    end: the offset where the next record will be; count: how many there are. Both belong to the thread that
-    holds the segment: it is taken out of a deque to write, and put back. limit: the offset that no record
-    may reach beyond, because nothing is allocated there.
+    end: the offset of the next record; count: the number of records. Both belong to the thread that
+    has the segment: it takes the segment out of a deque to write, and puts it back. limit: no record may
+    reach beyond this offset, because nothing is allocated there.
     """
 
     __slots__ = (
@@ -63,9 +63,9 @@ class Segment:
         self.end = fmt.HEADER_BYTES
         self.count = 0
         self.is_sealed = False
-        #: How many of its records are off our hands; the drain side's.
+        #: How many of its records are settled; written by the drain side.
         self.settled = 0
-        #: How many of them are on the disk itself, as far as anybody cared.
+        #: How many of them are synced to disk, if fsync is used.
         self.synced = 0
 
     def has_room_for(self, length: int) -> bool:
@@ -73,9 +73,9 @@ class Segment:
         return self.end + fmt.RECORD_BYTES + length <= self.limit
 
     def append(self, payload: bytes) -> int:
-        """Write a record and return its offset. The caller has seen that it fits.
+        """Write a record and return its offset. The caller has checked that it fits.
 
-        `JournalQueue.put` has this spelled out for the mapped case, where each call counts.
+        `JournalQueue.put` repeats this code for the mapped case, where each call counts.
         """
         at, sequence = self.end, self.count
         try:
@@ -93,10 +93,10 @@ class Segment:
         return at
 
     def settle(self, at: int, sequence: int, length: int) -> bool:
-        """Have it consistent after an exception struck the writer of a record; whether that one counts.
+        """Make the segment consistent after an interrupted `append`. Returns whether the record counts.
 
-        What counts stays: another process may have read it by now. Of what does not, nothing is left, or
-        whoever comes next would take it for damage.
+        A valid record stays, because another process may have read it. An incomplete one is overwritten with
+        zeros: the next reader would report it as damage.
         """
         record = fmt.record_at(self.read(at), 0, fmt.seed_at(self.seed, at))
         if record is not None and record.sequence == sequence:
@@ -126,31 +126,31 @@ class Segment:
         return self.memory[at + fmt.RECORD_BYTES : at + fmt.RECORD_BYTES + length]
 
     def seal(self) -> None:
-        """Say that nothing more will be written here."""
+        """Mark the segment as finished."""
         memory = self.memory
         self.is_sealed = True
-        with contextlib.suppress(OSError, ValueError):  # a hint; and from here on release may close it
+        with contextlib.suppress(OSError, ValueError):  # only a hint; and from here on release may close it
             if memory is None:
                 os.pwrite(self.descriptor, fmt.END.pack(self.end), fmt.END_AT)
             else:
                 memory[fmt.END_AT : fmt.END_AT + fmt.END.size] = fmt.END.pack(self.end)
 
     def copy_descriptor(self) -> Optional[int]:
-        """Return a descriptor for who syncs it while others close this one; None if it is closed.
+        """Return a descriptor to sync while other threads close this one; None if it is closed.
 
         Raises OSError.
         """
         if self.memory is not None and sys.platform == "darwin":
-            self.memory.flush()  # on Linux, fsync of the file has what was stored through a mapping written
+            self.memory.flush()  # on Linux, fsync of the file also writes what was stored through a mapping
         return None if self.is_closed else os.dup(self.descriptor)
 
     @property
     def is_closed(self) -> bool:
-        """Whether the file was let go of."""
+        """Whether the file is closed."""
         return self.descriptor < 0
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self.memory is not None:
             self.memory.close()
             self.memory = None
@@ -159,7 +159,7 @@ class Segment:
             os.close(descriptor)
 
     def unlink(self) -> None:
-        """Let go of the file, and remove it. Raises OSError."""
+        """Close the file and remove it. Raises OSError."""
         self.close()
         remove(self.path)
 
@@ -170,7 +170,7 @@ def create(
     """Make a segment, ready to be written to up to *limit* without a fault. Raises OSError on a full disk."""
     path = path_of(folder, header.kind, header.segment_id)
     unfinished = path.with_name(path.name + _UNFINISHED)
-    remove(unfinished)  # of one that was killed while it did this
+    remove(unfinished)  # of a process that was killed while it did this
     descriptor = os.open(unfinished, _FLAGS | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     memory = None
     try:
@@ -206,7 +206,7 @@ def reopen(path: Path, header: Header, end: int, count: int) -> Segment:
 
 
 class NotOursError(OSError):
-    """A file that is not a regular file of this user."""
+    """Not a regular file of this user."""
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY, *, of_any_user: bool = False) -> int:
@@ -221,7 +221,7 @@ def open_file(path: Path, flags: int = os.O_RDONLY, *, of_any_user: bool = False
     if stat.S_ISREG(status.st_mode) and (of_any_user or status.st_uid == os.geteuid()):
         return descriptor
     os.close(descriptor)
-    what = "a file of another user" if stat.S_ISREG(status.st_mode) else "not a regular file"
+    what = "it belongs to another user" if stat.S_ISREG(status.st_mode) else "not a regular file"
     raise NotOursError(errno.EINVAL, what, str(path))
 
 
@@ -235,10 +235,10 @@ def read_file(path: Path, size: int = fmt.SEGMENT_BYTES, *, of_any_user: bool = 
 
 
 def trim(path: Path) -> bool:
-    """Free what an exited process allocated behind its last record; whether there is a record at all.
+    """Free the space that an exited process allocated and did not use. Returns whether there is a record.
 
-    Nothing that is written is lost, whenever this is cut off: what is cut away are zeros, and the file is
-    made as long again, with a hole. Raises OSError.
+    No record is lost if this is interrupted: only zeros are cut off, and the file gets the same length again,
+    with a hole. Raises OSError.
     """
     descriptor = open_file(path, os.O_RDWR)
     try:
@@ -254,13 +254,13 @@ def trim(path: Path) -> bool:
         os.close(descriptor)
     try:
         fmt.read_header(data)
-    except fmt.ForeignError:  # damaged, or of a version that is not known here: to be looked at
+    except fmt.ForeignError:  # damaged, or of a later version: left for inspection
         return True
     return end > fmt.HEADER_BYTES
 
 
 def allocated(status: os.stat_result) -> int:
-    """Return how many bytes a file takes on the disk."""
+    """Return how many bytes a file takes on disk."""
     return status.st_blocks * _BLOCK_BYTES
 
 
@@ -268,8 +268,8 @@ def allocated_under(folder: Path, depth: int) -> int:
     """Return how many bytes the files in *folder* take, and those in folders up to *depth* levels below."""
     total = 0
     names: List[str] = []
-    with contextlib.suppress(OSError):  # it is gone, or closed to this user
-        names = os.listdir(folder)  # noqa: PTH208 - no iterator to be left open when a caller is interrupted
+    with contextlib.suppress(OSError):  # it is gone, or not readable for this user
+        names = os.listdir(folder)  # noqa: PTH208 - no iterator that stays open when a caller is interrupted
     for name in names:
         with contextlib.suppress(OSError):
             status = os.lstat(folder / name)
@@ -286,19 +286,19 @@ def new_header(kind: int, segment_id: int, nonce: int) -> Header:
 
 
 def path_of(folder: Path, kind: int, segment_id: int) -> Path:
-    """Return where a segment lies."""
+    """Return the path of a segment."""
     return folder / f"{segment_id:08d}{_SUFFIXES[kind]}"
 
 
 def ids(folder: Path, kind: int) -> List[int]:
-    """Return the ids of the segments of a kind in *folder*, oldest first; none if it is gone."""
+    """Return the ids of the segments of a kind in *folder*, oldest first; none if there is no folder."""
     suffix = _SUFFIXES[kind]
     stems = [name[: -len(suffix)] for name in listed(folder) if name.endswith(suffix)]
     return sorted(int(stem) for stem in stems if re.fullmatch(r"[0-9]{8,10}", stem))
 
 
 def listed(folder: Path) -> List[str]:
-    """Return the names of all files in *folder*; none if it is gone, or a file itself."""
+    """Return the names of all files in *folder*; none if it is missing, or not a directory."""
     try:
         return [path.name for path in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
@@ -322,15 +322,15 @@ def remove(path: Path) -> None:
 
 
 def sync_new(segments: Iterable[Segment]) -> bool:
-    """Have all records of these segments on the disk itself; whether there were new ones. For one thread.
+    """Sync all records of these segments to disk. Returns whether there were new ones. For one thread.
 
-    One that is closed meanwhile is passed over. Raises OSError after all were tried. A file that failed is
-    never tried again: the kernel says success the next time, and is wrong.
+    Segments that are closed during this are skipped. Raises OSError after all were tried. A file that failed
+    is never tried again: the kernel would report success the next time, wrongly.
     """
     is_new = False
     failed: Optional[OSError] = None
     for segment in segments:
-        count = segment.count  # what is written from here on, the next round takes
+        count = segment.count  # later records are for the next round
         if count > segment.synced:
             is_new = True
             try:
@@ -348,12 +348,12 @@ def sync_new(segments: Iterable[Segment]) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk itself. Raises OSError."""
+    """Sync the names in a folder to disk. Raises OSError."""
     sync_file(os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
 
 
 def sync_file(descriptor: int) -> None:
-    """Have a file on the disk itself, and close the descriptor. Raises OSError."""
+    """Sync a file to disk and close the descriptor. Raises OSError."""
     try:
         _sync(descriptor)
     finally:
@@ -363,7 +363,7 @@ def sync_file(descriptor: int) -> None:
 def _sync(descriptor: int) -> None:
     import fcntl
 
-    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS, where fsync is no barrier
+    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS, where fsync is not a barrier
     if full is not None:
         fcntl.fcntl(descriptor, full)
     else:

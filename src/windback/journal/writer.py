@@ -1,7 +1,7 @@
 """The journal that this process writes: open segments for callers, spares made ahead, and a ledger.
 
 Callers never wait for each other. A segment is claimed by popping it from `open` and given back by
-appending it; one that is full is sealed and a spare takes its place. Spares are made by `upkeep`, in a
+appending it; a full one is sealed and replaced by a spare. Spares are made by `upkeep`, in a
 worker; only if none is left does a caller make one, and only then may it have to wait for another that does.
 """
 
@@ -49,7 +49,7 @@ _IN_HAND_S = 0.2
 
 
 class OwnJournal:
-    """See the module. max_bytes: of all that is under *root*, what exited processes left included.
+    """The journal that this process writes. max_bytes: of all files under *root*, also of exited processes.
 
     drains: this process also sends what it writes; else that is another's, and so is the ledger.
     fsync: what is `written_to` is synced, so files and their names have to be on the disk before that.
@@ -62,7 +62,7 @@ class OwnJournal:
         self._max_bytes = max_bytes
         self.open: Deque[Segment] = deque()
         self.segments: Dict[int, Segment] = {}
-        #: Somebody should call `upkeep`.
+        #: Some thread should call `upkeep`.
         self.wants_upkeep = False
         #: Why nothing can be written right now.
         self.trouble: Optional[OSError] = None
@@ -112,7 +112,7 @@ class OwnJournal:
     def append_elsewhere(self, full: Optional[Segment], payload: bytes) -> Optional[Spot]:
         """Write an event where there is room; None if there is none, or the disk has trouble (`trouble`).
 
-        full: the segment that the caller holds and could not use at once.
+        full: the segment that the caller has and could not use immediately.
         """
         if full is not None and not full.has_room_for(len(payload)):
             full.seal()
@@ -222,7 +222,7 @@ class OwnJournal:
         return limit
 
     def _give_back(self) -> bool:
-        """Have the space given back that exited processes did not use; whether any was looked at."""
+        """Free the space that exited processes did not use. Returns whether any was checked."""
         new: Set[str] = set()
         with contextlib.suppress(OSError):
             new = {name for name in names(self._root) if name not in self._trimmed and name != self.name}
@@ -234,7 +234,7 @@ class OwnJournal:
     def _start(self) -> None:
         try:
             mapped = open_root(self._root)
-        except ConfigurationError as error:  # it was none when the client was made
+        except ConfigurationError as error:  # it was not a directory when the client was made
             raise OSError(errno.EINVAL, str(error)) from None
         home = JournalDirectory.create(self._root, mapped=mapped, synced=self._fsync, drains=self._drains)
         try:
@@ -269,7 +269,7 @@ class OwnJournal:
             self._line_at_s = now_s + _LINE_S
             self._is_said = True
             logger.warning(
-                "journal %s: %s; events are kept in memory meanwhile, where a killed process loses them",
+                "journal %s: %s; events are kept only in memory for now, and a killed process loses them",
                 self._root,
                 error.strerror or error,
             )
@@ -298,7 +298,7 @@ class OwnJournal:
             self._ledger.split(batch.key, parts)
 
     def settle(self, batch: Batch) -> None:
-        """Record that *batch* is off our hands."""
+        """Record that *batch* is settled."""
         if self._ledger is None:  # the client was closed while this was under way
             return
         for segment_id, _, _, count in self._ledger.state.leases.get(batch.key, ()):
@@ -311,7 +311,7 @@ class OwnJournal:
 
     @contextlib.contextmanager
     def _tolerated(self) -> Generator[None, None, None]:
-        """A ledger that can't grow must not hold up delivery; a kill may then double what it did not tell."""
+        """Write to the ledger. If it can't grow, delivery continues, and a kill may then repeat batches."""
         try:
             yield
         except OSError as error:
@@ -365,7 +365,7 @@ class OwnJournal:
     # -- the end -------------------------------------------------------------------------------
 
     def release(self) -> None:
-        """Close the journal: remove it if all of it is settled, else leave it to who comes next."""
+        """Close the journal: remove it if all of it is settled, else leave it to the next process."""
         with self._making:
             self._is_released = True
         if self._fsync and any(each.settled < each.count for each in list(self.segments.values())):
@@ -446,7 +446,7 @@ def _unheld(segments: Dict[int, Segment], references: int) -> List[Segment]:
 
 
 def _references_of_nobody() -> int:
-    """Return how many references `_unheld` sees to a segment that nobody holds; 0 if that can't be told."""
+    """Return how many references `_unheld` sees to an unused segment; 0 if that is unknown."""
     has_lock: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
     if not hasattr(sys, "getrefcount") or not has_lock():  # without that lock a count is off at times
         return 0

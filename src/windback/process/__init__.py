@@ -1,4 +1,4 @@
-"""What happens to the process as a whole: its exit, its forks, its signals.
+"""Events of the whole process: its exit, its forks, its signals.
 
 Imports: nothing above `errors`.
 """

@@ -28,59 +28,59 @@ logger = logging.getLogger("windback")
 
 
 class Engine(Protocol):
-    """What the end of a process, a fork and a test need of a client."""
+    """The methods of a client for the end of the process, for forks and for tests."""
 
     config: Config
-    #: Seconds that the end of the process may take to deliver the rest.
+    #: Seconds that the end of the process may take to deliver the remaining events.
     shutdown_timeout: float
 
     def begin_exit(self) -> None:
-        """Accept nothing more, start no thread, hurry the workers."""
+        """Accept no more events, start no thread, and make the workers send without pauses."""
 
     def finish_exit(self, deadline_s: float) -> int:
-        """Wait for what is left, or send it; return how many events were given up."""
+        """Wait until the remaining events are sent, or send them. Returns how many were given up."""
         ...
 
     def reset(self) -> None:
-        """Become empty, in a forked child."""
+        """Make everything new and empty, in a forked child."""
 
     def retire(self) -> bool:
-        """Deliver what is left of a client that nobody refers to; close it if nothing is, and say so."""
+        """Deliver the events of a client without references. Closes it and returns True when none remain."""
         ...
 
     def forked(self) -> None:
-        """Take notice of a fork, in the parent."""
+        """Handle a fork, in the parent."""
 
     def flush_from_outside(self, deadline_s: float) -> Callable[[], object]:
-        """Start to deliver what is there; what is returned waits for it, until the deadline."""
+        """Start to deliver the queued events. Returns a function that waits for it, until the deadline."""
         ...
 
     def stats(self) -> Stats:
-        """Return what became of all events so far."""
+        """Return the counts of all events so far."""
         ...
 
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:
-        """Deliver what is there, within *timeout* seconds."""
+        """Deliver the queued events within *timeout* seconds."""
         ...
 
 
-#: Held while httpx and its kind are imported. A fork waits for it: in a child the import lock of a half
-#: loaded module would belong to a thread that does not exist there. Reentrant, for what is imported may fork
-#: itself: trio asks ldconfig, and gevent's subprocess forks in Python.
+#: Held while httpx and similar modules are imported, and a fork waits for it: the child would have the import
+#: lock of a half loaded module, held by a thread that does not exist there. Reentrant, because an imported
+#: module may fork: trio calls ldconfig, and gevent's subprocess forks in Python.
 loading = threading.RLock()
-#: A fork waits no longer than this, whatever an import does.
+#: A fork waits no longer than this for an import.
 _LOADING_S = 5.0
 
-#: The interpreter is going down; no thread may be started any more.
+#: The interpreter is exiting; no thread may be started any more.
 exiting = False
-#: Called when the exit has drained all clients.
+#: Called after the exit has drained all clients.
 after_exit: List[Callable[[], object]] = []
 
-#: Gets each engine whose client was closed, for tests.
+#: Receives the engine of each client that was closed, for tests.
 on_forget: Optional[Callable[[Engine], object]] = None
 
 _engines: List[Engine] = []
-#: So many open clients are most likely a mistake.
+#: More open clients than this are probably a mistake.
 _MANY = 20
 _said_how = False
 _waits: List[bool] = []
@@ -90,13 +90,13 @@ _pid = os.getpid()
 _noticing = threading.Lock()
 
 _followed: Set[str] = set()
-#: The process that looked for what is to be followed when it started its first worker.
+#: The process in which modules to follow were last searched, before its first worker started.
 _followed_in = _pid
 
 
 def register(engine: Engine) -> None:
-    """Have *engine* drained at exit and emptied in forked children."""
-    global _installed  # noqa: PLW0603 - hooks can be installed once for a process only
+    """Drain *engine* at exit, and empty it in forked children."""
+    global _installed  # noqa: PLW0603 - hooks can be installed only once per process
     notice_fork()
     if not _installed:
         _installed = True
@@ -109,7 +109,7 @@ def register(engine: Engine) -> None:
 
 
 def forget(engine: Engine) -> None:
-    """The counterpart of `register`, for a client that was closed."""
+    """Undo `register`, for a client that was closed."""
     if engine in _engines:
         _engines.remove(engine)
         if on_forget is not None:
@@ -117,18 +117,18 @@ def forget(engine: Engine) -> None:
 
 
 def is_open(engine: Engine) -> bool:
-    """Whether *engine* is of a client that is not closed."""
+    """Whether the client of *engine* is not closed."""
     return any(each is engine for each in _engines)
 
 
 def _warn_of_many() -> None:
-    """Say once how a client is meant, where a program makes one for each request."""
-    global _said_how  # noqa: PLW0603 - once for a process
+    """Log once how clients are meant to be used, for programs that make one per request."""
+    global _said_how  # noqa: PLW0603 - once per process
     if len(_engines) >= _MANY and not _said_how:
         _said_how = True
         logger.warning(
-            "%d windback clients are open in this process, each with its own queue, worker and connections: "
-            "make one at start-up, share it (threads and tasks may), and close() what is not needed any more",
+            "%d windback clients are open in this process, each with its own queue, worker and connections; "
+            "make one at start-up, share it (it is safe in threads and tasks), and close() the others",
             len(_engines),
         )
 
@@ -144,7 +144,7 @@ def events_were(count: int) -> str:
 
 
 def _at_exit() -> None:
-    """Drain all clients within the longest of their deadlines, all of them at the same time."""
+    """Drain all clients at the same time, within the longest of their deadlines."""
     global exiting  # noqa: PLW0603 - a process exits once
     notice_fork()
     exiting = True
@@ -163,10 +163,10 @@ def _at_exit() -> None:
 
 
 def _keep_exit_status() -> None:
-    """Have a process that Ctrl-C ended still end by that signal.
+    """Make a process that Ctrl-C ended still end by that signal.
 
-    CPython remembers in a flag that a KeyboardInterrupt left the last code that was given to it as text,
-    which the modules loaded by the drain have just done as well, without one.
+    CPython remembers in a flag that a KeyboardInterrupt left the last code that was run from text. The
+    modules that the drain loads are such code as well, and reset the flag.
     """
     if getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1"):
         with contextlib.suppress(KeyboardInterrupt):
@@ -174,12 +174,12 @@ def _keep_exit_status() -> None:
 
 
 def _follow() -> None:
-    """Find out when child processes end, which run no exit handlers, of those modules that are loaded."""
+    """Follow the ends of child processes that run no exit handlers, for the modules that are loaded."""
     for util in _utils():
         _followed.add(util.name)
         if util.is_in_child():
             util.finalize()
-        # Again in a child, once it forgot its finalizers: the parent's, and under a fork server its own.
+        # Again in a child, after it forgot its finalizers: the parent's, and under a fork server its own.
         util.register_after_fork(_at_exit, util.finalize)
     celery = sys.modules.get("celery.signals")
     if celery is not None and "celery" not in _followed:
@@ -190,23 +190,23 @@ def _follow() -> None:
 
 
 def follow_in_child() -> None:
-    """Look once more in a forked child, which may have loaded such a module only now (billiard does)."""
-    global _followed_in  # noqa: PLW0603 - a process looks once
+    """Search once more in a forked child, which may only now have loaded such a module, as billiard does."""
+    global _followed_in  # noqa: PLW0603 - once per process
     if _followed_in != os.getpid():
         _followed_in = os.getpid()
         _follow()
 
 
 class _Util(NamedTuple):
-    """multiprocessing.util, or that of a package that is made like it: multiprocess (of dill), billiard."""
+    """multiprocessing.util, or that of a similar package: multiprocess (of dill), billiard."""
 
     name: str
     register_after_fork: Callable[[object, Callable[[object], object]], object]
     make_finalizer: Callable[..., object]
 
     def finalize(self, _: object = None) -> None:
-        """Have the exit run when a child of this kind ends."""
-        # Any priority that is not negative runs before the process waits for children of its own.
+        """Run the exit handler when a child of this kind ends."""
+        # A priority that is not negative runs before the process waits for its own children.
         self.make_finalizer(None, _at_exit, exitpriority=10)
 
     def is_in_child(self) -> bool:
@@ -217,14 +217,14 @@ class _Util(NamedTuple):
 
 
 def _utils() -> List[_Util]:
-    """Find those that are loaded and not followed yet, by what they have and not by their names."""
+    """Find those that are loaded and not followed yet, by their attributes and not by their names."""
     found: Dict[str, _Util] = {}
     for module in list(sys.modules.values()):
         try:
             # Not getattr: that loads modules which their package loads lazily.
             names = object.__getattribute__(module, "__dict__")
             register, finalizer = names["register_after_fork"], names["Finalize"]
-            home = str(register.__module__)  # others may have it from there
+            home = str(register.__module__)  # others may have imported it from there
         except (AttributeError, KeyError, TypeError):
             continue
         if home not in _followed and callable(register) and callable(finalizer):
@@ -237,12 +237,12 @@ def _on_celery_exit(**_: object) -> None:
 
 
 def _on_celery_shutdown(**_: object) -> None:
-    # The exit handlers run later, when a gevent pool's threads, which resolve names, are gone for good.
+    # The exit handlers run later, when the threads of gevent's pool, which resolve names, no longer exist.
     flush_all()
 
 
 def flush_all() -> None:
-    """Deliver what all clients hold, within the longest of their deadlines, all of them at the same time."""
+    """Deliver the events of all clients at the same time, within the longest of their deadlines."""
     started_s = clock.now_s()
     waits = [engine.flush_from_outside(started_s + engine.shutdown_timeout) for engine in engines()]
     for wait in waits:
@@ -250,7 +250,7 @@ def flush_all() -> None:
 
 
 async def flush_all_async(timeout: Optional[float]) -> int:
-    """Do the same in a task, where an event loop may not be blocked; returns how many events are left.
+    """Do the same in a task, for event loops that must not block. Returns how many events remain.
 
     timeout: seconds; None: each client's own shutdown_timeout.
     """
@@ -289,7 +289,7 @@ def _in_child() -> None:
     global _pid, exiting, loading  # noqa: PLW0603 - a child is another process
     if _waits:
         _after_fork()
-    else:  # nobody waited before the fork, so its holder may be a thread that is not here
+    else:  # nothing waited before the fork, so the holder may be a thread that does not exist here
         loading = threading.RLock()
     _pid = os.getpid()
     exiting = False
@@ -298,7 +298,7 @@ def _in_child() -> None:
 
 
 def notice_fork() -> None:
-    """Do what the fork hooks do, where a fork did not run them: uWSGI's doesn't, unless it is told to."""
+    """Do the work of the fork hooks after a fork that did not run them, such as uWSGI's by default."""
     if os.getpid() == _pid:
         return
     with _noticing:
@@ -312,7 +312,7 @@ def misses_forks() -> bool:
 
 
 def why_no_threads() -> Optional[str]:
-    """Say why no thread may be started here although the system would; None nearly everywhere."""
+    """Return why no thread may be started here although the system allows it; None nearly everywhere."""
     uwsgi = _uwsgi()
     if uwsgi is None:
         return None
@@ -320,19 +320,20 @@ def why_no_threads() -> Optional[str]:
     if {"enable-threads", "threads"}.isdisjoint(options):
         return (
             "uWSGI runs without --enable-threads, so no thread runs between requests: "
-            "events are sent by flush(), close() and at exit only"
+            "events are sent only by flush(), close() and at exit; add --enable-threads"
         )
     if uwsgi.masterpid() == os.getpid():
-        # It forks without the interpreter's lock: a thread that holds it then holds it in the child for ever.
+        # It forks without the interpreter's lock: if a thread has it then, the child waits for it forever.
         return (
-            "this is uWSGI's master, where no thread may run: what is tracked before it forks is sent by "
-            "flush() only; or load the application in each worker (--lazy-apps)"
+            "this is uWSGI's master, where no thread may run: events tracked before it forks are sent only "
+            "by "
+            "flush(); or load the application in each worker (--lazy-apps)"
         )
     return None
 
 
 class _Uwsgi(Protocol):
-    """What uWSGI puts into the interpreter that it embeds."""
+    """The module that uWSGI adds to the interpreter that it embeds."""
 
     opt: Mapping[object, object]
 

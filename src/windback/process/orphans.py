@@ -1,12 +1,12 @@
-"""Clients that nobody refers to any more: what they accepted is delivered, then they go.
+"""Clients that nothing refers to any more: their events are delivered, then they are closed.
 
-A client made in a view and dropped leaves an engine with a worker and a connection. Its `Handle`, which the
-client and its copies share, notices that the last of them is gone. From then on one thread of this process
-looks after all such engines, until each has nothing left; at the end of the process those that are left are
-drained as any other.
+A client that is made in a view and dropped leaves an engine with a worker and a connection. Its `Handle`,
+which the client and its copies share, detects that the last of them is gone. From then on one thread of this
+process waits for all such engines, until each has delivered its events. At the end of the process the
+remaining ones are drained like any other.
 
-`Handle.__del__` may run at any moment, in any thread, also in a frame that holds a lock of ours. So it takes
-none: it appends to a deque, and whoever takes the token starts the thread.
+`Handle.__del__` may run at any moment, in any thread, also in a frame that has a lock of ours. So it takes
+no lock: it appends to a deque, and the caller that gets the token starts the thread.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from . import lifecycle
 
 logger = logging.getLogger("windback")
 
-#: The pauses between two looks (seconds): they grow while an engine can't deliver.
+#: The pauses between two checks (seconds). They grow while an engine can't deliver.
 _LOOK_S = 0.02
 _LOOK_CAP_S = 1.0
 
 _dropped: Deque[lifecycle.Engine] = deque()
 _token: Deque[int] = deque([0])
-#: The process that the token is of: in a forked child the thread is not there.
+#: The process of the token: a forked child does not have the thread.
 _pid = os.getpid()
 
 
 class Handle:
-    """What a client and its copies have in common, and nothing else refers to."""
+    """Shared by a client and its copies; nothing else refers to it."""
 
     __slots__ = ("_engine",)
 
@@ -51,7 +51,7 @@ class Handle:
 
 
 def _start() -> None:
-    """Start the thread unless it runs, or none may be started here: then the end of the process delivers."""
+    """Start the thread, unless it runs or no thread may start. Then the end of the process delivers."""
     global _pid, _token
     if _pid != os.getpid():
         _pid, _token = os.getpid(), deque([0])
@@ -74,7 +74,7 @@ def _run(token: Deque[int]) -> None:
         _retire_all()
     finally:
         token.append(0)
-    if _dropped:  # looked at after that: who dropped a client just now found no token
+    if _dropped:  # checked after that: a caller that dropped a client just now found no token
         _start()
 
 
@@ -94,5 +94,5 @@ def _is_retired(engine: lifecycle.Engine) -> bool:
     try:
         return not lifecycle.is_open(engine) or engine.retire()
     except Exception as error:
-        logger.debug("a client that was dropped can't be closed", exc_info=error)
+        logger.debug("can't close a client that was dropped", exc_info=error)
         return False

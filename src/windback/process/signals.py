@@ -1,14 +1,14 @@
-"""SIGTERM and SIGINT, for clients with handle_signals=True: deliver first, then what would have happened.
+"""SIGTERM and SIGINT, for clients with handle_signals=True: deliver first, then the earlier handler runs.
 
-By default SIGTERM ends a process at once, without its exit handlers, and what is queued is lost. The
-handler here starts a thread that flushes, and nothing else: it runs in the main thread between any two
-steps of it, which may hold any lock. The application goes on meanwhile. Then the thread sends the
-signal again, and now the handler does what the earlier one did; so the process ends with the same
-status, only later. A second signal in between is passed on at once.
+By default SIGTERM ends a process immediately, without its exit handlers, and queued events are lost. The
+handler here only starts a thread that flushes. It runs in the main thread between any two steps,
+which may have any lock. The application keeps running during that. Then the thread sends the
+signal again, and now the handler does the same as the earlier one. So the process ends with the same
+status, only later. A second signal in between is passed on immediately.
 
-A program that hears of signals by its event loop (`loop.add_signal_handler`) reads them from Python's wakeup
-descriptor, to which C writes before any handler runs; the earlier handler does nothing then. Such a program
-has heard of the signal already, so the handler here delivers beside it, and sends nothing again.
+A program that receives signals in its event loop (`loop.add_signal_handler`) reads them from Python's wakeup
+descriptor, to which C writes before any handler runs; its handler does nothing then. Such a program
+has received the signal already, so the handler here delivers beside it, and sends nothing again.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ logger = logging.getLogger("windback")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-#: While a busy application goes on, the drain gets its turns at the interpreter this often (seconds), and not
-#: each 5 ms: to load httpx alone takes hundreds of turns.
+#: While a busy application runs, the drain gets the interpreter this often (seconds), and not every 5 ms:
+#: loading httpx needs hundreds of turns.
 _SWITCH_S = 0.0005
-#: How long the end of the process waits for a signal that is on its way already.
+#: How long the end of the process waits for a signal that was already sent.
 _ON_ITS_WAY_S = 1.0
 
 _earlier: Dict[int, object] = {}
-#: A client asked for it where handlers can't be set.
+#: A client wanted handlers where they can't be set.
 _is_wanted = False
 
 
 class _Delay:
-    """A signal that is not passed on yet. Whoever ends it does that: the drain, or a second signal."""
+    """A signal that is not passed on yet. The drain or a second signal passes it on."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -64,15 +64,17 @@ _delays: Dict[int, _Delay] = {}
 def install() -> None:
     """Handle the signals that would end this process without its exit handlers, or by a handler of its own.
 
-    SIGINT as Python handles it is left alone: KeyboardInterrupt ends in the exit handlers. So is a signal
-    that is ignored. Where Python sets no handlers, one WARNING says so, and `install_later` may do it.
+    SIGINT as Python handles it is left alone, because KeyboardInterrupt ends in the exit handlers. Ignored
+    signals are left alone, too. Where Python sets no handlers, one WARNING is logged, and `install_later` may
+    set them.
     """
     global _is_wanted
     is_first, _is_wanted = not _is_wanted, True
     if not _set_handlers() and is_first:
         logger.warning(
             "handle_signals=True has no effect yet: this client was made outside of the main thread, and "
-            "Python sets signal handlers there only; make one in the main thread, or call its stats() there"
+            "Python sets signal handlers only there; make a client in the main thread, or call its stats() "
+            "there"
         )
 
 
@@ -88,14 +90,14 @@ def install_for_command() -> None:
 
 
 def install_later() -> None:
-    """Set the handlers if that was wanted before, where it could not be done."""
+    """Set the handlers if that was requested before, where it was not possible."""
     if _is_wanted:
         _set_handlers()
 
 
 def _set_handlers() -> bool:
-    """Set them if this thread may do that; whether it could."""
-    global _is_wanted  # noqa: PLW0603 - handlers are those of the process
+    """Set them if this thread may do that. Returns whether it could."""
+    global _is_wanted  # noqa: PLW0603 - handlers belong to the process
     if threading.current_thread() is not threading.main_thread():
         return False
     for number in SIGNALS:
@@ -116,7 +118,7 @@ def _set_handlers() -> bool:
 def _handle(number: int, frame: Optional[FrameType]) -> None:
     if _is_heard_elsewhere(_earlier[number]):
         if not lifecycle.exiting:
-            with contextlib.suppress(RuntimeError):  # out of threads; the program's own end delivers
+            with contextlib.suppress(RuntimeError):  # out of threads; the normal end of the program delivers
                 _thread.start_new_thread(_flush, ())
         return
     delay = _delays.get(number)
@@ -126,23 +128,23 @@ def _handle(number: int, frame: Optional[FrameType]) -> None:
             _pass_on(number, frame)
         return
     delay = _delays[number] = _Delay()
-    if lifecycle.exiting:  # the drain is under way already, and `_pass_on_rest` comes after it
+    if lifecycle.exiting:  # the drain is running already, and `_pass_on_rest` comes after it
         return
     try:
         _thread.start_new_thread(_drain, (number, delay))
-    except RuntimeError:  # out of threads; to flush here might wait for a lock that this very thread holds
+    except RuntimeError:  # out of threads; a flush here might wait for a lock that this very thread has
         _send_again(number, delay)
 
 
 def _is_heard_elsewhere(handler: object) -> bool:
-    """Whether a handler is there only so that C writes the signal to the descriptor of an event loop.
+    """Whether a handler exists only so that C writes the signal to the descriptor of an event loop.
 
-    asyncio's does nothing; uvloop's is a method of its loop, which reads the descriptor as well.
+    asyncio's does nothing; uvloop's is a method of its loop, which also reads the descriptor.
     """
     if hasattr(getattr(handler, "__self__", None), "add_signal_handler"):
         return True
     code = getattr(handler, "__code__", None)
-    if not isinstance(code, CodeType) or not code.co_code.strip(b"\0"):  # Cython's have a code without steps
+    if not isinstance(code, CodeType) or not code.co_code.strip(b"\0"):  # the code of Cython has no steps
         return False
     import dis
 
@@ -154,9 +156,9 @@ def _is_heard_elsewhere(handler: object) -> bool:
 
 
 def _flush() -> None:
-    """Deliver in this thread, beside a busy application."""
+    """Deliver in this thread, while a busy application keeps running."""
     switch_s = sys.getswitchinterval()
-    is_slow = switch_s > _SWITCH_S  # else another signal's delivery has set it already
+    is_slow = switch_s > _SWITCH_S  # else the delivery for another signal has set it
     if is_slow:
         sys.setswitchinterval(_SWITCH_S)
     try:
@@ -174,7 +176,7 @@ def _drain(number: int, delay: _Delay) -> None:
 
 
 def _pass_on_rest() -> None:
-    """Send again what came during the exit, or not long before it: later no handler runs any more."""
+    """Send the signals again that arrived during the exit or shortly before, when handlers still run."""
     own = [(number, delay) for number, delay in _delays.items() if delay.pid == os.getpid()]
     for number, delay in own:
         _send_again(number, delay)
@@ -191,7 +193,7 @@ def _send_again(number: int, delay: _Delay) -> None:
 def _send(number: int) -> None:
     """Send a signal to this process, in which a blocked main thread wakes up."""
     if os.name == "nt":
-        signal.raise_signal(number)  # os.kill ends a process there, whatever its handlers
+        signal.raise_signal(number)  # there os.kill ends a process, whatever its handlers are
     else:
         os.kill(os.getpid(), number)
 

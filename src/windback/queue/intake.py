@@ -53,9 +53,9 @@ class Refusals:
         return False
 
     def turn_away(self, announced: Deque[bool], why: Callable[[], str]) -> bool:
-        """Answer for an event without room: False, or QueueFullError or NoRoomError, as the policy says.
+        """Refuse an event without room: return False, or raise QueueFullError or NoRoomError, by the policy.
 
-        announced: see Line. why: says what is full.
+        announced: see Line. why: what is full.
         """
         if self.closed is not None:
             self.refuse(self.closed)
@@ -71,7 +71,7 @@ class Refusals:
         return False
 
     def announce(self, mark: Deque[bool], why: str) -> None:
-        """Have one log line written for each item of *mark*."""
+        """Write one log line for each item of *mark*."""
         try:
             mark.pop()
         except IndexError:

@@ -42,7 +42,7 @@ from .outbox import Outbox
 
 logger = logging.getLogger("windback")
 
-#: Events of one other process that are queued at once: a few batches for each of several workers.
+#: Events of one other process that are queued together: a few batches for each of several workers.
 READ_AHEAD = 1000
 #: The bound of such a queue is that of its segments.
 UNBOUNDED = 1 << 62
@@ -245,7 +245,7 @@ class JournalQueue:
         return bury(self._root, self._own.name, batch, report)
 
     def sync(self) -> bool:
-        """Sync to disk what was written here; whether there was anything new. Raises nothing.
+        """Sync new records to disk. Returns whether there were any. Raises nothing.
 
         For one thread, which takes no lock that a caller wants.
         """
@@ -388,7 +388,7 @@ class JournalQueue:
         is_over = reader.clear()
         if is_over:
             self.lost += reader.lost
-            self._left_alone.add(reader.name)  # should something of it stay: it is looked at once
+            self._left_alone.add(reader.name)  # even if a part of it stays: it is checked once
             self._reader = None
             self._own.recount()
         return is_over
@@ -423,7 +423,7 @@ def sync(root: Path, segments: List[Segment]) -> bool:
         return sync_new(segments)
     except OSError as error:
         logger.warning(
-            "journal %s: what was written can't be brought to the disk, a power cut may take it: %s",
+            "journal %s: can't sync new records to disk, so a power cut may lose them: %s",
             root,
             error.strerror or error,
         )

@@ -2,7 +2,7 @@
 
 The rule of this file: **a caller takes no lock.** It does only what CPython does in one step —
 append to a deque, move a counter, compare a number. A lock here, however short, makes busy threads
-queue for the interpreter behind whoever holds it: 1.2 µs a call becomes 370. What that costs is
+wait for the interpreter behind the thread that has it: 1.2 µs a call becomes 370. What that costs is
 precision in one place: the bound by count may be overrun by as many events as there are threads in
 `put` at that moment. The bound by bytes is exact.
 """

@@ -19,7 +19,7 @@ from ..stats import AtomicCounter, DeliveryReport
 from .line import Line, Place
 from .steps import call, in_one_step
 
-#: Returns what a place stands for: the journal, where in it, and the event itself.
+#: Returns the event of a place: the journal, the offset in it, and the event itself.
 Resolve = Callable[[Place], Tuple[Source, int, bytes]]
 #: Keeps the events of a rejected batch as dead letters; whether it could.
 Bury = Callable[[Batch, DeliveryReport], bool]
@@ -30,7 +30,7 @@ _MOST_LATE = 8
 
 
 class Outbox(Generic[Place]):
-    """See the module. resolve: needed where items are places. bury: where dead letters are kept."""
+    """The drain side. resolve: needed if items are places. keep_letters: stores dead letters."""
 
     __slots__ = (
         *("_announced", "_bury", "_evicted", "_in_memory", "_items", "_late", "_leased", "_max_events"),
@@ -101,7 +101,7 @@ class Outbox(Generic[Place]):
         del records[count:]
         batch = Batch(records, position)
         batch.seen = count
-        received = map(records.append, leaving)  # type: ignore[arg-type]  # these items are no places
+        received = map(records.append, leaving)  # type: ignore[arg-type]  # these items are not places
         with suppress(IndexError):  # callers evicted the rest
             in_one_step(
                 call(self._leased.add, batch), zip(received, map(self._taken.move, repeat(1), repeat(1)))
@@ -166,8 +166,8 @@ class Outbox(Generic[Place]):
     def set_back(self, batch: Batch) -> None:
         """Give back a batch that used up its retries; others go first, and more of them each time.
 
-        What a server can't take must not hold up everything behind it. In an outage nothing is settled, so
-        only few batches are set back.
+        A batch that the server can't accept must not block all batches behind it. In an outage nothing is
+        settled, so only few batches are set back.
         """
         if batch in self._leased:
             batch.failures += 1
@@ -250,7 +250,7 @@ class Outbox(Generic[Place]):
 
     @property
     def has_returned(self) -> bool:
-        """Whether a batch that was given back waits; it is due at once."""
+        """Whether a returned batch waits; it is due immediately."""
         return bool(self._returned) or self._is_late_due
 
     @property

@@ -90,7 +90,7 @@ class Drain(Protocol):
 
     @property
     def has_returned(self) -> bool:
-        """Whether a batch that was given back waits; it is due at once."""
+        """Whether a returned batch waits; it is due immediately."""
         ...
 
     @property

@@ -5,7 +5,7 @@ no other thread, signal handler, finalizer or exception from outside. An iterato
 calls only such functions makes several calls of them one. That is how an event leaves a queue and is in a
 batch, or how a batch is settled and counted, without a lock that a caller or a reader would have to take.
 
-Two rules keep a step whole when memory runs out in its middle. A call that may allocate stands first, where
+Two rules keep a step whole when memory runs out in its middle. A call that may allocate comes first, where
 its failure changes nothing, or last, where it has done its work before its result is allocated. And the
 functions may call no Python code: no `__eq__`, `__hash__` or `__del__` of a class.
 """

@@ -1,4 +1,4 @@
-"""Sends what other processes wrote: their journals, or a stream in Redis (`windback relay`).
+"""Sends the events of other processes: from their journals, or from a stream in Redis (`windback relay`).
 
 Imports: everything but `client`, `cli`, `testing` and `sender`.
 """

@@ -1,6 +1,6 @@
-"""Relays of a broker: they send what applications with broker=URL handed over to Redis.
+"""Relays of a broker: they send the batches that applications with broker=URL stored in Redis.
 
-`windback relay --broker URL` runs one as a service of its own.
+`windback relay --broker URL` runs one as a service.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("windback")
 T = TypeVar("T")
 
-#: A relay that said nothing for so long (seconds) is taken for dead: three commands to Redis may time out.
+#: A relay that was silent for this long (seconds) has probably exited: three commands to Redis may time out.
 _CLAIM_S = 15.0
-#: Between two looks at Redis as a whole, and what a command for that may take (seconds).
+#: Between two checks of Redis as a whole, and how long a command for that may take (seconds).
 WATCH_S, _LOOK_S = 5.0, 2.0
 
 
 class _ProjectRelay(Forwarder):
-    """A relay of what stands in Redis for one project."""
+    """A relay of one project in Redis."""
 
     def __init__(self, engine: LocalEngine, queue: StreamQueue, poll_s: float, stopper: ThreadWaker) -> None:
         super().__init__(engine, queue, poll_s, stopper)
@@ -56,10 +56,10 @@ class _ProjectRelay(Forwarder):
 
 
 class BrokerRelay:
-    """A relay of what stands in Redis. Safe to use from several threads; `run`, `drain` are for one of them.
+    """A relay of Redis. Safe to use from several threads; `run` and `drain` are for one of them.
 
-    Any number of them may work on one Redis; what one had read when it died, another takes over. Each project
-    has a queue, a gate, workers and connections of its own: none waits for another.
+    Any number of relays may share one Redis. If one exits, another takes over its batches. Each project
+    has its own queue, gate, workers and connections, so none waits for another.
     """
 
     def __init__(
@@ -79,17 +79,29 @@ class BrokerRelay:
         shutdown_timeout: float = 5.0,
         poll_interval: float = POLL_S,
     ) -> None:
-        """Make a relay for what applications with the option *broker* hand over.
+        """Make a relay for applications with the option *broker*.
 
-        What is None is read from the environment: WINDBACK_BROKER, and what Windback reads. api_key: of the
-        project project_slug, or, without a slug, of the applications that have none. api_keys: those of
-        several projects, by slug, "" for the applications that have none; without both, WINDBACK_API_KEYS
-        (`shop=sk_…,blog=sk_…`) is read beside WINDBACK_API_KEY. Events of a project without a key here stay
-        where they are, with one log line. concurrency: requests at once, of each project. claim_after:
-        seconds after which batches of a relay that says nothing any more are taken over, by default 15 or
-        twice shutdown_timeout; one that runs says every third of it that it does. poll_interval: seconds
-        between two looks for new batches while there are none. The others are options of Windback.
-        Raises ConfigurationError, also if Redis refuses; one that can't be reached is waited for.
+        Args:
+            broker: The URL of the Redis. Environment: WINDBACK_BROKER.
+            api_key: The secret key of `project_slug`; without a slug, of the applications that have none.
+                Environment: WINDBACK_API_KEY.
+            project_slug: The project of `api_key`. Environment: WINDBACK_PROJECT_SLUG.
+            api_keys: The keys of several projects, by slug; "" stands for applications without one. Events of
+                other projects stay in Redis, with one log line. Environment: WINDBACK_API_KEYS, such as
+                `shop=sk_…,blog=sk_…`.
+            base_url: The URL of the API. Environment: WINDBACK_BASE_URL.
+            timeout: Seconds that one try may take.
+            max_retries: Retries after a temporary failure.
+            concurrency: Requests that may run at the same time, for each project.
+            claim_after: Take over another relay's batches after it was silent for this many seconds. None:
+                15, or twice `shutdown_timeout` if that is longer.
+            compress: Compress batches with gzip until the API refuses it.
+            on_delivery: A function that gets a DeliveryReport for each batch.
+            shutdown_timeout: Seconds that the end may take.
+            poll_interval: Seconds between two checks for new batches while there are none.
+
+        Raises:
+            ConfigurationError: An option is wrong, or Redis refuses. An unreachable Redis is waited for.
         """
         address, given = hidden(broker), (hidden(api_key), project_slug, hidden_keys(api_keys))
         broker = api_key = api_keys = None
@@ -97,7 +109,7 @@ class BrokerRelay:
         if address is None:
             address = hidden(os.environ.get("WINDBACK_BROKER") or None)
         place = broker_address(address)
-        # A running relay says every third of this time that it holds what it holds, but not during its end.
+        # A running relay announces its entries every third of this time, but not during its end.
         default_s = max(_CLAIM_S, 2 * shutdown_timeout)
         claim_s = default_s if claim_after is None else seconds("claim_after", claim_after)
         poll_s = seconds("poll_interval", poll_interval)
@@ -118,7 +130,7 @@ class BrokerRelay:
                 on_delivery=on_delivery,
                 shutdown_timeout=shutdown_timeout,
             )
-            # Nor what the environment may name: what is rejected goes to the broker.
+            # The journal of the environment is not used: rejected events go to the broker.
             config = replace(config, journal=None, project_slug=project or None)
             stopper = ThreadWaker()
 
@@ -129,7 +141,7 @@ class BrokerRelay:
             return _ProjectRelay(engine, queue, poll_s, stopper)
 
         self._place = place.place
-        #: For looking at Redis as a whole.
+        #: For commands about Redis as a whole.
         self._connection = connect(min(timeout, _LOOK_S))
         self._projects = {project: make(project, key) for project, key in keys.items()}
         self.is_stopping = False
@@ -153,7 +165,7 @@ class BrokerRelay:
             self._look_around()
 
     def _look_around(self) -> None:
-        """Warn of what may be wrong with Redis, and of events that nobody here has a key for: once each."""
+        """Warn about problems with Redis, and about events that this relay has no key for: once each."""
         self._is_policy_known = self._is_policy_known or self._connection.warn_of_eviction()
         from ..broker.connection import BrokerError
         from ..broker.inspect import projects_of
@@ -165,15 +177,19 @@ class BrokerRelay:
                 if not is_known and self._connection.call("XLEN", keys_of(project).events):
                     self._strangers.add(project)
                     logger.warning(
-                        "broker %s: events of %s stay there: no key for them (see WINDBACK_API_KEYS)",
+                        "broker %s: events of %s are not sent, because there is no key for them (see "
+                        "WINDBACK_API_KEYS)",
                         self._place,
                         f"the project {project!r}" if project else "applications without a project",
                     )
 
     def run(self) -> FlushResult:
-        """Send what there is and what comes, until `stop`; then what was read, within shutdown_timeout.
+        """Send present and new events until `stop`. Then send what was read, within shutdown_timeout.
 
-        What is left after that stays where it is.
+        The remaining events stay in Redis.
+
+        Returns:
+            What was delivered, rejected and dropped at the end.
         """
         with self._in_threads(lambda each: each.run()) as results:
             while not self.is_stopping:
@@ -186,10 +202,19 @@ class BrokerRelay:
     def drain(
         self, timeout: Optional[float] = None, on_progress: Optional[Callable[[], object]] = None
     ) -> bool:
-        """Send what there is now; whether all of it went.
+        """Send the present events.
 
-        Gives up after *timeout* seconds, or, with None, when a batch used up its retries. on_progress is
-        called now and then, by several threads if there are several projects.
+        Args:
+            timeout: Seconds after which it gives up. None: when a batch has used up its retries.
+            on_progress: A function that is called regularly, from several threads if there are several
+                projects.
+
+        Returns:
+            Whether all of them were sent.
+
+        Raises:
+            ConfigurationError: Redis refuses.
+            WindbackError: It was called from on_delivery, which would wait for itself.
         """
         with self._in_threads(lambda each: each.drain(timeout, on_progress)) as results:
             pass
@@ -197,16 +222,16 @@ class BrokerRelay:
 
     @contextlib.contextmanager
     def _in_threads(self, call: Callable[[_ProjectRelay], T]) -> Generator[List[T], None, None]:
-        """Have *call* made for each project, while a block of code runs; its end waits for all of them."""
+        """Call *call* for each project in a thread, during a block of code, whose end waits for all."""
         for each in self._projects.values():
-            each.check_may_wait()  # here, for it can't be seen in a thread of its own
+            each.check_may_wait()  # here, because a thread of its own can't detect it
         results: List[T] = []
         errors: List[BaseException] = []
 
         def work(each: _ProjectRelay) -> None:
             try:
                 results.append(call(each))
-            except BaseException as error:  # noqa: BLE001 - raised below, where somebody hears of it
+            except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
                 errors.append(error)
                 self.stop()
 
@@ -225,25 +250,40 @@ class BrokerRelay:
             raise errors[0]
 
     def poll(self) -> bool:
-        """Look for events once, and have the workers send them; whether to look again at once."""
+        """Check for events once, and let the workers send them.
+
+        Returns:
+            Whether to check again immediately.
+        """
         return sum(each.poll() for each in self._projects.values()) > 0
 
     def stop(self) -> None:
-        """Have `run` come to its end; from any thread, and from a signal handler."""
+        """Make `run` return. From any thread, and from a signal handler."""
         self.is_stopping = True
         self._stopper.release()
         for each in self._projects.values():
             each.stop()
 
     def close(self) -> FlushResult:
-        """Deliver what was read within shutdown_timeout, leave the rest where it is, and stop."""
+        """Deliver the events that were read, within shutdown_timeout, and stop. The others stay in Redis.
+
+        Returns:
+            What was delivered, rejected and dropped during the call.
+        """
         with self._in_threads(lambda each: each.close()) as results:
             self.stop()
             self._connection.close()
         return sum_of_results(results)
 
     def left(self) -> int:
-        """Return how many batches stand in Redis, with whomever. Raises ConfigurationError if it can't."""
+        """Return how many batches are in Redis, of any relay.
+
+        Returns:
+            The number of batches.
+
+        Raises:
+            ConfigurationError: Redis can't be asked.
+        """
         from ..broker.connection import BrokerError
 
         try:
@@ -252,24 +292,40 @@ class BrokerRelay:
             raise ConfigurationError(f"broker {error.text}") from None
 
     def stats(self) -> Stats:
-        """Return what became of the events that were read so far; all of them are `adopted`."""
+        """Return the counts of the events that were read so far; all of them are `adopted`.
+
+        Returns:
+            The counts of all projects together.
+        """
         return sum_of_stats(self.by_project().values())
 
     def by_project(self) -> Dict[str, Stats]:
-        """Return the same for each project, by slug; "" is that of applications without one."""
+        """Return the same counts for each project.
+
+        Returns:
+            The counts by slug; "" stands for applications without one.
+        """
         return {project: each.stats() for project, each in self._projects.items()}
 
     @property
     def looked_s(self) -> float:
-        """When the one of them that did so least recently began to look for batches."""
+        """When each of them had last checked for batches: the earliest of these moments."""
         return min(each.looked_s for each in self._projects.values())
 
     def claimed(self) -> Dict[str, int]:
-        """Return how many batches were taken over from relays that are gone."""
+        """Return how many batches were taken over from exited relays.
+
+        Returns:
+            The numbers by slug.
+        """
         return {project: each.queue.claimed for project, each in self._projects.items()}
 
     def standing(self) -> Optional[List[Numbers]]:
-        """Return what stands in Redis for each project; None if it does not answer."""
+        """Return the contents of Redis.
+
+        Returns:
+            The numbers for each project; None if Redis does not answer.
+        """
         from ..broker.connection import BrokerError
         from ..broker.inspect import numbers_of
 

@@ -1,6 +1,6 @@
-"""What relays of journals and of a broker share: look for events, have the workers send them, stop in time.
+"""Common to relays of journals and of a broker: check for events, let the workers send them, stop in time.
 
-It is the same worker as in an application, from another queue.
+The workers are those of an application, with another queue.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from ..delivery.workers.threads import ThreadWaker
 from ..queue.protocol import Drain
 from ..stats import FlushResult, Stats
 
-#: Between two looks for new events, while there are some (seconds), and while there are none.
+#: Between two checks for new events (seconds): while there are some, and while there are none.
 BUSY_S, POLL_S = 0.002, 0.05
 
 
 class PolledQueue(Protocol):
-    """A queue of events that other processes wrote, and that have to be looked for."""
+    """A queue of events that other processes wrote, and that must be polled."""
 
     @property
     def outbox(self) -> Drain:
@@ -27,34 +27,34 @@ class PolledQueue(Protocol):
         ...
 
     def poll(self) -> Callable[[], int]:
-        """Read what is new. What is returned is called under the lock, and returns how much there was."""
+        """Read new events. The returned function is called under the lock, and returns their number."""
         ...
 
     @property
     def is_held_back(self) -> bool:
-        """Whether there may be more to read as soon as some of what is queued is sent."""
+        """Whether more can be read as soon as some queued events are sent."""
         ...
 
     @property
     def paused_until_s(self) -> float:
-        """Until when nothing may be sent, by what other relays of the project were told."""
+        """Until when nothing may be sent, as other relays of the project were asked."""
         ...
 
     @property
     def trouble(self) -> Optional[str]:
-        """Why nothing can be read right now."""
+        """Why nothing can be read now."""
         ...
 
 
 class Forwarder:
-    """What all of them have in common: look for events, have the workers send them, stop in time."""
+    """Common to all relays: check for events, let the workers send them, stop in time."""
 
     def __init__(self, engine: LocalEngine, queue: PolledQueue, poll_s: float, stopper: ThreadWaker) -> None:
         self._poll_s = poll_s
-        # No Event: its lock is held for moments of `wait`, and a handler that runs in one of them would wait
-        # for this very thread.
+        # Not an Event: its lock is taken during parts of `wait`, and a signal handler that runs then would
+        # wait for its own thread.
         self.is_stopping = False
-        #: When it last began to look for events.
+        #: When it last started to check for events.
         self.looked_s = clock.now_s()
         self._stopper = stopper
         self._engine = engine
@@ -62,7 +62,11 @@ class Forwarder:
         self._polled = queue
 
     def poll(self) -> bool:
-        """Look for events once, and have the workers send them; whether to look again at once."""
+        """Check for events once, and let the workers send them.
+
+        Returns:
+            Whether to check again immediately.
+        """
         queue = self._polled
         self.looked_s = clock.now_s()
         add = queue.poll()
@@ -76,9 +80,15 @@ class Forwarder:
         return count > 0 or queue.is_held_back
 
     def run(self) -> FlushResult:
-        """Send what there is and what comes, until `stop`; then what was read, within shutdown_timeout.
+        """Send present and new events until `stop`. Then send what was read, within shutdown_timeout.
 
-        What is left after that stays where it is. Raises OSError if a journal's directory can't be read.
+        The remaining events stay where they are.
+
+        Returns:
+            What was delivered, rejected and dropped at the end.
+
+        Raises:
+            OSError: The directory of the journals can't be read.
         """
         while not self.is_stopping:
             self._stopper.sleep(BUSY_S if self.poll() else self._poll_s)
@@ -87,15 +97,23 @@ class Forwarder:
     def drain(
         self, timeout: Optional[float] = None, on_progress: Optional[Callable[[], object]] = None
     ) -> bool:
-        """Send what there is now, of dead processes and of living ones; whether all of it went.
+        """Send the present events, of exited and of running processes.
 
-        Gives up after *timeout* seconds, or, with None, when a batch used up its retries. on_progress is
-        called now and then.
+        Args:
+            timeout: Seconds after which it gives up. None: when a batch has used up its retries.
+            on_progress: A function that is called regularly.
+
+        Returns:
+            Whether all of them were sent.
+
+        Raises:
+            OSError: The directory of the journals can't be read.
+            WindbackError: It was called from on_delivery, which would wait for itself.
         """
         self.check_may_wait()
         deadline_s = None if timeout is None else clock.now_s() + timeout
         while not self.is_stopping:
-            # Before the look, which writes down what became of the last batches.
+            # Before the check, which records the results of the last batches.
             was_settled = not self._dispatcher.stats().in_flight
             is_busy = self.poll()
             if on_progress is not None:
@@ -117,17 +135,25 @@ class Forwarder:
         return self._dispatcher.stats().problem is not None and not self._dispatcher.gate.is_retrying
 
     def stop(self) -> None:
-        """Have `run` come to its end; from any thread, and from a signal handler."""
+        """Make `run` return. From any thread, and from a signal handler."""
         self.is_stopping = True
         self._stopper.release()
 
     def stats(self) -> Stats:
-        """Return what became of the events that were read so far; all of them are `adopted`."""
+        """Return the counts of the events that were read so far; all of them are `adopted`.
+
+        Returns:
+            The counts.
+        """
         stats = self._dispatcher.stats()
         return stats if stats.problem is not None else replace(stats, problem=self._polled.trouble)
 
     def close(self) -> FlushResult:
-        """Deliver what was read within shutdown_timeout, leave the rest where it is, and stop."""
+        """Deliver the events that were read, within shutdown_timeout, and stop. Others stay where they are.
+
+        Returns:
+            What was delivered, rejected and dropped during the call.
+        """
         self.check_may_wait()
         self.stop()
         return self._engine.close(None)

@@ -1,7 +1,7 @@
-"""What a relay tells those who watch over it, by HTTP: /healthz, /readyz, and /metrics for Prometheus.
+"""The relay's HTTP server for monitoring: /healthz, /readyz, and /metrics for Prometheus.
 
-Healthy: its threads look for events. Ready: what it looks into can be reached, what it sends is taken, and it
-is not about to end. Why not stands in the answer.
+Healthy: its threads check for events. Ready: its source can be reached, its events are accepted, and it
+is not stopping. The answer contains the reason otherwise.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from .. import clock
 from ..broker.layout import Numbers
 from ..stats import Stats
 
-#: A relay that did not look for so long hangs (seconds): one look waits for Redis a few times, 5 s each.
+#: A relay that has not checked for this long hangs (seconds): one check waits for Redis a few times, 5 s
+#: each.
 STALE_S = 60.0
-#: What a client may take to say what it wants (seconds).
+#: How long a client may take to send its request (seconds).
 _PATIENCE_S = 10.0
 
 
 class Observed(Protocol):
-    """A relay, as far as it is watched."""
+    """The parts of a relay that are monitored."""
 
     @property
     def looked_s(self) -> float:
-        """When it last looked for events."""
+        """When it last checked for events."""
         ...
 
     @property
     def is_stopping(self) -> bool:
-        """Whether it is about to end."""
+        """Whether it is stopping."""
         ...
 
     def by_project(self) -> Mapping[str, Stats]:
-        """Return what became of what it read."""
+        """Return the counts of the events that it read."""
         ...
 
     def claimed(self) -> Mapping[str, int]:
@@ -49,7 +50,7 @@ class Observed(Protocol):
         ...
 
     def standing(self) -> Optional[List[Numbers]]:
-        """Return what stands in the broker; None if it can't be asked."""
+        """Return the contents of the broker; None if it can't be asked."""
         ...
 
 
@@ -73,22 +74,22 @@ def readiness(relay: Observed) -> Tuple[int, Mapping[str, object]]:
 
 
 class _Collector(Collector):
-    """Makes metrics of a relay's numbers when somebody asks."""
+    """Makes metrics of a relay's numbers at each scrape."""
 
     def __init__(self, relay: Observed) -> None:
         self._relay = relay
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: it would have to ask Redis for it."""
+        """Yield nothing: the metrics would have to be read from Redis."""
         return ()
 
     def collect(self) -> Generator[Metric, None, None]:
-        """Yield all there is."""
+        """Yield all metrics."""
         stats = self._relay.by_project()
         yield from _of_events(stats)
         yield _counter(
             "windback_relay_claimed_batches",
-            "Batches taken over from relays that are gone.",
+            "Batches taken over from exited relays.",
             self._relay.claimed(),
         )
         standing = self._relay.standing()
@@ -98,7 +99,7 @@ class _Collector(Collector):
         found = {each.project: each for each in standing or ()}
         yield _gauge(
             "windback_broker_batches",
-            "Batches that stand in the broker: the lag.",
+            "Batches in the broker: the lag.",
             {project: each.batches for project, each in found.items()},
         )
         yield _gauge(
@@ -108,24 +109,24 @@ class _Collector(Collector):
         )
         yield _gauge(
             "windback_broker_dead_letters",
-            "Events that the API rejected, as far as they are kept.",
+            "Events that the API rejected and that are kept.",
             {project: each.dead_letters for project, each in found.items()},
         )
 
 
-#: What is counted of events, in a relay and in a client: the name's end, the help, the field of `Stats`.
+#: The counts of events in a relay and in a client: the end of the name, the help, the field of `Stats`.
 _COUNTERS = (
-    ("sent_events", "Events that the API took.", "delivered"),
+    ("sent_events", "Events that the API accepted.", "delivered"),
     ("dropped_events", "Events discarded here.", "dropped"),
-    ("requests", "HTTP requests made.", "requests"),
+    ("requests", "HTTP requests sent.", "requests"),
     ("repeated_requests", "Requests that repeated one.", "retries"),
 )
 _GAUGES = (
     ("pending_events", "Events not delivered yet.", "pending"),
-    ("in_flight_events", "Events in a request right now.", "in_flight"),
+    ("in_flight_events", "Events in a request now.", "in_flight"),
 )
-_REASONS = (("rejected_events", "Events that the API will never take.", "rejected_by_reason"),)
-#: What only one of the two has.
+_REASONS = (("rejected_events", "Events that the API rejected.", "rejected_by_reason"),)
+#: Only in one of the two.
 _OF_RELAY = (("read_events", "Events read.", "adopted"),)
 _OF_CLIENT = (
     (
@@ -134,13 +135,17 @@ _OF_CLIENT = (
         "accepted",
     ),
     ("worker_deaths", "Workers that ended with an exception, and were replaced.", "worker_deaths"),
-    ("hook_errors", "Exceptions of before_send, on_delivery and what finds a customer.", "hook_errors"),
+    (
+        "hook_errors",
+        ("Exceptions of before_send, on_delivery and the functions that find a customer."),
+        "hook_errors",
+    ),
 )
 _GAUGES_OF_CLIENT = (
     ("pending_bytes", "Bytes of events not delivered yet.", "pending_bytes"),
     ("journal_bytes", "Bytes in this process's segments of the journal.", "journal_bytes"),
 )
-_REASONS_OF_CLIENT = (("refused_events", "Events that track_event turned away.", "refused"),)
+_REASONS_OF_CLIENT = (("refused_events", "Events that track_event refused.", "refused"),)
 
 
 def _of_events(stats: Mapping[str, Stats]) -> Generator[Metric, None, None]:
@@ -175,7 +180,7 @@ def _families(
     for name, text, field in gauges:
         yield _gauge(f"{prefix}_{name}", text, {key: getattr(each, field) for key, each in stats.items()})
     held_up = {project: each.problem is not None for project, each in stats.items()}
-    yield _gauge(f"{prefix}_held_up", "Whether delivery is held up.", held_up)
+    yield _gauge(f"{prefix}_held_up", "1 if events can't be delivered now, else 0.", held_up)
 
 
 def _counter(name: str, text: str, values: Mapping[str, float]) -> Metric:
@@ -197,12 +202,12 @@ class _Server(http.server.ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no error here."""
+        """Ignore clients that went away."""
 
 
 @contextlib.contextmanager
 def answering(relay: Observed, host: str, port: int) -> Generator[str, None, None]:
-    """Answer there while a block of code runs; the URL. Port 0 takes a free one. Raises OSError."""
+    """Answer requests while a block of code runs. Yields the URL. Port 0: a free one. Raises OSError."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(relay))
     kind = _Server6 if ":" in host else _Server
@@ -244,6 +249,6 @@ def _handler(relay: Observed, registry: CollectorRegistry) -> Type[http.server.B
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server calls it so
-            """Say nothing: a scrape every few seconds is no news."""
+            """Log nothing: scrapes every few seconds are not worth a line."""
 
     return Handler

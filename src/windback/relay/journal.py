@@ -1,7 +1,7 @@
-"""Relays of journals: they send what other processes wrote under one directory.
+"""Relays of journals: they send the events that other processes wrote under one directory.
 
-`windback relay --journal DIR` runs one as a service of its own: for running processes made with worker=None,
-which send nothing themselves, and for what exited processes left. The sender of worker="process" is another.
+`windback relay --journal DIR` runs one as a service: for running processes made with worker=None, which send
+nothing themselves, and for the events of exited processes. The sender of worker="process" is another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .queue import RelayQueue
 
 
 class JournalSender(Forwarder):
-    """What a relay of journals and the sender of worker="process" share. only: names of directories."""
+    """Common to a relay of journals and the sender of worker="process". only: names of directories."""
 
     def __init__(
         self, config: Config, only: Optional[Collection[str]], poll_s: float, *, is_watched: bool = True
@@ -37,7 +37,11 @@ class JournalSender(Forwarder):
         super().__init__(engine, queue, poll_s, ThreadWaker())
 
     def poll(self) -> bool:
-        """Look for events once, and have the workers send them; whether to look again at once."""
+        """Check for events once, and let the workers send them.
+
+        Returns:
+            Whether to check again immediately.
+        """
         is_busy = super().poll()
         if self._queue.wants_sync:
             self._engine.sync_soon()
@@ -65,12 +69,27 @@ class Relay(JournalSender):
         poll_interval: float = POLL_S,
         fsync: Optional[str] = None,
     ) -> None:
-        """Make a relay for all journals under the directory *journal*, which is made if it isn't there.
+        """Make a relay for all journals in a directory.
 
-        What is None is read from the environment, as by Windback, whose options these are. poll_interval:
-        seconds between two looks for new events while there are none. fsync: how soon what it notes of its
-        deliveries is on the disk, in case of a power cut; events are the applications' to sync.
-        Raises ConfigurationError.
+        Args:
+            journal: The directory, which is made if it does not exist.
+            api_key: The secret key, "sk_…". Environment: WINDBACK_API_KEY.
+            base_url: The URL of the API. Environment: WINDBACK_BASE_URL.
+            timeout: Seconds that one try may take.
+            max_retries: Retries after a temporary failure.
+            batch_size: Events in one request; 100 is the API's limit.
+            max_batch_bytes: Bytes of one request's body.
+            flush_interval: Seconds that an event may wait for others to share its request.
+            max_in_flight: Requests that may run at the same time.
+            compress: Compress batches with gzip until the API refuses it.
+            on_delivery: A function that gets a DeliveryReport for each batch.
+            shutdown_timeout: Seconds that the end may take.
+            poll_interval: Seconds between two checks for new events while there are none.
+            fsync: How often delivery progress is synced to disk: "interval", every second, or "batch". None:
+                the kernel writes it. The applications sync the events themselves.
+
+        Raises:
+            ConfigurationError: An option is wrong.
         """
         key = hidden(api_key)
         api_key = None
@@ -92,7 +111,11 @@ class Relay(JournalSender):
         super().__init__(config, None, poll_interval)
 
     def poll(self) -> bool:
-        """Look for events once, have the workers send them, and tell living processes how far they are."""
+        """Check for events once, let the workers send them, and write the progress for running processes.
+
+        Returns:
+            Whether to check again immediately.
+        """
         is_busy = super().poll()
         problem = self.stats().problem
         with self._dispatcher.lock:
@@ -101,13 +124,25 @@ class Relay(JournalSender):
         return is_busy
 
     def by_project(self) -> Dict[str, Stats]:
-        """Return what `stats` does: it has one project, whose name it does not know."""
+        """Return the counts of `stats` under "": a journal does not contain the name of its project.
+
+        Returns:
+            The counts.
+        """
         return {"": self.stats()}
 
     def claimed(self) -> Dict[str, int]:
-        """Return nothing: what a dead process left is in `Stats.adopted`, with the rest."""
+        """Return an empty mapping: `Stats.adopted` counts the events of exited processes.
+
+        Returns:
+            An empty mapping.
+        """
         return {}
 
     def standing(self) -> List[Numbers]:
-        """Return nothing: there is no broker."""
+        """Return an empty list: there is no broker.
+
+        Returns:
+            An empty list.
+        """
         return []

@@ -1,4 +1,4 @@
-"""The application's side of worker=None: a relay sends, and nobody here knows when, or which."""
+"""The application's side of worker=None: a relay sends, at an unknown time."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ..remote.counters import Block, Counters
 from ..remote.link import Link, RemoteFlush
 from ..stats import Stats
 
-#: A flush without a timeout gives up when there was no relay for so long (seconds): one may be starting.
+#: A flush without a timeout gives up when there was no relay for this long (seconds): one may be starting.
 _GRACE_S = 1.0
 
 
 class RelayLink(Link):
-    """See the module."""
+    """The link to a relay through files in the journal."""
 
     def _ensure(self) -> None:
-        """Have a file in which a relay counts; without one all of it is taken to be still there."""
+        """Make the file in which a relay counts. Without one, all events count as pending."""
         if not self._queue.has_home:
             return
         path = self._queue.folder / COUNTERS
         if self._block is None or not self._block.is_at(path):
-            with contextlib.suppress(OSError):  # a full disk; the keeper comes again
+            with contextlib.suppress(OSError):  # a full disk; the maintenance thread tries again
                 block = Block.open(path, create=True)
                 if self._block is not None:
                     block.write(self._block.read())
@@ -51,5 +51,5 @@ class RelayLink(Link):
             return stats
         root = self.config.journal
         return replace(
-            stats, problem=f"no relay sends what is in the journal; start `windback relay --journal {root}`"
+            stats, problem=f"no relay sends from the journal; start `windback relay --journal {root}`"
         )

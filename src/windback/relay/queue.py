@@ -1,9 +1,9 @@
-"""The queue of a relay: events that other processes write, and that only this one sends.
+"""The queue of a relay: events that other processes write, and that only this process sends.
 
-Nobody calls `put`; `poll` reads what there is. It is for one thread, without the drain side's lock.
+It has no `put`; `poll` reads new events. `poll` is for one thread, without the drain side's lock.
 
-Each application costs two descriptors. Where there are not enough for all, applications take turns: one with
-nothing to send is closed for another. What fails because the system is short of something is tried again.
+Each application costs two descriptors. If there are not enough for all, applications take turns: one with
+nothing to send is closed for another. Operations that fail for lack of resources are tried again.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from ..stats import DeliveryReport
 
 logger = logging.getLogger("windback")
 
-#: Pauses while the system is short of something (seconds): the first, which doubles, and the longest.
+#: Pauses while the system lacks resources (seconds): the first, which doubles, and the longest.
 _PAUSE_S, _PAUSE_CAP_S = 0.1, 5.0
-#: Descriptors that are left for connections and for what is open for a moment.
+#: Descriptors that remain for connections and short-lived files.
 _SPARE_DESCRIPTORS = 24
-#: How many applications are closed at once, so that others have their turn, and how long one has it.
+#: How many applications are closed together to give others a turn, and how long a turn is.
 _TURNS, _TURN_S = 8, 0.2
 _DESCRIPTORS = "/proc/self/fd"
 
 
 class _Told:
-    """What a running process is told of its events: see `remote.counters`. The file is open only for that."""
+    """The counters for a running process: see `remote.counters`. The file is open only during a write."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / COUNTERS
-        #: By reason; `_before` is what an earlier relay counted.
+        #: By reason; `_before` is the count of an earlier relay.
         self.rejected: Dict[str, int] = {}
         self._before: Optional[Mapping[str, int]] = None
         self._newest: Optional[Counters] = None
 
     def write(self, counters: Counters, rejected: Mapping[str, int]) -> None:
-        """Tell it, if it wants to know and there is something new. Raises OSError."""
+        """Write the counters, if the process reads them and they have changed. Raises OSError."""
         if self._newest == counters._replace(rejected_by_reason=dict(rejected)):
             return
         block = Block.open(self._path)
@@ -66,9 +66,9 @@ class _Told:
 
 
 class RelayQueue:
-    """See the module. only: names of directories to care for; None for all under *root*.
+    """The events of other processes. only: names of directories; None for all under *root*.
 
-    fsync: `sync` is called now and then.
+    fsync: `sync` is called regularly.
     """
 
     intake = None
@@ -93,37 +93,37 @@ class RelayQueue:
         self._told: Dict[str, _Told] = {}
         self._left_alone: List[str] = []
         self._queued_before = 0
-        #: Names that were added and not looked at since.
+        #: Names that were added and not checked since.
         self._untried: Set[str] = set(self._only or ())
-        #: When each reader was opened, and when those that were closed for others were; by name.
+        #: When each reader was opened, and when those closed in favour of others were; by name.
         self._opened_s: Dict[str, float] = {}
         self._closed_s: Dict[str, float] = {}
         #: Names that could not be opened.
         self._waiting = 0
         self._retry_s, self._pause_s = 0.0, _PAUSE_S
-        #: Why not all that is there can be read right now.
+        #: Why not everything can be read now.
         self.trouble: Optional[str] = None
-        #: Whether there may be more to read as soon as some of what is queued is sent.
+        #: Whether more can be read as soon as some queued events are sent.
         self.is_held_back = False
 
     def add(self, more: Collection[str]) -> None:
-        """Care for more directories."""
+        """Add directories to read."""
         if self._only is not None:
             self._only += [name for name in more if name not in self._only]
             self._untried.update(more)
 
     def others_than(self, name: str) -> List[str]:
-        """Return the directories, without one, of which something may still be sent from here."""
+        """Return the other directories from which this process may still send events."""
         return [each for each in self._only or () if each != name and not self.is_over(each)]
 
     def is_over(self, name: str) -> bool:
-        """Whether nothing of a directory is to be sent from here any more."""
+        """Whether this process will send nothing more from a directory."""
         return name not in self.readers and name not in self._untried
 
     def poll(self) -> Callable[[], int]:
-        """Read what is new. What is returned is called under the lock, and says how many events there were.
+        """Read new events. The returned function is called under the lock, and returns their number.
 
-        Raises nothing: a directory with trouble is left alone, with one log line.
+        Raises nothing: a directory that can't be read is left alone, with one log line.
         """
         leased: List[Tuple[Reader, List[Batch]]] = []
         found: List[Found] = []
@@ -165,10 +165,10 @@ class RelayQueue:
         else:
             self.is_held_back = True
 
-    # -- which applications are read from ------------------------------------------------------
+    # -- the applications to read from ---------------------------------------------------------
 
     def _open_all(self, leased: List[Tuple[Reader, List[Batch]]], now_s: float) -> Optional[OSError]:
-        """Open what is not open yet; why not all of it, if that may work later."""
+        """Open the directories that are not open. Returns why some could not be, if that may work later."""
         new = self._new_names()
         short: Optional[OSError] = None
         turns = _TURNS
@@ -187,11 +187,11 @@ class RelayQueue:
         return short if new else None
 
     def _close_one(self, now_s: float) -> bool:
-        """Close an application with nothing to send, so that another has its turn; False if there is none."""
-        for name, since_s in self._opened_s.items():  # the one that is open for longest comes first
+        """Close an application with nothing to send, to give another a turn. False if there is none."""
+        for name, since_s in self._opened_s.items():  # the one that has been open longest comes first
             reader = self.readers[name]
             if now_s - since_s >= _TURN_S and not reader.outstanding and not reader.is_owned:
-                with suppress(OSError):  # it wants to know nothing
+                with suppress(OSError):  # it reads no counters
                     told = self._told_of(name)
                     told.write(Counters(reader.settled(), reader.seen), told.rejected)
                 self._queued_before += reader.queued
@@ -209,7 +209,7 @@ class RelayQueue:
         del self._opened_s[name]
 
     def _note(self, short: Optional[OSError], now_s: float) -> None:
-        """Remember why not everything can be read, and write a line when that begins and when it ends."""
+        """Store why not everything can be read, and log a line when that begins and when it ends."""
         if short is None:
             self._pause_s = _PAUSE_S
             if self.trouble is not None:
@@ -219,7 +219,7 @@ class RelayQueue:
         is_news = self.trouble is None
         waiting = f"{self._waiting} application{'' if self._waiting == 1 else 's'} must wait"
         reason = short.strerror or str(short)
-        self.trouble = f"journal {self._root}: {reason}; {waiting if self._waiting else 'it is tried again'}"
+        self.trouble = f"journal {self._root}: {reason}; {waiting if self._waiting else 'retrying'}"
         if short.errno in (errno.EMFILE, errno.ENFILE):
             self._pause_s = _PAUSE_S  # a turn is over soon
         self._retry_s = now_s + self._pause_s
@@ -235,16 +235,16 @@ class RelayQueue:
         return told
 
     def _bury(self, batch: Batch, report: DeliveryReport) -> bool:
-        assert batch.source is not None  # all of it is in a journal
+        assert batch.source is not None  # all of its events are in a journal
         rejected = self._told_of(batch.source.name).rejected
         rejected[report.reason] = rejected.get(report.reason, 0) + len(batch)
         return bury(self._root, batch.source.name, batch, report)
 
     def progress(self, problem: Optional[str], *, is_retrying: bool) -> Callable[[], None]:
-        """Look at how far running applications are, under the lock; the returned function tells them.
+        """Read the progress of running applications, under the lock. The returned function writes it.
 
-        That is called without the lock. problem: why delivery is held up right now; is_retrying: whether
-        a flush without a timeout waits on.
+        It is called without the lock. problem: why events can't be delivered now; is_retrying: whether
+        a flush without a timeout keeps waiting.
         """
         news = []
         for name, reader in self.readers.items():
@@ -256,13 +256,13 @@ class RelayQueue:
 
         def tell() -> None:
             for told, rejected, counters in news:
-                with suppress(OSError):  # it made no file: it does not want to know, or not yet
+                with suppress(OSError):  # it made no file: it does not read counters, or not yet
                     told.write(counters, rejected)
 
         return tell
 
     def _new_names(self) -> List[str]:
-        """Return what is not open, whose turn it has been for longest first."""
+        """Return the directories that are not open, the one that waited longest first."""
         with suppress(OSError):
             known = {*self.readers, *self._left_alone}
             candidates = names(self._root) if self._only is None else self._only
@@ -271,7 +271,7 @@ class RelayQueue:
         return []
 
     def _open(self, name: str, leased: List[Tuple[Reader, List[Batch]]], now_s: float) -> None:
-        """Begin to read from a directory, unless another does. Raises OSError if that may work later."""
+        """Start to read a directory, unless another process does. Raises OSError if that may work later."""
         home = JournalDirectory.attend(self._root, name, synced=self._fsync)
         if home is None:
             return
@@ -294,7 +294,7 @@ class RelayQueue:
         logger.warning("journal %s/%s: left alone: %s", self._root, name, error)
 
     def sync(self) -> bool:
-        """Sync to disk what was noted of deliveries; whether there was anything new. Raises nothing."""
+        """Sync the delivery progress to disk. Returns whether there was anything new. Raises nothing."""
         return sync(self._root, self._written_to())
 
     def _written_to(self) -> List[Segment]:
@@ -302,27 +302,27 @@ class RelayQueue:
 
     @property
     def wants_sync(self) -> bool:
-        """Whether something was written since `sync` last looked."""
+        """Whether anything was written since the last `sync`."""
         return self._fsync and any(each.count > each.synced for each in self._written_to())
 
     def of_others(self, name: str) -> Tuple[int, int]:
-        """Return how many events were read from others than *name*, and how many of them are still here."""
+        """Return how many events were read from other directories, and how many are not settled."""
         others = [reader for reader in self.readers.values() if reader.name != name]
         queued = self._queued_before + sum(reader.queued for reader in others)
         return queued, sum(reader.outstanding for reader in others)
 
     @property
     def paused_until_s(self) -> float:
-        """Never: only one relay sends what stands in a directory."""
+        """Never: only one relay sends from a directory."""
         return float("-inf")
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to wait for: no directory is cared for, and no event waits."""
+        """Whether there is nothing to wait for: no directory to read, and no event queued."""
         return not self.readers and not self.outbox.waiting().events
 
     def release(self) -> None:
-        """Leave what is there to who comes next."""
+        """Leave the remaining events to the next process."""
         if self._fsync:
             self.sync()
         self.progress(None, is_retrying=False)()
@@ -340,6 +340,6 @@ def _check_descriptors(used: int) -> None:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if used + 2 * _SPARE_DESCRIPTORS < limit // 2:
         return
-    with suppress(FileNotFoundError):  # where there is no /proc the system says so, a little late
-        if len(os.listdir(_DESCRIPTORS)) + 2 + _SPARE_DESCRIPTORS > limit:  # noqa: PTH208 - many times
+    with suppress(FileNotFoundError):  # without /proc the system reports it, a little later
+        if len(os.listdir(_DESCRIPTORS)) + 2 + _SPARE_DESCRIPTORS > limit:  # noqa: PTH208 - called often
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -1,4 +1,4 @@
-"""What who sends tells who writes: counters in a file, which can be read at any time without waking anybody.
+"""Counters from the sending to the writing process: a file that can be read at any time without a wake-up.
 
 They are still there when the sender is not. The sender of worker="process" keeps them in memory without a
 name; a relay in the writer's directory, in a file that the writer made.
@@ -29,8 +29,8 @@ class Counters(NamedTuple):
     """What the sender knows. settled: events done with, by segment; seen: the highest segment it knows.
 
     adopted, adopted_pending: events that dead processes left, all and those still here. The others are
-    those of Stats. problem: why a flush without a timeout gives up; last_failure: why delivery is held up,
-    None while it is not.
+    those of Stats. problem: why a flush without a timeout gives up; last_failure: why events can't be
+    delivered, None while it is not.
     """
 
     settled: Dict[int, int]
@@ -51,7 +51,7 @@ class Counters(NamedTuple):
 class Block:
     """A file with the newest counters, written by one process and read by another; it may have no name.
 
-    It is not mapped: the other process may cut it short, or the disk be full, and a mapping dies of that.
+    It is not mapped: if the other process truncates it, or the disk is full, a mapping is fatal.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -81,7 +81,7 @@ class Block:
         optional = ("last_failure", "looked")
         fields = {name: value for name, value in counters._asdict().items() if value or name not in optional}
         data = orjson.dumps(fields, option=orjson.OPT_NON_STR_KEYS)
-        if len(data) > _BYTES - _HEAD.size:  # thousands of segments; what is missing counts as pending
+        if len(data) > _BYTES - _HEAD.size:  # thousands of segments; missing ones count as pending
             data = orjson.dumps({**fields, "settled": {}, "seen": 0})
         os.pwrite(self.descriptor, _HEAD.pack(len(data), crc32(data)) + data, 0)
 

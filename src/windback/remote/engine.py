@@ -34,7 +34,7 @@ _LOOK_CAP_S = 0.02
 
 
 class RemoteEngine:
-    """See the module. make_link: makes what starts or finds the process that sends."""
+    """The engine of a client whose events another process sends. make_link: makes the link to it."""
 
     def __init__(self, config: Config, make_link: MakeLink) -> None:
         assert config.journal is not None
@@ -151,7 +151,7 @@ class RemoteEngine:
         return lambda: self._await(flush, deadline_s)
 
     def close(self, timeout: Optional[float]) -> FlushResult:
-        """Wait for the rest within the deadline, leave what remains to the sender; see Windback.close."""
+        """Wait within the deadline, leave the remaining events to the sender; see Windback.close."""
         lifecycle.notice_fork()
         if self._closed is None:
             self._check_may_wait()
@@ -164,7 +164,7 @@ class RemoteEngine:
 
     async def put_or_wait_async(self, record: bytes) -> bool:
         """Wait for room; a caller that is cancelled in the meantime knows its event was not accepted."""
-        await self.loops.waker()  # loads anyio without holding up the loop
+        await self.loops.waker()  # loads anyio without blocking the loop
         for pause_s in self._wait_for_room(len(record)):
             await sleep(pause_s)
         return self._put_at_last(record)
@@ -173,7 +173,7 @@ class RemoteEngine:
         """Wait until everything that was accepted is settled; see Windback.flush."""
         self._check_may_wait()
         deadline_s = None if timeout is None else clock.now_s() + timeout
-        await self.loops.waker()  # loads anyio without holding up the loop
+        await self.loops.waker()  # loads anyio without blocking the loop
         flush = self._link.begin_flush(patient=timeout is not None)
         try:
             for pause_s in self._wait_for(flush, deadline_s):
@@ -183,7 +183,7 @@ class RemoteEngine:
         return result
 
     async def close_async(self, timeout: Optional[float]) -> FlushResult:
-        """Wait for the rest within the deadline, leave what remains to the sender; see Windback.close."""
+        """Wait within the deadline, leave the remaining events to the sender; see Windback.close."""
         lifecycle.notice_fork()
         if self._closed is None:
             self._check_may_wait()
@@ -200,7 +200,7 @@ class RemoteEngine:
         self._intake.close("closed")
 
     def finish_exit(self, deadline_s: float) -> int:
-        """Leave what waits to the sender, which outlives this process."""
+        """Leave the queued events to the sender, which outlives this process."""
         left = self._link.exit(deadline_s)
         self._release_queue()
         return left
@@ -210,7 +210,7 @@ class RemoteEngine:
         return replace(self._link.stats(), hook_errors=self.hooks.errors)
 
     def retire(self) -> bool:
-        """Leave what is left of a client that nobody refers to to the sender; close it, and say so."""
+        """Leave the events of a client without references to the sender. Closes it and returns True."""
         self._link.attend()
         stats = self._link.stats()
         if self.config.worker is not None and stats.pending and not stats.workers:

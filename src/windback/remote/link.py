@@ -23,7 +23,7 @@ LOOK_S = 0.002
 
 
 class RemoteFlush:
-    """A flush in progress; `Link.is_done` looks. patient: it waits on although retries are used up."""
+    """A flush in progress; `Link.is_done` checks it. has_timeout: it waits even if retries are used up."""
 
     def __init__(self, number: int, mark: Mark, before: Stats, *, patient: bool) -> None:
         self.number = number
@@ -38,7 +38,7 @@ class RemoteFlush:
 
 
 class Link(ABC):
-    """See the module."""
+    """The connection to the process that sends: wakes it, flushes, and reads its counters."""
 
     def __init__(self, config: Config, queue: SharedQueue) -> None:
         self.config = config
@@ -65,7 +65,7 @@ class Link(ABC):
         return self._keeper.is_current
 
     def wake(self) -> None:
-        """Have the keeper look at what there is to do; called by track_event, never waits."""
+        """Wake the maintenance thread. Called by track_event, never waits."""
         self._queue.intake.wake_at = NEVER
         self._keeper.wake()
 
@@ -80,7 +80,7 @@ class Link(ABC):
         """Do what is to be done every `_rest_s` seconds."""
 
     def _rest_s(self) -> Optional[float]:
-        """Return how long the keeper sleeps (seconds) if it is not woken."""
+        """Return how long the maintenance thread sleeps (seconds) if it is not woken."""
         return None
 
     @abstractmethod
@@ -115,10 +115,10 @@ class Link(ABC):
 
     @abstractmethod
     def _ask(self, flush: RemoteFlush) -> None:
-        """Have the sender hurry."""
+        """Make the sender send without pauses."""
 
     def is_done(self, flush: RemoteFlush) -> bool:
-        """Whether all of it is off our hands, or there is no hope."""
+        """Whether all its events are settled, or waiting is useless."""
         counters = self._counters()
         flush.pending = self._queue.unsettled(counters.settled, counters.seen, flush.mark)
         if counters.looked < flush.look:
@@ -137,7 +137,7 @@ class Link(ABC):
         return self.stats()
 
     def stats(self) -> Stats:
-        """Return the counters at one instant, those of the end after it."""
+        """Return the counters of one moment; after the end, the last ones."""
         with self._lock:
             refused = self._queue.intake.refusals.counts()
             if self._last is not None:
@@ -170,14 +170,14 @@ class Link(ABC):
         """Add what is known here alone."""
 
     def close(self) -> None:
-        """Leave what is left to the sender."""
+        """Leave the remaining events to the sender."""
         with self._lock:
             self._last = self.stats()
             self._is_closed = True
         self._keeper.close()
 
     def exit(self, deadline_s: float) -> int:
-        """Leave what is left to the sender at the end of the process; returns what it won't deliver."""
+        """Leave the remaining events to the sender at the exit. Returns how many it won't deliver."""
         del deadline_s
         self.close()
         return 0

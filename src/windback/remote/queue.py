@@ -25,7 +25,7 @@ _NO_MEMORY = MemoryBounds(0, 0)
 
 
 class SharedQueue:
-    """See the module."""
+    """The write side of a journal; another process has the drain side."""
 
     def __init__(
         self, root: Path, max_journal_bytes: int, refusals: Refusals, *, fsync: bool = False
@@ -85,7 +85,7 @@ class SharedQueue:
         return self._own.written_to()
 
     def sync(self) -> bool:
-        """Sync to disk what was written here; whether there was anything new. Raises nothing."""
+        """Sync new records to disk. Returns whether there were any. Raises nothing."""
         return sync(self._root, self.written_to())
 
     def mark(self) -> Mark:

@@ -1,4 +1,4 @@
-"""A process of the application's own that sends its events (`worker="process"`), and who looks after it.
+"""The sender process of an application (`worker="process"`), and the supervisor that starts and replaces it.
 
 Imports: `relay`, `remote`, `delivery`.
 """

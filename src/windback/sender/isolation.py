@@ -1,8 +1,8 @@
-"""How the sender process is started: no file of the application's directories can run in it.
+"""How the sender process is started: no file in the application's directories can run in it.
 
 Python puts the working directory, PYTHONPATH or the folder of a script first on the path, so a `json.py` in
-one of these would run in the sender and could read the key. The sender runs isolated instead (`-I`). Its path
-is the interpreter's own, and after that the folders in which this package and what it needs are installed.
+one of these would run in the sender and could read the key. So the sender runs isolated (`-I`). Its path
+is the interpreter's own, then the folders in which this package and its requirements are installed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import List, Optional
 
-#: What the sender imports that is not of the standard library; what is not installed is left out.
+#: Modules outside of the standard library that the sender imports; missing ones are left out.
 _NEEDED = (
     *(
         "windback",
@@ -33,7 +33,7 @@ _NEEDED = (
 
 
 def command(executable: str, code: str) -> List[str]:
-    """Return the command that runs *code*, with the flags of this process that change how code is loaded."""
+    """Return the command that runs *code*, with the flags of this process that affect how code is loaded."""
     flags = ["-I", *["-O"] * sys.flags.optimize]
     if sys.flags.no_site:
         flags.append("-S")
@@ -45,7 +45,7 @@ def command(executable: str, code: str) -> List[str]:
 
 
 def path() -> List[str]:
-    """Return the folders that the sender needs beside the interpreter's own."""
+    """Return the folders that the sender needs in addition to the interpreter's own."""
     folders = (_folder_of(name) for name in _NEEDED)
     return list(dict.fromkeys(folder for folder in folders if folder is not None))
 
@@ -53,15 +53,15 @@ def path() -> List[str]:
 def _folder_of(name: str) -> Optional[str]:
     try:
         spec = find_spec(name)
-    except (ImportError, ValueError):  # a stand-in that a test put into sys.modules
+    except (ImportError, ValueError):  # a replacement that a test put into sys.modules
         return None
     if spec is None or spec.origin is None:
         return None
     folder = os.path.dirname(os.path.abspath(spec.origin))  # noqa: PTH100, PTH120 - it may be in an archive
     if spec.submodule_search_locations is not None:
         folder = os.path.dirname(folder)  # noqa: PTH120
-    # What this process has loaded it trusts already. Anything else is trusted where it was installed: a file
-    # of that name in the working directory was not.
+    # This process already trusts its loaded modules. Others are trusted where they were installed: a file of
+    # that name in the working directory was not.
     return folder if name in sys.modules or _is_installed(folder, name) else None
 
 

@@ -1,8 +1,8 @@
-"""The sender of worker="process": a process of its own for the journal of one application.
+"""The sender of worker="process": a separate process for the journal of one application.
 
-It lives while the application lives, and has an interpreter lock that no request thread wants. When the
-application is gone, however it went, it delivers what is left and goes, too. What the two
-say to each other is in `workers.protocol`. Where no process can be started the same runs in a thread.
+It runs while the application runs, and no request thread competes for its interpreter lock. After the
+application has ended, in whatever way, it delivers the remaining events and ends. `sender.protocol` has the
+messages between the two. Where no process can be started, the same object runs in a thread.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from .protocol import FLUSH, FLUSH_END, LOOK, SLEEP_ON
 
 logger = logging.getLogger("windback")
 
-#: With nothing to do for this long it asks to be woken and sleeps.
+#: After this long without work it asks to be woken, and sleeps.
 _IDLE_S = 0.5
-#: How often it looks, asleep, whether the application still lives: a forked child may keep the pipe open.
+#: How often it checks, asleep, whether the application still runs: a forked child may keep the pipe open.
 _LIVENESS_S = 30.0
-#: What can't be delivered after the application is gone is left to whoever comes next after this long.
+#: Events that can't be delivered this long after the application has ended are left to the next process.
 ORPHAN_S = 600.0
 
 
-#: The flush that this process begins itself.
+#: The flush that this process starts itself.
 _OWN = b"own"
 
 
 class _Nobody:
-    """A flush whose end is looked for, not waited for."""
+    """A flush whose end is polled, not awaited."""
 
     def release(self) -> None:
-        """Nobody sleeps."""
+        """Do nothing: no thread sleeps."""
 
 
 class Sender(JournalSender):
-    """See the module. commands, answers: file descriptors of pipes, which are closed at the end."""
+    """The sender's loop. commands, answers: file descriptors of pipes, which are closed at the end."""
 
     def __init__(self, config: Config, name: str, commands: int, answers: int, block: Block) -> None:
         assert config.journal is not None
@@ -64,7 +64,7 @@ class Sender(JournalSender):
         self._before = block.read()
         self._flushes: Dict[bytes, Flush] = {}
         self._impatient: Set[bytes] = set()
-        #: What was found by looks whose finds are not settled yet, by their numbers.
+        #: The directories found by searches that are not settled yet, by the number of the search.
         self._looks: Dict[int, List[str]] = {}
         self._last_look = block.read().looked
         self._rest = b""
@@ -80,7 +80,7 @@ class Sender(JournalSender):
         return threading.get_ident() == self._thread or self._engine.threads.is_current
 
     def run_until_done(self, deadline_s: Optional[float] = None) -> None:
-        """Send until the application is gone and all it left is delivered, or until the deadline."""
+        """Send until the application has ended and all its events are delivered, or until the deadline."""
         self._thread = threading.get_ident()
         wait_s, quiet_since_s = 0.0, clock.now_s()
         asked = False
@@ -93,7 +93,7 @@ class Sender(JournalSender):
                 self._obey(lines)
                 self._expedite()
                 if not self._dispatcher.workers and self._queue.outbox.waiting().events:
-                    self._engine.flush(POLL_S)  # which sends from here, where no thread can be started
+                    self._engine.flush(POLL_S)  # sends from this thread, where no other can be started
                 self._publish()
                 now_s = clock.now_s()
                 if self._is_over(now_s):
@@ -131,7 +131,7 @@ class Sender(JournalSender):
         return lines
 
     def _obey(self, lines: List[bytes]) -> None:
-        """Do what the application asks for."""
+        """Execute the application's commands."""
         for line in lines:
             command, *arguments = line.split()
             if command == FLUSH:
@@ -146,7 +146,7 @@ class Sender(JournalSender):
                 self._look(int(arguments[0]))
 
     def _expedite(self) -> None:
-        """Send without waiting for full batches during a flush, and what exited processes left."""
+        """During a flush, send without waiting for full batches, and also the events of exited processes."""
         if self._orphaned_s is None and not self._looks:
             self._flushes.pop(_OWN, None)
         elif not self._flushes:
@@ -159,13 +159,13 @@ class Sender(JournalSender):
             self._flushes[number] = self._begin(patient=number not in self._impatient)
 
     def _look(self, number: int) -> None:
-        """Send what exited processes left, those that there are by now."""
+        """Send the events of the processes that have exited by now."""
         assert self._config.journal is not None
         self._queue.add(_dead(self._config.journal, self._name))
         self._looks[number] = self._queue.others_than(self._name)
 
     def _looked(self) -> int:
-        """Return the number of the last look whose finds are all settled."""
+        """Return the number of the last search whose events are all settled."""
         for number, found in sorted(self._looks.items()):
             if not all(map(self._queue.is_over, found)):
                 break
@@ -182,7 +182,7 @@ class Sender(JournalSender):
         return not pending and not self._flushes
 
     def end(self, *_: object) -> None:
-        """Leave the rest to whoever comes next, if the application is gone; a signal handler."""
+        """Leave the remaining events to the next process if the application has ended; a signal handler."""
         self._is_told_to_end = self._orphaned_s is not None
 
     def _is_over(self, now_s: float) -> bool:
@@ -220,26 +220,26 @@ class Sender(JournalSender):
         )
 
     def _say(self, message: Mapping[str, object]) -> None:
-        with self._answering, contextlib.suppress(OSError):  # the application may be gone
+        with self._answering, contextlib.suppress(OSError):  # the application may have ended
             data = memoryview(orjson.dumps(message) + b"\n")
             while data:
                 data = data[os.write(self._answers, data) :]
 
     def abandon(self) -> None:
-        """Let go of the connections in a forked child, where they are the parent's."""
+        """Close the parent's connections in a forked child."""
         self._engine.reset()
 
     def report(self, report: DeliveryReport) -> None:
-        """Have the application's on_delivery called."""
+        """Send a report to the application, which calls on_delivery."""
         self._say({"report": report.to_wire()})
 
     def log(self, level: int, text: str) -> None:
-        """Have the application write a log line."""
+        """Send a log line to the application, which writes it."""
         self._say({"log": [level, text]})
 
 
 def _dead(root: Path, own: str) -> List[str]:
-    """Return the directories of exited processes that nobody sends from."""
+    """Return the directories of exited processes that no process sends from."""
     with contextlib.suppress(OSError):
         return left_behind(root, own)
     return []
@@ -255,7 +255,7 @@ class _ToApplication(logging.Handler):
 
 
 def main(options: Mapping[str, object], commands: int, answers: int, memory: int) -> None:
-    """Run as a process. options: what the application's link sent; the others are file descriptors."""
+    """Run as a process. options: those of the application's link; the others are file descriptors."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the application decides when it ends
     given = dict(options)
     name = str(given.pop("name"))
@@ -263,7 +263,7 @@ def main(options: Mapping[str, object], commands: int, answers: int, memory: int
     given["api_key"] = hidden(given["api_key"])
     given["broker"] = given["broker"] and hidden(
         given["broker"]
-    )  # False: none, whatever the environment says
+    )  # False: no broker, whatever the environment contains
     sender: Optional[Sender] = None
 
     def on_delivery(report: DeliveryReport) -> None:

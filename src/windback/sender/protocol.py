@@ -1,12 +1,12 @@
-"""What an application and its sender process say to each other.
+"""The messages between an application and its sender process.
 
-Lines over two pipes, beside `journal.counters`.
+Lines over two pipes; counters are in `remote.counters`.
 
     to the sender      first the options, as JSON; then WAKE, SLEEP_ON, FLUSH number patient,
                        FLUSH_END number, LOOK number
     from the sender    JSON objects with one key: ready, asleep, log, report, gave_up
 
-The end of the input tells the sender that the application is gone, or has closed its client.
+The end of the input means that the application has ended, or has closed its client.
 """
 
 WAKE, SLEEP_ON, FLUSH, FLUSH_END, LOOK = b"wake", b"sleep-on", b"flush", b"flush-end", b"look"

@@ -1,7 +1,8 @@
 """The application's side of worker="process": starts the sender, wakes it, and replaces it.
 
-Two threads sleep nearly always. The keeper does what takes longer than a request may: it starts the
-sender, makes segments ahead, writes to the pipe. The listener waits for what the sender says, or its end.
+Two threads sleep nearly always. The maintenance thread does the work that is too slow for a request: it
+starts the sender, makes segments ahead, writes to the pipe. The listener waits for the sender's messages, or
+its end.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ except BaseException as error:
     os.write(answers, json.dumps({"log": [30, text]}).encode() + b"\\n")
     raise
 """
-#: How often journals of exited children are looked for (seconds): at first, after a while; when that begins.
+#: How often journals of exited children are searched (seconds): at first, later, and when "later" begins.
 _CHILDREN_SOON_S, _CHILDREN_S, _FRESH_S = 0.25, 2.0, 10.0
-#: After so many senders in a row that never got as far as to say that they are ready, a thread takes over.
+#: After this many senders in a row that ended before they were ready, a thread takes over.
 _DEATHS_IN_A_ROW = 3
-#: A process that is ended may take this long (seconds) to deliver the rest.
+#: How long a process that is asked to end may deliver remaining events (seconds).
 _END_S = 2.0
-#: One that dies this soon after its start (seconds) is replaced after a pause, which doubles each time.
+#: A sender that ends this soon after its start (seconds) is replaced after a pause, which doubles each time.
 _TOO_SOON_S, _PAUSE_S, _PAUSE_CAP_S = 5.0, 0.05, 10.0
 
 
@@ -65,10 +66,10 @@ class HereSender(Protocol):
     """A sender in a thread of this process."""
 
     def run_until_done(self, deadline_s: Optional[float] = None) -> None:
-        """Send until its commands end and all is delivered, or until the deadline."""
+        """Send until its commands end and all events are delivered, or until the deadline."""
 
     def abandon(self) -> None:
-        """Let go of its connections in a forked child."""
+        """Close its connections in a forked child."""
 
     @property
     def is_current(self) -> bool:
@@ -80,7 +81,7 @@ MakeSender = Callable[[Config, str, int, int, Block], HereSender]
 
 
 class _Running(NamedTuple):
-    """A sender: a process, or one in a thread. commands: where to write; answers: where to read."""
+    """A sender: a process, or a thread. commands: the pipe to write to; answers: the pipe to read."""
 
     process: Optional[subprocess.Popen[bytes]]
     here: Optional[HereSender]
@@ -90,7 +91,7 @@ class _Running(NamedTuple):
 
 
 class SenderLink(Link):
-    """See the module."""
+    """Starts, wakes and replaces the sender of one client."""
 
     def __init__(self, config: Config, queue: SharedQueue, hooks: Hooks, make_sender: MakeSender) -> None:
         self._hooks = hooks
@@ -99,13 +100,13 @@ class SenderLink(Link):
         super().__init__(config, queue)
 
     def reset(self) -> None:
-        """Forget the sender, which is the parent's, in a forked child."""
+        """Forget the sender in a forked child, where it is the parent's."""
         running = self._running
         if running is not None:
             os.close(running.commands)
             os.close(running.answers)
             if running.process is not None:
-                running.process.returncode = 0  # not this process's child: it is not to be waited for
+                running.process.returncode = 0  # not a child of this process, so don't wait for it
             if running.here is not None:
                 running.here.abandon()
         self._running = None
@@ -114,7 +115,7 @@ class SenderLink(Link):
         self._use_thread = False
         self._deaths = self._soon_deaths = self._stillborn = 0
         self._gave_up: Set[int] = set()
-        #: How often the sender was told to look for what exited processes left, and what was there.
+        #: How many searches for journals of exited processes the sender was asked for, and what was there.
         self._looks = 0
         self._left: Set[str] = set()
         #: When this process last forked: a child may exit with events in its journal and without a sender.
@@ -130,7 +131,7 @@ class SenderLink(Link):
         is_sender = running is not None and running.here is not None and running.here.is_current
         return is_sender or threading.get_ident() == self._listener or super().is_current
 
-    # -- the keeper ----------------------------------------------------------------------------
+    # -- the maintenance thread ----------------------------------------------------------------
 
     def attend(self) -> None:
         """Start the sender if there is none, wake it, and make room for more events."""
@@ -138,14 +139,14 @@ class SenderLink(Link):
         self._tell(WAKE)
 
     def _ensure(self) -> None:
-        """Start a sender, if none runs and there is a directory for it; the lock is held."""
+        """Start a sender if none runs and there is a directory for it. Called under the lock."""
         if self._running is not None or not self._queue.has_home:
             return
         if not self._queue.written and not self._looks:
             return
         if self._block is None:
             self._block = Block.create()
-        if egress.refuse is not None:  # what a test must not send, no other process may
+        if egress.refuse is not None:  # events that a test must not send, no other process may send
             self._start_here()
             return
         if not self._use_thread:
@@ -159,17 +160,19 @@ class SenderLink(Link):
     def _take_over(self, why: str) -> None:
         if not self._use_thread:
             self._use_thread = True
-            logger.warning("no sender process (%s); a thread of this one sends instead", why)
+            logger.warning(
+                ("can't start a sender process (%s); events are sent from a thread of this process"), why
+            )
 
     def _start_process(self) -> None:
         import subprocess
 
         executable = sys.executable or ""
         if getattr(sys, "frozen", False) or "__compiled__" in globals():
-            message = "this program is frozen, and would start a copy of itself"
+            message = "this program is frozen, so its executable is not a Python interpreter"
             raise ValueError(message)
         if not os.path.basename(executable).lower().startswith(("python", "pypy")):  # noqa: PTH119
-            message = f"this program, {executable or 'unknown'}, is no Python interpreter to start one with"
+            message = f"this program, {executable or 'unknown'}, is not a Python interpreter"
             raise ValueError(message)
         assert self._block is not None
         config = self.config
@@ -188,10 +191,11 @@ class SenderLink(Link):
         answers, answers_there = os.pipe()
         try:
             passed = (self._block.descriptor, answers_there)
-            process = subprocess.Popen(  # noqa: S603 - ourselves
+            process = subprocess.Popen(  # noqa: S603 - our own module
                 [*isolation.command(executable, _BOOT), *map(str, passed), str(len(told))],
                 stdin=subprocess.PIPE,
-                # Whoever waits for the end of the application's output must not have to wait for its sender.
+                # A program that waits for the end of the application's output must not have to wait for its
+                # sender.
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=passed,
@@ -208,7 +212,7 @@ class SenderLink(Link):
         os.set_inheritable(commands, False)  # noqa: FBT003
         self._running = _Running(process, None, commands, answers, clock.now_s())
         egress.senders.add(self)
-        with contextlib.suppress(OSError):  # it died already, which the listener hears
+        with contextlib.suppress(OSError):  # it has ended already, which the listener detects
             os.write(commands, told)
         os.set_blocking(commands, False)
         self._listen(self._running)
@@ -221,7 +225,7 @@ class SenderLink(Link):
         running = _Running(None, here, commands, answers, clock.now_s())
         try:
             _thread.start_new_thread(here.run_until_done, ())
-        except RuntimeError:  # then whoever flushes does the work
+        except RuntimeError:  # then the caller of flush does the work
             for descriptor in (commands, answers, commands_there, answers_there):
                 os.close(descriptor)
             return
@@ -231,23 +235,23 @@ class SenderLink(Link):
         self._listen(running)
 
     def _make_here(self, commands: int, answers: int) -> HereSender:
-        """Make a sender for a thread of this process. Its reports go straight to the client's hooks."""
+        """Make a sender for a thread of this process. Its reports go directly to the client's hooks."""
         assert self._block is not None
         on_delivery = self._hooks.report if self._hooks.wants_reports else None
         config = replace(self.config, worker="thread", on_delivery=on_delivery)
         return self._make_sender(config, self._queue.name, commands, answers, self._block)
 
     def _tell(self, *words: bytes) -> None:
-        with self._lock:  # so that the descriptor is not another file's by now
+        with self._lock:  # or the descriptor could belong to another file by now
             if self._running is not None:
-                # A full pipe wakes as well as one line more; a broken one is the listener's business.
+                # A full pipe wakes the sender as well; a broken one is handled by the listener.
                 with contextlib.suppress(OSError):
                     os.write(self._running.commands, b" ".join(words) + b"\n")
 
-    # -- what exited children left -------------------------------------------------------------
+    # -- events of exited children -------------------------------------------------------------
 
     def forked(self) -> None:
-        """Look for what children leave, from now on."""
+        """Search for events of exited children from now on."""
         self._forked_s = clock.now_s()
         self._keeper.wake()
 
@@ -258,7 +262,7 @@ class SenderLink(Link):
         return _CHILDREN_SOON_S if is_fresh else _CHILDREN_S
 
     def _look(self) -> None:
-        """Have the sender deliver what children left that have exited."""
+        """Make the sender deliver the events of children that have exited."""
         left = self._left_behind()
         if left - self._left:
             self._left = left
@@ -284,7 +288,7 @@ class SenderLink(Link):
     # -- the listener --------------------------------------------------------------------------
 
     def _listen(self, running: _Running) -> None:
-        with contextlib.suppress(RuntimeError):  # no thread: reports and log lines are lost, nothing else
+        with contextlib.suppress(RuntimeError):  # out of threads: only reports and log lines are lost
             _thread.start_new_thread(self._hear, (running,))
 
     def _hear(self, running: _Running) -> None:
@@ -309,7 +313,7 @@ class SenderLink(Link):
         if "ready" in message:
             self._stillborn = 0
         elif "asleep" in message:
-            self._queue.intake.wake_at = 0  # from here on the next event wakes it, and it looks once more
+            self._queue.intake.wake_at = 0  # from here on the next event wakes it, and it checks once more
             self._tell(SLEEP_ON)
         elif "log" in message:
             level, text = message["log"]
@@ -320,7 +324,7 @@ class SenderLink(Link):
             self._hooks.report(DeliveryReport.from_wire(message["report"]))
 
     def _ended(self, running: _Running) -> None:
-        """The sender is gone: as it was told, or before its time."""
+        """Handle the end of a sender, expected or not."""
         if running.process is not None:
             running.process.wait()
         with self._lock:
@@ -340,7 +344,7 @@ class SenderLink(Link):
             self._soon_deaths = self._soon_deaths + 1 if is_soon else 0
             self._stillborn += 1
             if self._stillborn >= _DEATHS_IN_A_ROW:
-                self._take_over("each one that is started dies at once")
+                self._take_over("each sender process that is started ends immediately")
             pause_s = min(_PAUSE_S * 2.0 ** min(self._soon_deaths, 16), _PAUSE_CAP_S) if is_soon else 0.0
         self._restart_s = clock.now_s() + pause_s
         clock.sleep(pause_s)
@@ -358,7 +362,7 @@ class SenderLink(Link):
         del counters
         if self._running is None:
             flush.patient = True
-            self._ask(flush)  # the one that was asked died
+            self._ask(flush)  # the sender that was asked has ended
         return flush.number in self._gave_up
 
     def end_flush(self, flush: RemoteFlush) -> Stats:
@@ -371,7 +375,7 @@ class SenderLink(Link):
         problem = stats.problem
         if self._running is None and self._deaths and stats.pending:
             left_s = max(0.0, (self._restart_s or 0.0) - clock.now_s())
-            problem = f"the sender process ended before its time; another is started in {left_s:.1f} s"
+            problem = f"the sender process ended unexpectedly; another is started in {left_s:.1f} s"
         return replace(
             stats,
             problem=problem,
@@ -380,7 +384,7 @@ class SenderLink(Link):
         )
 
     def close(self) -> None:
-        """Let the sender go once it has delivered what is left."""
+        """Let the sender end once it has delivered the remaining events."""
         super().close()
         with self._lock:
             running, self._running = self._running, None
@@ -410,15 +414,15 @@ class SenderLink(Link):
             clock.sleep(LOOK_S)
 
     def exit(self, deadline_s: float) -> int:
-        """Leave the rest to the sender process, or deliver it, where there is none; returns what is left.
+        """Leave the remaining events to the sender process, or deliver them. Returns how many are left.
 
-        The process is waited for by nobody: it goes when it is done.
+        The process is not waited for: it ends when it has delivered them.
         """
         if not self.stats().pending:
             self.close()
             return 0
         with self._lock:
-            self._ensure()  # no thread, but a process may be started even now
+            self._ensure()  # out of threads, but a process may be started even now
             running = self._running
         if running is None:
             self._send_from_here(deadline_s)
@@ -428,7 +432,7 @@ class SenderLink(Link):
                 clock.sleep(LOOK_S)
         else:
             self.close()
-            running.process.returncode = 0  # or it would be complained of
+            running.process.returncode = 0  # or subprocess would warn about it
             return 0
         left = self.stats().pending
         self.close()

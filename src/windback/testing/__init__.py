@@ -1,6 +1,6 @@
-"""For tests of applications that track: capture events, or have them reach a server of the test's own.
+"""For tests of applications that track events: capture events, or send them to a local server of the test.
 
-With pytest all of it is there as fixtures, by the plugin `windback.testing.plugin`; with unittest derive from
+With pytest these are fixtures, from the plugin `windback.testing.plugin`. With unittest derive from
 `WindbackTestCase` or `LocalServerTestCase`. See docs/testing.md.
 """
 

@@ -1,6 +1,6 @@
-"""Tests send nothing to other machines: connections there are refused, and events on their way are found.
+"""Tests send nothing to other machines: connections there are refused, and queued events for them are found.
 
-This works the same for every engine: it asks for counters, and for a flush, and never for a part of one.
+This works the same for every engine: it uses counters and flush, and no internals.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from ..config import Config, is_loopback
 from ..http import egress
 from ..process import lifecycle
 
-#: What still waits when a test ends gets this long (seconds) to show where it wants to go. A refused try ends
-#: it, so that long is waited only for a mocked server that has trouble, or on a machine that has.
+#: How long events that are queued at the end of a test get (seconds) to show their destination. A refused try
+#: ends this, so it takes long only for a mocked server in trouble, or on a machine in trouble.
 _GRACE_S = 10.0
 
 
@@ -23,7 +23,7 @@ OnForget = Callable[[lifecycle.Engine], object]
 
 
 class Blocking:
-    """What was tried in the test that runs, and must not be."""
+    """The refused connections of the current test."""
 
     def __init__(self) -> None:
         self.tried: List[str] = []
@@ -47,9 +47,9 @@ class Blocking:
         return f"tests send nothing to {host}; see windback.testing"
 
     def end(self) -> Optional[str]:
-        """Make clients that aim at another machine try now; return the hosts that were tried, if any.
+        """Make clients of other machines try now. Returns the hosts that were tried.
 
-        From now on is refused what was before: nothing, or what an outer one refuses.
+        After that the earlier refusal applies: none, or that of an outer Blocking.
         """
         try:
             for engine in lifecycle.engines():
@@ -65,10 +65,10 @@ class Blocking:
         self._find_left_events(engine)
         if engine.config.worker is not None and _hosts_elsewhere(engine.config) and engine.stats().pending:
             wait = engine.flush_from_outside(clock.now_s() + _GRACE_S)
-            wait()  # what is refused is rejected: none of it is left to the next test
+            wait()  # refused events are rejected, so none remains for the next test
 
     def _find_left_events(self, engine: lifecycle.Engine) -> None:
-        """Find what the test left to a relay, which sends it as soon as there is one."""
+        """Find events that the test left to a relay, which would send them as soon as it runs."""
         stats = engine.stats()
         is_new = stats.accepted > self._accepted.get(engine, 0)
         if engine.config.worker is None and stats.pending and is_new:
@@ -76,7 +76,7 @@ class Blocking:
 
 
 def _hosts_elsewhere(config: Config) -> List[str]:
-    """Return the other machines that events of a client go to."""
+    """Return the other machines that a client sends to."""
     if config.broker is not None:
         hosts = [host for host, _ in config.broker.nodes]
     else:

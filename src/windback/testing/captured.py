@@ -1,4 +1,4 @@
-"""Events that are captured in memory, in the place of being queued and sent."""
+"""Events that are captured in memory instead of being queued and sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from .matching import Wanted, complaint
 
 @dataclass(frozen=True)
 class CapturedEvent:
-    """An event as it would have been sent; `timestamp` is its ISO 8601 text."""
+    """An event as it would have been sent.
+
+    Attributes:
+        event: The name.
+        customer_email: The customer's address.
+        properties: The properties.
+        timestamp: The time, as ISO 8601 text.
+    """
 
     event: str
     customer_email: str
@@ -26,11 +33,28 @@ class CapturedEvents(List[CapturedEvent]):
     """All events of a test, in the order of the calls."""
 
     def named(self, event: str) -> List[CapturedEvent]:
-        """Return those called *event*."""
+        """Return the events with this name.
+
+        Args:
+            event: The name.
+
+        Returns:
+            The events, in the order of the calls.
+        """
         return [each for each in self if each.event == event]
 
     def one(self, event: str) -> CapturedEvent:
-        """Return the only one called *event*; AssertionError, saying what there is, unless there is one."""
+        """Return the only event with this name.
+
+        Args:
+            event: The name.
+
+        Returns:
+            The event.
+
+        Raises:
+            AssertionError: There is none or more than one. The message shows all events.
+        """
         found = self.named(event)
         if len(found) != 1:
             raise AssertionError(complaint(Wanted(event, None, {}), self, count=1, found=len(found)))
@@ -44,10 +68,20 @@ class CapturedEvents(List[CapturedEvent]):
         properties: Optional[Mapping[str, object]] = None,
         count: Optional[int] = None,
     ) -> List[CapturedEvent]:
-        """Return the events that match, one or more, or exactly *count*; AssertionError if they don't.
+        """Check that matching events were tracked.
 
-        properties: those that must be there and equal; an event may have others. The message shows all
-        events, and what kept the nearest ones from matching.
+        Args:
+            event: The name.
+            customer_email: The customer's address. None: any.
+            properties: Properties that an event must have; it may have others. None: any.
+            count: How many events must match. None: one or more.
+
+        Returns:
+            The events that match.
+
+        Raises:
+            AssertionError: There are others. The message shows all events, and why the nearest ones don't
+                match.
         """
         wanted = Wanted(event, customer_email, properties or {})
         found = wanted.of(self)
@@ -62,21 +96,37 @@ class CapturedEvents(List[CapturedEvent]):
         customer_email: Optional[str] = None,
         properties: Optional[Mapping[str, object]] = None,
     ) -> None:
-        """AssertionError, showing them all, if there is an event that matches."""
+        """Check that no matching event was tracked.
+
+        Args:
+            event: The name.
+            customer_email: The customer's address. None: any.
+            properties: Properties that an event must have; it may have others. None: any.
+
+        Raises:
+            AssertionError: There is one. The message shows all events.
+        """
         self.assert_tracked(event, customer_email=customer_email, properties=properties, count=0)
 
     def add(self, records: Iterable[bytes]) -> None:
-        """Append encoded events."""
+        """Append encoded events.
+
+        Args:
+            records: The events, as JSON.
+        """
         self.extend(CapturedEvent(**orjson.loads(record)) for record in records)
 
 
 @contextlib.contextmanager
 def capturing() -> Generator[CapturedEvents, None, None]:
-    """Capture what all clients track, those made before included; nothing is queued or sent.
+    """Capture the events of all clients, also of those made before. Nothing is queued or sent.
 
-    Events are checked and pass `before_send` as usual, and it does not matter how they are tracked: by a
-    bound method that a module keeps, `prepare(...).send()`, `track`. Plain calls are not captured: they need
+    Events are checked and pass `before_send` as usual. All ways to track are captured: bound methods that a
+    module keeps, `prepare(...).send()`, `track`. Plain calls are not captured: they need
     an answer, which the local server of `windback_dev` gives.
+
+    Returns:
+        A context manager, whose value has the captured events.
     """
     events = CapturedEvents()
     earlier = set_capture(events.add)

@@ -1,4 +1,4 @@
-"""The same for unittest: test cases to derive from, alone or beside another such as Django's."""
+"""The same for unittest: test cases to derive from, alone or together with another such as Django's."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .local import Inbox
 
 
 class WindbackTestCase(unittest.TestCase):
-    """Captures what is tracked in each test, as `windback_events`, and sends nothing to other machines."""
+    """Captures the events of each test, as `windback_events`, and sends nothing to other machines."""
 
     windback_events: CapturedEvents
 
     def setUp(self) -> None:
-        """Begin to capture."""
+        """Start to capture."""
         super().setUp()
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
@@ -42,7 +42,17 @@ class WindbackTestCase(unittest.TestCase):
         properties: Optional[Mapping[str, object]] = None,
         count: Optional[int] = None,
     ) -> List[CapturedEvent]:
-        """`CapturedEvents.assert_tracked` of this test."""
+        """Check that matching events were tracked; see `CapturedEvents.assert_tracked`.
+
+        Args:
+            event: The name.
+            customer_email: The customer's address. None: any.
+            properties: Properties that an event must have; it may have others. None: any.
+            count: How many events must match. None: one or more.
+
+        Returns:
+            The events that match.
+        """
         return self.windback_events.assert_tracked(
             event, customer_email=customer_email, properties=properties, count=count
         )
@@ -54,14 +64,20 @@ class WindbackTestCase(unittest.TestCase):
         customer_email: Optional[str] = None,
         properties: Optional[Mapping[str, object]] = None,
     ) -> None:
-        """`CapturedEvents.assert_not_tracked` of this test."""
+        """Check that no matching event was tracked; see `CapturedEvents.assert_not_tracked`.
+
+        Args:
+            event: The name.
+            customer_email: The customer's address. None: any.
+            properties: Properties that an event must have; it may have others. None: any.
+        """
         self.windback_events.assert_not_tracked(event, customer_email=customer_email, properties=properties)
 
 
 class LocalServerTestCase(unittest.TestCase):
-    """Has a local server for all tests of the class, and in each an inbox of its own, `windback_dev`.
+    """Has a local server for all tests of the class, and an inbox for each test, `windback_dev`.
 
-    Clients that are told neither key nor address find it in the environment.
+    Clients without a key and an address find it in the environment.
     """
 
     windback_dev: Inbox

@@ -1,4 +1,4 @@
-"""A local server for tests: one process for all of them, and for each test an inbox that is its own."""
+"""A local server for tests: one process for all tests, and an inbox for each of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from .matching import Wanted, complaint, table
 
 
 class Inbox:
-    """What is sent with one API key, which no other test has: its events, requests and faults.
+    """The requests with one API key that no other test has: their events, records and faults.
 
-    url, key: for clients, such as ``Windback(inbox.key, "shop", base_url=inbox.url)``.
+    Attributes:
+        key: The API key for clients, such as ``Windback(inbox.key, "shop", base_url=inbox.url)``.
+        url: The base URL for clients.
     """
 
     def __init__(self, server: DevServer) -> None:
@@ -23,28 +25,53 @@ class Inbox:
 
     @property
     def url(self) -> str:
-        """Base URL for clients."""
+        """The base URL for clients."""
         return self.server.url
 
     @property
     def environment(self) -> Dict[str, str]:
-        """Return what a client that is told nothing has to find, here or in a child process."""
+        """Return the environment variables for clients without arguments, here or in a child process.
+
+        Returns:
+            The variables by name.
+        """
         return {"WINDBACK_API_KEY": self.key, "WINDBACK_BASE_URL": self.url}
 
     def events(self, query: str = "") -> List[StoredEvent]:
-        """Return all that came, in the order of arrival; query: only those that a search finds."""
+        """Return the events that arrived, in that order.
+
+        Args:
+            query: A search, such as "event:login". Empty: all events.
+
+        Returns:
+            The events.
+        """
         return self.server.events(query, key=self.key)
 
     def requests(self) -> List[RequestRecord]:
-        """Return every try of every request, oldest first."""
+        """Return every try of every request, oldest first.
+
+        Returns:
+            The requests.
+        """
         return self.server.requests(key=self.key)
 
     def wait(
         self, event: Optional[str] = None, *, count: int = 1, query: str = "", timeout: float = 5.0
     ) -> List[StoredEvent]:
-        """Wait until *count* events of this name came, and return them; else AssertionError.
+        """Wait until events with this name have arrived. Earlier ones count, too.
 
-        Those that came before count, too. timeout: seconds. The message shows what did come.
+        Args:
+            event: The name. None: any.
+            count: How many.
+            query: A search, such as "-email:*@example.com". Empty: all events.
+            timeout: Seconds to wait at most.
+
+        Returns:
+            The events.
+
+        Raises:
+            AssertionError: They did not arrive in time. The message shows those that did.
         """
         try:
             return self.server.wait(event, count=count, query=query, timeout=timeout, key=self.key)
@@ -60,11 +87,21 @@ class Inbox:
         count: Optional[int] = None,
         timeout: float = 5.0,
     ) -> List[StoredEvent]:
-        """Wait for events that match, one or more, or exactly *count*, and return them.
+        """Wait for matching events.
 
-        properties: those that must be there and equal; an event may have others. AssertionError after
-        *timeout* seconds, or when there are more: the message shows all events, and what kept the nearest
-        ones from matching.
+        Args:
+            event: The name.
+            customer_email: The customer's address. None: any.
+            properties: Properties that an event must have; it may have others. None: any.
+            count: How many events must match. None: one or more.
+            timeout: Seconds to wait at most.
+
+        Returns:
+            The events that match.
+
+        Raises:
+            AssertionError: They did not arrive in time, or there are more. The message shows all events, and
+                why the nearest ones don't match.
         """
         wanted = Wanted(event, customer_email, properties or {})
         until_s = clock.now_s() + timeout
@@ -77,7 +114,7 @@ class Inbox:
             try:
                 self.server.wait(count=len(events) + 1, timeout=left_s, key=self.key)
             except DevServerError:
-                until_s = 0.0  # one last look
+                until_s = 0.0  # a last check
         if len(found) != count if count is not None else not found:
             raise AssertionError(complaint(wanted, events, count=count, found=len(found)))
         return found
@@ -92,10 +129,18 @@ class Inbox:
         drop: Optional[str] = None,
         path: str = "/",
     ) -> None:
-        """Have requests with this key fail, in place of how they failed before.
+        """Make requests with this key fail. Earlier faults are replaced.
 
-        Such as ``faults(status=503, times=2)``: the next two are answered so. drop: ``"before"`` or
-        ``"after"`` the events are stored. *rules*: whatever else docs/dev-server.md has.
+        For example ``faults(status=503, times=2)`` makes the next two requests fail.
+
+        Args:
+            *rules: Further rules; see docs/dev-server.md.
+            status: The HTTP status of the answer.
+            times: How many requests fail. None: all.
+            retry_after: Seconds for the header Retry-After.
+            latency: Seconds before the answer.
+            drop: Close the connection ``"before"`` or ``"after"`` the events are stored.
+            path: The start of the paths that fail.
         """
         given = {
             "status": status,
@@ -109,5 +154,5 @@ class Inbox:
         self.server.faults([*rules, *own], key=self.key)
 
     def clear_faults(self) -> None:
-        """Have nothing fail any more."""
+        """Remove all faults of this key."""
         self.server.clear_faults(key=self.key)

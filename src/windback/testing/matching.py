@@ -1,6 +1,6 @@
-"""Whether an event is the one that a test wants; and if none is, what a person wants to read.
+"""Whether an event matches a test's expectation; and if none does, a message for people.
 
-Pure: it compares and writes text, whatever the events are and wherever they came from.
+Pure: it compares and writes text, whatever the source of the events.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 from typing import Iterable, List, Mapping, NamedTuple, Optional, Protocol, Sequence, TypeVar
 
-#: Rows of the table in a message: the last ones, for those are what a test is about.
+#: Rows of the table in a message: the last ones, because a test is usually about these.
 _ROWS = 30
 _NEAREST = 3
-#: Names less alike than this are no misspellings.
+#: Names less similar than this are not misspellings.
 _ALIKE = 0.6
 
 
 class Tracked(Protocol):
-    """An event, as it was captured or as a server has it."""
+    """An event, captured or from a server."""
 
     @property
     def event(self) -> str:
@@ -25,12 +25,12 @@ class Tracked(Protocol):
 
     @property
     def customer_email(self) -> Optional[str]:
-        """Return whose it is."""
+        """Return the customer's address."""
         ...
 
     @property
     def properties(self) -> Mapping[str, object]:
-        """Return the rest."""
+        """Return the properties."""
         ...
 
 
@@ -38,7 +38,7 @@ One = TypeVar("One", bound=Tracked)
 
 
 class Wanted(NamedTuple):
-    """What a test wants: a name, and maybe a customer and some of the properties."""
+    """The expectation of a test: a name, and optionally a customer and some of the properties."""
 
     event: str
     customer_email: Optional[str]
@@ -49,11 +49,11 @@ class Wanted(NamedTuple):
         return f"{self.event!r}{customer}" + (f" with {_shown(self.properties)}" if self.properties else "")
 
     def of(self, events: Iterable[One]) -> List[One]:
-        """Return those that are wanted."""
+        """Return the events that match."""
         return [each for each in events if not self.differences(each)]
 
     def differences(self, found: Tracked) -> List[str]:
-        """Return what keeps *found* from being wanted, each in a few words."""
+        """Return why *found* does not match, each reason in a few words."""
         texts = []
         if found.event != self.event:
             texts.append(_unlike("event", found.event, self.event))
@@ -67,7 +67,7 @@ class Wanted(NamedTuple):
         return texts
 
     def distance(self, found: Tracked) -> Optional[float]:
-        """Return how far *found* is from being wanted; None: it has nothing to do with it."""
+        """Return how different *found* is; None if it is unrelated."""
         alike = SequenceMatcher(None, found.event.lower(), self.event.lower()).ratio()
         if alike < _ALIKE:
             return None
@@ -75,9 +75,9 @@ class Wanted(NamedTuple):
 
 
 def complaint(wanted: Wanted, events: Sequence[Tracked], *, count: Optional[int], found: int) -> str:
-    """Return why a test fails: what was wanted, what is there, and the nearest misses.
+    """Return why a test fails: the expectation, the events, and the nearest misses.
 
-    count: how many were wanted; None: one or more.
+    count: how many were expected; None: one or more.
     """
     times = f"{found} time{'' if found == 1 else 's'}"
     if count is None:

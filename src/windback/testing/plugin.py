@@ -1,8 +1,8 @@
-"""The pytest plugin: tests send nothing to the real API, and see what was tracked.
+"""The pytest plugin: tests send nothing to the real API, and can check which events were tracked.
 
-It is active wherever windback and pytest are installed. A test whose client connects to another machine, or
-tracks events that would go there, fails, unless it is marked `windback_live`; its fixtures count, too.
-Servers on this machine and mocked ones are allowed. The fixture `windback_events` captures instead of
+It is active if windback and pytest are installed. A test fails if its client connects to another machine, or
+tracks events that would go there, unless it is marked `windback_live`. Fixtures are part of their test.
+Requests to localhost and to mocked servers are allowed. The fixture `windback_events` captures instead of
 sending; `windback_dev` makes clients send to a local server.
 """
 
@@ -46,32 +46,36 @@ def _blocked(item: pytest.Item) -> Generator[None, object, object]:
     return result
 
 
-# Each phase by itself, so that a fixture fails where it sends: applications often track while they shut down.
+# Each phase separately, so that a fixture fails where it sends: applications often track while they shut
+# down.
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
-    """Guard the fixtures' beginnings."""
+    """Guard the setup of fixtures."""
     return (yield from _blocked(item))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Guard the test itself."""
+    """Guard the test."""
     return (yield from _blocked(item))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """Guard the fixtures' ends."""
+    """Guard the teardown of fixtures."""
     return (yield from _blocked(item))
 
 
 @pytest.fixture
 def windback_events() -> Generator[CapturedEvents, None, None]:
-    """Capture what all clients track, those made before included; nothing is queued or sent.
+    """Capture the events of all clients, also of those made before. Nothing is queued or sent.
 
     Events are checked and pass `before_send` as usual. Plain calls are not captured: they need an answer.
+
+    Returns:
+        The captured events.
     """
     with capturing() as events:
         yield events

@@ -1,4 +1,4 @@
-"""fsync=: has what callers wrote into the journal on the disk itself, and no caller waits for that."""
+"""fsync=: a thread syncs the journal to disk, and no caller waits for that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAUSES_S = {"interval": 1.0, "batch": 0.0}
 
 
 class Syncer:
-    """See the module. sync: one round; whether there was anything new. Between bursts it sleeps."""
+    """The thread that syncs. sync: one round; returns whether anything was new. It sleeps when idle."""
 
     def __init__(self, sync: Callable[[], bool], fsync: str) -> None:
         self._sync = sync
@@ -26,7 +26,7 @@ class Syncer:
         self._keeper = Keeper(self._go_on, "windback-sync")
 
     def wake(self) -> None:
-        """Have it begin; called by track_event, never waits."""
+        """Start to sync. Called by track_event, never waits."""
         if not self._is_running:
             self._keeper.wake()
 

@@ -107,7 +107,7 @@ class LoopState:
                 self._scopes.discard(scope)
 
     def vacate(self) -> None:
-        """Tell whoever waits in `TaskWorkers.close` that the resident is gone, or never came."""
+        """Notify the caller of `TaskWorkers.close` that the resident task has ended, or never started."""
         self.ended = self.is_closed = True
         if self.stopped is not None:
             self.stopped.release()
@@ -134,9 +134,9 @@ class LoopState:
                 await self.broker.aclose()
 
     async def load(self) -> None:
-        """Load anyio's backend without holding up the loop; the first time, a checkpoint."""
+        """Load anyio's backend without blocking the loop; a checkpoint, the first time."""
         if not self._is_loaded:
-            with contextlib.suppress(NoThreadError):  # then the first use loads it, and holds up the loop
+            with contextlib.suppress(NoThreadError):  # then the first use loads it, and blocks the loop
                 await self.loop.in_thread(lambda: _load_backend(self.loop.backend))
             self._is_loaded = True
 
@@ -264,7 +264,7 @@ class LoopStates:
         if state is None or state.is_closed:
             return
         state.ended = True
-        await state.load()  # the resident may be at it still, and can't be told to stop before
+        await state.load()  # the resident may still be closing them, and can't be stopped before
         if state.stop is not None:
             state.stop.release()
         if not state.is_closed:

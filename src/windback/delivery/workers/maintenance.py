@@ -15,7 +15,7 @@ logger = logging.getLogger("windback")
 
 
 class Keeper:
-    """See the module. The first `wake` starts it; attend: what it does each time; name: of the thread.
+    """A thread for slow work. The first `wake` starts it; work: called each time; name: of the thread.
 
     look: what it does when it was not woken for `rest_s()` seconds; None there is for ever.
     """
@@ -44,7 +44,7 @@ class Keeper:
         return threading.get_ident() == self._ident
 
     def wake(self) -> None:
-        """Have it done soon; never waits for it."""
+        """Start a round soon. Never waits for it."""
         waker = self._waker
         if waker is not None:
             waker.release()
@@ -75,7 +75,7 @@ class Keeper:
             was_woken = waker.sleep(self._rest_s())
 
     def close(self) -> None:
-        """Have the thread end."""
+        """Make the thread end."""
         self._is_closed = True
         if self._waker is not None:
             self._waker.release()

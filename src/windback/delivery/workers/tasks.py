@@ -54,7 +54,7 @@ class TaskWorkers:
         self._scheduler.retire(worker, clock.now_s(), died=False)
 
     def take_back(self) -> None:
-        """Give back what the workers of closed loops hold; nobody told them, and they never run again."""
+        """Return the batches of closed loops' workers, which were not notified and never run again."""
         for state in self._loops.closed():
             state.ended = True
             for worker in list(state.workers):

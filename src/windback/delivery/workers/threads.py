@@ -74,9 +74,9 @@ class ThreadWorkers:
     def _load_for_gevent(self) -> None:
         """Load httpx now: at the exit, under gevent, it can't be, for that forks and registers exit handlers.
 
-        A greenlet that loads it later would hold up all others for as long.
+        A greenlet that loads it later would block all others for as long.
         """
-        with contextlib.suppress(Exception):  # whoever sends meets it again, and says so
+        with contextlib.suppress(Exception):  # the next request meets it again, and reports it
             self._connections.sink()
             importlib.import_module("concurrent.futures.thread")
             # Names are resolved in threads of the hub's pool; one that is there can be used at the exit, too.
@@ -94,10 +94,10 @@ class ThreadWorkers:
                 threading.current_thread().name = "windback-worker"
             self._work(worker)
         except BaseException as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
-            with contextlib.suppress(BaseException):  # there may be no memory for a line
+            with contextlib.suppress(BaseException):  # out of memory, perhaps, also for a log line
                 scheduler.log_death(error, clock.now_s())
         finally:
-            # Whatever failed until here: it is no worker any more, and the next event looks around.
+            # Whatever failed until here: it is not a worker any more, and the next event starts another.
             if scheduler.parking.workers.pop(worker, self) is None:
                 scheduler.look_again()
 

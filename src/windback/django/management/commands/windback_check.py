@@ -11,7 +11,7 @@ from windback.errors import ConfigurationError
 
 
 class Command(BaseCommand):
-    """See the module."""
+    """Check the settings of windback, and send a test event on request."""
 
     help = "Says which project and API the settings name; --send sends one event there and waits for it."
 
