@@ -47,7 +47,7 @@ def main() -> int:
 async def run(
     url: str, purchases: Sequence[Purchase], quiet: Sequence[QuietCustomer], *, faults: bool
 ) -> Client:
-    """Send everything, and return what the client says about it."""
+    """Send everything, and return the client's counts."""
 
     def draw(_: DeliveryReport) -> None:
         bar.n = client.stats().delivered
@@ -77,7 +77,7 @@ async def run(
 
 
 async def track(client: AsyncWindback, purchases: Sequence[Purchase]) -> Tuple[List[int], int]:
-    """Track purchases; return the nanoseconds of each call, and the cents of what was accepted."""
+    """Track purchases; return the nanoseconds of each call, and the cents of the accepted events."""
     took_ns, cents = [], 0
     for purchase in purchases:
         properties = purchase.properties

@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def run(url: str, purchases: Sequence[Purchase], quiet: Sequence[QuietCustomer], *, faults: bool) -> Client:
-    """Send everything, and return what the client says about it."""
+    """Send everything, and return the client's counts."""
 
     def draw(_: DeliveryReport) -> None:
         bar.n = client.stats().delivered
@@ -89,7 +89,7 @@ def run(url: str, purchases: Sequence[Purchase], quiet: Sequence[QuietCustomer],
 
 
 def track(client: Windback, purchases: Sequence[Purchase]) -> Tuple[List[int], int]:
-    """Track purchases; return the nanoseconds of each call, and the cents of what was accepted."""
+    """Track purchases; return the nanoseconds of each call, and the cents of the accepted events."""
     took_ns, cents = [], 0
     for purchase in purchases:
         properties = purchase.properties

@@ -27,7 +27,7 @@ class Purchase(NamedTuple):
 
     @property
     def properties(self) -> Dict[str, int]:
-        """What the event tells beside who and when."""
+        """The properties of the event."""
         return {"order": self.order, "cds": self.cds, "cents": self.cents}
 
 

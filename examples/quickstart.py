@@ -4,7 +4,7 @@ from windback import Windback
 
 client = Windback("sk_test_quickstart", "my-project", base_url="http://127.0.0.1:8787/api/v1")
 
-# Returns at once; a background worker sends it.
+# Returns immediately; a background worker sends it.
 client.track_event("feature_used", "jane@example.com", {"feature": "exports", "plan": "pro"})
 
 # Waits for the answer.

@@ -21,7 +21,7 @@ FAULTS: List[FaultRule] = [
 
 
 class Calls(NamedTuple):
-    """How many of the calls that are answered at once came to an end, by method."""
+    """How many of the calls that are answered immediately ended, by method."""
 
     churn_events: int
     cancel_flows: int
@@ -30,7 +30,7 @@ class Calls(NamedTuple):
 
 
 class Client(NamedTuple):
-    """What the client says.
+    """The client's numbers.
 
     cents: of the purchases it accepted. took_ns: of each track_event. seconds: from the first of them
     to the last answer.
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 def compare(purchases: Sequence[Purchase], due: Calls, client: Client, server: DevServer) -> List[Row]:
-    """Set what the client says beside what the server has in its database."""
+    """Compare the client's numbers with the server's database."""
     stats, counts, events = client.stats, server.counts(), server.events()
     received = Counter(event.properties["order"] for event in events)
     lost = stats.rejected + stats.dropped + stats.pending + sum(stats.refused.values())

@@ -1,4 +1,4 @@
-"""An application that tracks what it is told: POST /events, a JSON list of events.
+"""An application that tracks posted events: POST /events, a JSON list of events.
 
 It has no key. What it accepted is in its journal before it answers, and its worker hands it to Redis.
 """

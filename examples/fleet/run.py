@@ -2,7 +2,7 @@
 
     python examples/fleet/run.py --events 100000
 
-It takes free ports and a directory of its own, starts each line of the Procfile as it stands there, waits
+It takes free ports and a directory of its own, starts each line of the Procfile, waits
 until all are ready, and ends them as an init system would. Status 0 if each event arrived once.
 """
 
@@ -65,7 +65,7 @@ def environment(folder: Path, base_url: str) -> Dict[str, str]:
             raise FleetError(f"there is no {name} on PATH; install your system's package")
     with contextlib.ExitStack() as stack:
         ports = {}
-        for name in PORTS:  # all at once, or two might get the same
+        for name in PORTS:  # all together, or two might get the same
             taken = stack.enter_context(contextlib.closing(socket.socket()))
             taken.bind(("127.0.0.1", 0))
             ports[name] = str(taken.getsockname()[1])
@@ -86,7 +86,7 @@ def environment(folder: Path, base_url: str) -> Dict[str, str]:
 
 @contextlib.contextmanager
 def started(variables: Mapping[str, str], folder: Path) -> Iterator[Dict[str, subprocess.Popen[bytes]]]:
-    """Have all processes of the Procfile run; at the end none is left, however it comes."""
+    """Run all processes of the Procfile; at the end none is left, whatever happens."""
     running: Dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, command in procfile().items():
@@ -178,7 +178,7 @@ def send(port: str, count: int, at_once: int, clients: int) -> None:
 
 
 def wait_for_arrival(server: DevServer, count: int, oldest_s: Callable[[], float]) -> float:
-    """Wait until so many events arrived; the greatest age of a batch in Redis that was seen meanwhile."""
+    """Wait until *count* events arrived; return the greatest age of a batch in Redis during that."""
     arrived, most_s, deadline = -1, 0.0, 0.0
     while arrived < count:
         before, arrived = arrived, server.counts().events

@@ -1,4 +1,4 @@
-"""Put 20 jobs into the queue: `python enqueue.py`. REDIS_URL says where the queue is."""
+"""Put 20 jobs into the queue: `python enqueue.py`. REDIS_URL is the queue's Redis."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from windback.webhooks import ChurnRiskAlert
 
 
 def customer_of(scope: Scope) -> str:
-    """Return who asks; a header stands in for a login."""
+    """Return the customer; a header replaces a login."""
     return Headers(scope=scope).get("x-customer", "")
 
 
@@ -35,7 +35,7 @@ def build_app(client: Windback) -> FastAPI:
 
     @app.get("/report")
     def report(track: Track) -> Dict[str, int]:
-        track("report_opened", {"rows": 3})  # returns at once; a background worker sends it
+        track("report_opened", {"rows": 3})  # returns immediately; a background worker sends it
         return {"rows": 3}
 
     def at_alert(alert: ChurnRiskAlert) -> None:
