@@ -112,6 +112,10 @@ nox: $(DEV)  ## every Python on PATH, with the oldest and the newest dependencie
 bench: $(BENCH)  ## measure, beside the peers
 	.venv-bench/bin/python benchmarks/run.py $(ARGS)
 
+.PHONY: bench-app
+bench-app: $(BENCH)  ## measure what tracking costs a FastAPI and a Flask application, beside the peers; wants wrk
+	.venv-bench/bin/python benchmarks/app.py $(ARGS)
+
 .PHONY: clean
 clean:  ## remove whatever these commands made
 	rm -rf .venv .venv-demo .venv-bench .venv-docs .site .nox .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist .coverage .coverage.* .cache

@@ -1,8 +1,8 @@
 """How often a worker takes its turn at the interpreter for a batch, beside a main thread that is busy.
 
 Each turn is a wait for a busy thread to give the interpreter up, and then that thread waits. Counted are the
-worker's system calls, with strace, and in a run without it how often its threads and the main thread waited for anything
-(the kernel's voluntary context switches).
+worker's system calls, with strace, and in a run without it how often its threads and the main thread waited
+for anything (the kernel's voluntary context switches).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def run(name: str, url: str) -> None:
 def count_requests(url: str) -> int:
     import urllib.request
 
-    with urllib.request.urlopen(f"{url}/_stats") as response:
+    with urllib.request.urlopen(f"{url}/_stats") as response:  # noqa: S310 - of this machine
         paths: dict[str, int] = json.loads(response.read())["paths"]
     return sum(paths.values())
 
@@ -111,11 +111,25 @@ def text(results: list[dict[str, Any]]) -> str:
     body = []
     for of in results:
         calls = of["calls"]
-        most = "-" if calls is None else ", ".join(f"{name} {count:.1f}" for name, count in Counter(calls).most_common(6))
+        most = (
+            "-"
+            if calls is None
+            else ", ".join(f"{name} {count:.1f}" for name, count in Counter(calls).most_common(6))
+        )
         total = "-" if calls is None else number(sum(calls.values()))
-        body.append([of["client"], str(len(of["workers"])), number(of["worker"]), number(of["main"]), total, most])
+        body.append(
+            [of["client"], str(len(of["workers"])), number(of["worker"]), number(of["main"]), total, most]
+        )
     return table(
-        ["", "threads", "waits of them a batch", "of the main thread", "system calls a batch", "most of them"], body
+        [
+            "",
+            "threads",
+            "waits of them a batch",
+            "of the main thread",
+            "system calls a batch",
+            "most of them",
+        ],
+        body,
     )
 
 

@@ -1,4 +1,4 @@
-"""Applications that track one event in each request, for `app.py`: ``web:asgi`` and ``web:wsgi`` are factories.
+"""Applications that track one event in each request, for `app.py`: ``asgi`` and ``wsgi`` make them.
 
 CLIENT says which client an application has, SINK where that sends to.
 """
@@ -12,12 +12,20 @@ import os
 import sys
 import time
 from contextlib import asynccontextmanager
-from typing import Any, AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Literal
 
 from clients import ADAPTERS, EMAIL, EVENT, silence
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from flask import Flask
+
 #: Clients of asyncio, by name: what `worker` is for each.
-ASYNC = {"windback-async": "auto", "windback-async-task": "task", "windback-async-thread": "thread"}
+ASYNC: dict[str, Literal["auto", "task", "thread"]] = {
+    "windback-async": "auto",
+    "windback-async-task": "task",
+    "windback-async-thread": "thread",
+}
 #: Without a client: what all others are compared with.
 NONE = "none"
 #: Seconds for which a client may deliver what is left when the load has ended.
@@ -29,7 +37,7 @@ Track = Callable[[int], Any]
 
 
 def tracker() -> tuple[Track, Callable[[float], object]]:
-    """A function that tracks one event, given a number, and one that flushes; coroutine functions in `ASYNC`."""
+    """A function that tracks one event, given a number, and one that flushes; coroutines in `ASYNC`."""
     name, url = os.environ["CLIENT"], os.environ["SINK"]
     silence()
     if name == NONE:
@@ -43,7 +51,9 @@ def tracker() -> tuple[Track, Callable[[float], object]]:
     return names["track"], client.flush
 
 
-def async_tracker(url: str, worker: Any) -> tuple[Track, Callable[[float], object]]:
+def async_tracker(
+    url: str, worker: Literal["auto", "task", "thread"]
+) -> tuple[Track, Callable[[float], object]]:
     from windback import AsyncWindback
 
     client = AsyncWindback("sk_test_bench", "bench", base_url=url, worker=worker, max_queue_size=10_000_000)
@@ -55,7 +65,7 @@ def async_tracker(url: str, worker: Any) -> tuple[Track, Callable[[float], objec
     return track, client.flush
 
 
-def asgi() -> Any:
+def asgi() -> FastAPI:
     """FastAPI, as uvicorn runs it."""
     from fastapi import FastAPI
 
@@ -109,7 +119,7 @@ async def note_lateness(late: list[float]) -> None:
         late.append((time.perf_counter() - due) * 1e3)
 
 
-def wsgi() -> Any:
+def wsgi() -> Flask:
     """Flask, as gunicorn runs it, with threads."""
     from flask import Flask
 

@@ -112,6 +112,8 @@ def settled_world(**options):
     world.put(10)
     worker = world.worker()
     world.settle(worker.step().batch)
+    assert worker.step() == Step(wait_s=LINGER)
+    world.now += LINGER
     assert worker.step() == Step(wait_s=None)
     return world, worker
 
@@ -223,15 +225,55 @@ def test_an_event_that_came_before_the_worker_slept_is_not_overlooked(world):
 def test_no_event_is_put_without_somebody_on_the_way_to_it():
     """Whatever the order of steps, an event that waits has a worker awake, timed, or about to be started."""
     world, worker = settled_world()
-    for _ in range(3):
+    for n in range(3):
         world.put()
-        assert worker.is_awake
-        step = worker.step()
-        assert step.wait_s == LINGER
+        # Later events wake nobody: the worker that sent the batch before is timed.
+        assert worker.is_awake is (n == 0)
+        if n == 0:
+            assert worker.step().wait_s == LINGER
         world.now += LINGER
         world.settle(worker.step().batch)
-        assert worker.step() == Step(wait_s=None)
+        assert worker.step() == Step(wait_s=LINGER)
     assert world.stats.delivered == 13
+
+
+def test_in_a_stream_of_events_a_worker_is_woken_once_for_each_batch():
+    world, worker = settled_world()
+    world.put()
+    assert worker.is_awake
+    worker.step()
+    woken = []
+    for n in range(1, 50):
+        was_awake = worker.is_awake
+        world.put()
+        if worker.is_awake and not was_awake:
+            woken.append(n)
+            world.settle(worker.step().batch)
+            assert worker.step() == Step(wait_s=LINGER)
+    assert woken == [9, 19, 29, 39, 49]
+    assert world.started == 1
+
+
+def test_an_event_after_a_batch_waits_no_longer_than_the_interval_though_it_wakes_nobody():
+    world, worker = settled_world()
+    world.put(10)
+    world.settle(worker.step().batch)
+    step = worker.step()
+    world.now += LINGER / 2
+    world.put()
+    assert not worker.is_awake
+    world.now += step.wait_s - LINGER / 2
+    assert len(worker.step().batch) == 1
+
+
+def test_after_a_batch_and_an_interval_without_events_the_worker_sleeps_without_an_end():
+    world, worker = settled_world()
+    world.put(10)
+    world.settle(worker.step().batch)
+    world.now += worker.step().wait_s
+    assert worker.step() == Step(wait_s=None)
+    world.put()
+    assert worker.is_awake
 
 
 # Helpers
@@ -303,7 +345,10 @@ def test_a_spare_worker_goes_after_a_while_and_the_last_one_stays(world):
     batches.append(second.step().batch)
     for each in batches:
         world.settle(each)
-    assert first.step() == second.step() == Step(wait_s=SPARE_WORKER_S, spare=True)
+    assert first.step() == Step(wait_s=LINGER)
+    assert second.step() == Step(wait_s=SPARE_WORKER_S, spare=True)
+    world.now += LINGER
+    assert first.step() == Step(wait_s=SPARE_WORKER_S, spare=True)
     assert second.step(idle=True) == Step(leave=True)
     assert world.stats.workers == 1
     assert first.step(idle=True) == Step(wait_s=None)

@@ -44,12 +44,13 @@ logger = logging.getLogger("windback")
 
 #: A worker beyond the first goes when it had nothing to do for this long.
 SPARE_WORKER_S = 5.0
-#: A batch goes out beside another only when that one is under way for this long. A server that answers
-#: sooner is served best by one worker: more of them only wait for each other's turns at the interpreter.
-PATIENCE_S = 0.002
+#: A batch goes out beside another only when that one is under way for this long, and where more batches
+#: wait, for a part of it. A server that answers sooner is served best by one worker: more of them only wait
+#: for each other's turns at the interpreter. The least is twice as long as a busy thread may keep it.
+PATIENCE_S, PATIENCE_LEAST_S = 0.04, 0.01
 #: A worker that looks whether the others need help, and finds that they don't, looks half as often, down to
 #: this.
-WATCH_CAP_S = 0.064
+WATCH_CAP_S = 0.16
 #: After this many workers that ended without settling a batch there is a pause, as in an outage.
 _DEATHS_IN_A_ROW = 3
 
@@ -126,7 +127,7 @@ class Scheduler:
         self._watch_s = PATIENCE_S
         self._on_watch = True
         self._first_seen_s: Optional[float] = None
-        self._last_take_s = 0.0
+        self._last_take_s = float("-inf")
         #: The worker that maintains the files.
         self._maintainer: Optional[Worker] = None
         self._outage = OutageLog()
@@ -290,7 +291,7 @@ class Scheduler:
         self._last_take_s = now_s
         due_s = self._due_in(now_s)
         is_watched = self._is_timed and self._timed_until_s <= now_s + WATCH_CAP_S
-        helper = due_s is not None and due_s <= PATIENCE_S and not is_watched
+        helper = due_s is not None and due_s <= self._patience_s and not is_watched
         self._arm(now_s)
         return Step(batch=batch, helper=helper)
 
@@ -314,8 +315,14 @@ class Scheduler:
             age_s = now_s - self._first_seen_s
             due_s = batching.wait_s(waiting.events, waiting.size_bytes, age_s, self._limits)
         if due_s == 0.0 and in_flight:
-            return max(0.0, PATIENCE_S - (now_s - self._last_take_s))
+            return max(0.0, self._patience_s - (now_s - self._last_take_s))
         return due_s
+
+    @property
+    def _patience_s(self) -> float:
+        """Return how long a batch is under way before another goes out beside it."""
+        batches = self.queue.waiting().events / self._limits.max_events
+        return max(PATIENCE_LEAST_S, PATIENCE_S / max(1.0, batches))
 
     def _park(self, worker: Worker, now_s: float, waker: Waker) -> Step:
         """Put a worker to sleep, unless there is work after all."""
@@ -325,11 +332,13 @@ class Scheduler:
         if self._must_open_gate:
             return Step(wait_s=0.0)
         due_s = self._due_in(now_s)
+        if due_s is None:
+            due_s = self._gathers_for_s(now_s) or None
         retry_s = None if self._disk is None else self._disk.retry_in_s(now_s)
         if retry_s is not None:
             due_s = retry_s if due_s is None else min(due_s, retry_s)
-        if due_s is not None and not self._is_timed:
-            if due_s <= PATIENCE_S and self.queue.leases():
+        if due_s is not None and (not self._is_timed or now_s + due_s < self._timed_until_s):
+            if due_s <= self._patience_s and self.queue.leases():
                 due_s = max(due_s, self._watch_s)
                 self._watch_s = min(2 * self._watch_s, WATCH_CAP_S)
             self._timed = worker
@@ -337,6 +346,14 @@ class Scheduler:
             return Step(wait_s=due_s)
         spare = self.workers > 1
         return Step(wait_s=SPARE_WORKER_S if spare else None, spare=spare)
+
+    def _gathers_for_s(self, now_s: float) -> float:
+        """Return for how long an event wakes nobody: the worker wakes by itself when the next batch is due.
+
+        So it is after a batch, because in a stream of events another one follows soon.
+        """
+        is_empty = not self.queue.waiting().events and not self.queue.leases()
+        return max(0.0, self._last_take_s + self._limits.interval_s - now_s) if is_empty else 0.0
 
     @property
     def _is_timed(self) -> bool:
@@ -356,7 +373,7 @@ class Scheduler:
     def _arm(self, now_s: float) -> None:
         """Set at how many waiting events a caller must wake a worker."""
         in_flight = len(self.queue.leases())
-        is_quiet = in_flight == 0 and self._first_seen_s is None
+        is_quiet = in_flight == 0 and self._first_seen_s is None and not self._gathers_for_s(now_s)
         may_start = self.workers < self.gate.limit
         if self.workers == 0 or (is_quiet and self.parking.has_parked):
             wake_at = 0
