@@ -13,7 +13,14 @@ from windback.delivery import retry
 from windback.delivery.hooks import Hooks
 from windback.delivery.parking import Worker
 from windback.delivery.refusals import log_refusal
-from windback.delivery.scheduler import PATIENCE_S, SPARE_WORKER_S, WATCH_CAP_S, Scheduler, Step
+from windback.delivery.scheduler import (
+    PATIENCE_LEAST_S,
+    PATIENCE_S,
+    SPARE_WORKER_S,
+    WATCH_CAP_S,
+    Scheduler,
+    Step,
+)
 from windback.queue.intake import NEVER, Refusals
 from windback.queue.memory import MemoryQueue
 
@@ -299,12 +306,12 @@ def test_a_helper_waits_for_a_server_that_may_answer_at_once(world):
     world.put(50)
     first, helper = world.worker(), world.worker()
     batch = first.step().batch
-    assert helper.step() == Step(wait_s=pytest.approx(PATIENCE_S))
-    world.now += PATIENCE_S / 2
+    assert helper.step() == Step(wait_s=pytest.approx(PATIENCE_LEAST_S))
+    world.now += PATIENCE_LEAST_S / 2
     world.settle(batch)
     assert first.step().batch is not None  # so the helper is not needed yet
-    assert helper.step().wait_s == pytest.approx(2 * PATIENCE_S)
-    world.now += 1.5 * PATIENCE_S
+    assert helper.step().wait_s == pytest.approx(2 * PATIENCE_LEAST_S)
+    world.now += 1.5 * PATIENCE_LEAST_S
     assert helper.step().batch is not None  # now it is
 
 
@@ -316,11 +323,36 @@ def test_a_helper_that_is_never_needed_looks_ever_less_often():
     for _ in range(8):
         batch = first.step().batch
         looks.append(helper.step().wait_s)
-        world.now += PATIENCE_S / 4
+        world.now += PATIENCE_LEAST_S / 4
         world.settle(batch)
     assert looks == sorted(looks)
-    assert looks[0] == pytest.approx(PATIENCE_S)
+    assert looks[0] == pytest.approx(PATIENCE_LEAST_S)
     assert looks[-1] == pytest.approx(WATCH_CAP_S)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "patience_s"),
+    [(10, PATIENCE_S), (20, PATIENCE_S / 2), (40, PATIENCE_LEAST_S), (900, PATIENCE_LEAST_S)],
+)
+def test_the_more_waits_the_sooner_a_batch_goes_out_beside_another(waiting, patience_s):
+    world = World(max_queue_size=1_000)
+    world.put(10)
+    first, helper = world.worker(), world.worker()
+    assert first.step().batch is not None
+    world.put(waiting)
+    assert helper.step() == Step(wait_s=pytest.approx(patience_s))
+    world.now += 0.9 * patience_s
+    assert helper.step().batch is None
+    world.now += 0.2 * patience_s
+    assert helper.step().batch is not None
+
+
+def test_for_a_flush_a_batch_goes_out_beside_another_as_soon_as_it_may(world):
+    world.put(20)
+    first, helper = world.worker(), world.worker()
+    assert first.step().batch is not None
+    world.scheduler.begin_flush(Waker(), patient=True)
+    assert helper.step() == Step(wait_s=pytest.approx(PATIENCE_LEAST_S))
 
 
 def test_no_more_workers_than_may_be_in_flight(world):

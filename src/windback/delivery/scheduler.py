@@ -124,7 +124,7 @@ class Scheduler:
         #: The worker that sleeps until something is due.
         self._timed: Optional[Worker] = None
         self._timed_until_s = 0.0
-        self._watch_s = PATIENCE_S
+        self._watch_s = 0.0
         self._on_watch = True
         self._first_seen_s: Optional[float] = None
         self._last_take_s = float("-inf")
@@ -282,7 +282,7 @@ class Scheduler:
             return None
         worker.batch = batch
         if not is_alone:
-            self._watch_s = PATIENCE_S
+            self._watch_s = 0.0
         # What is left now came after the last take, and after the first event was seen.
         since_s = now_s if self._first_seen_s is None else self._first_seen_s
         if not self.queue.is_cut:
@@ -321,6 +321,8 @@ class Scheduler:
     @property
     def _patience_s(self) -> float:
         """Return how long a batch is under way before another goes out beside it."""
+        if self.flushes or self.closing:
+            return PATIENCE_LEAST_S
         batches = self.queue.waiting().events / self._limits.max_events
         return max(PATIENCE_LEAST_S, PATIENCE_S / max(1.0, batches))
 
@@ -340,7 +342,7 @@ class Scheduler:
         if due_s is not None and (not self._is_timed or now_s + due_s < self._timed_until_s):
             if due_s <= self._patience_s and self.queue.leases():
                 due_s = max(due_s, self._watch_s)
-                self._watch_s = min(2 * self._watch_s, WATCH_CAP_S)
+                self._watch_s = min(2 * due_s, WATCH_CAP_S)
             self._timed = worker
             self._timed_until_s = now_s + due_s
             return Step(wait_s=due_s)
