@@ -18,6 +18,8 @@ nox.options.error_on_missing_interpreters = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
+#: What users install; `dev` and `test` are for those who work on the project.
+EXTRAS = [name for name in PYPROJECT["project"]["optional-dependencies"] if name not in ("dev", "test")]
 
 
 def install(session: nox.Session, dependencies: str) -> None:
@@ -30,8 +32,7 @@ def install(session: nox.Session, dependencies: str) -> None:
         pins = tmp / "lowest.txt"
         session.run_install(
             *("uv", "pip", "compile", "--quiet", "--no-deps", "--resolution=lowest-direct"),
-            *("--extra=cli", "--extra=demo", "--extra=fastapi", "--extra=flask", "--extra=metrics"),
-            *("--extra=redis", "--extra=sqlalchemy"),
+            *(f"--extra={name}" for name in EXTRAS),
             *(f"--output-file={pins}", "pyproject.toml"),
             silent=True,
         )

@@ -48,9 +48,9 @@ def _check_client() -> List[CheckMessage]:
         conf.check_client()
     except ConfigurationError as error:
         if error.code != "MISSING_API_KEY":
-            return [Error(str(error), id="windback.E002")]
+            return [Error(error.message, id="windback.E002")]
         hint = 'in settings: WINDBACK["API_KEY"], or WINDBACK["ENABLED"] = False to send nothing'
-        return [Error(str(error), hint=hint, id="windback.E001")]
+        return [Error(error.message, hint=hint, id="windback.E001")]
     return []
 
 
@@ -58,7 +58,7 @@ def _check_customer() -> List[CheckMessage]:
     try:
         conf.find_customer()
     except ConfigurationError as error:
-        return [Error(str(error), id="windback.E003")]
+        return [Error(error.message, id="windback.E003")]
     return []
 
 

@@ -25,7 +25,7 @@ class Command(BaseCommand):
         try:
             client = conf.get_client()
         except ConfigurationError as error:
-            raise CommandError(str(error)) from None
+            raise CommandError(error.message) from None
         self.stdout.write(f"client: {client!r}")
         self.stdout.write(
             f"events inside atomic are sent {'on commit' if conf.sends_on_commit() else 'at once'}"
