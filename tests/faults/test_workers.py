@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from pathlib import Path
@@ -205,6 +206,32 @@ def test_bytes_fill_a_batch_too(held):
         held.answer()
         assert client.flush(10)
     assert held.seen == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the counts are those of Linux")
+def test_idle_workers_do_not_wake_up(server, eventually, way):
+    def waits():
+        """How often each thread but this one has waited for anything."""
+        return {
+            task.name: line
+            for task in Path("/proc/self/task").iterdir()
+            if int(task.name) != threading.get_native_id()
+            for line in (task / "status").read_text(encoding="ascii").splitlines()
+            if line.startswith("voluntary")
+        }
+
+    def is_quiet():
+        before = waits()
+        time.sleep(0.5)  # what does not happen has no event to wait for
+        return waits() == before
+
+    with Windback(**OPTIONS, base_url=server.url, flush_interval=0.05) as client:
+        track(client, 10)
+        assert client.flush(10)
+        assert client.stats().workers == 1
+        eventually(is_quiet)
+        track(client, 1)
+        eventually(lambda: client.stats().delivered == 11)
 
 
 # -- they die ------------------------------------------------------------------------------------
