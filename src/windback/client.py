@@ -229,7 +229,7 @@ class _Client:
                 WINDBACK_ENABLED.
 
         Raises:
-            ConfigurationError: An option is wrong. The message names it and says what to do.
+            ConfigurationError: An option is wrong. The message names it, and the remedy.
         """
         # Before anything can raise: a traceback may be shown with the local variables of its frames.
         keys = hidden(api_key), hidden(public_key)

@@ -1,7 +1,7 @@
 """Log lines that are written later, when no lock of this package is held.
 
 A logging handler is the application's code: it may track events, wait for a lock of its own, or take long. So
-whatever has something to say under a lock leaves it here, and whoever lets go of the lock writes it.
+code that has something to log under a lock appends it here, and it is written after the lock is released.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def later(level: int, message: str, *arguments: object) -> None:
 
 
 def write() -> None:
-    """Write what was left."""
+    """Write the pending lines."""
     while _lines:
         try:
             level, message, arguments = _lines.popleft()

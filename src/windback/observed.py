@@ -40,7 +40,7 @@ class Observed:
         return self._engine() is engine_of(client)
 
     def stats(self) -> Stats:
-        """Return the counters; those of the last time without what waits, if the client is gone."""
+        """Return the counters. If the client is gone: the last ones, with no pending events."""
         engine = self._engine()
         if engine is None:
             return replace(

@@ -136,7 +136,7 @@ def _refusals(stats: Stats) -> Iterable[_Value]:
     return [(count, {"reason": reason}) for reason, count in stats.refused.items()]
 
 
-#: Name, unit, description, and what is read of the counters. accepted = the sum of events + queue.size.
+#: Name, unit, description, and the field of the counters. accepted = the sum of events + queue.size.
 _COUNTERS: List[Tuple[str, str, str, _Read]] = [
     ("windback.client.accepted", "{event}", "Events that track_event accepted.", _plain("accepted")),
     ("windback.client.events", "{event}", "Events with an outcome.", _outcomes),

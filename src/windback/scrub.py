@@ -1,7 +1,7 @@
 """Remove private data from every text that a client sends: `Windback(scrub=scrub.STANDARD)`.
 
 A scrubber is a function `(text, place) -> text`. It gets every text that is about to leave the process, every
-number as text, and every name inside `properties`, and returns what to send instead. `place` says which call
+number as text, and every name inside `properties`, and returns the text to send instead. `place` is the call
 sends it, and under which path. Several scrubbers run one after the other: `scrub=[*scrub.STANDARD, mine]`.
 
 Pure, and each scrubber needs time in proportion to the text.
@@ -141,7 +141,7 @@ _SHAPES = re.compile(
 #: What all shapes but PEM have and most texts do not, so that these are not searched.
 _LONG_WORD = re.compile(r"[A-Za-z0-9_.+/=~-]{16}")
 _URL_PASSWORD = re.compile(r"(://[^\s/@:]{0,256}:)[^\s/@]{1,256}(?=@)")
-#: The beginnings of what is in `_NAMED`: as cheap a test.
+#: The first characters of `_NAMED`: a cheaper test.
 _NAME = re.compile("passw|passphrase|passcode|pwd|secret|token|jwt|authorization|cookie|key|session")
 _NAMED = re.compile(
     r"((?:passw(?:or)?d|passphrase|passcode|pwd|secret|token|jwt|authorization|cookie"
@@ -157,7 +157,7 @@ def tokens(text: str, place: Place) -> str:
     """Replace keys and tokens by "[token]", by their shape or by what is before them.
 
     Shapes: keys of Windback, Stripe, AWS, Google, GitHub, GitLab, Slack, OpenAI, SendGrid, Twilio, Shopify
-    and more, JSON web tokens, private keys in PEM. Also what follows `Bearer `, `password=`, `api_key:` and
+    and more, JSON web tokens, private keys in PEM. Also texts after `Bearer `, `password=`, `api_key:` and
     the like, and the password in a URL.
     """
     if len(text) < _TOKEN_MIN or place.call in _TEMPLATES:
@@ -182,7 +182,7 @@ _EMAIL = re.compile(
 
 
 def emails(text: str, place: Place) -> str:
-    """Replace email addresses by "[email]", but the customer_email, which says whose event it is."""
+    """Replace email addresses by "[email]", but the customer_email, which identifies the customer."""
     if "@" not in text and "%40" not in text and "\uff20" not in text:
         return text
     if place.path == ("customer_email",) or place.call in _TEMPLATES:

@@ -236,7 +236,7 @@ def _is(is_kind: Callable[[object], bool], handler: object) -> bool:
 
 
 def _remaining_s(args: Tuple[object, ...], kwargs: Mapping[str, object], margin: float) -> List[float]:
-    """Return the seconds until *margin* before the invocation ends, if an argument says when that is."""
+    """Return the seconds until *margin* before the invocation ends, if an argument has that time."""
     for value in (*args, *kwargs.values()):
         try:
             left_ms: object = value.get_remaining_time_in_millis()  # type: ignore[attr-defined]  # Lambda's context

@@ -121,7 +121,7 @@ def test_the_application_loads_no_http_client_and_connects_to_nobody(run, dead_u
     ended = run(TOOLS + code, url=dead_url)
     assert (ended.status, ended.err) == (0, "")
     assert ended.out[0] == "[]"
-    assert set(ended.out[1].split()) <= {"MainThread", "windback-keeper"}
+    assert set(ended.out[1].split()) <= {"MainThread", "windback-maintenance"}
 
 
 def test_without_a_relay_flush_gives_up_and_says_so(make, root):

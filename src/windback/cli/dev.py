@@ -135,7 +135,7 @@ def add_to(app: typer.Typer) -> None:
     command(
         app,
         "dev",
-        "run a local server that speaks the Windback API",
+        "run a local server with the Windback API",
         "With PROGRAM, exits with the program's exit code.",
     )(dev)
 

@@ -1,8 +1,8 @@
 """What became of events, in counters that only grow and that any thread reads without a lock.
 
 The queue moves `delivered` and its kind in the step in which a batch leaves it. How many events are pending
-is not counted: it is what was accepted and is not settled. So at every moment, also for a signal handler in
-the middle of anything: accepted == delivered + rejected + dropped + pending.
+is not counted: it is the number of accepted events that are not settled. So at every moment, also for a
+signal handler in the middle of anything: accepted == delivered + rejected + dropped + pending.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ _DEATHS_IN_A_ROW = 3
 
 
 class Step(NamedTuple):
-    """What a worker does next: send `batch`, or `upkeep`, or sleep for `wait_s` (None: for ever), or leave.
+    """The next step of a worker: send `batch`, do `upkeep`, sleep for `wait_s` (None: forever), or end.
 
     helper: one more worker would find work right now. spare: nobody needs this worker; if it sleeps
     the whole time it tells `next_step`, and is sent away.

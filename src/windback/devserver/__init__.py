@@ -1,4 +1,4 @@
-"""A local server that speaks the Windback API, for trying things out, for tests and for benchmarks.
+"""A local server with the Windback API, for trying things out, for tests and for benchmarks.
 
     with DevServer() as server:
         client = Windback("sk_test_local", "my-project", base_url=server.url)

@@ -205,7 +205,7 @@ class Parts(NamedTuple):
     waits: Waits
     webhooks: Webhooks
     hub: Hub
-    #: What `GET /_dev/health` says; filled once the server listens.
+    #: The answer to `GET /_dev/health`; filled once the server listens.
     about: Dict[str, object]
 
 

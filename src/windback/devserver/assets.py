@@ -15,7 +15,7 @@ from .errors import not_found
 #: Where the files are served, and in which folder of this package they lie.
 PATH, _FOLDER = "/page", "page"
 
-#: No script, style, picture or connection but our own: nothing that an event says can run or call out.
+#: No script, style, picture or connection but our own: no text of an event can run or make a request.
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -55,7 +55,7 @@ def read(name: str) -> Optional[bytes]:
 
 
 def answer(name: str, content: bytes) -> Response:
-    """*content* with the headers for the kind of file that *name* says."""
+    """*content* with the headers for the kind of file of *name*."""
     headers: Dict[str, str] = dict(HEADERS)
     media_type = _TYPES.get(name.rpartition(".")[2], "application/octet-stream")
     return Response(content, headers=headers, media_type=media_type)

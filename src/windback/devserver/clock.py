@@ -22,7 +22,7 @@ def in_utc(moment: datetime) -> str:
 
 
 def moment_of(text: str) -> Optional[datetime]:
-    """The time that ISO 8601 *text* says, in UTC unless it names a zone; None when it says none.
+    """The time in ISO 8601 *text*, in UTC unless it has a zone; None if it is not a time.
 
     `fromisoformat` of Python 3.8 knows neither a Z nor fractions of any length.
     """

@@ -30,7 +30,7 @@ class Connections:
         self._open.pop(_address(transport), None)
 
     def abort(self, client: Address) -> None:
-        """Close the socket to *client* at once; what is not sent yet never will be."""
+        """Close the socket to *client* immediately; unsent bytes are lost."""
         transport = self._open.get(client)
         if transport is not None:
             transport.abort()

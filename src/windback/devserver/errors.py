@@ -28,7 +28,7 @@ class ApiError(Exception):
 
 
 def error_body(code: str, message: str, extra: Optional[Mapping[str, object]] = None) -> bytes:
-    """The JSON of an error answer; text and code stand side by side, as the API documents it for 402."""
+    """The JSON of an error answer; text and code are side by side, as the API documents it for 402."""
     return orjson.dumps({"error": message, "code": code, **(extra or {})})
 
 

@@ -67,7 +67,7 @@ class Exchange:
         key = api_key(self.headers)
         #: Whose it is; None without a key.
         self.inbox = label(key) if key else None
-        #: The bytes as they came; None before, and when `body_state` says that they are not kept.
+        #: The received bytes; None before, and if they are not kept (`body_state`).
         self.body: Optional[bytes] = None
         self.body_bytes = 0
         self.body_state = "kept"
@@ -100,7 +100,7 @@ class Exchange:
 
     @property
     def request_id(self) -> str:
-        """What the answer's X-Request-Id says."""
+        """The answer's X-Request-Id."""
         return f"req_{self.number}"
 
     @property
@@ -249,7 +249,7 @@ class Exchange:
 
 _NO_NAMES: Mapping[str, int] = Counter()
 
-#: What is unpacked of a body to look into it: far more than a server is usually told to take.
+#: How much of a body is unpacked to search it: far more than servers usually accept.
 _MOST_BYTES = 100_000_000
 
 #: The columns of the search language that a request has itself, and those of the events that it carries.

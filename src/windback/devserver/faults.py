@@ -1,6 +1,6 @@
 """Faults on demand: a list of rules, and what they do to one request. No socket, no sleep; the gateway acts.
 
-Rules are asked in their order. A rule applies to a request when all that it names matches, its dice say so
+Rules are checked in order. A rule applies to a request if all its conditions match, its random choice hits
 and it is not spent. Delays of all rules that apply add up; the first with another effect ends the search.
 """
 
@@ -103,7 +103,7 @@ class Probe(Protocol):
 
     @property
     def is_gzip(self) -> bool:
-        """Whether the body says that it is compressed."""
+        """Whether the body is compressed, by its header."""
         ...
 
     @property
@@ -125,7 +125,7 @@ class Decision(NamedTuple):
 
 
 class Rule:
-    """One rule with its dice and counters, from *spec*.
+    """One rule with its random numbers and counters, from *spec*.
 
     Raises `ApiError` 400, which names *place* and field, for a rule that makes no sense. *now*: seconds of a
     steady clock, from which `until` counts.
@@ -177,7 +177,7 @@ class Rule:
         self._only_gzip = "refuse_gzip" in fields
 
     def applies(self, probe: Probe, now: float) -> bool:
-        """Whether this rule wants the request; counts and rolls the dice, so ask once."""
+        """Whether this rule hits the request. It counts and draws a random number, so call it once."""
         if not self.enabled or self.is_spent(now) or not self._matches(probe):
             return False
         self._matched += 1

@@ -44,7 +44,7 @@ _JSON = {"content-type": "application/json"}
 class Gateway:
     """ASGI application around *app*.
 
-    *on_done* is told of each request to the API when it is over (None: nobody is).
+    *on_done* is called for each request to the API when it is over (None: nothing is called).
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class _Probe:
 
     @property
     def is_gzip(self) -> bool:
-        """Whether the body says that it is compressed."""
+        """Whether the body is compressed, by its header."""
         return self._exchange.headers.get("content-encoding", "").strip().lower() == "gzip"
 
     @property

@@ -225,7 +225,7 @@ class Inbox:
         )
 
     def _key_for(self, inbox: object) -> str:
-        """The key to send with: one that was given or has been seen, or the one that all are told to use."""
+        """The key to send with: the given one, one that was seen, or the default one."""
         if type(inbox) is not str or not inbox:
             return next((key for key in self._options.keys if key.startswith("sk_")), DEFAULT_KEY)
         for exchange in reversed(self._watch.journal.recent):

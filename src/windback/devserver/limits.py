@@ -1,4 +1,4 @@
-"""The documented rate limits, each by API key. No sleep and no clock: the caller says what time it is.
+"""The documented rate limits, each by API key. No sleep and no clock: the caller passes the time.
 
 Tracking has a limit of the plan, of which no number is documented, so it has none here.
 """
@@ -11,7 +11,7 @@ from typing import Deque, Dict
 from .errors import over_limit
 from .faults import Bucket
 
-#: Requests a second, and at once after a pause (Authentication page).
+#: Requests per second, and the burst after a pause (Authentication page).
 GENERAL_RATE, GENERAL_BURST = 10.0, 30.0
 
 #: Requests to the cancel flow in any stretch of that many seconds (Cancel Flow page).

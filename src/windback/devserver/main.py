@@ -12,7 +12,7 @@ MISSING = "windback dev: {name} is not installed; run: pip install 'windback[dev
 
 
 def run(options: Options) -> int:
-    """Serve until told to stop; the exit code, 1 or 2 when the server could not start."""
+    """Serve until stopped; the exit code, 1 or 2 when the server could not start."""
     wrong = problem(options)
     if wrong is not None:
         sys.stderr.write(f"windback dev: {wrong}\n")
@@ -30,7 +30,7 @@ def run(options: Options) -> int:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """`python -m windback.devserver`."""
     parser = argparse.ArgumentParser(
-        prog="python -m windback.devserver", description="A local server that speaks the Windback API."
+        prog="python -m windback.devserver", description="A local server with the Windback API."
     )
     add_arguments(parser)
     return run(from_arguments(parser.parse_args(argv)))

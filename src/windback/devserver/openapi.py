@@ -1,7 +1,7 @@
 """The OpenAPI document of this server: what it takes and answers, exactly.
 
 Limits and names come from the modules that enforce them. Where a real API may answer more than this server
-does (an event without an envelope, a 202), the document says what the server does.
+does (an event without an envelope, a 202), the document describes this server.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def document(*, strict: bool = True) -> Schema:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "Windback API, as the local server speaks it",
+            "title": "Windback API of the local server",
             "version": "1",
             "summary": "For development and tests. Written from public documentation; not an official file.",
         },

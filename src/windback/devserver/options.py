@@ -170,7 +170,7 @@ def add_arguments(parser: TakesArguments) -> None:
     parser.add_argument(
         "--rate-limits",
         action="store_true",
-        help="429 above the documented limits: 10 a second after 30 at once, cancel flow 10 in 15 s",
+        help="429 above the documented limits: 10 per second after a burst of 30, cancel flow 10 in 15 s",
     )
     parser.add_argument(
         "--max-body-bytes",
@@ -268,7 +268,7 @@ def problem(options: Options) -> Optional[str]:
     """What does not go together in *options*, or None."""
     if not is_loopback(options.host) and not options.allow_hosts:
         return (
-            f"--host {options.host} is not a loopback address: whoever reaches it could use the server;"
+            f"--host {options.host} is not a loopback address: anyone who reaches it could use the server;"
             " say with --allow-host under which names it may be asked"
         )
     return None

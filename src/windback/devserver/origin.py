@@ -74,7 +74,7 @@ class Guard:
 
 
 def is_json(headers: Mapping[str, str]) -> bool:
-    """Whether a request says that its body is JSON, which no form of a web page can."""
+    """Whether a request declares its body as JSON, which no form of a web page can."""
     return headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
 
 

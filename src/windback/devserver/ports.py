@@ -78,7 +78,7 @@ def owner(port: int) -> Optional[str]:
 
 
 def _listening(port: int) -> Iterator[str]:
-    """The sockets that listen on *port*, as the links of their descriptors have it."""
+    """The sockets that listen on *port*, in the form of their descriptors' links."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(OSError):
             for line in Path(table).read_text("ascii").splitlines()[1:]:

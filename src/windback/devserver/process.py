@@ -2,7 +2,7 @@
 
 A process and not a thread, so that it has an interpreter lock of its own and can be killed. The child holds
 the read end of a pipe as its standard input and stops when that ends; the kernel closes the parent's end
-however the parent dies, so no server is left behind. (A process that the parent forked meanwhile holds a copy
+however the parent ends, so no server is left behind. (A process that the parent forked before that has a copy
 of that end: then the server stops when the last of them is gone.)
 """
 
@@ -90,8 +90,8 @@ class DevServer:
     """A Windback server on this machine, in a process of its own.
 
     Use it in a `with` statement, or call `start` and `stop`. After `stop` or `kill`, `start` takes the same
-    port again, so an outage can be played. Several threads may make control calls at once; only one may start
-    or stop the server.
+    port again, so an outage can be played. Several threads may make control calls at the same time; only one
+    may start or stop the server.
 
     *port*: 0 takes a free one. *db*: a SQLite file that outlives the server; None keeps all in memory.
     *keys*: the only API keys that are taken; none: any that starts with ``sk_`` or ``pub_``.
@@ -155,7 +155,7 @@ class DevServer:
     def start(self) -> None:
         """Start the child and wait until it listens.
 
-        Raises `DevServerError` with what the child said when it does not within 30 s.
+        Raises `DevServerError` with the child's output if it does not within 30 s.
         """
         if self._process is not None:
             raise DevServerError("the server is running already")
@@ -202,7 +202,7 @@ class DevServer:
         self.kill()
 
     def kill(self) -> None:
-        """End the server at once, as `kill -9` does. Does nothing when it is not running."""
+        """End the server immediately, as `kill -9` does. Does nothing if it is not running."""
         process = self._process
         if process is None:
             return
@@ -280,7 +280,7 @@ class DevServer:
         return cast("int", self._call("GET", "/count" + _query(q=query, key=key))["count"])
 
     def mark(self) -> int:
-        """A cursor that stands after all that has come so far, for `wait`."""
+        """A cursor behind all events so far, for `wait`."""
         return cast("int", self._call("POST", "/mark")["cursor"])
 
     def wait(
@@ -296,7 +296,7 @@ class DevServer:
     ) -> List[StoredEvent]:
         """Wait until *count* events have come, and return them in the order of arrival.
 
-        *event*: their name. *since*: only what came after this `mark`; 0: all that is kept. *quiet*: seconds
+        *event*: their name. *since*: only events after this `mark`; 0: all kept events. *quiet*: seconds
         in which no more than *count* may come, so ``count=0, quiet=1`` makes sure that nothing does.
 
         Raises `DevServerError` after *timeout* seconds, with what nearly matched, and when too many come.
@@ -392,7 +392,7 @@ class DevServer:
 
 
 def _query(**fields: object) -> str:
-    """A query string of what is given."""
+    """A query string of the fields that are not None."""
     given = {name: value for name, value in fields.items() if value is not None and value != ""}
     return "?" + urlencode(given) if given else ""
 

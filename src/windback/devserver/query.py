@@ -2,8 +2,8 @@
 
     event:login email:*@acme.com plan:pro mrr>5000 -event:api_call status:429 after:-10m "free text"
 
-Terms stand side by side and all must hold; a minus turns one round. A name that is no column is a property.
-docs/dev-server.md has the whole of it.
+Terms are separated by blanks and all must match; a minus negates one. A name that is not a column is a
+property. docs/dev-server.md has the whole of it.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Subject(Protocol):
         ...
 
     def text(self) -> str:
-        """All of it, for words that may stand anywhere."""
+        """All of its text, for words without a field."""
         ...
 
 
 class Term(NamedTuple):
     """One condition of a query."""
 
-    #: The name of a column, "" for a word that may stand anywhere, or "properties.…".
+    #: The name of a column, "" for a word without a field, or "properties.…".
     field: str
     operator: str
     value: str
@@ -81,14 +81,14 @@ class Query(NamedTuple):
         return frozenset(term.field for term in self.terms)
 
     def exact(self, field: str) -> Optional[str]:
-        """The one value that *field* must have, where the query says so."""
+        """The one value that *field* must have, if the query requires one."""
         for term in self.terms:
             if term.field == field and term.operator == ":" and not term.negated and "*" not in term.value:
                 return term.value
         return None
 
     def time(self, field: str) -> Optional[str]:
-        """What `after` or `before` says, as ISO 8601 with microseconds."""
+        """The time of `after` or `before`, as ISO 8601 with microseconds."""
         return next((term.value for term in self.terms if term.field == field and not term.negated), None)
 
 
@@ -135,7 +135,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse(text: str, now: float) -> Query:
-    """The query that *text* says; *now* is what times like ``-10m`` count from.
+    """The query in *text*; times like ``-10m`` count from *now*.
 
     Raises `ApiError` 400 that names the column.
     """
@@ -296,7 +296,7 @@ def _property(path: str, token: _Token) -> Callable[[Subject], bool]:
 
 
 def _found(properties: Mapping[str, object], path: str) -> List[object]:
-    """What stands at *path*: under that very name, or step by step down into objects."""
+    """The values at *path*: under exactly that name, or step by step down into objects."""
     while path not in properties:
         name, _, path = path.partition(".")
         inner = properties.get(name)

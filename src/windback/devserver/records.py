@@ -7,7 +7,7 @@ from typing import Mapping, Optional, Tuple, TypedDict, Union
 
 
 class RateLimit(TypedDict):
-    """At most `rate` requests a second after `burst` at once."""
+    """At most `rate` requests per second after a burst of `burst`."""
 
     rate: float
     burst: float
@@ -16,7 +16,7 @@ class RateLimit(TypedDict):
 class FaultRule(TypedDict, total=False):
     """A fault: which requests (`path` to `key`), when (`rate` to `above`), and one effect.
 
-    `latency` and `jitter` may stand alone or beside any effect. Rules are asked in order; the first with an
+    `latency` and `jitter` may be used alone or with any effect. Rules are checked in order; the first with an
     effect decides.
     """
 
@@ -27,7 +27,7 @@ class FaultRule(TypedDict, total=False):
     #: Prefix of the path below the base path, such as "/track"; without it every request matches.
     path: str
     method: str
-    #: Name of an event that the body must carry; a star stands for anything.
+    #: Name of an event that the body must carry; a star matches anything.
     event: str
     #: The API key that the request must come with, or the label of its inbox.
     key: str

@@ -1,7 +1,7 @@
 """Recovery emails: which strategy suits a cancel reason, and what each writes. Pure.
 
 Strategies, reasons and variables are those of the docs pages "Recovery" and "Recovery Templates"; the words
-are ours and stand for what the API's model would write.
+are ours and replace those of the API's model.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ KEPT_REQUESTS = 10_000
 #: Bytes of bodies kept with them.
 KEPT_BODIES = 50_000_000
 
-#: Seconds of which is known what happened in each.
+#: How many seconds have statistics.
 KEPT_SECONDS = 600
 
 #: Event names that a series shows one by one, and durations that are kept of a second.

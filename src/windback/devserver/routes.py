@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 
 
 class Later(NamedTuple):
-    """No answer yet: what was written is kept, and the handler is called again after a while."""
+    """No answer yet: writes are kept, and the handler is called again after a while."""
 
     delay_s: float
 
@@ -132,7 +132,7 @@ def mark_recovered(call: Call) -> Answer:
 
 
 def generate_variants(call: Call) -> Union[Answer, Later]:
-    """`POST /projects/{slug}/churn-events/{id}/generate`: `processing` at once, the emails after a while."""
+    """`POST /projects/{slug}/churn-events/{id}/generate`: `processing` now, the emails after a while."""
     doc = _churn_event(call)
     if not call.resumed:
         churn.begin_generation(call.store, doc, call.now)

@@ -81,7 +81,7 @@ def serve(options: Options) -> int:
         about["ready_in_s"] = _since_start()
         if options.ready_file is not None:
             _write_ready(options.ready_file, about)
-        if options.quiet:  # but not silent about what nobody expects, and before anybody is told to go on
+        if options.quiet:  # but not silent about surprises, and before the ready file is written
             sys.stderr.write("".join(f"windback dev: {note}\n" for note in notes))
             sys.stderr.flush()  # by itself only since Python 3.9
         sys.stdout.write(READY + origin + BASE_PATH + "\n")
@@ -121,7 +121,7 @@ class _Server(uvicorn.Server):
         self._tell_started()
 
     async def shutdown(self, sockets: Optional[List[socket.socket]] = None) -> None:
-        self._waits.close()  # or what waits on purpose, streams among it, would keep the server
+        self._waits.close()  # or streams and other waits would keep the server running
         # Who never reads would, too; and with uvicorn's older versions, since Python 3.12, who is only idle.
         asyncio.get_running_loop().call_later(GRACE_S, self._connections.abort_all)
         await super().shutdown(sockets)
@@ -151,7 +151,7 @@ def _version() -> str:
 
 
 def _since_start() -> Optional[float]:
-    """Seconds that this process has lived, where Linux tells."""
+    """Seconds since the start of this process, on Linux."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])

@@ -8,7 +8,7 @@ Tables:
     events       one row for each event, in the order of arrival; `batch_id` points into `batches`
     evicted      how many events of each name are gone; `cursors`: the last id that was given
     churn_events, variants, templates, cancel_flows, offers   `doc` is the JSON that the API answers with
-    webhooks     one row for each alert: what was sent, the tries, and what became of it
+    webhooks     one row for each alert: its body, the tries, and the result
     accepted_offers   what `POST /cancel-flow/accept-offer` recorded
     answers      the first answer to each Idempotency-Key, by `scope` (method, path and key of the caller)
 """
@@ -193,7 +193,7 @@ class Store:
     # Churn events
 
     def add_churn_event(self, slug: Optional[str], fields: ChurnFields, now: float, inbox: str) -> Doc:
-        """Create a churn event with the status "new", from whoever has that *inbox*.
+        """Create a churn event with the status "new" in *inbox*.
 
         The cancel flow names no project, so its events have no *slug* and show under every project.
         """

@@ -1,4 +1,4 @@
-"""The stream of server-sent events: what happens, told while it happens."""
+"""The stream of server-sent events about everything that happens."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> Optional[Cursor]:
-        """The cursor that *text* says, or None."""
+        """The cursor in *text*, or None."""
         *numbers, run = text.split(".")
         if len(numbers) != 3 or not all(
             each.isascii() and each.isdigit() and len(each) < 16 for each in numbers
@@ -155,7 +155,7 @@ class EventStream:
             await left
 
     def _news(self) -> Iterable[str]:
-        """The messages about all that is new; the cursor of each says what has been told up to it."""
+        """The messages about all news; the cursor of each is the state after it."""
         watch = self._watch
         counts = watch.counts(self._inbox)
         changed, self._counts = counts != self._counts, counts

@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS cursors (name TEXT PRIMARY KEY, value INTEGER NOT NUL
 """
 TABLES = ("batches", "events", "evicted")
 
-#: Rows read at once by a search, after which others get their turn.
+#: Rows that a search reads before others get their turn.
 CHUNK = 1_000
 
 #: What a row takes beside its properties, roughly.
@@ -255,7 +255,7 @@ class Tracked:
             (iso(arrival.received_at), *arrival[1:]),
         ).lastrowid
         first = self.last_id + 1
-        # The first row says its id, the others get those after it by themselves, which is faster.
+        # The first row has an explicit id, the others get the next ones automatically, which is faster.
         self._db.execute(_INSERT_FIRST, (number, *rows[0], first))
         if len(rows) > 1:
             self._db.executemany(_INSERT, [(number, *row) for row in rows[1:]])
@@ -304,7 +304,7 @@ class Tracked:
         return before - self.stored
 
     def delete_evicted(self, query: Query, inbox: Optional[str]) -> int:
-        """Forget the count of evicted events that match, where that can be said; how many those were."""
+        """Forget the count of evicted events that match, if that is known; returns their number."""
         if not _is_counted(query):
             return 0
         deleted = 0
@@ -473,7 +473,7 @@ class Tracked:
         return counts
 
     def counts(self, inbox: str) -> Dict[str, int]:
-        """What there is of one inbox, as `Store.counts` says it of all."""
+        """The counts of one inbox, as `Store.counts` has them for all."""
         kept, evicted = (
             [(name, count) for name, count in each.items() if name.inbox == inbox]
             for each in (self._kept, self._evicted)
@@ -542,7 +542,7 @@ def _pattern(term: Term) -> str:
 
 
 def _in_json(term: Term) -> List[str]:
-    """Texts that must stand in the JSON of the properties for a term to hold."""
+    """Texts that the JSON of the properties must contain if a term matches."""
     texts = [term.field.rpartition(".")[2]]
     if term.operator == ":" and not _may_be_other_text(term.value):
         texts.append(term.value)
@@ -550,7 +550,7 @@ def _in_json(term: Term) -> List[str]:
 
 
 def _may_be_other_text(value: str) -> bool:
-    """Whether a value can match what is written otherwise: a pattern, or a number."""
+    """Whether a value can match a different spelling: a pattern, or a number."""
     try:
         float(value)
     except ValueError:

@@ -3,7 +3,8 @@
 The rules are those of the public API pages; where the two editions of the documentation disagree, both
 spellings are taken (`customer_id` in place of `customer_email`, `occurred_at` in place of `timestamp`).
 Unknown fields are ignored. An event that breaks a rule is one that the API takes and drops without a word;
-here it says why, or, in strict mode, the batch is refused whole, with the index and the field in the message.
+here it gets a reason; or, in strict mode, the whole batch is refused, with the index and the field in the
+message.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class TemplateFields(NamedTuple):
 
 
 class CancelFlowFields(NamedTuple):
-    """A cancel-flow submission: the churn event it makes, and what the customer said and chose."""
+    """A cancel-flow submission: the churn event it makes, and the customer's words and choice."""
 
     churn: ChurnFields
     feedback_text: Optional[str]
@@ -130,7 +131,7 @@ class Alert(NamedTuple):
 
 
 class _BadFieldError(Exception):
-    """A field breaks a rule; the caller knows where the object stood and says so."""
+    """A field breaks a rule; the caller adds the place of the object."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(field, problem)

@@ -135,7 +135,7 @@ class Views:
             churn.send(self._store, doc, best, now, has_email=self._options.email)
 
     async def _generate(self, event_id: str) -> None:
-        """What `POST …/generate` does after its pause, unless the event has moved on meanwhile."""
+        """What `POST …/generate` does after its pause, unless the event has changed since."""
         if not await self._waits.sleep(self._options.generate_s):
             return
         doc = self._store.any_churn_event(event_id)

@@ -1,4 +1,4 @@
-"""Waiting for events to come: `GET /_dev/wait`. At the end of its patience it says what nearly came."""
+"""Waiting for events: `GET /_dev/wait`. After its timeout it returns the nearest misses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .query import Query, Term
 from .stream import Watch, gone, until
 from .tracked import Event, Tracked
 
-#: Events that are looked at, from the newest, to say what nearly matched; and how many of these are told.
+#: Events that are searched for near misses, from the newest; and how many misses are returned.
 _LOOKED_AT, _TOLD = 10_000, 5
 
 #: How like two names must be to be taken for one with a mistake in it (difflib's ratio).
@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
     query: Query
     inbox: Optional[str]
     number: int
-    #: Only what comes after this id.
+    #: Only events after this id.
     since: int
     timeout_s: float
     #: For so long there must not be more than *number*; None: more are fine.
@@ -98,7 +98,7 @@ async def _collect(
         if not await watch.waits.wait(until(listener, left, ends - now)):
             raise ApiError(503, "STOPPING", "the server is being stopped")
         if left.done():
-            return _Found(found, complete=True)  # nobody hears it
+            return _Found(found, complete=True)  # the client has left
 
 
 def _misses(tracked: Tracked, wanted: Wanted) -> List[Dict[str, object]]:

@@ -13,7 +13,7 @@ from . import query
 from .errors import ApiError, invalid
 from .labels import inbox_named
 
-#: Nothing that an event says may be taken for a page, and nothing here is the same for long.
+#: No text of an event may be taken for a page, and nothing here stays the same for long.
 HEADERS = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",

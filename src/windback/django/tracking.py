@@ -41,7 +41,7 @@ def track_event(
 
     Returns:
         Whether the event was accepted, or waits for the commit. False, too, without a usable client, which
-        one WARNING says.
+        one WARNING has the reason.
 
     Raises:
         InvalidEventError: The event can't be sent.

@@ -94,7 +94,7 @@ class Wire:
     def read(self, request: Request, status: int, headers: Mapping[str, str], raw: Optional[bytes]) -> Answer:
         """Return the answer.
 
-        raw: the body as it came; None if it could not be read to its end. A status of success stands without
+        raw: the received body; None if it could not be read to its end. A status of success counts without
         its body, because the server has processed the request: a repeat would double what it did. Only a GET
         does nothing, so it is repeated.
         """

@@ -111,7 +111,7 @@ class State(NamedTuple):
 
 
 class Ledger:
-    """The log in a directory. Not for several threads at once: the drain side calls it under its lock."""
+    """The log in a directory. Not thread-safe: the drain side calls it under its lock."""
 
     def __init__(self, home: JournalDirectory, state: State, current: Segment) -> None:
         self.state = state

@@ -232,7 +232,7 @@ class JournalQueue:
 
     def open(self) -> None:
         """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
-        with suppress(OSError):  # upkeep meets it as well, and says so
+        with suppress(OSError):  # the next maintenance meets it as well, and logs it
             open_root(self._root)
         self._own.upkeep()
 

@@ -184,7 +184,7 @@ class BrokerRelay:
                     )
 
     def run(self) -> FlushResult:
-        """Send present and new events until `stop`. Then send what was read, within shutdown_timeout.
+        """Send present and new events until `stop`, then those read so far, within shutdown_timeout.
 
         The remaining events stay in Redis.
 

@@ -80,7 +80,7 @@ class Forwarder:
         return count > 0 or queue.is_held_back
 
     def run(self) -> FlushResult:
-        """Send present and new events until `stop`. Then send what was read, within shutdown_timeout.
+        """Send present and new events until `stop`, then those read so far, within shutdown_timeout.
 
         The remaining events stay where they are.
 

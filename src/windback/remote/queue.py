@@ -51,7 +51,7 @@ class SharedQueue:
 
     def open(self) -> None:
         """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
-        with suppress(OSError):  # the maintenance meets it as well, and says so
+        with suppress(OSError):  # the maintenance meets it as well, and logs it
             open_root(self._root)
         self._own.upkeep()
 

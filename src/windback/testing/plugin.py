@@ -94,7 +94,7 @@ def windback_dev(
 ) -> Generator[Inbox, None, None]:
     """Give the test an inbox of its own in the local server, by a key that nobody else has.
 
-    Clients that are told neither key nor address find both in the environment.
+    Clients without a key and an address find both in the environment.
     """
     inbox = Inbox(windback_dev_server)
     for name, value in inbox.environment.items():

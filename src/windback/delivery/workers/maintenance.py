@@ -23,7 +23,7 @@ class Keeper:
     def __init__(
         self,
         attend: Callable[[], object],
-        name: str = "windback-keeper",
+        name: str = "windback-maintenance",
         *,
         look: Callable[[], object] = lambda: None,
         rest_s: Callable[[], Optional[float]] = lambda: None,

@@ -49,7 +49,7 @@ export async function update() {
   if (focused) root.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus();
 }
 
-/** One chart: its layers stand on each other. */
+/** One chart with stacked layers. */
 function figure(id, title, layers, { totals = true, stacked = null } = {}) {
   const length = layers[0]?.values.length ?? 0;
   const sums = Array.from({ length }, (_, second) => layers.reduce((sum, layer) => sum + (layer.values[second] || 0), 0));

@@ -43,7 +43,7 @@ def test_signup_is_tracked():
   const part = (title, words, text) => h("section", h("h2", title), h("p.muted", words), snippet(text, title));
   return h(".page.narrow",
     h("h1", "Connect"),
-    h("p.lead", "This server speaks the whole Windback API on this machine. Any key that starts with ", h("code", "sk_"), " is taken, and each key has an inbox of its own."),
+    h("p.lead", "This server has the whole Windback API, on this machine. Any key that starts with ", h("code", "sk_"), " is taken, and each key has an inbox of its own."),
     part("Environment", "The client reads these, so no line of your code changes.", environment),
     part("Python", "Or name the address where the client is made.", python),
     part("cURL", "Or without any client.", curl),

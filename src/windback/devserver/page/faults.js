@@ -1,4 +1,4 @@
-// The fault controls: rules that make the server misbehave on purpose, and the strip that says so on every page.
+// The fault controls: rules that make the server misbehave on purpose, and the strip that shows it on every page.
 
 import { call, get } from "./api.js";
 import { $, button, h, iconButton, number, plural, toast } from "./dom.js";
@@ -45,7 +45,7 @@ function scope(rule) {
 const isSpent = (rule) => !rule.enabled || (rule.times && rule.hits >= rule.times) || (rule.ends_at && Date.parse(rule.ends_at) < Date.now());
 const left = (rule) => (rule.times ? `${number(Math.max(0, rule.times - rule.hits))} left` : null);
 
-/** The stream told which rules are in force. */
+/** The stream sent the rules in force. */
 export function onFaults(news) {
   rules = news;
   const active = rules.filter((rule) => !isSpent(rule));

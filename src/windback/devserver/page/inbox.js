@@ -1,4 +1,4 @@
-// The inbox: what arrived, newest first, and one of it in detail.
+// The inbox: the received events, newest first, and one of them in detail.
 
 import { call, get } from "./api.js";
 import { $, age, brief, button, h, hue, icon, iconButton, kept, mark, middle, number, plural, put, term, toast, when } from "./dom.js";
@@ -309,10 +309,10 @@ function askClear() {
   ui.confirm.querySelector("button").focus();
 }
 
-/** Clear at once to the eye, and at the server when nobody has changed their mind for 8 s. */
+/** Clear the list immediately, and the server after 8 s without an undo. */
 function clear(count) {
   clearing?.();
-  const upTo = ui.list.newest; // what comes in the meantime stays
+  const upTo = ui.list.newest; // later events stay
   const query = new URLSearchParams({ q: `${state.q} id<=${upTo}`.trim(), key: state.key });
   const forget = () => {
     clearTimeout(timer);

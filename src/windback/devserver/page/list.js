@@ -6,7 +6,7 @@
 
 import { h, plural } from "./dom.js";
 
-const PAGE = 100; // rows fetched at once
+const PAGE = 100; // rows per request
 const OVERSCAN = 8; // rows drawn above and below what is seen
 const MOST_HELD = 5000; // more than that are only counted, and fetched when they are wanted
 const MOST_KEPT = 20000; // items in memory; the farthest are forgotten and fetched again
@@ -61,7 +61,7 @@ export class List {
     this.ready = false;
   }
 
-  /** Fetch the first page anew, and once more if that was asked for meanwhile; what was there stays until then. */
+  /** Fetch the first page again, and once more if that was requested during it; the old rows stay until then. */
   reset() {
     this.again = true;
     this.resetting ??= this.fetchAgain().finally(() => (this.resetting = this.early = null));
@@ -122,7 +122,7 @@ export class List {
     return this.paused || this.hovered || this.selected !== null || this.scroller.scrollTop > 0 || this.body.contains(document.activeElement);
   }
 
-  /** Let what is held in, and go to the newest. */
+  /** Show the held events, and go to the newest. */
   async release() {
     if (this.heldCount > this.held.length) await this.reset();
     else this.take(false);
@@ -232,7 +232,7 @@ export class List {
     const offsets = new Set();
     for (let row = first; row < end; row += 1) {
       if (this.at(row)) continue;
-      // Where the row was in the snapshot: what arrived later is on top of it.
+      // Where the row was in the snapshot: later events are above it.
       const offset = row - (this.length - this.top);
       if (offset >= 0) offsets.add(Math.floor(offset / PAGE) * PAGE);
     }
@@ -248,7 +248,7 @@ export class List {
     try {
       page = await this.load({ offset, limit: PAGE, before: this.topId + 1 });
     } catch {
-      setTimeout(() => this.loading.delete(offset), 1000); // the stream says that the server is gone
+      setTimeout(() => this.loading.delete(offset), 1000); // the stream reports that the server is gone
       return;
     }
     if (generation !== this.generation) return;
@@ -257,7 +257,7 @@ export class List {
       const place = this.top - 1 - offset - index;
       if (place >= 0) this.items[place] = item;
     });
-    // A short page in the middle means that the server has forgotten what came before.
+    // A short page in the middle means that the server has forgotten earlier events.
     const missing = this.top - offset - page.data.length;
     if (page.data.length < PAGE && missing > 0) {
       this.items.splice(0, missing);

@@ -2,13 +2,13 @@
 //
 // A browser opens six HTTP/1.1 connections to a host, so a stream in each tab would hang the seventh. One tab leads:
 // it holds a Web Lock, reads the stream and passes everything on through a BroadcastChannel. When it is closed, the
-// browser gives the lock to another tab, which goes on from the last id that all of them heard.
+// browser gives the lock to another tab, which continues from the last id that all of them received.
 
 const RETRY_S = [0.5, 1, 2, 3];
 
 const channel = "BroadcastChannel" in window ? new BroadcastChannel("windback") : null;
 let handler = () => {};
-let last = null; // the id of the last message that was heard, from the leader or as one
+let last = null; // the id of the last message, from the leader or received as the leader
 let live = { state: "connecting" };
 let leads = false;
 let lastState = null; // for tabs that come later

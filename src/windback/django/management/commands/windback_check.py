@@ -28,7 +28,7 @@ class Command(BaseCommand):
             raise CommandError(error.message) from None
         self.stdout.write(f"client: {client!r}")
         self.stdout.write(
-            f"events inside atomic are sent {'on commit' if conf.sends_on_commit() else 'at once'}"
+            f"events inside atomic are sent {'on commit' if conf.sends_on_commit() else 'immediately'}"
         )
         if not send:
             return
