@@ -79,6 +79,10 @@ programs:  ## check that the programs are there that the tests run for real; on 
 stress: $(DEV) programs  ## 1,000 exits, 500 forks, the fault tests 20 times; ARGS='--repeats 0' leaves those out
 	$(BIN)/python tests/stress.py $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(DEV)  ## odd events, answers, addresses, files for 20 minutes; ARGS='--minutes 5 --only event webhook'
+	$(BIN)/python tests/fuzz.py $(ARGS)
+
 .PHONY: torture
 torture: $(DEV) programs  ## kill -9 of applications that track, of senders and relays; ARGS='--kills 20 --events 50000' for less
 	$(BIN)/python tests/torture.py --modes writer app sender both broker $(ARGS)

@@ -1076,8 +1076,9 @@ class Windback(_Client):
         return self._checked(self._send(self._usable(request)))
 
     def _send(self, request: api.Request) -> Answer:
+        policy = self._retry_policy(request)  # first: the time that loading the transport takes counts
         transport = self._engine.transport()
-        return retry_loop.send(lambda left_s: transport.attempt(request, left_s), self._retry_policy(request))
+        return retry_loop.send(lambda left_s: transport.attempt(request, left_s), policy)
 
 
 class AsyncWindback(_Client):
@@ -1680,10 +1681,9 @@ class AsyncWindback(_Client):
         return self._checked(await self._send(self._usable(request)))
 
     async def _send(self, request: api.Request) -> Answer:
+        policy = self._retry_policy(request)  # first: the time that loading the transport takes counts
         transport = await self._engine.transport_async()
-        return await retry_loop.send_async(
-            lambda left_s: transport.attempt(request, left_s), self._retry_policy(request)
-        )
+        return await retry_loop.send_async(lambda left_s: transport.attempt(request, left_s), policy)
 
 
 class _Events(Iterator[ChurnEvent]):

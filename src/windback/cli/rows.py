@@ -58,7 +58,8 @@ class Lines:
     def __init__(self, path: Path, encoding: Optional[str]) -> None:
         try:
             self.encoding = codecs.lookup(encoding).name if encoding else None
-        except LookupError:
+            "\n".encode(self.encoding or "utf-8")
+        except (LookupError, ValueError):  # unknown, or not of texts, such as base64
             raise CommandError(f"the encoding {encoding!r} is not known") from None
         try:
             self._file: BinaryIO = path.open("rb")

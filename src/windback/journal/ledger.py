@@ -281,7 +281,9 @@ def state_of(records: Sequence[fmt.Record]) -> Optional[State]:
 def _state_of(records: Sequence[fmt.Record]) -> State:
     snapshot = orjson.loads(records[0].payload)
     leases = {key: _read(extents) for key, extents in snapshot["leases"].items()}
-    done = {int(segment_id): Ranges(parts) for segment_id, parts in snapshot["segments"].items()}
+    done = {
+        int(segment_id): _ranges(int(segment_id), parts) for segment_id, parts in snapshot["segments"].items()
+    }
     state = State(leases, done)
     for record in records[1:]:
         entry = orjson.loads(record.payload)
@@ -297,4 +299,23 @@ def _state_of(records: Sequence[fmt.Record]) -> State:
 
 
 def _read(extents: Sequence[Sequence[int]]) -> List[Extent]:
-    return [(segment_id, start, end, count) for segment_id, start, end, count in extents]
+    """Return extents as they are used. Raises TypeError, ValueError for what no ledger of ours has."""
+    found = [(segment_id, start, end, count) for segment_id, start, end, count in extents]
+    for segment_id, start, end, count in found:
+        _check_range(segment_id, start, end)
+        if type(count) is not int:
+            raise TypeError
+    return found
+
+
+def _ranges(segment_id: int, parts: Sequence[Sequence[int]]) -> Ranges:
+    for start, end in parts:
+        _check_range(segment_id, start, end)
+    return Ranges(parts)
+
+
+def _check_range(segment_id: object, start: object, end: object) -> None:
+    if type(segment_id) is not int or type(start) is not int or type(end) is not int:
+        raise TypeError
+    if segment_id < 0 or not fmt.HEADER_BYTES <= start <= end <= fmt.SEGMENT_BYTES:
+        raise ValueError

@@ -10,6 +10,7 @@ import os
 import struct
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Dict, NamedTuple, Optional
 from zlib import crc32
@@ -48,6 +49,63 @@ class Counters(NamedTuple):
     looked: int = 0
 
 
+#: Fields that earlier versions do not know. A name that these do not know ends them, so what these have is
+#: behind the end of what they read.
+_LATER = ("last_failure", "looked")
+
+
+def _framed(data: bytes) -> bytes:
+    return _HEAD.pack(len(data), crc32(data)) + data
+
+
+def _unframed(content: bytes, at: int) -> Optional[bytes]:
+    """Return what is framed at offset *at*; None if it is not whole."""
+    if len(content) < at + _HEAD.size:
+        return None
+    length, crc = _HEAD.unpack_from(content, at)
+    data = content[at + _HEAD.size : at + _HEAD.size + length]
+    return data if crc32(data) == crc else None
+
+
+def _fields_of(data: bytes) -> Dict[str, object]:
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _counters_of(fields: Dict[str, object]) -> Counters:
+    """Return the counters that are among *fields*, each of the type it must have."""
+    settled = {}
+    for name, count in _counts_of(fields.get("settled")).items():
+        with suppress(ValueError):
+            settled[int(name)] = count
+    known: Dict[str, object] = {"rejected_by_reason": _counts_of(fields.get("rejected_by_reason"))}
+    for name in (
+        "seen",
+        "adopted",
+        "adopted_pending",
+        "in_flight",
+        "requests",
+        "retries",
+        "worker_deaths",
+        "looked",
+    ):
+        value = fields.get(name)
+        known[name] = value if type(value) is int else 0
+    for name in ("problem", "last_failure"):
+        value = fields.get(name)
+        known[name] = value if isinstance(value, str) else None
+    return Counters(settled, **known)  # type: ignore[arg-type]  # each was checked
+
+
+def _counts_of(value: object) -> Dict[str, int]:
+    if not isinstance(value, dict):
+        return {}
+    return {name: count for name, count in value.items() if type(count) is int}
+
+
 class Block:
     """A file with the newest counters, written by one process and read by another; it may have no name.
 
@@ -77,28 +135,25 @@ class Block:
 
     def write(self, counters: Counters) -> None:
         """Replace the counters. A reader that meets this in the middle reads again. Raises OSError."""
-        # Without the fields that earlier versions do not know, where there is nothing to say.
-        optional = ("last_failure", "looked")
-        fields = {name: value for name, value in counters._asdict().items() if value or name not in optional}
+        fields = counters._asdict()
+        later = {name: fields.pop(name) for name in _LATER}
         data = orjson.dumps(fields, option=orjson.OPT_NON_STR_KEYS)
-        if len(data) > _BYTES - _HEAD.size:  # thousands of segments; missing ones count as pending
+        more = orjson.dumps(later)
+        if len(data) + len(more) > _BYTES - 2 * _HEAD.size:  # thousands of segments; those count as pending
             data = orjson.dumps({**fields, "settled": {}, "seen": 0})
-        os.pwrite(self.descriptor, _HEAD.pack(len(data), crc32(data)) + data, 0)
+        os.pwrite(self.descriptor, _framed(data) + _framed(more), 0)
 
     def read(self) -> Counters:
-        """Return the newest counters."""
+        """Return the newest counters. Those of another version, or of nobody's, are what is known of them."""
         for _ in range(_ATTEMPTS):
             content = os.pread(self.descriptor, _BYTES, 0)
             if len(content) < _HEAD.size:
                 break
-            length, crc = _HEAD.unpack_from(content)
-            data = content[_HEAD.size : _HEAD.size + length]
-            if crc32(data) == crc:
-                read: Dict[str, object] = orjson.loads(data)
-                known = {name: value for name, value in read.items() if name in Counters._fields}
-                counters = Counters(**known)  # type: ignore[arg-type]  # as they were written
-                settled = {int(segment_id): count for segment_id, count in counters.settled.items()}
-                return counters._replace(settled=settled)
+            data = _unframed(content, 0)
+            if data is None:
+                continue  # a writer was met in the middle
+            more = _unframed(content, _HEAD.size + len(data)) or b"{}"
+            return _counters_of({**_fields_of(more), **_fields_of(data)})
         return Counters({})
 
     def close(self) -> None:
