@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from calls import eventually
@@ -36,6 +37,21 @@ def test_fifty_of_fifty_arrive_after_sigterm_and_none_that_was_rolled_back(tmp_p
     assert numbers(server) == list(range(50)), said
     assert server.events("rolled back") == []
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", ["gunicorn with threads", "uvicorn"])
+def test_requests_at_the_same_time_never_see_anothers_customer(tmp_path, server, name):
+    with AppServer(tmp_path, FILES, SERVERS[name], server.url) as app, ThreadPoolExecutor(8) as pool:
+        answers = [
+            pool.submit(app.get, f"/{VIEWS[n % 4]}/{n}", X_User=f"customer{n}@example.com")
+            for n in range(200)
+        ]
+        assert [each.result() for each in answers] == [200] * 200
+        app.end()
+    found = {stored.properties["n"]: stored.customer_email for stored in server.events("login")}
+    own = {n: f"customer{n}@example.com" for n in range(200)}
+    fixed = dict.fromkeys(range(3, 200, 4), "jane@example.com")  # this view names its customer itself
+    assert found == {**own, **fixed}
 
 
 @pytest.mark.timeout(600)

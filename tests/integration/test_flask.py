@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import flask
 import flask_login
@@ -288,6 +289,18 @@ def test_fifty_of_fifty_arrive_after_sigterm(tmp_path, server, options):
         assert app.get_all([f"/{n}" for n in range(50)]) == [200] * 50
         said = app.end()
     assert sorted(stored.properties["n"] for stored in server.events("login")) == list(range(50)), said
+
+
+def test_requests_at_the_same_time_never_see_anothers_customer(tmp_path, server):
+    code = APP.replace('lambda: "jane@example.com"', 'lambda: request.headers.get("X-User")')
+    code = code.replace("import Flask\n", "import Flask, request\n", 1)
+    command = [*GUNICORN, "--threads", "8", "app:app"]
+    with AppServer(tmp_path, {"app.py": code}, command, server.url) as app, ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(app.get, f"/{n}", X_User=f"customer{n}@example.com") for n in range(200)]
+        assert [each.result() for each in answers] == [200] * 200
+        app.end()
+    found = {stored.properties["n"]: stored.customer_email for stored in server.events("login")}
+    assert found == {n: f"customer{n}@example.com" for n in range(200)}
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
