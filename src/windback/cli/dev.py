@@ -17,7 +17,7 @@ import typer
 
 from windback.devserver import main as devserver
 from windback.devserver import options as declared
-from windback.devserver.process import DevServerError, interpreter
+from windback.devserver.process import DevServerError, server_command
 
 from .. import clock
 from .common import CommandError, command
@@ -141,20 +141,17 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _run_beside(program: Sequence[str], line: Sequence[str], options: declared.Options) -> int:
-    """Start a server, then *program* with the server in its environment. Returns when the program ends."""
-    try:
-        executable, _ = interpreter()
-    except DevServerError as error:
-        raise CommandError(str(error), status=1) from None
+    """Start a server and, once it listens, *program*, whose clients find it; end with it."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(options.ready_file or Path(folder) / "ready")
+        try:
+            start = server_command([*line, "--until-stdin-closes", f"--ready-file={ready}"])
+        except DevServerError as error:
+            raise CommandError(str(error), status=1) from None
         with contextlib.suppress(OSError):
             ready.unlink()  # of another server
         server = subprocess.Popen(  # noqa: S603 - our own module
-            [
-                *(executable, "-m", "windback.devserver", *line),
-                *("--until-stdin-closes", f"--ready-file={ready}"),
-            ],
+            start,
             stdin=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the program: its last events must arrive
         )

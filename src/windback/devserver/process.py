@@ -16,9 +16,10 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union, cast
+from typing import IO, Dict, List, Mapping, Optional, Sequence, Type, Union, cast
 from urllib.parse import quote, urlencode
 
+from .. import isolation
 from .options import (
     BASE_PATH,
     CONTROL_PATH,
@@ -66,11 +67,34 @@ class DevServerError(Exception):
     """The server did not start, is not running, or refused a control call."""
 
 
-def interpreter() -> Tuple[str, Path]:
-    """Return what runs the server in a process of its own, and the folder that this package is in.
+_BOOT = """\
+import json, sys
+sys.path += [folder for folder in json.loads(sys.argv.pop(1)) if folder not in sys.path]
+from windback.devserver.main import main
+sys.exit(main())
+"""
+#: What the server imports that is not of the standard library.
+_NEEDED = (
+    *(
+        "anyio",
+        "click",
+        "exceptiongroup",
+        "h11",
+        "idna",
+        "orjson",
+        "sniffio",
+        "starlette",
+        "typing_extensions",
+    ),
+    "uvicorn",
+)
+
+
+def server_command(arguments: Sequence[str]) -> List[str]:
+    """Return the command that runs the server in a process of its own, where no file of the caller's runs.
 
     Raises DevServerError where there is no such thing: a frozen program would start a copy of itself, and
-    Python starts nothing in an archive.
+    the server reads its page from a folder.
     """
     if getattr(sys, "frozen", False) or "__compiled__" in globals():
         raise DevServerError(
@@ -83,7 +107,7 @@ def interpreter() -> Tuple[str, Path]:
             f"the local server runs from a folder, and this package is in an archive ({root}): "
             "pip install 'windback[dev-server]', which unpacks it"
         )
-    return sys.executable, root
+    return [*isolation.command(sys.executable, _BOOT), json.dumps(isolation.path(_NEEDED)), *arguments]
 
 
 class DevServer:
@@ -160,20 +184,16 @@ class DevServer:
         if self._process is not None:
             raise DevServerError("the server is running already")
         self._log = ""
-        executable, root = interpreter()
+        command = server_command(
+            ["--quiet", "--until-stdin-closes", "--port", str(self.port), *self._arguments]
+        )
         # Appending, so that the child always writes at the end while this side reads from the start.
         self._stderr = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - closed when the child has ended
         process = subprocess.Popen(  # noqa: S603 - our own module
-            [
-                *(executable, "-m", "windback.devserver", "--quiet", "--until-stdin-closes"),
-                *("--port", str(self.port), *self._arguments),
-            ],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            # `-m` looks in the working directory first: there the child finds the code that this process has
-            # loaded, and not some file of the caller that has the name of a module.
-            cwd=root,
         )
         self._process = process
         output = cast("IO[bytes]", process.stdout)

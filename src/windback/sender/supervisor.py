@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Protocol, Set
 
 import orjson
 
-from .. import clock
+from .. import clock, isolation
 from ..config import OPTIONS, Config
 from ..delivery.hooks import Hooks
 from ..http import egress
@@ -27,7 +27,6 @@ from ..remote.counters import Block, Counters
 from ..remote.link import LOOK_S, Link, RemoteFlush
 from ..remote.queue import SharedQueue
 from ..stats import DeliveryReport, Stats
-from . import isolation
 from .protocol import FLUSH, FLUSH_END, LOOK, SLEEP_ON, WAKE
 
 if TYPE_CHECKING:
@@ -52,7 +51,12 @@ except BaseException as error:
     os.write(answers, json.dumps({"log": [30, text]}).encode() + b"\\n")
     raise
 """
-#: How often journals of exited children are searched (seconds): at first, later, and when "later" begins.
+#: What the sender imports that is not of the standard library.
+_NEEDED = (
+    *("anyio", "certifi", "exceptiongroup", "h11", "httpcore", "httpx", "idna", "orjson", "redis", "sniffio"),
+    *("tenacity", "typing_extensions"),
+)
+#: How often journals of exited children are looked for (seconds): at first, after a while; when that begins.
 _CHILDREN_SOON_S, _CHILDREN_S, _FRESH_S = 0.25, 2.0, 10.0
 #: After this many senders in a row that ended before they were ready, a thread takes over.
 _DEATHS_IN_A_ROW = 3
@@ -181,7 +185,7 @@ class SenderLink(Link):
             {
                 **options,
                 "name": self._queue.name,
-                "path": isolation.path(),
+                "path": isolation.path(_NEEDED),
                 "api_key": config.api_key and config.api_key.reveal(),
                 "broker": config.broker.url.reveal() if config.broker is not None else False,
                 "journal": str(config.journal),
