@@ -2,11 +2,27 @@
 
 With pytest these are fixtures, from the plugin `windback.testing.plugin`. With unittest derive from
 `WindbackTestCase` or `LocalServerTestCase`. See docs/testing.md.
+
+A name is loaded when it is first used: every pytest run where windback is installed imports this package.
 """
 
-from .captured import CapturedEvent, CapturedEvents, capturing
-from .cases import LocalServerTestCase, WindbackTestCase
-from .local import Inbox
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .captured import CapturedEvent, CapturedEvents, capturing
+    from .cases import LocalServerTestCase, WindbackTestCase
+    from .local import Inbox
+
+_HOMES = {
+    "CapturedEvent": "captured",
+    "CapturedEvents": "captured",
+    "Inbox": "local",
+    "LocalServerTestCase": "cases",
+    "WindbackTestCase": "cases",
+    "capturing": "captured",
+}
 
 __all__ = [
     "CapturedEvent",
@@ -16,3 +32,19 @@ __all__ = [
     "WindbackTestCase",
     "capturing",
 ]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

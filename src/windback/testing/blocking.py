@@ -5,8 +5,9 @@ This works the same for every engine: it uses counters and flush, and no interna
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, List, MutableMapping, Optional, Tuple
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 from .. import clock
 from ..config import Config, is_loopback
@@ -28,12 +29,14 @@ class Blocking:
     def __init__(self) -> None:
         self.tried: List[str] = []
         self._before: Tuple[Optional[Refuse], Optional[OnForget]] = (None, None)
-        #: How many events each engine had accepted before the test.
-        self._accepted: Dict[lifecycle.Engine, int] = {}
+        #: How many events of each engine were accepted before the test, or were found in it. An engine may be
+        #: forgotten at any moment, also between two phases.
+        self._accepted: MutableMapping[lifecycle.Engine, int] = WeakKeyDictionary()
 
     def begin(self) -> None:
         """Refuse connections to other machines from now on."""
-        self._accepted = {engine: engine.stats().accepted for engine in lifecycle.engines()}
+        for engine in lifecycle.engines():
+            self._accepted[engine] = engine.stats().accepted
         self._before = egress.refuse, lifecycle.on_forget
         egress.refuse, lifecycle.on_forget = self._refuse, self._find_left_events
         for sender in list(egress.senders):
@@ -58,7 +61,7 @@ class Blocking:
                 sender.wait_if_closed(clock.now_s() + _GRACE_S)
         finally:
             egress.refuse, lifecycle.on_forget = self._before
-        hosts, self.tried, self._accepted = sorted(set(self.tried)), [], {}
+        hosts, self.tried = sorted(set(self.tried)), []
         return ", ".join(hosts) or None
 
     def _find_events(self, engine: lifecycle.Engine) -> None:
@@ -72,6 +75,7 @@ class Blocking:
         stats = engine.stats()
         is_new = stats.accepted > self._accepted.get(engine, 0)
         if engine.config.worker is None and stats.pending and is_new:
+            self._accepted[engine] = stats.accepted
             self.tried += _hosts_elsewhere(engine.config)
 
 
