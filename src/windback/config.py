@@ -9,8 +9,9 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Callable, Dict, List, Literal, Mapping, Optional, Sequence, Tuple, Union
-from urllib.parse import urlsplit
 
+from .base_url import DEFAULT_BASE_URL
+from .base_url import base_url as checked_base_url
 from .errors import ConfigurationError
 from .http_client import AsyncHttpClient, SyncHttpClient, check_http_client
 from .options import (
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from .event.scrubbing import Scrubber
     from .stats import DeliveryReport
 
-DEFAULT_BASE_URL = "https://api.windbackai.com/api/v1"  # docs page "API Overview"
 Overflow = Literal["drop_newest", "drop_oldest", "block", "raise"]
 Worker = Literal["auto", "task", "thread", "process"]
 Fsync = Literal["interval", "batch"]
@@ -319,7 +319,7 @@ def resolve(*, is_async: bool, **given: object) -> Config:
         api_key=_secret_key(_given(options, "api_key"), is_needed=enabled and broker is None),
         project_slug=slug,
         public_key=None if public_key is None else _key("public_key", public_key, "pub_", "sk_"),
-        base_url=_base_url(DEFAULT_BASE_URL if base_url is None else base_url),
+        base_url=checked_base_url(DEFAULT_BASE_URL if base_url is None else base_url),
         journal=_journal(options, enabled=enabled),
         fsync=_fsync(options, enabled=enabled),
         worker=_worker(options, is_async=is_async),
@@ -457,42 +457,6 @@ def _slug(value: object) -> str:
         )
         raise ConfigurationError(message)
     return value
-
-
-def _base_url(value: object) -> str:
-    if not isinstance(value, str):
-        message = f"base_url must be a string, not {kind_of(value)}"
-        raise ConfigurationError(message)
-    try:
-        parts = urlsplit(value)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        message = f"base_url is not a valid URL: {error}"
-        raise ConfigurationError(message) from None
-    if parts.username is not None or parts.password is not None:
-        message = "base_url must not contain credentials (…@host); pass the API key as api_key"
-        raise ConfigurationError(message)
-    if parts.query or parts.fragment:
-        message = "base_url must not have a query or a fragment; it ends with the path, such as /api/v1"
-        raise ConfigurationError(message)
-    if not host or parts.scheme not in ("http", "https"):
-        message = f"base_url {value!r} must look like {DEFAULT_BASE_URL!r}"
-        raise ConfigurationError(message)
-    if re.search(r"[^!-~]", value):
-        message = f"base_url {value!r} contains a space or a non-ASCII character"
-        raise ConfigurationError(message)
-    if parts.scheme == "http" and not is_loopback(host):
-        message = f"base_url {value!r} must use https: the key must not cross a network in clear text"
-        raise ConfigurationError(message)
-    if host == urlsplit(DEFAULT_BASE_URL).hostname and not parts.path.strip("/"):
-        message = f"base_url {value!r} lacks the path of the API; it is {DEFAULT_BASE_URL}"
-        raise ConfigurationError(message)
-    return value.rstrip("/")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether *host* names this machine: "localhost", 127.0.0.0/8 or ::1."""
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
 def _journal(options: Mapping[str, object], *, enabled: bool) -> Optional[Path]:

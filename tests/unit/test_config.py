@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from windback import AsyncWindback, ConfigurationError, Windback
-from windback.config import DEFAULT_BASE_URL, is_loopback, resolve
+from windback.base_url import DEFAULT_BASE_URL, is_loopback
+from windback.config import resolve
 from windback.secrets import Secret
 
 KEY = "sk_test_1"
@@ -91,7 +92,7 @@ def test_a_disabled_client_needs_no_key():
         "http://127.0.0.1:1",
         "http://127.3.2.1",
         "http://[::1]:8787/api/v1",
-        "HTTP://LocalHost/v1",
+        "http://LocalHost/v1",
     ],
 )
 def test_a_base_url_with_https_or_on_this_machine_is_taken(url):
@@ -105,6 +106,13 @@ def test_a_base_url_with_https_or_on_this_machine_is_taken(url):
         ("127.0.0.1", True),
         ("::1", True),
         ("127.0.0.1.example.com", False),
+        ("127.999.999.999", False),
+        ("127.0.0.256", False),
+        ("127.1", False),
+        ("127.0.0.01", False),
+        ("127.0.0.\u0661", False),
+        ("0.0.0.0", False),  # noqa: S104 - not listened on
+        ("::1%eth0", False),
         ("localhost.example.com", False),
         ("10.0.0.1", False),
         ("", False),

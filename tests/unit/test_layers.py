@@ -52,8 +52,8 @@ LAYERS = [
     ["event", "models"],
     ["config"],
     ["http_client"],
-    ["options", "secrets"],
-    ["clock", "errors", "isolation", "log", "outage", "untraced"],
+    ["base_url", "options", "secrets"],
+    ["clock", "errors", "isolation", "log", "outage", "text", "untraced"],
 ]
 PLACES = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 # The server is a program of its own that happens to come along: it shares nothing with the client it tests.
@@ -63,6 +63,7 @@ PURE = [
     *("api.answer", "api.endpoints", "config", "delivery.gate", "delivery.retry", "delivery.track_events"),
     *(
         "delivery.verdict",
+        "base_url",
         "errors",
         "http_client",
         "secrets",
@@ -75,7 +76,7 @@ PURE = [
         "outage",
         "wording",
     ),
-    *("broker.layout", "journal.format", "stats"),
+    *("broker.layout", "journal.format", "stats", "text"),
 ]
 # Whatever waits, starts something or reaches the network.
 IMPURE = {

@@ -12,11 +12,14 @@ from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 import orjson
 
 from ..errors import WindbackConnectionError, WindbackError, WindbackTimeoutError, error_class
+from ..text import shown
 
 #: If a server asks for a longer pause, it is asked again after this one.
 RETRY_AFTER_CAP_S = 300.0
 #: Limits the text taken from an answer that is not JSON, such as a gateway's HTML page.
 _TEXT_LIMIT = 200
+#: Bounds a message of the API: it goes into logs.
+_MESSAGE_LIMIT = 2_000
 
 
 class Failure(enum.Enum):
@@ -75,24 +78,29 @@ def retry_after_s(answer: Answer, wall_s: float) -> Optional[float]:
 def error_of(answer: Answer, wall_s: float, redact: Callable[[str], str]) -> WindbackError:
     """Return the error for an unsuccessful response. Never fails, whatever the body is.
 
-    redact: removes keys from a text, in case the server repeated them.
+    redact: takes keys out of a text, should the server have repeated them. What a terminal or a log would
+    obey is escaped.
     """
+
+    def fit(text: str) -> str:
+        return shown(redact(text))[:_MESSAGE_LIMIT]
+
     if answer.status is None:
         failure = answer.failure or Failure.BROKEN
         is_late = failure in (Failure.TIMEOUT, Failure.CONNECT_TIMEOUT)
         kind = WindbackTimeoutError if is_late else WindbackConnectionError
-        return kind(redact(f"{failure.value}: {answer.detail}" if answer.detail else failure.value))
+        return kind(fit(f"{failure.value}: {answer.detail}" if answer.detail else failure.value))
     message, code = _text_and_code(answer.body, redact)
     if 300 <= answer.status < 400:
-        where = redact(answer.headers.get("location", "another place"))
+        where = fit(answer.headers.get("location", "another place"))
         message = (
             f"redirected to {where[:_TEXT_LIMIT]}, and redirects are not followed: set base_url to the API"
         )
     return error_class(answer.status)(
-        redact(message or f"HTTP {answer.status} without a message"),
+        fit(message or f"HTTP {answer.status} without a message"),
         status=answer.status,
-        code=code and redact(code),
-        request_id=redact(answer.headers.get("x-request-id", "")) or None,
+        code=code and fit(code),
+        request_id=fit(answer.headers.get("x-request-id", "")) or None,
         retry_after=retry_after_s(answer, wall_s),
     )
 

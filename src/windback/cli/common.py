@@ -17,6 +17,7 @@ import orjson
 import typer
 
 from windback.config import OPTIONS
+from windback.text import shown_json
 
 from .terminal import printable, write_line
 
@@ -123,7 +124,8 @@ REASONS = typer.Option(
 def print_json(value: object) -> None:
     """Write one line of JSON, in UTF-8 whatever the locale is."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(orjson.dumps(value, default=_plain) + b"\n")
+    text = orjson.dumps(value, default=_plain).decode()
+    sys.stdout.buffer.write(shown_json(text).encode() + b"\n")
 
 
 def print_result(result: Mapping[str, object], *, json: bool) -> None:
@@ -154,7 +156,8 @@ def _plain(value: object) -> object:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return _EMAIL.sub("***", super().format(record))
+        lines = super().format(record).split("\n")  # a traceback has several
+        return _EMAIL.sub("***", "\n".join(map(printable, lines)))
 
 
 class _ToStderr(logging.Handler):

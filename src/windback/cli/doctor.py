@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from windback.config import DEFAULT_BASE_URL, OPTIONS, Config, is_loopback
+from windback.base_url import DEFAULT_BASE_URL, WINDBACK, is_loopback
+from windback.config import OPTIONS, Config
 from windback.errors import ConfigurationError, WindbackError
 from windback.http.proxy import route_to
 from windback.options import switched
@@ -152,7 +153,7 @@ def _key() -> Check:
 def _url(url: str, *, is_given: bool) -> Check:
     if is_loopback(urlsplit(url).hostname or ""):
         return Check("URL", OK, f"{url}, a server on this machine")
-    if is_given and not url.startswith(DEFAULT_BASE_URL.partition("/api")[0]):
+    if is_given and not url.startswith(WINDBACK + "/"):
         return Check("URL", WARNING, f"{url} is not Windback's own ({DEFAULT_BASE_URL})")
     if url != DEFAULT_BASE_URL:
         return Check("URL", WARNING, f"{url} is of Windback, but its API is at {DEFAULT_BASE_URL}")

@@ -14,7 +14,7 @@ import orjson
 import typer
 from rich.text import Text
 
-from windback.config import is_loopback
+from windback.base_url import is_loopback
 from windback.devserver.options import BASE_PATH, CONTROL_PATH, DEFAULT_HOST, DEFAULT_PORT
 
 from .. import clock

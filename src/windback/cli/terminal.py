@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-#: Wider than any table: a pipe has no width of 80 columns.
+from windback.text import shown
+
+#: Wider than any table: what reads a pipe is no terminal of 80 columns.
 _NO_END = 100_000
 
 
@@ -41,7 +43,7 @@ def printable(text: str) -> str:
     """Return a text of a server or a file without characters that control a terminal."""
     encoding = sys.stdout.encoding or "utf-8"
     safe = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return safe.encode(encoding, "backslashreplace").decode(encoding)
+    return shown(safe).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def print_table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import re
 from typing import AsyncIterator, Callable, Dict, List, NamedTuple
 
 import orjson
@@ -20,8 +21,15 @@ from .web import HEADERS, inbox_of, query_of
 #: What a client sends; the rest is the server's.
 _FIELDS = ("event", "customer_email", "customer_id", "customer_name", "timestamp", "properties")
 
-#: What makes a spreadsheet take a cell for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+#: Where a spreadsheet could see a formula begin: at the start of a cell, or after what it may take for a
+#: separator or the end of a row, past blanks, quotes and marks that cannot be seen. In full width, too. A
+#: negative number is not one.
+_FORMULA = re.compile(
+    "(?:^|(?<=[,;|\\t\\n\\r\\x0b\\x0c\\x1c-\\x1e\\x85\\u2028\\u2029]))"
+    "[\\s\\x00-\\x20\"'\u200b-\u200f\u2060\ufeff]*"
+    "(?=[=+\\-@\uff1d\uff0b\uff0d\uff20\ufe62\ufe63\ufe66\ufe6b])"
+    "(?!-[0-9]+(?:\\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?:[,\\]}]|$))"
+)
 
 
 class Kind(NamedTuple):
@@ -71,7 +79,7 @@ def _json_lines(events: List[Event]) -> str:
 
 def _csv_lines(events: List[Event]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     for event in events:
         fields = {**_sent(event), "properties": event.encoded}
         writer.writerow([_cell(str(fields.get(name, ""))) for name in _FIELDS])
@@ -79,7 +87,9 @@ def _csv_lines(events: List[Event]) -> str:
 
 
 def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    """Return *text* with an apostrophe before whatever could be a formula."""
+    safe = _FORMULA.sub(r"\g<0>'", text)
+    return f"'{safe}" if safe.startswith(("\t", "\r")) else safe
 
 
 _KINDS = {

@@ -232,7 +232,8 @@ def _stop_at_end_of_stdin(server: uvicorn.Server) -> None:
 
 
 def _print_request(exchange: Exchange) -> None:
-    parts = [exchange.method, exchange.path, str(exchange.status or "no answer")]
+    # The path is decoded: a page of any origin may ask for one that a terminal would obey.
+    parts = [_printable(exchange.method), _printable(exchange.path), str(exchange.status or "no answer")]
     if exchange.events:
         parts.append("1 event" if exchange.events == 1 else f"{exchange.events} events")
     if exchange.duplicate:
@@ -241,6 +242,10 @@ def _print_request(exchange: Exchange) -> None:
         parts.append(f"[fault: {exchange.fault}]")
     sys.stderr.write(" ".join(parts) + "\n")
     sys.stderr.flush()
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _fail(message: str) -> int:

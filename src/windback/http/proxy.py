@@ -14,7 +14,7 @@ from typing import Dict, List, NamedTuple, Optional, Set
 from urllib.parse import urlsplit
 from urllib.request import getproxies, getproxies_environment
 
-from ..config import is_loopback
+from ..base_url import is_loopback
 
 logger = logging.getLogger("windback")
 

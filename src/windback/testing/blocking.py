@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from .. import clock
-from ..config import Config, is_loopback
+from ..base_url import is_loopback
+from ..config import Config
 from ..http import egress
 from ..process import lifecycle
 
