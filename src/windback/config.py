@@ -102,6 +102,7 @@ class Config:
         default=256 * 1024 * 1024,
         about="Bytes that all processes together may store in the journal; then the queue is full.",
         check=count(at_least=MIN_JOURNAL_BYTES),
+        is_for_sender=True,
     )
     fsync: Optional[Fsync] = option(
         default=None,

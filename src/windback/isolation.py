@@ -28,7 +28,8 @@ def command(executable: str, code: str) -> List[str]:
         flags.append("-S")
     if sys.flags.dont_write_bytecode:
         flags.append("-B")
-    options = {name: value for name, value in sys._xoptions.items() if name not in _REPORTS}  # noqa: SLF001
+    given = sys._xoptions  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - documented all the same
+    options = {name: value for name, value in given.items() if name not in _REPORTS}
     # What environment variables, which `-I` does not read, turned on.
     if sys.flags.utf8_mode:
         options.setdefault("utf8", True)

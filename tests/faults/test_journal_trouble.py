@@ -698,7 +698,7 @@ def test_letters_that_cannot_be_kept_hold_up_nothing(server, root, caplog):
 
 def test_a_line_that_was_cut_off_does_not_hide_the_others(root, server):
     root.mkdir()
-    report = {"reason": "invalid", "status": 422, "message": None, "key": "k"}
+    report = {"reason": "invalid", "status": 422, "message": None, "key": "k", "max_journal_bytes": 1 << 40}
     dead.write(root, "a", [b'{"n":1}', b'{"n":2}'], **report)
     (path,) = dead.files(root)
     with path.open("ab") as file:

@@ -150,7 +150,9 @@ def write_letters(
 ) -> None:
     root.mkdir(exist_ok=True)
     records = [json.dumps(event).encode() for event in events]
-    assert dead.write(root, name, records, reason=reason, status=400, message="no good", key="k")
+    assert dead.write(
+        root, name, records, reason=reason, status=400, message="no good", key="k", max_journal_bytes=1 << 40
+    )
 
 
 def event(n: int) -> Dict[str, object]:
@@ -408,7 +410,16 @@ def test_dead_letters_are_listed_and_exported(run, root):
 
 def test_what_a_server_said_does_nothing_to_a_terminal(run, root):
     root.mkdir()
-    dead.write(root, "memory", [b"{}"], reason="x", status=400, message="\x1b[2J\nbold é", key="k")
+    dead.write(
+        root,
+        "memory",
+        [b"{}"],
+        reason="x",
+        status=400,
+        message="\x1b[2J\nbold é",
+        key="k",
+        max_journal_bytes=1 << 40,
+    )
     out = run("journal", "dead", root).out
     assert "\\x1b[2J\\nbold é" in out
     assert len(out.splitlines()) == 2
@@ -486,7 +497,9 @@ def test_a_replay_sends_a_number_as_it_was_tracked(run, root, server):
     amount = b"12.340000000000000000000001"
     record = b'{"event":"paid","customer_email":"jane@example.com","timestamp":"2025-12-01T10:00:00Z"'
     record += b',"properties":{"amount":%b}}' % amount
-    dead.write(root, "memory", [record], reason="x", status=400, message=None, key="k")
+    dead.write(
+        root, "memory", [record], reason="x", status=400, message=None, key="k", max_journal_bytes=1 << 40
+    )
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1"
         run_process("journal", "replay", "--timeout", "0.3", "--base-url", url, root)

@@ -102,7 +102,8 @@ redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
 return 0
 """
 
-#: Writes dead letters and removes the entry they were in, both or none, and once. KEYS: events, dead. ARGV:
+#: Writes dead letters and removes the entry they were in, both or none, and once. Returns how many letters
+#: there was no room for. KEYS: events, dead. ARGV:
 #: the group, the entry, how many letters there may be, then for each letter the number of its values, and
 #: those. XLEN fails before anything is written, if the key is not a stream. The entry goes first: out of
 #: memory, Redis refuses XADD to a script that has written nothing, and not to one that has.
@@ -118,7 +119,12 @@ while at <= #ARGV and room > 0 do
   at = last + 1
   room = room - 1
 end
-return 1
+local dropped = 0
+while at <= #ARGV do
+  at = at + tonumber(ARGV[at]) + 1
+  dropped = dropped + 1
+end
+return dropped
 """
 
 #: Sets how long entries have been idle, if they still belong to this consumer. KEYS: events. ARGV: the group,

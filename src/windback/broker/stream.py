@@ -130,7 +130,9 @@ class StreamQueue:
         self._connection = self._connect(self._timeout_s)
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
         self._is_prepared = False
-        #: The entries that Redis has assigned to this relay, by id, until they are acknowledged.
+        #: Whether dead letters were dropped last, for want of room.
+        self._is_full = False
+        #: What Redis takes for this relay's, by id, until it is acknowledged.
         self._held: Dict[bytes, Held] = {}
         self._done: Deque[Held] = deque()
         #: Entries to acknowledge.
@@ -315,7 +317,15 @@ class StreamQueue:
 
     def _bury(self, entry_id: bytes, letters: Sequence[Tuple[Value, ...]]) -> None:
         packed = [value for letter in letters for value in (len(letter), *letter)]
-        self._connection.script(BURY, self._keys[:2], GROUP, entry_id, MAX_DEAD, *packed)
+        dropped = self._connection.script(BURY, self._keys[:2], GROUP, entry_id, MAX_DEAD, *packed)
+        if dropped and not self._is_full:
+            logger.warning(
+                "broker %s: there are %s dead letters, which is all that are kept: rejected events are "
+                "dropped now; see `windback broker replay`",
+                self._place,
+                f"{MAX_DEAD:,}",
+            )
+        self._is_full = bool(dropped)
 
     def _touch(self, idle_ms: int) -> None:
         """Announce that this relay runs; or, with a long time, that others may take its entries."""

@@ -58,6 +58,10 @@ class Hang(NamedTuple):
     """Take the request and never answer."""
 
 
+#: Every request looks at each rule.
+MAX_RULES = 1_000
+
+
 class Bucket:
     """A token bucket: *rate* tokens a second, at most *burst* of them, full at the start."""
 
@@ -258,12 +262,16 @@ class Faults:
                 {**cast("Dict[str, object]", spec), "key": inbox} if type(spec) is dict else spec
                 for spec in listed
             ]
+        if len(listed) > MAX_RULES:
+            raise _bad("faults", f"there are at most {MAX_RULES:,} rules")
         rules = [self._made(spec, f"faults[{index}]", now) for index, spec in enumerate(listed)]
         self.clear(inbox)
         self.rules += rules
 
     def add(self, spec: object, now: float) -> Rule:
         """Put one more rule in force, or raise `ApiError` 400."""
+        if len(self.rules) >= MAX_RULES:
+            raise _bad("fault", f"there are {MAX_RULES:,} rules already; DELETE some first")
         rule = self._made(spec, "fault", now)
         self.rules.append(rule)
         self.changes += 1

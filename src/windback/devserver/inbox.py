@@ -289,7 +289,13 @@ class Inbox:
         shown = [each for each in found if each.number > after and (before is None or each.number < before)]
         # With a lower bound alone the ones right after it, otherwise the newest; always oldest first.
         shown = shown[:limit] if after and before is None else shown[-limit:]
-        return answer({"data": [exchange.describe() for exchange in shown], "total": len(found)})
+        return answer(
+            {
+                "data": [exchange.describe() for exchange in shown],
+                "total": len(found),
+                "forgotten": self._watch.journal.forgotten,
+            }
+        )
 
     async def _request(self, request: Request) -> Response:
         text = request.path_params["id"]

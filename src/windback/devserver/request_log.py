@@ -12,6 +12,9 @@ from .exchange import Exchange
 #: Requests kept for inspection; older ones are forgotten, the tallies are not.
 KEPT_REQUESTS = 10_000
 
+#: Inboxes with a tally of their own; the oldest one makes room for one more.
+KEPT_INBOXES = 10_000
+
 #: Bytes of bodies kept with them.
 KEPT_BODIES = 50_000_000
 
@@ -123,6 +126,7 @@ class Journal:
         self._groups: Dict[object, List[Exchange]] = {}
         self.total = Tally()
         self.tallies: Dict[str, Tally] = {}
+        self.forgotten_inboxes = 0
         self._seconds: Deque[Tuple[int, Dict[Optional[str], Second]]] = deque()
 
     def start(self, method: str, path: str, query: bytes, headers: List[Tuple[bytes, bytes]]) -> Exchange:
@@ -137,6 +141,9 @@ class Journal:
             tally = self.tallies.get(exchange.inbox)
             if tally is None:
                 tally = self.tallies[exchange.inbox] = Tally()
+                if len(self.tallies) > KEPT_INBOXES:
+                    del self.tallies[next(iter(self.tallies))]
+                    self.forgotten_inboxes += 1
             tally.start(exchange)
         return exchange
 
@@ -203,6 +210,11 @@ class Journal:
         second.add(exchange)
 
     # Reading
+
+    @property
+    def forgotten(self) -> int:
+        """How many requests came since the last reset and are not kept any more."""
+        return self.recent[0].number - 1 - self._forgotten if self.recent else 0
 
     def find(self, number: int) -> Optional[Exchange]:
         """The request of this number, if it is still kept."""

@@ -30,6 +30,8 @@ from .options import BASE_PATH, DEFAULT_KEY, DEFAULT_PORT, READY, Options
 from .waits import Waits
 from .webhooks import Webhooks
 
+#: Of a request line and its headers: that many of them are kept.
+MAX_HEAD_BYTES = 16 * 1024
 #: Idle connections are kept this long, as nginx does by default; uvicorn's 5 s would be a fault of its own.
 KEEP_ALIVE_S = 75
 #: What is under way at the end may take as long.
@@ -72,6 +74,7 @@ def serve(options: Options) -> int:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         timeout_graceful_shutdown=GRACE_S,
     )
     notes = _notes(taken, opened)

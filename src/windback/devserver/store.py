@@ -66,6 +66,8 @@ _TABLES = (
     *("accepted_offers", "webhooks", "answers"),
 )
 
+#: Alerts that are kept; an older one is not delivered any more either.
+KEPT_ALERTS = 1_000
 #: Changes of churn events that are remembered for those who watch.
 KEPT_CHANGES = 1_000
 
@@ -414,6 +416,9 @@ class Store:
         """Keep an alert that is to be delivered."""
         self._db.execute(
             "INSERT INTO webhooks (id, doc) VALUES (?, ?)", (delivery["id"], orjson.dumps(delivery).decode())
+        )
+        self._db.execute(
+            "DELETE FROM webhooks WHERE seq <= (SELECT max(seq) FROM webhooks) - ?", (KEPT_ALERTS,)
         )
 
     def update_webhook(self, delivery: Doc) -> None:

@@ -9,11 +9,15 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from . import body as bodies
 from . import query
-from .errors import ApiError, invalid
+from .errors import ApiError, invalid, too_large
 from .labels import inbox_named
 
-#: No text of an event may be taken for a page, and nothing here stays the same for long.
+#: A larger body of a request to the control plane is not kept, however it comes.
+MAX_BODY_BYTES = 1024 * 1024
+
+#: Nothing that an event says may be taken for a page, and nothing here is the same for long.
 HEADERS = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
@@ -27,9 +31,12 @@ def answer(value: object, status: int = 200) -> Response:
 
 
 async def body_of(request: Request) -> object:
-    """The JSON value that a request brings; raises `ApiError` 400."""
+    """The JSON value that a request brings; raises `ApiError` 400, or 413 above `MAX_BODY_BYTES`."""
+    body, _, _ = await bodies.read(request.receive, MAX_BODY_BYTES)
+    if body is None:
+        raise too_large(MAX_BODY_BYTES)
     try:
-        value: object = orjson.loads(await request.body())
+        value: object = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise ApiError(400, "INVALID_JSON", f"body is not valid JSON: {error}") from None
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +23,9 @@ from .segment import listed
 _SUFFIX = ".jsonl"
 #: A new file, made beside the one that letters are taken out of. The next replay overwrites what a kill left.
 _UNFINISHED = ".tmp"
-#: If a project's events are all rejected, they must not fill the disk.
-MAX_BYTES = 64 * 1024 * 1024
+#: A project whose every event is rejected must fill neither the disk nor the journal: dead letters of all
+#: processes together take this part of `max_journal_bytes`, and never more than this.
+_PART, MAX_BYTES = 4, 64 * 1024 * 1024
 
 #: The event is the last field, and a quote inside a text always has a backslash.
 _EVENT = b',"event":'
@@ -50,6 +52,7 @@ def write(
     status: Optional[int],
     message: Optional[str],
     key: str,
+    max_journal_bytes: int,
 ) -> bool:
     """Keep rejected events; False if there are too many already. Raises OSError."""
     folder = root / DEAD
@@ -61,14 +64,28 @@ def write(
     )
     descriptor = _open_to_write(folder, name)
     try:
-        size = os.fstat(descriptor).st_size
-        if size + len(lines) > MAX_BYTES:
+        if _size_of(folder) + len(lines) > limit(max_journal_bytes):
             return False
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # the last line was cut off by a full disk
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a full disk had cut that line off
             lines = b"\n" + lines
         return os.write(descriptor, lines) == len(lines)
     finally:
         os.close(descriptor)
+
+
+def limit(max_journal_bytes: int) -> int:
+    """Return how many bytes all dead letters of a journal may take."""
+    return min(MAX_BYTES, max_journal_bytes // _PART)
+
+
+def _size_of(folder: Path) -> int:
+    total = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # a replay took it
+                total += entry.stat(follow_symlinks=False).st_size
+    return total
 
 
 def _open_to_write(folder: Path, name: str) -> int:

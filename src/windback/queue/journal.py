@@ -242,7 +242,7 @@ class JournalQueue:
         return place
 
     def _bury(self, batch: Batch, report: DeliveryReport) -> bool:
-        return bury(self._root, self._own.name, batch, report)
+        return bury(self._root, self._own.name, batch, report, self._max_journal_bytes)
 
     def sync(self) -> bool:
         """Sync new records to disk. Returns whether there were any. Raises nothing.
@@ -430,13 +430,17 @@ def sync(root: Path, segments: List[Segment]) -> bool:
         return True
 
 
-def bury(root: Path, name: str, batch: Batch, report: DeliveryReport) -> bool:
+#: Journals of which was said that their dead letters take all the room that they may.
+_full: Set[Path] = set()
+
+
+def bury(root: Path, name: str, batch: Batch, report: DeliveryReport, max_journal_bytes: int) -> bool:
     """Keep the events of a rejected batch as dead letters; whether that worked.
 
     name: the name that is used for events that are in no journal.
     """
     try:
-        return dead.write(
+        is_kept = dead.write(
             root,
             name if batch.source is None else batch.source.name,
             batch.records,
@@ -444,10 +448,22 @@ def bury(root: Path, name: str, batch: Batch, report: DeliveryReport) -> bool:
             status=report.status,
             message=report.message,
             key=batch.key,
+            max_journal_bytes=max_journal_bytes,
         )
     except OSError as error:
         logger.warning("journal %s: a rejected event can't be kept: %s", root, error)
         return False
+    if is_kept:
+        _full.discard(root)
+    elif root not in _full:
+        _full.add(root)
+        logger.warning(
+            "journal %s: dead letters take %.1f MB, which is all they may (a quarter of max_journal_bytes, "
+            "at most 64 MiB): events that the API rejects are no longer kept; see `windback journal replay`",
+            root,
+            dead.limit(max_journal_bytes) / 1e6,
+        )
+    return is_kept
 
 
 def _adopt(root: Path, name: str) -> Optional[Tuple[Reader, List[Batch]]]:

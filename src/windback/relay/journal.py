@@ -31,7 +31,9 @@ class JournalSender(Forwarder):
         root: Path = config.journal
         open_root(root)
 
-        queue = RelayQueue(root, only, fsync=config.fsync is not None)
+        queue = RelayQueue(
+            root, only, fsync=config.fsync is not None, max_journal_bytes=config.max_journal_bytes
+        )
         engine = LocalEngine(config, queue=queue, sync=queue.sync, is_watched=is_watched)
         self._queue = queue
         super().__init__(engine, queue, poll_s, ThreadWaker())

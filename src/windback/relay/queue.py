@@ -68,14 +68,22 @@ class _Told:
 class RelayQueue:
     """The events of other processes. only: names of directories; None for all under *root*.
 
-    fsync: `sync` is called regularly.
+    fsync: `sync` is called now and then. max_journal_bytes: bounds dead letters.
     """
 
     intake = None
     disk = None
 
-    def __init__(self, root: Path, only: Optional[Collection[str]] = None, *, fsync: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        only: Optional[Collection[str]] = None,
+        *,
+        fsync: bool = False,
+        max_journal_bytes: int = 1 << 62,
+    ) -> None:
         self._root = root
+        self._max_journal_bytes = max_journal_bytes
         self._only = None if only is None else list(only)
         self._fsync = fsync
         self.outbox = Outbox(Line[Found](UNBOUNDED), lambda found: found, self._bury)
@@ -238,7 +246,7 @@ class RelayQueue:
         assert batch.source is not None  # all of its events are in a journal
         rejected = self._told_of(batch.source.name).rejected
         rejected[report.reason] = rejected.get(report.reason, 0) + len(batch)
-        return bury(self._root, batch.source.name, batch, report)
+        return bury(self._root, batch.source.name, batch, report, self._max_journal_bytes)
 
     def progress(self, problem: Optional[str], *, is_retrying: bool) -> Callable[[], None]:
         """Read the progress of running applications, under the lock. The returned function writes it.
