@@ -42,11 +42,11 @@ def base_url(value: object) -> str:
 def _problem(url: str) -> str:
     """Say why this does not have the form of an address."""
     if "@" in url:  # it is not repeated: there may be a password before it
-        return "must not hold credentials (…@host); the API key goes into api_key"
+        return "must not contain credentials (…@host); pass the API key as api_key"
     if "?" in url or "#" in url:
         return "must not have a query or a fragment; it ends with the path, such as /api/v1"
     if re.search(r"[^!-~]", url):
-        return f"{url!r} holds a space or a character outside ASCII"
+        return f"{url!r} contains a space or a non-ASCII character"
     if re.match(r"https?://", url, re.IGNORECASE) and not url.startswith(("http://", "https://")):
         scheme, _, rest = url.partition("://")
         return f"{url!r} must begin in lower case: {scheme.lower()}://{rest}"

@@ -95,7 +95,7 @@ BAD_CLIENTS = {
     "URL without a host": ({"base_url": "https://"}, "must look like"),
     "URL with a port that is none": ({"base_url": "https://h:port"}, "must look like"),
     "URL with a port beyond all": ({"base_url": "https://h:65536"}, "ports go from 1 to 65535"),
-    "URL with a space": ({"base_url": "https://api.example.com/a b"}, "holds a space"),
+    "URL with a space": ({"base_url": "https://api.example.com/a b"}, "contains a space"),
     "URL that is no text": ({"base_url": 7}, "base_url must be a string, not an int"),
     "unknown overflow": (
         {"overflow": "drop"},

@@ -53,7 +53,8 @@ LAYERS = [
     ["config"],
     ["http_client"],
     ["base_url", "options", "secrets"],
-    ["clock", "errors", "isolation", "log", "outage", "text", "untraced"],
+    ["outage"],
+    ["clock", "errors", "isolation", "log", "text", "untraced", "wording"],
 ]
 PLACES = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 # The server is a program of its own that happens to come along: it shares nothing with the client it tests.
