@@ -28,7 +28,7 @@ from weakref import WeakSet
 
 import orjson
 
-from . import clock, context
+from . import clock, context, debugging
 from .api import endpoints as api
 from .api.answer import Answer, error_of
 from .config import Config, Fsync, Overflow, Worker, resolve
@@ -169,6 +169,7 @@ class _Client:
         handle_signals: bool = False,
         http_client: Union[SyncHttpClient, AsyncHttpClient, None] = None,
         enabled: Optional[bool] = None,
+        debug: Optional[bool] = None,
     ) -> None:
         """Make a client. This starts no thread and opens no connection; the first event does.
 
@@ -227,6 +228,8 @@ class _Client:
             http_client: An httpx or httpx2 client of your own, for proxies or certificates. You close it.
             enabled: False: check events, then refuse them; send nothing, and need no key. Environment:
                 WINDBACK_ENABLED.
+            debug: Log what happens to each event, at level DEBUG of the logger "windback"; on stderr if the
+                application has set up no logging. Environment: WINDBACK_DEBUG.
 
         Raises:
             ConfigurationError: An option is wrong. The message names it, and the remedy.
@@ -237,6 +240,7 @@ class _Client:
         api_key = public_key = broker = None
         self._config = resolve(
             is_async=self._is_async,
+            needs_key=_capture is None,
             api_key=keys[0],
             project_slug=project_slug,
             public_key=keys[1],
@@ -266,6 +270,7 @@ class _Client:
             handle_signals=handle_signals,
             http_client=http_client,
             enabled=enabled,
+            debug=debug,
         )
         self._engine = engine = _make_engine(self._config, is_async=self._is_async)
         self._handle = Handle(engine)
@@ -274,6 +279,9 @@ class _Client:
         self._watch_capture()
         self._max_event_bytes = max_event_bytes
         self._encode = engine.hooks.encoder(engine.refuse)
+        if self._config.debug:
+            debugging.show_lines()
+            self._encode = debugging.watched_encode(self._encode)
         if self._config.handle_signals:
             from .process import signals
 
@@ -427,7 +435,7 @@ class _Client:
     def _use_capture(self) -> None:
         """Set `put` as `set_capture` requires, below the methods, which a caller may have bound already."""
         engine, capture = self._engine, _capture
-        self._put = engine.put
+        self._put = debugging.watched_put(engine.put) if self._config.debug else engine.put
         if capture is None:
             return
 
@@ -443,6 +451,11 @@ class _Client:
         self._check_open()
         if not self._config.enabled:
             message = "this client has enabled=False, so there is no answer to give"
+            if _capture is not None:
+                message = (
+                    "this call needs an answer, and only events are captured: use the fixture windback_dev, "
+                    "a local server that answers, or LocalServerTestCase"
+                )
             raise DisabledError(message)
         self._config.check_key()
 

@@ -261,6 +261,15 @@ class Config:
         environment="WINDBACK_ENABLED",
         check=boolean,
     )
+    debug: bool = option(
+        default=False,
+        about=(
+            'Log what happens to each event, at level DEBUG of the logger "windback"; on stderr if the '
+            "application has set up no logging."
+        ),
+        environment="WINDBACK_DEBUG",
+        check=boolean,
+    )
 
     def with_options(self, timeout: Optional[float], max_retries: Optional[int]) -> Config:
         """Return a copy with the options of plain calls replaced. Raises ConfigurationError."""
@@ -306,10 +315,16 @@ _WITHOUT_CALLERS: Mapping[str, object] = {
 }
 
 
-def resolve(*, is_async: bool, **given: object) -> Config:
-    """Fill in the environment, check every option and freeze them. Raises ConfigurationError."""
+def resolve(*, is_async: bool, needs_key: object = True, **given: object) -> Config:
+    """Fill in the environment, check every option and freeze them. Raises ConfigurationError.
+
+    needs_key: without it, a client that has no key is one with enabled=False.
+    """
     options = {**{name: said.default for name, said in OPTIONS.items()}, "base_url": None, **given}
-    enabled = options["enabled"] = switched(OPTIONS["enabled"], options["enabled"])
+    options["debug"] = switched(OPTIONS["debug"], options["debug"])
+    enabled = options["enabled"] = switched(OPTIONS["enabled"], options["enabled"]) and (
+        bool(needs_key) or any(_given(options, name) is not None for name in ("api_key", "broker"))
+    )
     values = checked(OPTIONS, options)
     broker = _broker(options, enabled=enabled)
     slug, base_url = _given(options, "project_slug"), _given(options, "base_url")

@@ -1131,6 +1131,7 @@ def test_the_banner_says_all_that_one_needs():
         assert f"page {url}/" in lines
         assert f"paste export WINDBACK_BASE_URL={url}/api/v1" in lines
         assert "export WINDBACK_API_KEY=sk_test_local" in lines
+        assert "export WINDBACK_PROJECT_SLUG=my-project" in lines
         memory = (
             "data in memory, gone when this ends (--db FILE keeps it); the newest 10,000 events or 200 MB"
         )

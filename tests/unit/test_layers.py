@@ -42,7 +42,7 @@ LAYERS = [
     ["relay"],
     ["remote"],
     ["delivery"],
-    ["broker", "http"],
+    ["broker", "debugging", "http"],
     ["event_loops", "process"],
     ["queue"],
     ["journal"],

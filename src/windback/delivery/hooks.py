@@ -9,6 +9,7 @@ import logging
 import threading
 from typing import Callable, Dict, Set
 
+from .. import debugging
 from ..config import Config
 from ..event.before_send import HookedEncoder
 from ..event.encode import encode
@@ -24,7 +25,9 @@ class Hooks:
 
     def __init__(self, config: Config) -> None:
         self._before_send = config.before_send
-        self._on_delivery = config.on_delivery
+        self._on_delivery = (
+            debugging.watched_report(config.on_delivery) if config.debug else config.on_delivery
+        )
         #: Runs the scrubbers; None without scrubbers.
         self.scrubbing = Scrubbing(config.scrub, self.failed) if config.scrub else None
         self.reset()

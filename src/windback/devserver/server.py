@@ -197,6 +197,7 @@ def _banner(options: Options, origin: str, notes: List[str]) -> str:
         f"page      {origin}/",
         f"paste     export WINDBACK_BASE_URL={origin}{BASE_PATH}",
         f"          export WINDBACK_API_KEY={about['key'] or '<one of --key>'}",
+        "          export WINDBACK_PROJECT_SLUG=my-project",
         f"data      {where}; {kept}",
         f"faults    off{_odd_ways(options)} (the page or PUT /_dev/faults)",
     ]

@@ -48,7 +48,10 @@ class Blocking:
         if is_loopback(host):
             return None
         self.tried.append(host)
-        return f"tests send nothing to {host}; see windback.testing"
+        return (
+            f"tests send nothing to {host}: the fixture windback_events captures events, and windback_dev is "
+            "a local server that answers all calls"
+        )
 
     def end(self) -> Optional[str]:
         """Make clients of other machines try now. Returns the hosts that were tried.
