@@ -861,7 +861,8 @@ def test_these_are_all_commands():
     journal = {f"windback journal {name}" for name in ("stats", "peek", "drain", "dead", "replay", "check")}
     broker = {f"windback broker {name}" for name in ("stats", "dead", "replay")}
     others = {
-        f"windback {name}" for name in ("dev", "send", "import", "tail", "doctor", "relay", "webhook send")
+        f"windback {name}"
+        for name in ("dev", "send", "import", "tail", "doctor", "init", "relay", "scrub", "webhook send")
     }
     assert set(LEAVES) == {*others, *journal, *broker}
 

@@ -8,7 +8,7 @@ import typer
 
 from windback import __version__
 
-from . import broker, dev, doctor, importing, journal, relay, scrub, send, tail, webhook
+from . import broker, dev, doctor, importing, init, journal, relay, scrub, send, tail, webhook
 from .common import group
 from .terminal import write_line
 
@@ -19,6 +19,7 @@ importing.add_to(app)
 scrub.add_to(app)
 tail.add_to(app)
 doctor.add_to(app)
+init.add_to(app)
 relay.add_to(app)
 app.add_typer(journal.app, name="journal")
 app.add_typer(broker.app, name="broker")
