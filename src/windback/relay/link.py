@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from typing import Optional
 
 from .. import clock
 from ..journal.directory import COUNTERS, DRAIN, is_held
 from ..remote.counters import Block, Counters
-from ..remote.link import Link, RemoteFlush
+from ..remote.link import GRACE_S, Link, RemoteFlush
+from ..remote.stopped import holder_of, is_stopped, problem_of
 from ..stats import Stats
-
-#: A flush without a timeout gives up when there was no relay for this long (seconds): one may be starting.
-_GRACE_S = 1.0
 
 
 class RelayLink(Link):
     """The link to a relay through files in the journal."""
+
+    def reset(self) -> None:
+        """Forget the relay, which is the parent's, in a forked child."""
+        super().reset()
+        #: When a relay was last seen; at first when this process began to look.
+        self._attended_s = clock.now_s()
 
     def _ensure(self) -> None:
         """Make the file in which a relay counts. Without one, all events count as pending."""
@@ -36,20 +41,35 @@ class RelayLink(Link):
         self.attend()
 
     def _is_attended(self) -> bool:
-        return is_held(self._queue.folder / DRAIN)
+        is_attended = is_held(self._queue.folder / DRAIN)
+        if is_attended:
+            self._attended_s = clock.now_s()
+        return is_attended
+
+    def _stopped_relay(self) -> Optional[int]:
+        """Return the process id of the relay, if it is stopped."""
+        relay = holder_of(self._queue.folder / DRAIN)
+        return relay if is_stopped(relay) else None
 
     def _is_hopeless(self, flush: RemoteFlush, counters: Counters) -> bool:
         if flush.patient:
             return False
-        if self._is_attended():
+        if self._is_attended() and self._stopped_relay() is None:
             flush.attended_s = clock.now_s()
-        is_alone = clock.now_s() - flush.attended_s > _GRACE_S
+        is_alone = clock.now_s() - flush.attended_s > GRACE_S
         return is_alone or counters.problem is not None
 
     def _complete(self, stats: Stats) -> Stats:
-        if not stats.pending or self._is_attended():
+        if not stats.pending:
             return stats
-        root = self.config.journal
+        if self._is_attended():
+            stopped = self._stopped_relay()
+            return stats if stopped is None else replace(stats, problem=problem_of("the relay", stopped))
+        alone_s = clock.now_s() - self._attended_s
         return replace(
-            stats, problem=f"no relay sends from the journal; start `windback relay --journal {root}`"
+            stats,
+            problem=(
+                f"no relay sends from the journal (for {alone_s:.0f} s); start "
+                f"`windback relay --journal {self.config.journal}`"
+            ),
         )

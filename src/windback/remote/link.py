@@ -20,6 +20,8 @@ from .queue import Mark, SharedQueue
 
 #: Between two looks at the sender's counters while somebody flushes (seconds).
 LOOK_S = 0.002
+#: A flush without a timeout gives up when nobody could send for so long (seconds): a relay may be starting.
+GRACE_S = 1.0
 
 
 class RemoteFlush:

@@ -24,8 +24,9 @@ from ..delivery.hooks import Hooks
 from ..http import egress
 from ..journal.directory import left_behind
 from ..remote.counters import Block, Counters
-from ..remote.link import LOOK_S, Link, RemoteFlush
+from ..remote.link import GRACE_S, LOOK_S, Link, RemoteFlush
 from ..remote.queue import SharedQueue
+from ..remote.stopped import is_stopped, problem_of
 from ..stats import DeliveryReport, Stats
 from .protocol import FLUSH, FLUSH_END, LOOK, SLEEP_ON, WAKE
 
@@ -367,7 +368,17 @@ class SenderLink(Link):
         if self._running is None:
             flush.patient = True
             self._ask(flush)  # the sender that was asked has ended
-        return flush.number in self._gave_up
+        if self._stopped_sender() is None:
+            flush.attended_s = clock.now_s()
+        is_alone = not flush.patient and clock.now_s() - flush.attended_s > GRACE_S
+        return is_alone or flush.number in self._gave_up
+
+    def _stopped_sender(self) -> Optional[int]:
+        """Return the process id of the sender, if it is stopped."""
+        running = self._running
+        if running is None or running.process is None or not is_stopped(running.process.pid):
+            return None
+        return running.process.pid
 
     def end_flush(self, flush: RemoteFlush) -> Stats:
         """Stop waiting; returns the counters."""
@@ -380,6 +391,9 @@ class SenderLink(Link):
         if self._running is None and self._deaths and stats.pending:
             left_s = max(0.0, (self._restart_s or 0.0) - clock.now_s())
             problem = f"the sender process ended unexpectedly; another is started in {left_s:.1f} s"
+        stopped = self._stopped_sender() if stats.pending else None
+        if stopped is not None:
+            problem = problem_of("the sender", stopped)
         return replace(
             stats,
             problem=problem,
