@@ -18,7 +18,7 @@ import pytest
 import redis
 import trio
 from broker_torture import torture
-from tracking import JANE, is_lawful, numbers, track
+from tracking import JANE, TOOLS, is_lawful, numbers, track
 
 import windback
 from windback import AsyncWindback, ConfigurationError, Windback
@@ -38,15 +38,6 @@ EVENTS, DEAD, PAUSE = keys_of(None)
 MINE = keys_of("my-project")
 #: This server takes it for no email address, the client does.
 POISON = "jane@"
-TOOLS = """\
-    import os, signal, sys, threading, time
-    from windback import Windback
-
-    def track(client, numbers):
-        for n in numbers:
-            assert client.track_event("login", "jane@example.com", {"n": n})
-
-"""
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tracking import JANE, is_lawful
+from tracking import JANE, OPTIONS, is_lawful
 
 from windback import AsyncWindback
-
-OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
 
 
 def test_all_tasks_cancelled_at_once_lose_nothing_that_an_open_client_accepted(server):

@@ -9,13 +9,12 @@ import time
 import anyio
 import pytest
 from deadlines import SLACK_S
+from tracking import JANE, OPTIONS
 
 from windback import AsyncWindback, ClosedError, Windback, WindbackError
 
 pytestmark = pytest.mark.usefixtures("way")
 
-OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
-JANE = "jane@example.com"
 #: What a call may take beyond its timeout.
 
 CALLS = {

@@ -281,5 +281,5 @@ def test_options_that_can_not_work_are_errors(tmp_path):
     ):
         Windback(KEY, journal=tmp_path, fsync="always")
     for options in ({}, {"worker": "process"}):
-        with pytest.raises(ConfigurationError, match="fsync needs journal=…, a directory on a disk"):
+        with pytest.raises(ConfigurationError, match="fsync works only with journal=DIRECTORY"):
             Windback(KEY, fsync="batch", **options)

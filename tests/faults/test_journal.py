@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from tracking import JANE, is_lawful, left_in, numbers, track
+from tracking import JANE, TOOLS, is_lawful, left_in, numbers, track
 
 from windback import AsyncWindback, Windback
 
@@ -25,15 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs
 OPTIONS = {"api_key": "sk_test_1"}
 #: So often is a writer killed here; `make torture` does it 200 times.
 KILLS = int(os.environ.get("WINDBACK_TEST_KILLS", "8"))
-TOOLS = """\
-    import logging, os, signal, sys, threading, time
-    from pathlib import Path
-    from windback import Windback
-
-    def track(client, numbers):
-        for n in numbers:
-            assert client.track_event("login", "jane@example.com", {"n": n})
-
+TOOLS += """\
     def wait_for_requests(count):
         # Until the server has seen so many, whatever it answers.
         import json

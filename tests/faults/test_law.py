@@ -7,10 +7,10 @@ import threading
 from collections import Counter
 
 import pytest
+from tracking import OPTIONS
 
 from windback import QueueFullError, Windback
 
-OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
 THREADS = 8
 
 

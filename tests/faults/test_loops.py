@@ -11,11 +11,9 @@ import time
 import anyio
 import pytest
 import trio
-from tracking import JANE, is_lawful, numbers
+from tracking import JANE, OPTIONS, is_lawful, numbers
 
 from windback import AsyncWindback
-
-OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
 
 each_backend = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 each_worker = pytest.mark.parametrize("worker", ["task", "thread"])

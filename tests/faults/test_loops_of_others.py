@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from tracking import JANE, is_lawful, numbers
+from tracking import JANE, OPTIONS, is_lawful, numbers
 
 import windback
 from windback import AsyncWindback
-
-OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
 
 each_worker = pytest.mark.parametrize("worker", ["task", "thread"])
 posix = pytest.mark.skipif(sys.platform == "win32", reason="uvloop does not run there")

@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+from tracking import JANE
 
 import windback
 from windback import ConfigurationError, Windback
@@ -27,7 +28,6 @@ pytestmark = [
     pytest.mark.usefixtures("no_environment"),
 ]
 
-JANE = "jane@example.com"
 SHOP, BLOG, NONE = "sk_shop_5ecret", "sk_blog_5ecret", "sk_none_5ecret"
 KEYS = {"shop": SHOP, "blog": BLOG, "": NONE}
 

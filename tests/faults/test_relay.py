@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 from deadlines import SLACK_S
-from tracking import JANE, is_lawful, numbers, track
+from tracking import JANE, TOOLS, is_lawful, numbers, track
 
 import windback
 from windback import AsyncWindback, ConfigurationError, Windback
@@ -28,15 +28,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs
 OPTIONS = {"api_key": "sk_test_1", "worker": None}
 #: This server takes it for no email address, the client does.
 POISON = "jane@"
-TOOLS = """\
-    import os, signal, sys, threading, time
-    from windback import Windback
-
-    def track(client, numbers):
-        for n in numbers:
-            assert client.track_event("login", "jane@example.com", {"n": n})
-
-"""
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 from commands import SOURCE
-from tracking import JANE, is_lawful, numbers, track
+from tracking import JANE, TOOLS, is_lawful, numbers, track
 
 from windback import AsyncWindback, ConfigurationError, QueueFullError, Windback
 from windback.config import _shared_memory
@@ -28,14 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs
 OPTIONS = {"api_key": "sk_test_1", "worker": "process"}
 #: This server takes it for no email address, the client does.
 POISON = "jane@"
-TOOLS = """\
-    import logging, os, signal, sys, threading, time
-    from windback import Windback
-
-    def track(client, numbers):
-        for n in numbers:
-            assert client.track_event("login", "jane@example.com", {"n": n})
-
+TOOLS += """\
     def sender_of(client):
         deadline = time.monotonic() + 20
         while client._engine._link._running is None or client._engine._link._running.process is None:

@@ -78,4 +78,4 @@ def test_import(server, tmp_path, capsys):
     assert main(command) == 0
     assert [each.properties for each in server.events()] == [dry["first"][0]["properties"]]
     assert main(["import", str(file)]) == 2, "other bytes would have other keys, and rows count twice"
-    assert "was begun with other" in capsys.readouterr().err
+    assert "was started with other" in capsys.readouterr().err

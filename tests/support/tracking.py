@@ -5,6 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 JANE = "jane@example.com"
+#: For clients whose key and project don't matter.
+OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
+#: The first lines of a child process, indented as the code of a test, with `track` as below.
+TOOLS = """\
+    import logging, os, signal, sys, threading, time
+    from pathlib import Path
+    from windback import Windback
+
+    def track(client, numbers):
+        for n in numbers:
+            assert client.track_event("login", "jane@example.com", {"n": n})
+
+"""
 
 
 def track(client, numbers):
