@@ -13,7 +13,7 @@ from rich.text import Text
 
 from windback.text import shown
 
-#: Wider than any table: what reads a pipe is no terminal of 80 columns.
+#: Wider than any table: a pipe has no width of 80 columns.
 _NO_END = 100_000
 
 

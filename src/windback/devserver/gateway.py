@@ -177,7 +177,7 @@ class Gateway:
             await self._drop(link)
 
     async def _spoil(self, link: _Link, how: Answer, whole: Sequence[Message]) -> None:
-        """Send an answer that is cut short, is no JSON, or takes its time."""
+        """Send an answer that is truncated, not JSON, or slow."""
         start, body = whole[0], b"".join(cast("bytes", each.get("body", b"")) for each in whole[1:])
         if not body:
             for message in whole:

@@ -423,7 +423,7 @@ def _track_body(item: Schema, alone: Schema) -> Schema:
     }
 
 
-_ANY_EVENT: Schema = {"description": "One that is no TrackEvent is taken, and ignored without a word"}
+_ANY_EVENT: Schema = {"description": "One that is not a TrackEvent is accepted, and silently ignored"}
 _ANY_ONE_EVENT: Schema = {"type": "object", "required": ["event"], **_ANY_EVENT}
 
 _SCHEMAS: Dict[str, Schema] = {

@@ -340,7 +340,7 @@ def _url(text: str) -> str:
     try:
         parts = urlsplit(text)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none
+    except ValueError:  # an invalid port
         is_url = False
     if not is_url:
         raise argparse.ArgumentTypeError(f"{text!r} is not a URL that starts with http:// or https://")

@@ -61,7 +61,7 @@ class Guard:
         }
 
     def preflight(self, method: str, headers: Mapping[str, str], path: str) -> Optional[Dict[str, str]]:
-        """The headers that answer a browser that asks first; None when this is no such question."""
+        """The headers that answer a browser that asks first; None if this is not a preflight request."""
         shared = self.cors_headers(headers, path)
         if method != "OPTIONS" or not shared or "access-control-request-method" not in headers:
             return None

@@ -89,7 +89,7 @@ _variable = re.compile(r"\{\{\s*(customer_name|customer_email|plan_name|cancel_r
 
 
 def strategy_for(reason: object) -> str:
-    """The strategy that is recommended for a reason; free text is no reason that is known."""
+    """The strategy that is recommended for a reason; free text has none."""
     return _BY_REASON.get(reason, "feedback_request") if isinstance(reason, str) else "feedback_request"
 
 

@@ -22,7 +22,7 @@ DEFAULT_LIMIT, MAX_LIMIT, MAX_OFFSET = 20, 100, 2**31
 
 
 class Answer(NamedTuple):
-    """Status and JSON body; an empty one is none."""
+    """Status and JSON body; empty: no body."""
 
     status: int
     body: bytes

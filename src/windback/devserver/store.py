@@ -98,7 +98,7 @@ class Store:
 
     *keep_events*, *keep_bytes*: above this, the oldest tracked events are evicted; None: never.
 
-    Raises `sqlite3.Error` when the file cannot be opened, is no database, or is not one of this version
+    Raises `sqlite3.Error` when the file cannot be opened, is not a database, or is not one of this version
     (`OtherVersionError`).
     """
 

@@ -142,7 +142,7 @@ class _BadFieldError(Exception):
 def track_rows(body: object, *, strict: bool) -> Batch:
     """The events of a `POST /track` body: one event, or ``{"events": [1 to 100 events]}``.
 
-    One that breaks a rule has problems. If *strict*, and for a body that is no batch at all, it raises
+    One that breaks a rule has problems. If *strict*, and for a body that is not a batch at all, it raises
     `ApiError` 400 whose text starts with the place, such as ``events[3].customer_email``.
     """
     if type(body) is not dict:
@@ -215,7 +215,7 @@ def _problem(path: str, problem: str, got: object) -> Dict[str, str]:
 
 
 def count_events(body: object) -> int:
-    """How many events a `POST /track` body carries, valid or not; 0 for anything that is no such body."""
+    """How many events a `POST /track` body carries, valid or not; 0 for any other body."""
     if type(body) is not dict:
         return 0
     fields = cast("Dict[str, object]", body)
