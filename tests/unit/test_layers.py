@@ -53,8 +53,8 @@ LAYERS = [
     ["config"],
     ["http_client"],
     ["base_url", "options", "secrets"],
-    ["outage"],
-    ["clock", "errors", "isolation", "log", "text", "untraced", "wording"],
+    ["outage", "turns"],
+    ["clock", "errors", "isolation", "log", "steps", "text", "untraced", "wording"],
 ]
 PLACES = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 # The server is a program of its own that happens to come along: it shares nothing with the client it tests.
@@ -130,7 +130,7 @@ MAKERS = {
     *("LockType", "allocate_lock", "start_new_thread"),
 }
 # Who may make threads and locks, so that fork and exit can reach each of them.
-THREADED = {"delivery", "event_loops", "http", "journal", "process", "queue", "relay", "remote", "sender"}
+THREADED = {"delivery", "event_loops", "http", "journal", "process", "queue", "relay", "sender", "turns"}
 
 
 class Import(NamedTuple):

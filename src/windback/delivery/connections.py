@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Optional, Union
 
+from .. import log
 from ..config import Config
 from ..process import lifecycle
 from . import retry_loop
@@ -58,6 +59,7 @@ class Connections:
                     return transport
                 if self._transport is None:  # else another was faster; this one has no connection yet
                     self._transport = transport
+            log.write()
         return self._transport
 
     def sink(self) -> Sink:
@@ -81,11 +83,13 @@ class Connections:
                 from ..http.lane import Lane
 
                 retry_loop.load()
-                way = Lane(self._config) if Lane.fits(self._config) else self.transport()
-                if way.broken is not None:  # as above
-                    return way
-                if self._way is None:
-                    self._way = way
+                lane = Lane(self._config) if Lane.fits(self._config) else None
+            log.write()
+            way = lane or self.transport()
+            if way.broken is not None:  # as above
+                return way
+            if self._way is None:
+                self._way = way
         return self._way
 
     def close(self) -> None:

@@ -265,8 +265,9 @@ class LocalEngine:
         if self._closed is None:
             self.check_may_wait()
             self.scheduler.begin_close()
-            self._closed = self.flush(self.shutdown_timeout if timeout is None else timeout)
+            result = self.flush(self.shutdown_timeout if timeout is None else timeout)
             self._end()
+            self._closed = result  # now, and not before: a close that was interrupted can be called again
         return self._closed
 
     def _end(self) -> None:
@@ -324,8 +325,9 @@ class LocalEngine:
         if self._closed is None:
             self.check_may_wait()
             self.scheduler.begin_close()
-            self._closed = await self.flush_async(self.shutdown_timeout if timeout is None else timeout)
+            result = await self.flush_async(self.shutdown_timeout if timeout is None else timeout)
             self._end()
+            self._closed = result
         await self.loops.close()
         return self._closed
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Callable, Dict, Set
+from typing import Callable, Dict, Optional, Set
 
 from .. import debugging
+from ..api.answer import Answer
 from ..config import Config
+from ..event.batch import Batch
 from ..event.before_send import HookedEncoder
 from ..event.encode import encode
 from ..event.scrubbing import ScrubbedEncoder, Scrubbing
-from ..stats import AtomicCounter, DeliveryReport
+from ..stats import AtomicCounter, DeliveryReport, Outcome
 from .track_events import Encode
 
 logger = logging.getLogger("windback")
@@ -101,3 +103,10 @@ def _text(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - the exception is the user's, and its __str__, too
         return name
     return f"{name}: {text}" if text else name
+
+
+def report_of(
+    outcome: Outcome, batch: Batch, reason: str, answer: Answer, message: Optional[str] = None
+) -> DeliveryReport:
+    """Return what on_delivery is told of a batch."""
+    return DeliveryReport(outcome, len(batch), reason, answer.status, message, batch.key, batch.records)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
-from typing import Deque, Dict, List, Optional, Protocol
+from typing import Deque, Dict, List, NamedTuple, Optional, Protocol
 
 from ..event.batch import Batch
 
@@ -37,6 +37,21 @@ class Worker:
     def __init__(self) -> None:
         self.batch: Optional[Batch] = None
         self.waker: Optional[Waker] = None
+
+
+class Step(NamedTuple):
+    """The next step of a worker: send `batch`, do `upkeep`, sleep for `wait_s` (None: forever), or end.
+
+    helper: one more worker would find work right now. spare: nobody needs this worker; if it sleeps
+    the whole time it tells `next_step`, and is sent away.
+    """
+
+    batch: Optional[Batch] = None
+    wait_s: Optional[float] = None
+    leave: bool = False
+    helper: bool = False
+    spare: bool = False
+    upkeep: bool = False
 
 
 class Parking:

@@ -20,27 +20,24 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from typing import Callable, List, NamedTuple, Optional
+from typing import Callable, List, Optional
 
 from .. import clock, log
 from ..api.answer import Answer, error_of, retry_after_s
 from ..config import Config
-from ..errors import WindbackError
 from ..event import batch as batching
-from ..event.batch import Batch, Limits
-from ..outage import OutageLog
+from ..event.batch import Batch, Limits, Waiting
 from ..queue.intake import NEVER
 from ..queue.protocol import Queue
-from ..stats import DeliveryReport, FlushResult, Outcome, Stats
+from ..stats import DeliveryReport, FlushResult, Stats
 from .accounts import Accounts
 from .flushes import Flush, Flushes
 from .gate import Gate
-from .hooks import Hooks
-from .parking import Parking, Waker, Worker
+from .hooks import Hooks, report_of
+from .lines import Lines
+from .parking import Parking, Step, Waker, Worker
 from .retry import RetryPolicy
 from .verdict import Action, is_throttle, judge
-
-logger = logging.getLogger("windback")
 
 #: A worker beyond the first goes when it had nothing to do for this long.
 SPARE_WORKER_S = 5.0
@@ -53,21 +50,6 @@ PATIENCE_S, PATIENCE_LEAST_S = 0.04, 0.01
 WATCH_CAP_S = 0.16
 #: After this many workers that ended without settling a batch there is a pause, as in an outage.
 _DEATHS_IN_A_ROW = 3
-
-
-class Step(NamedTuple):
-    """The next step of a worker: send `batch`, do `upkeep`, sleep for `wait_s` (None: forever), or end.
-
-    helper: one more worker would find work right now. spare: nobody needs this worker; if it sleeps
-    the whole time it tells `next_step`, and is sent away.
-    """
-
-    batch: Optional[Batch] = None
-    wait_s: Optional[float] = None
-    leave: bool = False
-    helper: bool = False
-    spare: bool = False
-    upkeep: bool = False
 
 
 #: Starts a worker and returns whether it could.
@@ -130,9 +112,7 @@ class Scheduler:
         self._last_take_s = float("-inf")
         #: The worker that maintains the files.
         self._maintainer: Optional[Worker] = None
-        self._outage = OutageLog()
-        self._next_rejection_line_s = 0.0
-        self._next_death_line_s = 0.0
+        self.lines = Lines(self.queue, self.accounts)
         self._deaths_in_a_row = 0
         self._reported_evictions = 0
 
@@ -231,11 +211,15 @@ class Scheduler:
         if self._wants_upkeep:
             self._maintainer = worker
             return Step(upkeep=True)
-        step = self._try_lease(worker, now_s)
-        if step is not None:
-            return step
+        is_empty = self.queue.is_empty
+        if is_empty:
+            self._first_seen_s = None
+        else:
+            step = self._try_lease(worker, now_s)
+            if step is not None:
+                return step
         is_last = self.workers <= 1
-        has_rest = self.queue.waiting().events or self._is_adopting
+        has_rest = not is_empty or self._is_adopting
         is_over = self.closing and (self.given_up or not has_rest)
         if is_over or (idle and not is_last):
             self._leave(worker)
@@ -274,7 +258,8 @@ class Scheduler:
                 self._nack_or_drop(batch)
 
     def _try_lease(self, worker: Worker, now_s: float) -> Optional[Step]:
-        if self.given_up or self._due_in(now_s) != 0.0:
+        waiting = self.queue.waiting()
+        if self.given_up or self._due_in(now_s, waiting) != 0.0:
             return None
         is_alone = not self.queue.leases()
         batch = self.queue.take(self._limits)
@@ -287,17 +272,17 @@ class Scheduler:
         since_s = now_s if self._first_seen_s is None else self._first_seen_s
         if not self.queue.is_cut:
             since_s = max(self._last_take_s, since_s)
-        self._first_seen_s = since_s if self.queue.waiting().events else None
         self._last_take_s = now_s
-        due_s = self._due_in(now_s)
+        left = Waiting(waiting.events - len(batch), max(0, waiting.size_bytes - batch.size_bytes))
+        self._first_seen_s = since_s if left.events > 0 else None
+        due_s = self._due_in(now_s, left) if left.events > 0 else None
         is_watched = self._is_timed and self._timed_until_s <= now_s + WATCH_CAP_S
         helper = due_s is not None and due_s <= self._patience_s and not is_watched
         self._arm(now_s)
         return Step(batch=batch, helper=helper)
 
-    def _due_in(self, now_s: float) -> Optional[float]:
+    def _due_in(self, now_s: float, waiting: Waiting) -> Optional[float]:
         """Seconds until a batch may be leased: 0.0 for now, None if nothing here decides when."""
-        waiting = self.queue.waiting()
         if not waiting.events:
             self._first_seen_s = None
             return None
@@ -333,7 +318,7 @@ class Scheduler:
         # Checked only now: events from before `wake_at` was set, or before it was parked, woke no worker.
         if self._must_open_gate:
             return Step(wait_s=0.0)
-        due_s = self._due_in(now_s)
+        due_s = self._due_in(now_s, self.queue.waiting())
         if due_s is None:
             due_s = self._gathers_for_s(now_s) or None
         retry_s = None if self._disk is None else self._disk.retry_in_s(now_s)
@@ -354,7 +339,7 @@ class Scheduler:
 
         So it is after a batch, because in a stream of events another one follows soon.
         """
-        is_empty = not self.queue.waiting().events and not self.queue.leases()
+        is_empty = self.queue.is_empty and not self.queue.leases()
         return max(0.0, self._last_take_s + self._limits.interval_s - now_s) if is_empty else 0.0
 
     @property
@@ -388,8 +373,8 @@ class Scheduler:
         else:
             wake_at = self._limits.max_events - 1
         self._on_watch = wake_at == 0
-        held, waiting = self.queue.size_bytes, self.queue.waiting().size_bytes
-        self._set_wake_at(wake_at, NEVER if wake_at == NEVER else held - waiting + self._limits.max_bytes)
+        leased_bytes = sum(batch.size_bytes for batch in self.queue.leases())
+        self._set_wake_at(wake_at, NEVER if wake_at == NEVER else leased_bytes + self._limits.max_bytes)
 
     def upkeep(self) -> None:
         """Maintain the files, as a step requested. It may wait for the disk, and blocks no other worker."""
@@ -419,11 +404,13 @@ class Scheduler:
             self._deaths_in_a_row = 0
             if verdict.action is Action.ACK:
                 self._count_try(batch)
-                report = _report("delivered", batch, "ok", answer)
+                report = report_of("delivered", batch, "ok", answer)
                 self.queue.ack(batch, self.accounts.delivered)
             elif verdict.action is Action.REJECT:
                 assert error is not None
-                report = self._reject(batch, answer, verdict.reason, error, now_s)
+                report = report_of("rejected", batch, verdict.reason, answer, error.message)
+                is_kept = self.queue.reject(batch, report, self.accounts.rejected(verdict.reason))
+                self.lines.rejected(now_s, error, is_kept=is_kept)
             elif verdict.action is Action.SPLIT:
                 self.queue.split(batch)
             elif verdict.action is Action.PLAIN:
@@ -435,34 +422,15 @@ class Scheduler:
                 # Where there was an answer the fault may be with this batch; else nothing gets through.
                 others_first = verdict.action is Action.KEEP and answer.status is not None
                 if self._give_back(worker, batch, others_first=others_first):
-                    report = _report("dropped", batch, "closed", answer, problem)
+                    report = report_of("dropped", batch, "closed", answer, problem)
                 if self._is_trouble(verdict.action, problem, now_s):
                     hopeless = self.flushes.hopeless(also_patient=verdict.action is Action.PAUSE)
             if verdict.action not in (Action.KEEP, Action.WAIT, Action.PAUSE):
-                self._is_served(now_s)
+                self.gate.succeeded(now_s)
+                self.lines.recovered(now_s)
         log.write()
         self._deliver_reports(report)
         self.flushes.end(hopeless)
-
-    def _is_served(self, now_s: float) -> None:
-        """The server took a request for what it is: an outage, if there was one, is over."""
-        self.gate.succeeded(now_s)
-        line = self._outage.recovered(now_s, self.queue.counts()[2], self.accounts.delivered.value)
-        if line is not None:
-            log.later(logging.INFO, "%s", line)
-
-    def _reject(
-        self, batch: Batch, answer: Answer, reason: str, error: WindbackError, now_s: float
-    ) -> DeliveryReport:
-        report = _report("rejected", batch, reason, answer, error.message)
-        is_kept = self.queue.reject(batch, report, self.accounts.rejected(reason))
-        if now_s >= self._next_rejection_line_s:
-            self._next_rejection_line_s = now_s + OutageLog.EVERY_S
-            where = "; they are kept as dead letters" if is_kept else ""
-            count = self.accounts.all_rejected
-            line = f"the API rejects events, {count} so far; the last: {error}{where}"
-            log.later(logging.WARNING, "%s", line)
-        return report
 
     def _is_trouble(self, action: Action, problem: str, now_s: float) -> bool:
         """Close the gate for a while after a batch could not be delivered; whether flushes should give up."""
@@ -474,9 +442,7 @@ class Scheduler:
             self.gate.failed(now_s, random.random(), problem)
         elif not self.gate.is_stuck(self._config.max_retries, problem):
             return False  # `try_failed` closed the gate; that is not an outage yet
-        line = self._outage.trouble(now_s, problem, self.queue.counts()[2], self.accounts.delivered.value)
-        if line is not None:
-            log.later(logging.WARNING, "%s", line)
+        self.lines.trouble(now_s, problem)
         return True
 
     def put_down(self, worker: Worker) -> None:
@@ -490,7 +456,7 @@ class Scheduler:
                     is_dropped = self._give_back(worker, batch)
                 worker.batch = None
             if is_dropped:
-                self._deliver_reports(_report("dropped", batch, "closed", Answer(None)))
+                self._deliver_reports(report_of("dropped", batch, "closed", Answer(None)))
         # After the reports: when a flush ends, its hooks were called.
         self.flushes.look()
         self._wake_callers()
@@ -534,14 +500,6 @@ class Scheduler:
         if not self.workers:
             self.flushes.wake()  # those who wait must see that no worker is left
 
-    def log_death(self, error: BaseException, now_s: float) -> None:
-        """Log why a worker ended, at most once a minute; stats() counts them all."""
-        if now_s < self._next_death_line_s:
-            return
-        self._next_death_line_s = now_s + OutageLog.EVERY_S
-        logger.warning("a worker ended with %s; the next event starts another", type(error).__name__)
-        logger.debug("it was", exc_info=error)
-
     def reclaim(self) -> None:
         """Take back the batches of workers whose event loop is gone; their keys show a repeat as such."""
         with self.lock:
@@ -551,13 +509,8 @@ class Scheduler:
     def retry_policy(self, deadline_s: Optional[float] = None) -> RetryPolicy:
         """Return which tries a batch gets: no more of them once the client has given up."""
         config = self._config
-        return RetryPolicy(
-            config.max_retries,
-            config.timeout,
-            deadline_s=deadline_s,
-            gated=True,
-            is_over=lambda: self.given_up,
-        )
+        tries, is_over = (config.max_retries, config.timeout), lambda: self.given_up
+        return RetryPolicy(*tries, deadline_s=deadline_s, gated=True, is_over=is_over)
 
     def try_failed(self, batch: Batch, answer: Answer, now_s: float, wall_s: float) -> None:
         """Apply the answer to a try that failed; another try may follow before `settle`."""
@@ -666,9 +619,3 @@ class Scheduler:
             reports.append(DeliveryReport("dropped", unreported, "queue_full"))
         for each in reports:
             self._hooks.report(each)
-
-
-def _report(
-    outcome: Outcome, batch: Batch, reason: str, answer: Answer, message: Optional[str] = None
-) -> DeliveryReport:
-    return DeliveryReport(outcome, len(batch), reason, answer.status, message, batch.key, batch.records)

@@ -14,9 +14,8 @@ from typing import Dict, List, NamedTuple, Optional, Set
 from urllib.parse import urlsplit
 from urllib.request import getproxies, getproxies_environment
 
+from .. import log
 from ..base_url import is_loopback
-
-logger = logging.getLogger("windback")
 
 _IMPORTED_IN = os.getpid()
 _SCHEMES = ("http", "https")
@@ -69,7 +68,7 @@ def usable_route(base_url: str) -> Route:
     route = route_to(base_url)
     if route.problem is not None and route.problem not in _problems_logged:
         _problems_logged.add(route.problem)
-        logger.warning("%s", route.problem)
+        log.later(logging.WARNING, "%s", route.problem)
     return route
 
 

@@ -19,12 +19,11 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import orjson
 
+from .. import log
 from . import format as fmt
 from . import segment
 from .directory import JournalDirectory
 from .segment import Segment
-
-logger = logging.getLogger("windback")
 
 #: A record's offset in a directory: its segment's id, then the offset in the segment, which needs 20 bits.
 Spot = int
@@ -156,7 +155,8 @@ class Ledger:
             for segment_id in left:
                 if segment_id in damaged:
                     where = home.set_aside(segment_id, fmt.LEDGER)
-                    logger.warning(
+                    log.later(
+                        logging.WARNING,
                         "journal %s: the ledger is damaged and was moved to %s; some events may be sent "
                         "twice",
                         home.name,

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Set
 from zlib import crc32
 
+from .. import log
 from ..event.batch import Batch
 from . import format as fmt
 from . import segment
 from .directory import JournalDirectory, is_transient
 from .ledger import OFFSET_BITS, Extent, Ledger, Ranges, Spot, extents_of
 from .segment import NotOursError, Segment
-
-logger = logging.getLogger("windback")
 
 _NOTHING = Ranges()
 
@@ -131,7 +130,7 @@ class Reader:
                 continue
             except NotOursError as error:
                 self._ignored.add(segment_id)
-                logger.warning("journal %s: ignored: %s", self._path(segment_id), error.strerror)
+                log.later(logging.WARNING, "journal %s: ignored: %s", self._path(segment_id), error.strerror)
                 continue
             except fmt.NewerError:
                 raise
@@ -220,7 +219,8 @@ class Reader:
         """Read no more; the next process does. This process still settles the queued events."""
         if not self._is_stopped:
             self._is_stopped = True
-            logger.warning("journal %s: its remaining events are left alone: %s", self._home.folder, error)
+            message = "journal %s: its remaining events are left alone: %s"
+            log.later(logging.WARNING, message, self._home.folder, error)
 
     def _read_on(self, segment_id: int, progress: _Progress, found: List[Found], most: int) -> None:
         try:
@@ -313,7 +313,9 @@ class Reader:
                     self._clear(segment_id, progress)
                 except OSError as error:
                     progress.is_left = True
-                    logger.warning("journal %s: can't remove a segment: %s", self._home.folder, error)
+                    log.later(
+                        logging.WARNING, "journal %s: can't remove a segment: %s", self._home.folder, error
+                    )
         if not self.is_done:
             return False
         if self._progress:
@@ -328,7 +330,8 @@ class Reader:
         if progress.is_damaged:
             with suppress(FileNotFoundError):
                 path = self._home.set_aside(segment_id)
-                logger.warning(
+                log.later(
+                    logging.WARNING,
                     "journal %s: a damaged segment was moved to %s; its valid events are delivered",
                     self.name,
                     path,

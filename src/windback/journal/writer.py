@@ -15,17 +15,17 @@ import sys
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Callable, Deque, Dict, Generator, List, Optional, Sequence, Set, cast
+from typing import Callable, Deque, Dict, Generator, List, Optional, Sequence, Set, Tuple, cast
 
-from .. import clock
+from .. import clock, log
 from ..errors import ConfigurationError
 from ..event.batch import Batch
+from ..stats import AtomicCounter
+from ..steps import call, in_one_step
 from . import format as fmt
 from .directory import JournalDirectory, growing, names, open_root, trim, used_bytes
 from .ledger import OFFSET_BITS, Ledger, Spot, extents_of
 from .segment import Segment, sync_new
-
-logger = logging.getLogger("windback")
 
 #: Full segments come one after the other in a burst; each takes a worker 2 ms to replace.
 SPARES = 3
@@ -44,6 +44,8 @@ _COUNT_S, _COUNT_PART = 0.1, 0.05
 _GROWING_S = 0.1
 #: Spares are made only while less than this part of the bound is used: another process can't use them.
 _SPARE_SHARE = 0.25
+#: How long a caller waits for another thread that makes a segment (seconds).
+_MAKING_S = 10.0
 #: How long the end waits for a caller in the middle of a `put`, which takes a few µs of its own time.
 _IN_HAND_S = 0.2
 
@@ -71,6 +73,8 @@ class OwnJournal:
         self._ledger: Optional[Ledger] = None
         #: Held while a segment is made; a caller takes it only if there is no spare.
         self._making = threading.Lock()
+        #: The thread that holds it.
+        self._maker: Optional[int] = None
         self._is_released = False
         self._others_bytes = 0
         self._count_at_s = 0.0
@@ -84,12 +88,21 @@ class OwnJournal:
         self._line_at_s = 0.0
         self._is_said = False
         #: Records in segments that are gone.
-        self._retired = 0
+        self._retired = AtomicCounter()
 
     @property
     def written(self) -> int:
         """How many events were ever written."""
-        return self._retired + sum(segment.count for segment in list(self.segments.values()))
+        written, _ = self.counted()
+        return written
+
+    def counted(self) -> Tuple[int, Dict[int, int]]:
+        """Return how many events were ever written, and those in each segment, at one moment."""
+        while True:
+            retired = self._retired.value
+            counts = {segment_id: each.count for segment_id, each in list(self.segments.items())}
+            if retired == self._retired.value:  # else a segment went meanwhile
+                return retired + sum(counts.values()), counts
 
     @property
     def has_home(self) -> bool:
@@ -141,12 +154,29 @@ class OwnJournal:
         None if there may be none, or if there is trouble.
         """
         spare = self._spare_for(length)
-        if spare is None:
+        if spare is None and not self.is_interrupted and self._may_make():
             with self._making:
+                self._maker = threading.get_ident()
                 spare = self._spare_for(length) or self._make(length)  # another may have made more by now
+                self._maker = None
+            self.wants_upkeep = True  # it may have found somebody at it
         if spare is not None:
             self._has_begun = True
         return spare
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether this very thread makes a segment: a signal handler or a finalizer runs in its middle."""
+        return self._making.locked() and self._maker == threading.get_ident()
+
+    def _may_make(self) -> bool:
+        """Wait while another thread makes a segment; not for ever, for a finalizer may hold it up."""
+        deadline_s = clock.now_s() + _MAKING_S
+        while self._making.locked():
+            if clock.now_s() >= deadline_s:
+                return False
+            clock.sleep(0.0005)
+        return True
 
     def _spare_for(self, length: int) -> Optional[Segment]:
         for _ in range(len(self._spares)):
@@ -191,7 +221,7 @@ class OwnJournal:
             self._retry_s = _RETRY_FIRST_S
             if self._is_said:
                 self._is_said = False
-                logger.info("journal %s: events are written to the disk again", self._root)
+                log.later(logging.INFO, "journal %s: events are written to the disk again", self._root)
 
     @property
     def size(self) -> int:
@@ -268,7 +298,8 @@ class OwnJournal:
         elif now_s >= self._line_at_s:
             self._line_at_s = now_s + _LINE_S
             self._is_said = True
-            logger.warning(
+            log.later(
+                logging.WARNING,
                 "journal %s: %s; events are kept only in memory for now, and a killed process loses them",
                 self._root,
                 error.strerror or error,
@@ -329,16 +360,22 @@ class OwnJournal:
                     self._drop(segment)
                 except OSError as error:
                     self._fail(error)
-        with self._making:
-            # Before the first event one will do.
-            while len(self._spares) < (SPARES if self._has_begun else 1):
-                made = self._make(0, share=_SPARE_SHARE if self.segments else 1.0)
-                if made is None:
-                    break
-                self._spares.append(made)
+        if not self._making.locked():  # who is at it, asks for upkeep once more
+            with self._making:
+                self._maker = threading.get_ident()
+                self._make_spares()
+                self._maker = None
         if self._ledger is not None and self._ledger.wants_room:
             with self._tolerated():
                 self._ledger.make_room()
+
+    def _make_spares(self) -> None:
+        # Before the first event one will do.
+        while len(self._spares) < (SPARES if self._has_begun else 1):
+            made = self._make(0, share=_SPARE_SHARE if self.segments else 1.0)
+            if made is None:
+                break
+            self._spares.append(made)
 
     def written_to(self) -> List[Segment]:
         """Return what there is to sync."""
@@ -356,8 +393,9 @@ class OwnJournal:
         return found
 
     def _drop(self, segment: Segment) -> None:
-        self._retired += segment.count
-        del self.segments[segment.segment_id]
+        in_one_step(
+            call(self.segments.__delitem__, segment.segment_id), call(self._retired.move, segment.count, 1)
+        )
         segment.unlink()
         if self._ledger is not None:
             self._ledger.state.forget(segment.segment_id)
@@ -366,8 +404,8 @@ class OwnJournal:
 
     def release(self) -> None:
         """Close the journal: remove it if all of it is settled, else leave it to the next process."""
-        with self._making:
-            self._is_released = True
+        self._is_released = True
+        self._may_make()  # who is at it comes to its end
         if self._fsync and any(each.settled < each.count for each in list(self.segments.values())):
             with contextlib.suppress(OSError):
                 sync_new(self.written_to())

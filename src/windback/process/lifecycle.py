@@ -87,7 +87,7 @@ _waits: List[bool] = []
 _installed = False
 #: The process that the clients were made for.
 _pid = os.getpid()
-_noticing = threading.Lock()
+_noticing = threading.RLock()
 
 _followed: Set[str] = set()
 #: The process in which modules to follow were last searched, before its first worker started.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Callable, Deque, List, NamedTuple, Optional, Set, Tuple, Union
 from zlib import crc32
 
-from .. import clock
+from .. import clock, log
 from ..event.batch import Batch, Source
 from ..journal import dead
 from ..journal.directory import JournalDirectory, is_transient, left_behind, open_root, sweep
@@ -39,8 +39,6 @@ from ..stats import DeliveryReport
 from .intake import NEVER, Refusals
 from .line import Line
 from .outbox import Outbox
-
-logger = logging.getLogger("windback")
 
 #: Events of one other process that are queued together: a few batches for each of several workers.
 READ_AHEAD = 1000
@@ -147,13 +145,18 @@ class JournalIntake:
         """Put an event into another segment than the one at hand, or into memory; whether it could be."""
         own = self._own
         item: Union[bytes, JournalPlace, None] = own.append_elsewhere(segment, record)
-        if item is None and own.trouble is not None and self._has_memory_for(len(record)):
+        if (
+            item is None
+            and (own.trouble is not None or own.is_interrupted)
+            and self._has_memory_for(len(record))
+        ):
             self._in_memory.add(len(record))
             item = record
         if item is not None:
             self._places.append(item)
         if own.wants_upkeep:
             self.wake()
+        log.write()
         return item is not None
 
     def _has_memory_for(self, size: int) -> bool:
@@ -208,7 +211,7 @@ class JournalQueue:
         #: Names of directories that may be those of exited processes; None before they were looked for.
         self._to_adopt: Optional[Deque[str]] = None if self._adopts else deque()
         #: Held while the files are maintained, by a worker or by the thread that closes the client.
-        self._maintaining = threading.Lock()
+        self._maintaining = threading.RLock()
         self._is_released = False
         #: Records of other processes that were damaged.
         self.lost = 0
@@ -235,6 +238,7 @@ class JournalQueue:
         with suppress(OSError):  # the next maintenance meets it as well, and logs it
             open_root(self._root)
         self._own.upkeep()
+        log.write()
 
     def _resolve(self, place: JournalPlace) -> Tuple[Source, int, bytes]:
         if isinstance(place, int):
@@ -308,7 +312,9 @@ class JournalQueue:
         Raises nothing. What is returned is called under the drain side's lock.
         """
         with self._maintaining:
-            return _nothing if self._is_released else self._maintain()
+            add = _nothing if self._is_released else self._maintain()
+        log.write()
+        return add
 
     def _maintain(self) -> Callable[[], None]:
         self._own.upkeep()
@@ -329,8 +335,11 @@ class JournalQueue:
             elif reader is not None:
                 reader.stop(error)
             else:
-                logger.warning(
-                    "journal %s: events of an exited process are left alone: %s", self._root, error
+                log.later(
+                    logging.WARNING,
+                    "journal %s: events of an exited process are left alone: %s",
+                    self._root,
+                    error,
                 )
             return _nothing
         self._is_well()
@@ -370,7 +379,7 @@ class JournalQueue:
         self._retry_s = clock.now_s() + self._pause_s
         self._pause_s = min(2 * self._pause_s, _PAUSE_CAP_S)
         if is_news:
-            logger.warning("%s", self.trouble)
+            log.later(logging.WARNING, "%s", self.trouble)
 
     def _is_well(self) -> None:
         if self.trouble is not None:
@@ -402,6 +411,7 @@ class JournalQueue:
                     self._reader.clear()
                 self._reader.close()
             self._own.release()
+        log.write()
 
 
 def hand_out(reader: Reader, batches: List[Batch]) -> None:
@@ -422,11 +432,13 @@ def sync(root: Path, segments: List[Segment]) -> bool:
     try:
         return sync_new(segments)
     except OSError as error:
-        logger.warning(
+        log.later(
+            logging.WARNING,
             "journal %s: can't sync new records to disk, so a power cut may lose them: %s",
             root,
             error.strerror or error,
         )
+        log.write()
         return True
 
 
@@ -451,13 +463,14 @@ def bury(root: Path, name: str, batch: Batch, report: DeliveryReport, max_journa
             max_journal_bytes=max_journal_bytes,
         )
     except OSError as error:
-        logger.warning("journal %s: a rejected event can't be kept: %s", root, error)
+        log.later(logging.WARNING, "journal %s: a rejected event can't be kept: %s", root, error)
         return False
     if is_kept:
         _full.discard(root)
     elif root not in _full:
         _full.add(root)
-        logger.warning(
+        log.later(
+            logging.WARNING,
             "journal %s: dead letters take %.1f MB, which is all they may (a quarter of max_journal_bytes, "
             "at most 64 MiB): events that the API rejects are no longer kept; see `windback journal replay`",
             root,

@@ -15,12 +15,14 @@ class Line(Generic[Place]):
 
     The callers' side appends and the drain side pops; under overflow="drop_oldest" callers pop, too.
     max_events: the bound of a queue in memory. length: if it is given, older items are forgotten.
+    evicts: callers may pop.
     """
 
-    __slots__ = ("announced", "evicted", "in_memory", "items", "max_events", "move_bytes")
+    __slots__ = ("announced", "evicted", "evicts", "in_memory", "items", "max_events", "move_bytes")
 
-    def __init__(self, max_events: int, length: Optional[int] = None) -> None:
+    def __init__(self, max_events: int, length: Optional[int] = None, *, evicts: bool = False) -> None:
         self.max_events = max_events
+        self.evicts = evicts
         self.items: Deque[Union[bytes, Place]] = deque(maxlen=length)
         bytes_held = AtomicCounter()
         #: Adds to the bytes of all events held, leased ones included.

@@ -13,10 +13,10 @@ from itertools import starmap
 from operator import neg
 from typing import Callable, Deque, NoReturn
 
+from ..steps import call, in_one_step
 from .intake import NEVER, Refusals
 from .line import Line
 from .outbox import Outbox
-from .steps import call, in_one_step
 
 
 class MemoryIntake:
@@ -115,13 +115,14 @@ class MemoryQueue:
 
     def __init__(self, max_events: int, max_bytes: int, refusals: Refusals) -> None:
         self._max_events = max_events
-        line: Line[NoReturn] = Line(max_events)
+        self._evicts = refusals.overflow == "drop_oldest"
+        line: Line[NoReturn] = Line(max_events, evicts=self._evicts)
         self.intake = MemoryIntake(line, max_bytes, refusals)
         self.outbox = Outbox(line)
 
     def reset(self) -> None:
         """Become an empty queue, as in a forked child, where the events are the parent's."""
-        line: Line[NoReturn] = Line(self._max_events)
+        line: Line[NoReturn] = Line(self._max_events, evicts=self._evicts)
         self.intake.reset(line)
         self.outbox.reset(line)
 

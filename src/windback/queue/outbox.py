@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from itertools import chain, islice, repeat, starmap
-from typing import Callable, Deque, Generic, List, Optional, Sequence, Set, Tuple, Union
+from typing import Callable, Deque, Generic, List, Optional, Sequence, Set, Tuple, Union, cast
 
 from ..config import BATCH_FRAME_BYTES, MAX_BATCH_SIZE
-from ..event.batch import Batch, Limits, Source, Waiting
+from ..event.batch import Batch, Limits, Source, Waiting, cut
 from ..stats import AtomicCounter, DeliveryReport
+from ..steps import call, in_one_step
 from .line import Line, Place
-from .steps import call, in_one_step
 
 #: Returns the event of a place: the journal, the offset in it, and the event itself.
 Resolve = Callable[[Place], Tuple[Source, int, bytes]]
@@ -33,7 +33,17 @@ class Outbox(Generic[Place]):
     """The drain side. resolve: needed if items are places. keep_letters: stores dead letters."""
 
     __slots__ = (
-        *("_announced", "_bury", "_evicted", "_in_memory", "_items", "_late", "_leased", "_max_events"),
+        *(
+            "_announced",
+            "_bury",
+            "_evicted",
+            "_evicts",
+            "_in_memory",
+            "_items",
+            "_late",
+            "_leased",
+            "_max_events",
+        ),
         *("_move_bytes", "_overtaking", "_resolve", "_returned", "_settled", "_taken", "adopted", "is_cut"),
     )
 
@@ -49,7 +59,7 @@ class Outbox(Generic[Place]):
         self._items: Deque[Union[bytes, Place]] = line.items
         self._move_bytes = line.move_bytes
         self._in_memory = line.in_memory
-        self._evicted = line.evicted
+        self._evicts, self._evicted = line.evicts, line.evicted
         self._announced, self._max_events = line.announced, line.max_events
         self._returned: Deque[Batch] = deque()
         #: Batches that used up their retries, in the order in which they are tried again.
@@ -91,11 +101,17 @@ class Outbox(Generic[Place]):
         # Evictions count at the moment they happen: the position may come out too low, never too high.
         position = self._taken.value + self._evicted.value
         leaving = starmap(self._items.popleft, repeat((), count))
-        if source is not None:
+        if not self._evicts:
             batch = Batch(records, position, source=source, spots=offsets)
-            in_one_step(call(self._leased.add, batch), leaving, call(self._taken.move, count, 1))
+            in_memory = 0 if source is not None else batch.size_bytes
+            in_one_step(
+                call(self._leased.add, batch),
+                leaving,
+                call(self._taken.move, count, 1),
+                call(self._in_memory.move, -in_memory, 1),
+            )
             return batch
-        # Under drop_oldest callers pop too, so what leaves the queue is what counts, not what was seen. It
+        # Callers pop too, so what leaves the queue is what counts, not what was seen. It
         # goes behind what was seen: a list that was twice as long has room, and need not ask for memory.
         records = records * 2
         del records[count:]
@@ -110,7 +126,6 @@ class Outbox(Generic[Place]):
         if not batch.records:
             self._leased.discard(batch)
             return None
-        self._in_memory.add(-batch.size_bytes)
         if len(batch) > 1 and len(batch) + batch.size_bytes - 1 + BATCH_FRAME_BYTES > limits.max_bytes:
             self.split(batch)  # what was evicted was smaller than what is in the batch instead
             return self.take(limits)
@@ -122,13 +137,17 @@ class Outbox(Generic[Place]):
         offsets: List[int] = []
         source: Optional[Source] = None
         self.is_cut = False
-        room = limits.max_bytes - BATCH_FRAME_BYTES + 1  # a comma less than there are events
         # `chain` asks for the iterator in the step that uses it up: no caller can append in between.
-        for item in list(islice(chain.from_iterable((self._items,)), limits.max_events)):
+        items = list(islice(chain.from_iterable((self._items,)), limits.max_events))
+        if self._resolve is None:
+            records = cast("List[bytes]", items)  # there are no places
+            del records[cut(records, limits) :]
+            return records, offsets, source
+        room = limits.max_bytes - BATCH_FRAME_BYTES + 1  # a comma less than there are events
+        for item in items:
             if isinstance(item, bytes):
                 of, offset, record = None, 0, item
             else:
-                assert self._resolve is not None
                 of, offset, record = self._resolve(item)
             room -= len(record) + 1
             if records and (room < 0 or of is not source):
@@ -203,7 +222,7 @@ class Outbox(Generic[Place]):
 
     def leases(self) -> List[Batch]:
         """Return what is leased. A lease that no worker holds is to be given back."""
-        return list(self._leased)
+        return list(self._leased)  # one step, unlike a loop over the set, which others change
 
     def reclaim(self) -> None:
         """Give every lease back: the workers that had them are gone."""
@@ -245,8 +264,13 @@ class Outbox(Generic[Place]):
         count = len(self._items)
         if self._returned or self._late:
             count += sum(map(len, list(chain(self._returned, self._late))))
-        leased_bytes = sum(batch.size_bytes for batch in self._leased)
+        leased_bytes = sum(batch.size_bytes for batch in self.leases())
         return Waiting(count, max(0, self._move_bytes(0, 1) - leased_bytes))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing that can be taken."""
+        return not (self._items or self._returned or self._late)
 
     @property
     def has_returned(self) -> bool:

@@ -89,6 +89,11 @@ class Drain(Protocol):
         ...
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing that can be taken."""
+        ...
+
+    @property
     def has_returned(self) -> bool:
         """Whether a returned batch waits; it is due immediately."""
         ...

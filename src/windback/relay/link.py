@@ -33,7 +33,6 @@ class RelayLink(Link):
                 block = Block.open(path, create=True)
                 if self._block is not None:
                     block.write(self._block.read())
-                    self._block.close()
                 self._block = block
 
     def _ask(self, flush: RemoteFlush) -> None:

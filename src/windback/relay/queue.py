@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Callable, Collection, Dict, List, Mapping, Optional, Set, Tuple
 
-from .. import clock
+from .. import clock, log
 from ..event.batch import Batch
 from ..journal.directory import COUNTERS, JournalDirectory, is_transient, names
 from ..journal.format import ForeignError
@@ -53,15 +53,12 @@ class _Told:
         if self._newest == counters._replace(rejected_by_reason=dict(rejected)):
             return
         block = Block.open(self._path)
-        try:
-            if self._before is None:
-                self._before = block.read().rejected_by_reason
-            sums = dict(self._before)
-            for reason, count in rejected.items():
-                sums[reason] = sums.get(reason, 0) + count
-            block.write(counters._replace(rejected_by_reason=sums))
-        finally:
-            block.close()
+        if self._before is None:
+            self._before = block.read().rejected_by_reason
+        sums = dict(self._before)
+        for reason, count in rejected.items():
+            sums[reason] = sums.get(reason, 0) + count
+        block.write(counters._replace(rejected_by_reason=sums))
         self._newest = counters._replace(rejected_by_reason=dict(rejected))
 
 
@@ -339,6 +336,7 @@ class RelayQueue:
                 reader.clear()
             reader.close()
         self.readers = {}
+        log.write()
 
 
 def _check_descriptors(used: int) -> None:

@@ -19,6 +19,7 @@ import orjson
 
 from ..journal.directory import is_same
 from ..journal.segment import open_file
+from .descriptor import Descriptor
 
 _BYTES = 1 << 16
 _HEAD = struct.Struct("<II")
@@ -113,7 +114,12 @@ class Block:
     """
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+        self._file = Descriptor(descriptor)
+
+    @property
+    def descriptor(self) -> int:
+        """The file descriptor, for as long as somebody refers to this."""
+        return self._file.number
 
     @classmethod
     def create(cls) -> Block:
@@ -155,7 +161,3 @@ class Block:
             more = _unframed(content, _HEAD.size + len(data)) or b"{}"
             return _counters_of({**_fields_of(more), **_fields_of(data)})
         return Counters({})
-
-    def close(self) -> None:
-        """Let go of it."""
-        os.close(self.descriptor)

@@ -156,8 +156,9 @@ class RemoteEngine:
         if self._closed is None:
             self._check_may_wait()
             self.begin_exit()
-            self._closed = self.flush(self.shutdown_timeout if timeout is None else timeout)
+            result = self.flush(self.shutdown_timeout if timeout is None else timeout)
             self._end()
+            self._closed = result  # now, and not before: a close that was interrupted can be called again
         return self._closed
 
     # -- for tasks: the same, in the same order ------------------------------------------------
@@ -188,8 +189,9 @@ class RemoteEngine:
         if self._closed is None:
             self._check_may_wait()
             self.begin_exit()
-            self._closed = await self.flush_async(self.shutdown_timeout if timeout is None else timeout)
+            result = await self.flush_async(self.shutdown_timeout if timeout is None else timeout)
             self._end()
+            self._closed = result
         await self.loops.close()
         return self._closed
 

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Optional
 
-from .. import clock
+from .. import clock, log
 from ..config import Config
 from ..delivery.workers.maintenance import Keeper
 from ..queue.intake import NEVER
-from ..stats import Stats
+from ..stats import AtomicCounter, Stats
+from ..turns import Turn
 from .counters import Block, Counters
 from .queue import Mark, SharedQueue
 
@@ -22,6 +22,10 @@ from .queue import Mark, SharedQueue
 LOOK_S = 0.002
 #: A flush without a timeout gives up when nobody could send for so long (seconds): a relay may be starting.
 GRACE_S = 1.0
+
+
+#: How long the end waits for who looks after the sender right now (seconds).
+_CLOSE_S = 5.0
 
 
 class RemoteFlush:
@@ -35,6 +39,8 @@ class RemoteFlush:
         #: The number of the look for what exited processes left that it is also about; 0 if there is nothing.
         self.look = 0
         self.pending = 0
+        #: The sender that was told of it.
+        self.told: Optional[object] = None
         #: When somebody who sends was last seen, as far as it is looked for.
         self.attended_s = clock.now_s()
 
@@ -50,16 +56,14 @@ class Link(ABC):
 
     def reset(self) -> None:
         """Forget the sender, which is the parent's, in a forked child."""
-        if self._block is not None:
-            self._block.close()
         self._block = None
-        #: Held while the sender is looked after, and while counters and segments are compared.
-        self._lock = threading.RLock()
+        #: Looks after the sender.
+        self._turn = Turn(self._attend)
         self._keeper = Keeper(self.attend, look=self._look, rest_s=self._rest_s)
         self._is_closed = False
         #: The counters at the end: the journal is another's from then on.
         self._last: Optional[Stats] = None
-        self._flush_number = 0
+        self._flush_number = AtomicCounter()
 
     @property
     def is_current(self) -> bool:
@@ -72,11 +76,15 @@ class Link(ABC):
         self._keeper.wake()
 
     def attend(self) -> None:
-        """Make room for more events, and see to it that somebody sends them."""
-        with self._lock:
-            if not self._is_closed:
-                self._tidy()
-                self._ensure()
+        """Make room for more events, and see to it that somebody sends them. Never waits for another."""
+        self._turn.take()
+        log.write()
+
+    def _attend(self) -> None:
+        if not self._is_closed:
+            counters = self._counters()
+            self._queue.tidy(counters.settled, counters.seen)
+            self._ensure()
 
     def _look(self) -> None:  # noqa: B027 - for a link that has something to look for
         """Do what is to be done every `_rest_s` seconds."""
@@ -87,23 +95,20 @@ class Link(ABC):
 
     @abstractmethod
     def _ensure(self) -> None:
-        """See to it that there is a sender; the lock is held."""
-
-    def _tidy(self) -> None:
-        counters = self._counters()
-        self._queue.tidy(counters.settled, counters.seen)
+        """See to it that there is a sender; one thread at a time."""
 
     def _counters(self) -> Counters:
-        return Counters({}) if self._block is None else self._block.read()
+        block = self._block
+        return Counters({}) if block is None else block.read()
 
     # -- flush, close, stats -------------------------------------------------------------------
 
     def begin_flush(self, *, patient: bool) -> RemoteFlush:
         """Start to send everything that was accepted so far."""
-        with self._lock:
-            self._flush_number += 1
-            flush = RemoteFlush(self._flush_number, self._queue.mark(), self.stats(), patient=patient)
-            flush.look = self._next_look()
+        before = self.stats()
+        _, mark = self._queue.counted()
+        flush = RemoteFlush(self._flush_number.add(), mark, before, patient=patient)
+        flush.look = self._next_look()
         if flush.mark or flush.look:
             self._ask(flush)
         return flush
@@ -134,19 +139,17 @@ class Link(ABC):
     def end_flush(self, flush: RemoteFlush) -> Stats:
         """Stop waiting; returns the counters."""
         self.is_done(flush)
-        with self._lock:
-            self._tidy()
+        Link.attend(self)
         return self.stats()
 
     def stats(self) -> Stats:
-        """Return the counters of one moment; after the end, the last ones."""
-        with self._lock:
-            refused = self._queue.intake.refusals.counts()
-            if self._last is not None:
-                return replace(self._last, refused=refused)
-            counters = self._counters()
-            written = self._queue.written
-            here = self._queue.unsettled(counters.settled, counters.seen, self._queue.mark())
+        """Return the counters of one moment; after the end, the last ones. Takes no lock."""
+        refused = self._queue.intake.refusals.counts()
+        if self._last is not None:
+            return replace(self._last, refused=refused)
+        counters = self._counters()  # first: what is settled was written before
+        written, mark = self._queue.counted()
+        here = self._queue.unsettled(counters.settled, counters.seen, mark)
         rejected = sum(counters.rejected_by_reason.values())
         accepted, pending = written + counters.adopted, here + counters.adopted_pending
         return self._complete(
@@ -173,9 +176,10 @@ class Link(ABC):
 
     def close(self) -> None:
         """Leave the remaining events to the sender."""
-        with self._lock:
+        if self._last is None:
             self._last = self.stats()
-            self._is_closed = True
+        self._is_closed = True
+        self._turn.wait(_CLOSE_S)
         self._keeper.close()
 
     def exit(self, deadline_s: float) -> int:

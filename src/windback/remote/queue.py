@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Dict, List, Mapping
+from typing import Dict, List, Mapping, Tuple
 
+from .. import log
 from ..journal.directory import open_root
 from ..journal.segment import Segment
 from ..journal.writer import OwnJournal
@@ -54,6 +55,7 @@ class SharedQueue:
         with suppress(OSError):  # the maintenance meets it as well, and logs it
             open_root(self._root)
         self._own.upkeep()
+        log.write()
 
     @property
     def has_home(self) -> bool:
@@ -88,9 +90,10 @@ class SharedQueue:
         """Sync new records to disk. Returns whether there were any. Raises nothing."""
         return sync(self._root, self.written_to())
 
-    def mark(self) -> Mark:
-        """Return what there is now, to ask later whether all of it is settled."""
-        return {segment_id: each.count for segment_id, each in list(self._own.segments.items()) if each.count}
+    def counted(self) -> Tuple[int, Mark]:
+        """Return how many events were ever accepted, and a mark to ask whether those here are settled."""
+        written, counts = self._own.counted()
+        return written, {segment_id: count for segment_id, count in counts.items() if count}
 
     def unsettled(self, settled: Mapping[int, int], seen: int, mark: Mark) -> int:
         """Return how many events of *mark* are not settled, by what the sender reports.

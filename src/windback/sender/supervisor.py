@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Protocol, Set
 
 import orjson
 
-from .. import clock, isolation
+from .. import clock, isolation, log
 from ..config import OPTIONS, Config
 from ..delivery.hooks import Hooks
 from ..http import egress
 from ..journal.directory import left_behind
 from ..remote.counters import Block, Counters
+from ..remote.descriptor import Descriptor
 from ..remote.link import GRACE_S, LOOK_S, Link, RemoteFlush
 from ..remote.queue import SharedQueue
 from ..remote.stopped import is_stopped, problem_of
-from ..stats import DeliveryReport, Stats
+from ..stats import AtomicCounter, DeliveryReport, Stats
 from .protocol import FLUSH, FLUSH_END, LOOK, SLEEP_ON, WAKE
 
 if TYPE_CHECKING:
@@ -86,13 +87,20 @@ MakeSender = Callable[[Config, str, int, int, Block], HereSender]
 
 
 class _Running(NamedTuple):
-    """A sender: a process, or a thread. commands: the pipe to write to; answers: the pipe to read."""
+    """A sender: a process, or one in a thread. answers: where to read.
+
+    commands: where to write. Once that is closed the sender ends, so nobody may hold it for long.
+    """
 
     process: Optional[subprocess.Popen[bytes]]
     here: Optional[HereSender]
-    commands: int
-    answers: int
-    since_s: float
+    commands: Descriptor
+    answers: Descriptor
+
+    @property
+    def peer(self) -> object:
+        """What tells it from another."""
+        return self.process or self.here
 
 
 class SenderLink(Link):
@@ -108,8 +116,8 @@ class SenderLink(Link):
         """Forget the sender in a forked child, where it is the parent's."""
         running = self._running
         if running is not None:
-            os.close(running.commands)
-            os.close(running.answers)
+            running.commands.close()
+            running.answers.close()
             if running.process is not None:
                 running.process.returncode = 0  # not a child of this process, so don't wait for it
             if running.here is not None:
@@ -121,7 +129,7 @@ class SenderLink(Link):
         self._deaths = self._soon_deaths = self._stillborn = 0
         self._gave_up: Set[int] = set()
         #: How many searches for journals of exited processes the sender was asked for, and what was there.
-        self._looks = 0
+        self._looks = AtomicCounter()
         self._left: Set[str] = set()
         #: When this process last forked: a child may exit with events in its journal and without a sender.
         self._forked_s: Optional[float] = None
@@ -144,10 +152,10 @@ class SenderLink(Link):
         self._tell(WAKE)
 
     def _ensure(self) -> None:
-        """Start a sender if none runs and there is a directory for it. Called under the lock."""
+        """Start a sender, if none runs and there is a directory for it."""
         if self._running is not None or not self._queue.has_home:
             return
-        if not self._queue.written and not self._looks:
+        if not self._queue.written and not self._looks.value:
             return
         if self._block is None:
             self._block = Block.create()
@@ -165,9 +173,8 @@ class SenderLink(Link):
     def _take_over(self, why: str) -> None:
         if not self._use_thread:
             self._use_thread = True
-            logger.warning(
-                ("can't start a sender process (%s); events are sent from a thread of this process"), why
-            )
+            message = "can't start a sender process (%s); events are sent from a thread of this process"
+            log.later(logging.WARNING, message, why)
 
     def _start_process(self) -> None:
         import subprocess
@@ -193,51 +200,48 @@ class SenderLink(Link):
                 "reports": self._hooks.wants_reports,
             }
         )
-        answers, answers_there = os.pipe()
-        try:
-            passed = (self._block.descriptor, answers_there)
-            process = subprocess.Popen(  # noqa: S603 - our own module
-                [*isolation.command(executable, _BOOT), *map(str, passed), str(len(told))],
-                stdin=subprocess.PIPE,
-                # A program that waits for the end of the application's output must not have to wait for its
-                # sender.
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=passed,
-                start_new_session=True,  # Ctrl-C is for the application
-            )
-        except BaseException:
-            os.close(answers)
-            raise
-        finally:
-            os.close(answers_there)
+        # An exception that strikes from here on closes what was opened, and a sender that was started ends.
+        answers, answers_there = map(Descriptor, os.pipe())
+        passed = (self._block.descriptor, answers_there.number)
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            [*isolation.command(executable, _BOOT), *map(str, passed), str(len(told))],
+            stdin=subprocess.PIPE,
+            # A program that waits for the end of the application's output must not wait for its sender, too.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=passed,
+            start_new_session=True,  # Ctrl-C is for the application
+        )
         assert process.stdin is not None
-        commands = os.dup(process.stdin.fileno())
-        process.stdin.close()
-        os.set_inheritable(commands, False)  # noqa: FBT003
-        self._running = _Running(process, None, commands, answers, clock.now_s())
-        egress.senders.add(self)
+        with process.stdin:
+            commands = Descriptor(os.dup(process.stdin.fileno()))
+        os.set_inheritable(commands.number, False)  # noqa: FBT003
         with contextlib.suppress(OSError):  # it has ended already, which the listener detects
-            os.write(commands, told)
-        os.set_blocking(commands, False)
-        self._listen(self._running)
+            os.write(commands.number, told)
+        os.set_blocking(commands.number, False)
+        self._begin(_Running(process, None, commands, answers))
 
     def _start_here(self) -> None:
         assert self._block is not None
         commands_there, commands = os.pipe()
         answers, answers_there = os.pipe()
         here = self._make_here(commands_there, answers_there)
-        running = _Running(None, here, commands, answers, clock.now_s())
         try:
             _thread.start_new_thread(here.run_until_done, ())
         except RuntimeError:  # then the caller of flush does the work
             for descriptor in (commands, answers, commands_there, answers_there):
                 os.close(descriptor)
             return
+        os.set_blocking(commands, False)
+        self._begin(_Running(None, here, Descriptor(commands), Descriptor(answers)))
+
+    def _begin(self, running: _Running) -> None:
         self._running = running
         egress.senders.add(self)
-        os.set_blocking(commands, False)
-        self._listen(running)
+        # The listener has no hold of the commands: they are closed once this link lets go of them.
+        told = (running.process, running.peer, running.answers, clock.now_s())
+        with contextlib.suppress(RuntimeError):  # out of threads: only reports and log lines are lost
+            _thread.start_new_thread(self._hear, told)
 
     def _make_here(self, commands: int, answers: int) -> HereSender:
         """Make a sender for a thread of this process. Its reports go directly to the client's hooks."""
@@ -247,11 +251,11 @@ class SenderLink(Link):
         return self._make_sender(config, self._queue.name, commands, answers, self._block)
 
     def _tell(self, *words: bytes) -> None:
-        with self._lock:  # or the descriptor could belong to another file by now
-            if self._running is not None:
-                # A full pipe wakes the sender as well; a broken one is handled by the listener.
-                with contextlib.suppress(OSError):
-                    os.write(self._running.commands, b" ".join(words) + b"\n")
+        running = self._running
+        if running is not None:
+            # A full pipe wakes the sender as well; a broken one is handled by the listener.
+            with contextlib.suppress(OSError):
+                os.write(running.commands.number, b" ".join(words) + b"\n")
 
     # -- events of exited children -------------------------------------------------------------
 
@@ -284,26 +288,23 @@ class SenderLink(Link):
 
     def _next_look(self) -> int:
         counters = self._counters()
-        is_under_way = counters.adopted_pending > 0 or counters.looked < self._looks
+        is_under_way = counters.adopted_pending > 0 or counters.looked < self._looks.value
         if not self._queue.has_home or not (is_under_way or self._left_behind()):
             return 0
-        self._looks += 1
-        return self._looks
+        return self._looks.add()
 
     # -- the listener --------------------------------------------------------------------------
 
-    def _listen(self, running: _Running) -> None:
-        with contextlib.suppress(RuntimeError):  # out of threads: only reports and log lines are lost
-            _thread.start_new_thread(self._hear, (running,))
-
-    def _hear(self, running: _Running) -> None:
+    def _hear(
+        self, process: Optional[subprocess.Popen[bytes]], peer: object, answers: Descriptor, since_s: float
+    ) -> None:
         self._listener = threading.get_ident()
         with contextlib.suppress(Exception):
             threading.current_thread().name = "windback-listener"
         rest = b""
         while True:
             try:
-                data = os.read(running.answers, 1 << 16)
+                data = os.read(answers.number, 1 << 16)
             except OSError:
                 data = b""
             if not data:
@@ -311,7 +312,9 @@ class SenderLink(Link):
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 self._take(orjson.loads(line))
-        self._ended(running)
+        if process is not None:
+            process.wait()
+        self._ended(peer, since_s)
 
     def _take(self, message: object) -> None:
         assert isinstance(message, dict)
@@ -328,46 +331,49 @@ class SenderLink(Link):
         elif "report" in message:
             self._hooks.report(DeliveryReport.from_wire(message["report"]))
 
-    def _ended(self, running: _Running) -> None:
+    def _ended(self, peer: object, since_s: float) -> None:
         """Handle the end of a sender, expected or not."""
-        if running.process is not None:
-            running.process.wait()
-        with self._lock:
-            os.close(running.answers)
-            if self._running in (running, None):
-                egress.senders.discard(self)
-            if self._running is not running:
-                return
+        running = self._running
+        if running is None or running.peer is peer:
+            egress.senders.discard(self)
+        if running is None or running.peer is not peer:
+            return
+        if self._is_closed:
             self._running = None
-            os.close(running.commands)
-            if self._is_closed:
-                return
-            self._deaths += 1
-            if self._block is not None:
-                self._block.write(self._block.read()._replace(in_flight=0))
-            is_soon = clock.now_s() - running.since_s < _TOO_SOON_S
-            self._soon_deaths = self._soon_deaths + 1 if is_soon else 0
-            self._stillborn += 1
-            if self._stillborn >= _DEATHS_IN_A_ROW:
-                self._take_over("each sender process that is started ends immediately")
-            pause_s = min(_PAUSE_S * 2.0 ** min(self._soon_deaths, 16), _PAUSE_CAP_S) if is_soon else 0.0
+            return
+        self._deaths += 1
+        if self._block is not None:
+            self._block.write(self._block.read()._replace(in_flight=0))
+        is_soon = clock.now_s() - since_s < _TOO_SOON_S
+        self._soon_deaths = self._soon_deaths + 1 if is_soon else 0
+        self._stillborn += 1
+        if self._stillborn >= _DEATHS_IN_A_ROW:
+            self._take_over("each sender process that is started ends immediately")
+        pause_s = min(_PAUSE_S * 2.0 ** min(self._soon_deaths, 16), _PAUSE_CAP_S) if is_soon else 0.0
         self._restart_s = clock.now_s() + pause_s
+        del running
+        self._running = None  # now, and not before: from here on another may be started
+        log.write()
         clock.sleep(pause_s)
         self.wake()
 
     # -- flush, close, stats -------------------------------------------------------------------
 
     def _ask(self, flush: RemoteFlush) -> None:
-        self.attend()
-        if flush.look:
-            self._tell(LOOK, b"%d" % flush.look)
-        self._tell(FLUSH, b"%d" % flush.number, b"%d" % flush.patient)
+        """Tell the sender of a flush, or have one started; whoever waits calls this again and again."""
+        if self._running is None and not self._keeper.wake():
+            self.attend()  # no thread does it
+        running = self._running
+        if running is not None and flush.told is not running.peer:
+            flush.patient = flush.patient or flush.told is not None  # the one that was told first died
+            flush.told = running.peer
+            if flush.look:
+                self._tell(LOOK, b"%d" % flush.look)
+            self._tell(FLUSH, b"%d" % flush.number, b"%d" % flush.patient)
 
     def _is_hopeless(self, flush: RemoteFlush, counters: Counters) -> bool:
         del counters
-        if self._running is None:
-            flush.patient = True
-            self._ask(flush)  # the sender that was asked has ended
+        self._ask(flush)
         if self._stopped_sender() is None:
             flush.attended_s = clock.now_s()
         is_alone = not flush.patient and clock.now_s() - flush.attended_s > GRACE_S
@@ -404,26 +410,23 @@ class SenderLink(Link):
     def close(self) -> None:
         """Let the sender end once it has delivered the remaining events."""
         super().close()
-        with self._lock:
-            running, self._running = self._running, None
-            if running is not None:
-                os.close(running.commands)
+        self._running = None
 
     def end_process(self) -> None:
         """End the sender process. The next event starts another; in a test, a thread."""
         import subprocess
 
-        with self._lock:
-            running = self._running
-            if running is None or running.process is None:
-                return
-            self._running = None
-            os.close(running.commands)
+        running = self._running
+        if running is None or running.process is None:
+            return
+        process = running.process
+        del running
+        self._running = None
         try:
-            running.process.wait(_END_S)
+            process.wait(_END_S)
         except subprocess.TimeoutExpired:
-            running.process.kill()
-            running.process.wait()
+            process.kill()
+            process.wait()
         self._queue.intake.wake_at = 0
 
     def wait_if_closed(self, deadline_s: float) -> None:
@@ -439,9 +442,9 @@ class SenderLink(Link):
         if not self.stats().pending:
             self.close()
             return 0
-        with self._lock:
-            self._ensure()  # out of threads, but a process may be started even now
-            running = self._running
+        super().attend()  # out of threads, but a process may be started even now
+        self._turn.wait(_END_S)
+        running = self._running
         if running is None:
             self._send_from_here(deadline_s)
         elif running.process is None:

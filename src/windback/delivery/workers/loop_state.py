@@ -9,6 +9,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Callable, Dict, Generator, List, Optional, Set, TypeVar
 
+from ... import log
 from ...config import Config
 from ...event_loops import Loop, NoThreadError, current_loop, move_on_after
 from ...process import lifecycle
@@ -220,7 +221,9 @@ class LoopStates:
             from ...http.transport import AsyncTransport
 
             retry_loop.load()
-            return AsyncTransport(self._config)
+            transport = AsyncTransport(self._config)
+        log.write()
+        return transport
 
     async def sink(self, state: LoopState) -> AsyncSink:
         """Return where batches go from a loop: to the API, or to a broker."""

@@ -9,6 +9,7 @@ import threading
 from typing import Callable, Optional
 
 from ...process import lifecycle
+from ...turns import Turn
 from .threads import ThreadWaker
 
 logger = logging.getLogger("windback")
@@ -32,8 +33,7 @@ class Keeper:
         self._look = look
         self._rest_s = rest_s
         self._name = name
-        #: Held while the thread is started.
-        self._lock = threading.Lock()
+        self._starting = Turn(self._start)
         self._waker: Optional[ThreadWaker] = None
         self._ident: Optional[int] = None
         self._is_closed = False
@@ -43,21 +43,25 @@ class Keeper:
         """Whether the calling thread is this one."""
         return threading.get_ident() == self._ident
 
-    def wake(self) -> None:
-        """Start a round soon. Never waits for it."""
+    def wake(self) -> bool:
+        """Start a round soon. Never waits for it. Return whether there is a thread for it."""
+        if self._waker is None and not self._is_closed and lifecycle.why_no_threads() is None:
+            self._starting.take()
         waker = self._waker
         if waker is not None:
             waker.release()
-        elif not self._is_closed and lifecycle.why_no_threads() is None:
-            with self._lock:
-                if self._waker is None:
-                    self._waker = ThreadWaker()
-                    try:
-                        _thread.start_new_thread(self._run, ())
-                    except (
-                        RuntimeError
-                    ):  # no thread may be started: a flush does it all, and so does the exit
-                        self._waker = None
+        return waker is not None
+
+    def _start(self) -> None:
+        try:
+            if self._waker is None:
+                self._waker = ThreadWaker()
+                _thread.start_new_thread(self._run, ())
+        except RuntimeError:  # no thread may be started: a flush does the work, and so does the exit
+            self._waker = None
+        except BaseException:
+            self._waker = None  # the next call tries again
+            raise
 
     def _run(self) -> None:
         self._ident = threading.get_ident()

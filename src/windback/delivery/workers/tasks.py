@@ -67,7 +67,7 @@ class TaskWorkers:
             was_cancelled = False
         except Exception as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
             was_cancelled = False
-            self._scheduler.log_death(error, clock.now_s())
+            self._scheduler.lines.died(clock.now_s(), error)
         finally:
             state.worker_left(worker)
             if self._scheduler.parking.workers.pop(worker, self) is None:

@@ -95,7 +95,7 @@ class ThreadWorkers:
             self._work(worker)
         except BaseException as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
             with contextlib.suppress(BaseException):  # out of memory, perhaps, also for a log line
-                scheduler.log_death(error, clock.now_s())
+                scheduler.lines.died(clock.now_s(), error)
         finally:
             # Whatever failed until here: it is not a worker any more, and the next event starts another.
             if scheduler.parking.workers.pop(worker, self) is None:
@@ -154,9 +154,9 @@ class ThreadWorkers:
             scheduler.try_failed(batch, answer, clock.now_s(), time.time())
 
         try:
-            sink = self._connections.sink()
             answer = retry_loop.send(
-                lambda left_s: sink.attempt(batch, left_s, gzip=gzipped),
+                # Asked for at each try: connections that could not be made are made anew.
+                lambda left_s: self._connections.sink().attempt(batch, left_s, gzip=gzipped),
                 scheduler.retry_policy(deadline_s),
                 self._nap,
                 on_failure,

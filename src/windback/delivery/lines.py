@@ -1,0 +1,70 @@
+"""The log lines about delivery, and how often each is written.
+
+They are left in `log`, because whoever decides holds the workers' lock; whoever lets go of it writes them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Callable, Tuple
+
+from .. import log
+from ..errors import WindbackError
+from ..outage import OutageLog
+from ..queue.protocol import Drain
+from .accounts import Accounts
+
+logger = logging.getLogger("windback")
+
+
+class Lines:
+    """See the module. What the lines count is read from *queue* and *accounts*."""
+
+    def __init__(self, queue: Drain, accounts: Accounts) -> None:
+        self._queue = queue
+        self._accounts = accounts
+        self._outage = OutageLog()
+        self._is_rejection_due = at_most_every(OutageLog.EVERY_S)
+        self._is_death_due = at_most_every(OutageLog.EVERY_S)
+
+    def trouble(self, now_s: float, problem: str) -> None:
+        """Delivery is held up."""
+        line = self._outage.trouble(now_s, problem, *self._counts())
+        if line is not None:
+            log.later(logging.WARNING, "%s", line)
+
+    def recovered(self, now_s: float) -> None:
+        """The server takes requests; an outage, if there was one, is over."""
+        if self._outage.is_on:
+            log.later(logging.INFO, "%s", self._outage.recovered(now_s, *self._counts()))
+
+    def _counts(self) -> Tuple[int, int]:
+        return self._queue.counts()[2], self._accounts.delivered.value
+
+    def rejected(self, now_s: float, error: WindbackError, *, is_kept: bool) -> None:
+        """The API will never take a batch."""
+        if self._is_rejection_due(now_s):
+            where = "; they are kept as dead letters" if is_kept else ""
+            count = self._accounts.all_rejected
+            line = f"the API rejects events, {count} so far; the last: {error}{where}"
+            log.later(logging.WARNING, "%s", line)
+
+    def died(self, now_s: float, error: BaseException) -> None:
+        """A worker ended with an error; stats() counts them all. No lock is held, so this is written now."""
+        if self._is_death_due(now_s):
+            logger.warning("a worker ended with %s; the next event starts another", type(error).__name__)
+            logger.debug("it was", exc_info=error)
+
+
+def at_most_every(seconds: float) -> Callable[[float], bool]:
+    """Return what says, given the time, whether something is due that happens at most so often."""
+    due_s = float("-inf")
+
+    def is_due(now_s: float) -> bool:
+        nonlocal due_s
+        if now_s < due_s:
+            return False
+        due_s = now_s + seconds
+        return True
+
+    return is_due

@@ -1,0 +1,31 @@
+"""A file descriptor that is closed when nobody refers to it any more.
+
+So a thread that uses it needs no lock against another that lets go of it, and an exception that strikes
+whoever opened it leaves nothing open.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Callable
+
+
+class Descriptor:
+    """See the module."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def close(self) -> None:
+        """Close it now: nobody uses it."""
+        number, self.number = self.number, -1
+        if number >= 0:
+            os.close(number)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if self.number >= 0:
+            with suppress(OSError):
+                close(self.number)

@@ -1,0 +1,360 @@
+"""An application may call in from anywhere, and be interrupted anywhere: no call hangs, no client dies of it.
+
+Signal handlers and finalizers run between any two steps of a thread, also while it is in a call of ours. An
+exception that one of them raises (Ctrl-C, a soft time limit) strikes at any instruction.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+import tempfile
+import threading
+
+import pytest
+from tracking import JANE, is_lawful
+
+from windback import Windback
+
+OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
+QUEUES = {
+    "memory": "",
+    "journal": "journal={root!r}",
+    "process": "journal={root!r}, worker='process'",
+    "relay": "journal={root!r}, worker=None",
+}
+POLICIES = ["drop_newest", "drop_oldest", "block", "raise"]
+# A journal keeps what was accepted, so it discards nothing to make room.
+COMBINATIONS = [
+    (queue, overflow)
+    for queue in QUEUES
+    for overflow in POLICIES
+    if queue == "memory" or overflow != "drop_oldest"
+]
+
+CALLS = """\
+import faulthandler, gc, os, signal, threading, time
+faulthandler.dump_traceback_later(60, exit=True)
+from windback import ClosedError, QueueFullError, Windback
+client = None
+depth = 0
+
+def track():
+    try:
+        client.track_event("tick", "jane@example.com", {{"from": "outside"}})
+    except QueueFullError:
+        pass
+
+def make():
+    global client
+    client = Windback(
+        {options}, max_queue_size=40, flush_interval=0.01, block_timeout=0.01, shutdown_timeout=0.2
+    )
+
+def call_everything():
+    for _ in range(20):
+        track()
+    client.stats()
+    client.flush(0.01)
+    client.stats()
+    client.flush(0.01)
+    client.with_options(timeout=1.0)
+    client.close(0.01)
+    client.stats()
+"""
+
+FINALIZERS = """\
+class Tracks:
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        track()
+        client.stats()
+
+thresholds = gc.get_threshold()
+for threshold in (1, 2, 3, 5, 8, 13, 21, 34, 50):
+    make()
+    [Tracks() for _ in range(30)]
+    gc.set_threshold(threshold)
+    call_everything()
+    gc.set_threshold(*thresholds)
+    gc.collect()
+print("ended")
+os._exit(0)
+"""
+
+HANDLERS = """\
+calls = 0
+
+def handle(*_):
+    global calls, depth
+    if depth > 2:  # a slow machine, where the next signal comes before this handler is done
+        return
+    depth += 1
+    calls += 1
+    try:
+        track()
+        client.stats()
+        if depth == 1:
+            client.flush(0.001)
+    except ClosedError:
+        pass
+    finally:
+        depth -= 1
+
+signal.signal(signal.SIGALRM, handle)
+deadline = time.monotonic() + 4
+while time.monotonic() < deadline or calls < 20:
+    make()
+    signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+    call_everything()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+print("ended")
+os._exit(0)
+"""
+
+
+def script(queue, overflow, root, code):
+    options = ", ".join(filter(None, [QUEUES[queue].format(root=str(root)), f"overflow={overflow!r}"]))
+    return CALLS.format(options=options) + code
+
+
+@pytest.mark.parametrize(("queue", "overflow"), COMBINATIONS)
+def test_finalizers_that_track_never_wait_for_the_call_that_they_interrupt(
+    server, run, tmp_path, queue, overflow
+):
+    ended = run(script(queue, overflow, tmp_path / "journal", FINALIZERS), url=server.url, within_s=120.0)
+    assert ended.out == ["ended"], ended.err
+
+
+@pytest.mark.parametrize(("queue", "overflow"), COMBINATIONS)
+def test_signal_handlers_that_track_and_flush_never_wait_for_the_call_that_they_interrupt(
+    server, run, tmp_path, queue, overflow
+):
+    ended = run(script(queue, overflow, tmp_path / "journal", HANDLERS), url=server.url, within_s=120.0)
+    assert ended.out == ["ended"], ended.err
+
+
+# A connection or a file that an exception kept from being closed, the garbage collector closes.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+# -- an exception at any place of a caller ----------------------------------------------------------
+
+
+class Interruption(BaseException):
+    """What a signal handler raises; like KeyboardInterrupt, no `except Exception` stops it."""
+
+
+class Strike:
+    """Raises at the *number*-th place in this package that a call passes; remembers whether there was one.
+
+    A place is the entry of a function, or each line. Where a `with` block releases a lock, no signal handler
+    runs in between, but a trace function would: such lines are left out.
+    """
+
+    def __init__(self, number, *, lines, error=Interruption):
+        self._left = number
+        self._lines = lines
+        self._error = error
+        self.place = None
+
+    def __enter__(self):
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def trace(self, frame, event, _):
+        code = frame.f_code
+        if "/windback/" not in code.co_filename or "/devserver/" in code.co_filename:
+            return None
+        if event == "call":
+            if not self._lines:
+                self._count(frame)
+            return self.trace if self._lines else None
+        if event == "line" and not is_release(frame):
+            self._count(frame)
+        return self.trace
+
+    def _count(self, frame):
+        self._left -= 1
+        if self._left == 0:
+            self.place = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
+            sys.settrace(None)
+            raise self._error
+
+
+def is_release(frame):
+    import linecache
+
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith("with ")
+
+
+def interrupt(make, call, *, lines):
+    """Interrupt *call* at each place that it passes, each time with a new client; yield the clients."""
+    number = 0
+    while True:
+        number += 1
+        client = make()
+        strike = Strike(number, lines=lines)
+        told = Counted(client)
+        try:
+            with strike:
+                call(told)
+        except Interruption:
+            pass
+        yield client, told, strike.place
+        if strike.place is None:
+            return
+
+
+class Counted:
+    """A client, and how many of its calls of track_event returned True."""
+
+    def __init__(self, client):
+        self.client = client
+        self.accepted = 0
+        self.interrupted = 0
+
+    def track(self):
+        self.interrupted += 1
+        accepted = self.client.track_event("login", JANE)
+        self.interrupted -= 1
+        self.accepted += accepted
+
+
+WORKERS = {
+    "thread": {},
+    "journal": {"journal": True},
+    "process": {"journal": True, "worker": "process"},
+}
+PUBLIC = {
+    "track_event": lambda told: told.track(),
+    "second_event": lambda told: told.track(),
+    "stats": lambda told: told.client.stats(),
+    "flush": lambda told: told.client.flush(10),
+}
+
+
+#: By worker: the calls that are interrupted at the entry of each function, and those at each line. With a
+#: process, each place starts an interpreter; a flush passes too many lines.
+CASES = [
+    *(("thread", False, call) for call in PUBLIC),
+    *(("thread", True, call) for call in PUBLIC if call != "flush"),
+    *(("journal", False, call) for call in PUBLIC),
+    ("process", False, "track_event"),
+]
+
+
+@pytest.mark.parametrize(
+    ("worker", "lines", "call"),
+    CASES,
+    ids=[f"{worker}-{'line' if lines else 'function'}-{call}" for worker, lines, call in CASES],
+)
+def test_an_exception_at_any_place_of_a_call_loses_its_event_at_most(server, tmp_path, worker, call, lines):
+    faulthandler.dump_traceback_later(600, exit=True)
+    options = dict(WORKERS[worker])
+    interrupted = 0
+
+    def make():
+        if "journal" in options:  # of its own: what an interrupted call wrote, another client would adopt
+            options["journal"] = tempfile.mkdtemp(dir=str(tmp_path))
+        client = Windback(
+            **OPTIONS, **options, base_url=server.url, flush_interval=0.005, shutdown_timeout=5.0
+        )
+        if call != "track_event":
+            assert client.track_event("login", JANE)
+        return client
+
+    for client, told, place in interrupt(make, PUBLIC[call], lines=lines):
+        before = 0 if call == "track_event" else 1
+        for _ in range(3):
+            told.track()
+        result = client.flush(20)
+        assert result, (place, result, client.stats())
+        seen = client.stats()
+        assert is_lawful(seen), place
+        expected = before + told.accepted
+        assert expected <= seen.accepted <= expected + told.interrupted, place
+        assert (seen.delivered, seen.pending) == (seen.accepted, 0), place
+        assert client.close(20), place
+        interrupted += place is not None
+    faulthandler.cancel_dump_traceback_later()
+    assert interrupted > 5
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["function", "line"])
+def test_a_close_that_was_interrupted_can_be_called_again(server, lines):
+    def make():
+        client = Windback(**OPTIONS, base_url=server.url, flush_interval=0.005, shutdown_timeout=5.0)
+        for _ in range(3):
+            assert client.track_event("login", JANE)
+        return client
+
+    for client, _, place in interrupt(make, lambda told: told.client.close(10), lines=lines):
+        client.close(20)
+        seen = client.stats()
+        assert is_lawful(seen), place
+        assert (seen.delivered, seen.pending) == (3, 0), place
+
+
+# -- an exception at any place of a worker -------------------------------------------------------------
+
+
+class Struck:
+    """A strike of `MemoryError` in the first worker thread that begins."""
+
+    def __init__(self, number):
+        self.strike = Strike(number, lines=True, error=MemoryError)
+        self._is_first = threading.Lock()
+
+    def watch(self, threads):
+        work = threads._work
+
+        def traced(*args, **kwargs):
+            if self._is_first.acquire(blocking=False):
+                sys.settrace(self.strike.trace)
+            work(*args, **kwargs)
+
+        threads._work = traced
+
+
+def client_struck(server, number):
+    """Return a client and what strikes a worker of it."""
+    struck = Struck(number)
+    client = Windback(**OPTIONS, base_url=server.url, flush_interval=0.005, batch_size=10, max_in_flight=2)
+    struck.watch(client._engine.threads)
+    return client, struck.strike
+
+
+def test_no_memory_at_any_line_of_a_worker_loses_and_miscounts_nothing(server):
+    faulthandler.dump_traceback_later(900, exit=True)
+    number = struck = 0
+    while True:
+        number += 1
+        client, strike = client_struck(server, number)
+        told = seen_before = 0
+        for n in range(25):
+            told += client.track_event("login", JANE, {"n": n, "round": number})
+            accepted = client.stats().accepted
+            assert seen_before <= accepted <= told, strike.place
+            seen_before = accepted
+        result = client.flush(30)
+        seen = client.stats()
+        assert result, (strike.place, result, seen)
+        assert is_lawful(seen), (strike.place, seen)
+        assert (seen.accepted, seen.delivered, seen.pending) == (told, told, 0), strike.place
+        assert client.close(20), strike.place
+        struck += strike.place is not None
+        if strike.place is None:
+            break
+    faulthandler.cancel_dump_traceback_later()
+    assert struck > 100
+    arrived = [(stored.properties["round"], stored.properties["n"]) for stored in server.events()]
+    assert len(set(arrived)) == len(arrived) == 25 * number
