@@ -1,8 +1,8 @@
 """How this package starts Python: no file of the caller's directories can run in the new process.
 
-Python puts the working directory, PYTHONPATH or the folder of a script first on the path, so a `json.py` in
-one of these would run in a process that gets the key. Each process that is started runs isolated instead
-(`-I`). Its path is the interpreter's own, and after that the folders in which what it needs is installed.
+Python puts the working directory, PYTHONPATH or the folder of a script first on the path. A `json.py` in one
+of these would run in a process that gets the key. So each process is started isolated (`-I`). Its path is the
+interpreter's own, and after that the folders in which its requirements are installed.
 """
 
 from __future__ import annotations

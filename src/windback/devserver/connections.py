@@ -1,8 +1,7 @@
 """The open connections of the server, so that one can be closed without an answer.
 
-ASGI has no word for that. uvicorn takes a protocol class of our own, and all it is used for here is what
-asyncio itself promises of a protocol (`connection_made`, `connection_lost`) and what ASGI promises of a scope
-(`client`).
+ASGI has no way to do that. uvicorn accepts a custom protocol class. This one uses only what asyncio documents
+for a protocol (`connection_made`, `connection_lost`) and ASGI for a scope (`client`).
 """
 
 from __future__ import annotations

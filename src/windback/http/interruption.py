@@ -1,8 +1,8 @@
 """Exceptions that come into a request from outside: raised by a signal handler, or put into the thread.
 
-Such an exception, like the soft time limit of a task queue, is meant for the code that made the call, and it
-is an Exception like those that httpx and the libraries below it raise. What it is not: raised by any of the
-functions that make the request.
+Such an exception, like the soft time limit of a task queue, is meant for the code that made the call. Its
+class does not show that: it is an Exception, like those of httpx and the libraries below it. But none of the
+functions that make the request has raised it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The network below httpx: one deadline for a whole request, from the look-up of a name to the last byte.
 
-httpx limits each read and write by itself, so a server that sends a byte now and then holds a caller for
-ever, and it has no limit for the look-up of a name. httpcore, below httpx, takes a network backend of one's
-own. This is it, for threads and for tasks. It also asks the egress block of `windback.testing`,
-sends the head and the body of a request in one write, and has the sockets that a forked child must let go of.
+httpx limits each read and write separately, so a server that sends a byte now and then blocks a caller
+forever. It has no limit for the look-up of a name. httpcore, below httpx, accepts a custom network backend:
+this module, for threads and for tasks. It also applies the egress block of `windback.testing`, and sends the
+head and the body of a request in one write. It lists the sockets that a forked child must drop.
 
 For threads each wait ends at the deadline of its thread. For tasks the transport cancels the whole request.
 """

@@ -2,10 +2,10 @@
 
 A client registers its Engine here; nothing else in the package installs an exit handler or a fork hook.
 Each Engine owns everything that must not cross a fork (the scheduler's lock, the transports' locks, the
-queue, the workers), so `Engine.reset` is all a child has to do.
+queue, the workers), so a child only has to call `Engine.reset`.
 
-Not every process ends by atexit, nor does every fork run Python's hooks: multiprocessing, packages made like
-it, and Celery end their children by `os._exit`, each after a hook of its own, RQ does so without a hook
+Not every process ends by atexit, and not every fork runs Python's hooks. multiprocessing, similar packages
+and Celery end their children by `os._exit`, each after a hook of its own. RQ does so without a hook
 (`work_horse`), and uWSGI forks in C.
 """
 

@@ -1,11 +1,11 @@
 """The queue on disk: an event is in a file-backed mapping before `put` returns, so it survives `kill -9`.
 
 The rule of this file is that of `memory`, **a caller takes no lock**, and one more: **it makes no system
-call**. It copies the event into a segment that no other caller holds, payload first, then the header that
-makes it count, and then appends the place, not the event, to a line like that of the queue in memory. While
-the disk has trouble, the events themselves wait in the line, as they would without a journal.
+call**. It copies the event into a segment that no other caller has: payload first, then the header that makes
+it count. Then it appends the place, not the event, to a line like that of the queue in memory. While the disk
+has trouble, the events themselves wait in the line, as they would without a journal.
 
-What exited processes left behind is adopted by a worker between batches, without the drain side's lock.
+A worker adopts the events of exited processes between batches, without the drain side's lock.
 """
 
 from __future__ import annotations
