@@ -57,7 +57,7 @@ from .options import PathLike
 from .process import lifecycle
 from .process.orphans import Handle
 from .queue.intake import NoRoomError
-from .secrets import hidden
+from .secrets import hidden, hidden_if_key
 from .stats import DeliveryReport, FlushResult, Stats
 
 if TYPE_CHECKING:
@@ -237,12 +237,13 @@ class _Client:
         # Before anything can raise: a traceback may be shown with the local variables of its frames.
         keys = hidden(api_key), hidden(public_key)
         address = hidden(broker)
-        api_key = public_key = broker = None
+        slug = hidden_if_key(project_slug)  # the two may be swapped
+        api_key = public_key = broker = project_slug = None
         self._config = resolve(
             is_async=self._is_async,
             needs_key=_capture is None,
             api_key=keys[0],
-            project_slug=project_slug,
+            project_slug=slug,
             public_key=keys[1],
             base_url=base_url,
             journal=journal,

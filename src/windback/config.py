@@ -27,7 +27,17 @@ from .options import (
     seconds_or_0,
     switched,
 )
-from .secrets import BrokerAddress, Secret, broker_address, fingerprint, hidden, key_pairs, kind_of, redact
+from .secrets import (
+    BrokerAddress,
+    Secret,
+    broker_address,
+    fingerprint,
+    hidden,
+    hidden_if_key,
+    key_pairs,
+    kind_of,
+    redact,
+)
 
 logger = logging.getLogger("windback")
 
@@ -418,7 +428,7 @@ def _given(options: Mapping[str, object], name: str) -> object:
     if value is not None or variable is None:
         return value
     text = os.environ.get(variable) or None
-    return hidden(text) if name in _SECRET else text
+    return hidden(text) if name in _SECRET else hidden_if_key(text)
 
 
 def _secret_key(value: object, *, is_needed: bool) -> Optional[Secret]:
@@ -462,7 +472,7 @@ def _problem_of_key(name: str, key: str, prefix: str, other: str) -> Optional[st
 
 
 def _slug(value: object) -> str:
-    if isinstance(value, str) and value.startswith(("sk_", "pub_")):
+    if isinstance(hidden_if_key(value), Secret):
         value = None  # the message and this frame show no key
         message = "project_slug is a key (sk_… or pub_…): were api_key and project_slug swapped?"
         raise ConfigurationError(message)

@@ -10,7 +10,7 @@ from .client import Windback
 from .config import resolve
 from .errors import ConfigurationError
 from .process import lifecycle
-from .secrets import hidden
+from .secrets import hidden, hidden_if_key
 
 logger = logging.getLogger("windback")
 
@@ -114,7 +114,7 @@ def _read_arguments(get: GetSetting, place: str) -> Dict[str, object]:
         raise ConfigurationError(message)
     given = {name.lower(): get(name) for name in _ARGUMENTS if get(name) is not None}
     given.update(cast("Mapping[str, object]", get("OPTIONS") or {}))
-    return {name: hidden(value) if name in _SECRET else value for name, value in given.items()}
+    return {name: hidden(value) if name in _SECRET else hidden_if_key(value) for name, value in given.items()}
 
 
 def _find_or_make(arguments: Mapping[str, object]) -> Windback:

@@ -83,6 +83,11 @@ def hidden(value: object) -> object:
     return Secret(value) if isinstance(value, str) else type(value)
 
 
+def hidden_if_key(value: object) -> object:
+    """Return a text that looks like a key as a `Secret`, and anything else as it is."""
+    return Secret(value) if isinstance(value, str) and _KEY_PREFIX.match(value.strip().lower()) else value
+
+
 def hidden_keys(keys: object) -> object:
     """Return a mapping to keys with each one `hidden`. Of any other object, only its type."""
     if isinstance(keys, Mapping):
