@@ -70,6 +70,13 @@ def _problem_of_parts(match: re.Match[str]) -> object:
 
 
 def _is_host(host: str) -> bool:
+    if "xn--" in host.lower():
+        import idna  # httpx has it, and fails with each request to a name that it can't decode
+
+        try:
+            idna.decode(host)
+        except (UnicodeError, IndexError):
+            return False
     if host.startswith("["):
         try:
             ipaddress.IPv6Address(host[1:-1])

@@ -11,6 +11,7 @@ from unittest import mock
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 from fuzzing import (
     target,
     texts,
@@ -77,6 +78,13 @@ urls = st.one_of(
     st.lists(url_parts, max_size=6).map(lambda parts: "https://" + "".join(parts)),
     st.lists(url_parts, max_size=6).map(lambda parts: "http://" + "".join(parts)),
 )
+
+
+@pytest.mark.parametrize("host", ["xn--a", "XN--0", "www.xn--.com"])
+def test_a_name_that_httpx_can_not_decode_is_refused(host):
+    with pytest.raises(ConfigurationError, match="neither a name nor an address"):
+        resolve(is_async=False, api_key="sk_test_1", base_url=f"https://{host}/api/v1")
+    resolve(is_async=False, api_key="sk_test_1", base_url="https://xn--strae-oqa.example/api/v1")
 
 
 @target(urls)

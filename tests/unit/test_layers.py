@@ -105,6 +105,7 @@ LOADED_ALREADY = {
     *(("prometheus", ":prometheus_client"), ("opentelemetry", ":opentelemetry")),
     # httpx is built on httpcore, and that on h11: it is never there without them.
     *(("http.network", ":httpcore"), ("http.transport", ":httpcore"), ("http.lane", ":h11")),
+    ("base_url", ":idna"),
     *(("fastapi", ":fastapi"), ("fastapi", ":typing_extensions")),
     *(("flask", ":flask"), ("flask", ":flask_login"), ("django.middleware", ":asgiref")),
     *(
