@@ -43,6 +43,8 @@ class Answer(NamedTuple):
     body: bytes = b""
     failure: Optional[Failure] = None
     detail: str = ""
+    #: How often the request was sent again within the try, because its connection turned out to be closed.
+    repeats: int = 0
 
     @property
     def ok(self) -> bool:

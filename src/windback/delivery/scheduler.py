@@ -403,7 +403,7 @@ class Scheduler:
             self._open_gate()
             self._deaths_in_a_row = 0
             if verdict.action is Action.ACK:
-                self._count_try(batch)
+                self._count_try(batch, answer)
                 report = report_of("delivered", batch, "ok", answer)
                 self.queue.ack(batch, self.accounts.delivered)
             elif verdict.action is Action.REJECT:
@@ -514,7 +514,7 @@ class Scheduler:
 
     def try_failed(self, batch: Batch, answer: Answer, now_s: float, wall_s: float) -> None:
         """Apply the answer to a try that failed; another try may follow before `settle`."""
-        self._count_try(batch)
+        self._count_try(batch, answer)
         failure = str(error_of(answer, wall_s, self._config.redact))
         is_throttled = is_throttle(answer)
         with self.lock:
@@ -525,8 +525,8 @@ class Scheduler:
         if is_throttled and self._on_throttle is not None:
             self._on_throttle(self.gate.blocked_s(now_s))
 
-    def _count_try(self, batch: Batch) -> None:
-        self.accounts.requests.add()
+    def _count_try(self, batch: Batch, answer: Answer) -> None:
+        self.accounts.requests.add(1 + answer.repeats)
         if batch.was_tried:
             self.accounts.retries.add()
         batch.was_tried = True

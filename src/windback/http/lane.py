@@ -76,22 +76,21 @@ class Lane:
             return self.broken
         self._deadline.start(timeout_s)
         before = sys.exc_info()[1]
+        repeats = 0
         try:
-            return self._try(request)
+            connection = self._take()
+            if connection is not None:
+                try:
+                    return self._converse(connection, request)
+                except _StaleError:  # the server closed it before it had the request, or as it came
+                    repeats = 1
+            answer = self._converse(self._connect(), request)
         except Exception as error:  # noqa: BLE001 - any exception means that there is no answer
             raise_interruption(error, before)
-            return self._wire.read_failure(error)
+            answer = self._wire.read_failure(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt, whose frames hold the key
             raise without_frames(error)  # noqa: B904
-
-    def _try(self, request: Request) -> Answer:
-        connection = self._take()
-        if connection is not None:
-            try:
-                return self._converse(connection, request)
-            except _StaleError:
-                pass  # the server closed it before it had the request, or as it came
-        return self._converse(self._connect(), request)
+        return answer._replace(repeats=repeats) if repeats else answer
 
     def _take(self) -> Optional[_Connection]:
         """Return an open connection, or None."""

@@ -38,6 +38,8 @@ _SLICE_S = 1.0
 _KERNEL_KEEPS_TIME = sys.platform in ("linux", "darwin")
 #: Of Linux's `struct tcp_info`: the first byte is the state, and the last field here the bytes received.
 _TCP_INFO_RECEIVED, _TCP_INFO_BYTES = 128, 136
+#: The state of an open connection, which is the first byte of TCP_INFO.
+_ESTABLISHED = b"\x01"
 #: What a wait raises that lasted its whole slice.
 _SLICE_IS_OVER = (socket.timeout, BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _TLS_RECORD_BYTES = 16_384
@@ -130,7 +132,8 @@ class Endpoint:
         """Whether the connection is open, and nothing has arrived since `rest`: what would is unexpected."""
         if self._arrived is None:
             return not is_readable(self.sock)
-        return _arrived(self.sock) == self._arrived
+        # The server may have closed with its answer, and so before `rest`.
+        return self._arrived[:1] == _ESTABLISHED and _arrived(self.sock) == self._arrived
 
     def receive(self, max_bytes: int) -> bytes:
         """Return what arrives next; nothing at the end."""
