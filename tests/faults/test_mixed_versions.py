@@ -41,9 +41,7 @@ def read_as_earlier(block):
 
 @pytest.fixture
 def block(tmp_path):
-    block = Block.open(tmp_path / "counters", create=True)
-    yield block
-    block.close()
+    return Block.open(tmp_path / "counters", create=True)
 
 
 FULL = Counters({1: 10, 2: 20}, 2, 3, 1, 4, {"invalid": 5}, 6, 7, 8, "no key", "refused", 9)
