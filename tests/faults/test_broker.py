@@ -302,7 +302,7 @@ def test_a_full_stream_keeps_the_batch_and_trims_nothing(make, redis_server, ser
     result = client.flush()
     assert (result.pending, result.delivered) == (20, 30)
     waiting = "3 batches wait there for a relay (max_broker_entries)"
-    assert result.problem.startswith(f"the broker takes no more: {redis_server.url}: {waiting}; ")
+    assert result.problem.startswith(f"the broker accepts no more: {redis_server.url}: {waiting}; ")
     assert redis_server.client.xlen(EVENTS) == 3
     assert is_lawful(client.stats())
     with relaying():

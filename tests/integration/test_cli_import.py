@@ -281,7 +281,7 @@ def test_bad_rows_are_listed_with_their_lines_and_the_others_are_sent(make, serv
         "line 6: customer_email: has no '@', so it is not an email address",
         "line 7: timestamp: 'yesterday' is not an ISO 8601 time such as '2025-12-01T10:00:00Z'",
         "line 8: no event",
-        "line 9: no CSV: ',' expected after '\"'",
+        "line 9: not CSV: ',' expected after '\"'",
     ]
     listed = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
     assert [each["line"] for each in listed] == [*bad]
@@ -326,7 +326,7 @@ def test_a_quote_that_is_never_closed_and_a_line_without_end_cost_neither_memory
     done = run(path)
     assert done.status == 1
     first, *_, last = done.err.splitlines()
-    assert first.startswith("line 2: no CSV: ")
+    assert first.startswith("line 2: not CSV: ")
     assert "a quote that is never closed?" in first
     assert last == "line 5003: more than 1,000,000 characters"
     sent = int(re.match(r"sent: (\d+), bad: \d+, rejected: 0", done.out)[1])
