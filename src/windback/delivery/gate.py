@@ -94,11 +94,14 @@ class Gate:
         self.is_down, self.last_failure = True, problem
         return True
 
-    def failed(self, now_s: float, jitter: float, problem: str) -> None:
-        """A batch used up its retries: an outage, which lasts until something succeeds."""
-        if (
-            not self._rounds or self.blocked_s(now_s) == 0.0
-        ):  # else it was under way with one that failed before
+    def failed(self, now_s: float, jitter: float, problem: str, *, is_new: bool = False) -> None:
+        """A batch used up its retries: an outage, which lasts until something succeeds.
+
+        is_new: the server answered, and to a batch that never failed before. The fault may be with the batch,
+        so the pause is not longer than the one before: the next batch may get through.
+        """
+        was_under_way = self.blocked_s(now_s) > 0.0  # with one that failed before
+        if not self._rounds or not (was_under_way or is_new):
             self._rounds += 1
         # Never less than half: the pause between rounds is what keeps an outage quiet.
         full_s = min(OUTAGE_CAP_S, retry.BACKOFF_CAP_S * 2.0 ** min(self._rounds - 1, 16))

@@ -421,9 +421,11 @@ class Scheduler:
                 problem = str(error)
                 # Where there was an answer the fault may be with this batch; else nothing gets through.
                 others_first = verdict.action is Action.KEEP and answer.status is not None
+                is_new = others_first and not batch.failures
+                is_at_fault = others_first and not is_new and self.queue.has_settled_since(batch)
                 if self._give_back(worker, batch, others_first=others_first):
                     report = report_of("dropped", batch, "closed", answer, problem)
-                if self._is_trouble(verdict.action, problem, now_s):
+                if not is_at_fault and self._is_trouble(verdict.action, problem, now_s, is_new=is_new):
                     hopeless = self.flushes.hopeless(also_patient=verdict.action is Action.PAUSE)
             if verdict.action not in (Action.KEEP, Action.WAIT, Action.PAUSE):
                 self.gate.succeeded(now_s)
@@ -432,14 +434,17 @@ class Scheduler:
         self._deliver_reports(report)
         self.flushes.end(hopeless)
 
-    def _is_trouble(self, action: Action, problem: str, now_s: float) -> bool:
-        """Close the gate for a while after a batch could not be delivered; whether flushes should give up."""
+    def _is_trouble(self, action: Action, problem: str, now_s: float, *, is_new: bool) -> bool:
+        """Close the gate for a while after a batch could not be delivered; whether flushes should give up.
+
+        is_new: this batch never failed before, and the fault may be with it.
+        """
         if self.given_up:
             return False  # close() has returned, and nothing is sent any more
         if action is Action.PAUSE:
             self.gate.refused(now_s, problem)
         elif action is Action.KEEP:
-            self.gate.failed(now_s, random.random(), problem)
+            self.gate.failed(now_s, random.random(), problem, is_new=is_new)
         elif not self.gate.is_stuck(self._config.max_retries, problem):
             return False  # `try_failed` closed the gate; that is not an outage yet
         self.lines.trouble(now_s, problem)

@@ -74,7 +74,18 @@ class Batch:
     """
 
     __slots__ = (
-        *("due", "failures", "is_recorded", "is_settled", "key", "position", "records", "seen", "size_bytes"),
+        *(
+            "due",
+            "failed_at",
+            "failures",
+            "is_recorded",
+            "is_settled",
+            "key",
+            "position",
+            "records",
+            "seen",
+            "size_bytes",
+        ),
         *("source", "spots", "was_tried"),
     )
 
@@ -97,6 +108,8 @@ class Batch:
         self.was_tried = False
         #: How often it used up its retries.
         self.failures = 0
+        #: How many batches of its queue were settled when it was set back last.
+        self.failed_at = 0
         #: The number of batches that are settled before it is tried again, if it was set back.
         self.due = 0
         #: Whether the source has recorded this batch, and that it is settled.

@@ -190,9 +190,14 @@ class Outbox(Generic[Place]):
         """
         if batch in self._leased:
             batch.failures += 1
+            batch.failed_at = self._settled
             batch.due = self._settled + 16 ** min(batch.failures, 3)
             at = sum(late.due <= batch.due for late in self._late)
             in_one_step(call(self._late.insert, at, batch), call(self._leased.remove, batch))
+
+    def has_settled_since(self, batch: Batch) -> bool:
+        """Return whether other batches were settled since this one was set back."""
+        return self._settled > batch.failed_at
 
     @property
     def _is_late_due(self) -> bool:

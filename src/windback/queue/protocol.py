@@ -77,6 +77,10 @@ class Drain(Protocol):
         """Return what is leased. A lease that no worker holds is to be given back."""
         ...
 
+    def has_settled_since(self, batch: Batch) -> bool:
+        """Return whether other batches were settled since this one was set back."""
+        ...
+
     def reclaim(self) -> None:
         """Give every lease back: the workers that had them are gone."""
 
