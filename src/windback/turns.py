@@ -16,7 +16,7 @@ _LOOK_S = 0.0005
 
 
 class Turn:
-    """See the module. work: what is done; its exceptions are raised where it is done."""
+    """Does *work* for all who ask, one thread at a time. Its exceptions are raised where it is done."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._work = work
@@ -24,7 +24,7 @@ class Turn:
         self._is_wanted = False
 
     def take(self) -> None:
-        """Do the work, or have whoever is at it do it once more."""
+        """Do the work; if another thread does it right now, that one does it once more."""
         self._is_wanted = True
         # Not `acquire(blocking=False)`: an exception from outside could strike between that and the `try`,
         # and nobody would release the lock. `with` is one step at both of its ends.

@@ -147,7 +147,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     client = Windback(
         api_key="sk_test_1", base_url=dead_url, journal=root, max_journal_bytes=BOUND, shutdown_timeout=0
     )
-    client._engine.scheduler._start_worker = lambda: False
+    client._engine.scheduler._start_worker = lambda _: False
     while client.track_event("login", "jane@example.com", {"n": -2, "pad": "x" * 20_000}):
         pass
     assert taken_under(root) <= BOUND

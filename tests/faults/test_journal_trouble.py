@@ -243,7 +243,7 @@ def test_a_file_of_another_program_with_the_name_of_a_segment_is_set_aside(root,
     deliver(adopted=20)
     assert [path.read_bytes() for path in (root / "bad").iterdir()] == [b"\x7fELF" * 1_000]
     assert len(caplog.messages) == 1
-    assert f"damaged, now {root / 'bad' / folder.name}-00000099.seg" in caplog.messages[0]
+    assert f"was moved to {root / 'bad' / folder.name}-00000099.seg" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("kind", ["seg", "ledger"])

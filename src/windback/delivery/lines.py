@@ -1,6 +1,6 @@
 """The log lines about delivery, and how often each is written.
 
-They are left in `log`, because whoever decides holds the workers' lock; whoever lets go of it writes them.
+They are left in `log`, because they are decided under the workers' lock; they are written after it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger("windback")
 
 
 class Lines:
-    """See the module. What the lines count is read from *queue* and *accounts*."""
+    """Writes the lines. What they count is read from *queue* and *accounts*."""
 
     def __init__(self, queue: Drain, accounts: Accounts) -> None:
         self._queue = queue

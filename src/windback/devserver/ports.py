@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,9 @@ from .options import DEFAULT_PORT, MORE_PORTS, Options
 
 #: The state of a listening socket in /proc/net/tcp.
 _LISTENING = "0A"
+
+#: What is on the command line of a local server: its command, its module, or the code that starts it.
+_OF_SERVER = re.compile(r"windback\.devserver|(^|/)windback$")
 
 
 class Taken(NamedTuple):
@@ -92,6 +96,6 @@ def _name(process: Path) -> str:
     words = (process / "cmdline").read_bytes().split(b"\0")
     program = Path(words[0].decode(errors="replace")).name
     arguments = [word.decode(errors="replace") for word in words[1:] if word]
-    if "windback" in " ".join(arguments[:3]):
+    if any(_OF_SERVER.search(argument) for argument in arguments):
         return "another windback dev"
     return program or (process / "comm").read_text().strip()

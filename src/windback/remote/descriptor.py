@@ -12,7 +12,7 @@ from typing import Callable
 
 
 class Descriptor:
-    """See the module."""
+    """A number that the system gave for an open file."""
 
     __slots__ = ("number",)
 
