@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 from tracking import track
 
-from windback import ConfigurationError, Windback
+from windback import ConfigurationError, Windback, isolation
 from windback.relay import Relay
-from windback.sender import isolation
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 

@@ -45,7 +45,7 @@ WRITER = """\
 import sys
 from windback import Windback
 client = Windback(journal=sys.argv[1], flush_interval=3600)
-client._engine.threads.start = lambda: True  # else a full batch would go at once
+client._engine.threads.start = lambda _: True  # else a full batch would go at once
 for line in sys.stdin:
     first, count, name = line.split()
     for n in range(int(first), int(first) + int(count)):

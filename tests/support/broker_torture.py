@@ -144,7 +144,7 @@ def _wait_until_up(relay: subprocess.Popen[str]) -> None:
     """Wait until it would end in good order: before, a signal ends it like any process."""
     assert relay.stderr is not None
     for line in relay.stderr:
-        if "relay: sends" in line:
+        if "relay: sending" in line:
             return
 
 

@@ -532,8 +532,9 @@ class Scheduler:
 
     def _count_try(self, batch: Batch, answer: Answer) -> None:
         self.accounts.requests.add(1 + answer.repeats)
-        if batch.was_tried:
-            self.accounts.retries.add()
+        repeats = answer.repeats + batch.was_tried
+        if repeats:
+            self.accounts.retries.add(repeats)
         batch.was_tried = True
 
     # -- flush, close, stats: by anybody, at any moment -------------------------------------------
