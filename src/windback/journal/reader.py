@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Set
@@ -297,11 +298,16 @@ class Reader:
 
     def settle(self, batch: Batch) -> None:
         """Record that *batch* is settled."""
-        with suppress(OSError):
+        counts = Counter(spot >> OFFSET_BITS for spot in batch.spots)
+        each = [self._progress[segment_id] for segment_id in counts]
+        settled = [progress.settled + count for progress, count in zip(each, counts.values())]
+        outstanding = self.outstanding - len(batch)
+        # Whatever needs memory comes before the first change, or after the last.
+        self.outstanding = outstanding
+        for progress, value in zip(each, settled):
+            progress.settled = value
+        with suppress(OSError, MemoryError):  # a kill may then send the batch once more
             self._ledger.done(batch.key)
-        self.outstanding -= len(batch)
-        for spot in batch.spots:
-            self._progress[spot >> OFFSET_BITS].settled += 1
 
     # -- a worker, without any lock ------------------------------------------------------------
 

@@ -163,8 +163,8 @@ class Outbox(Generic[Place]):
         if batch not in self._leased:
             return
         if batch.source is not None and not batch.is_settled:
-            batch.is_settled = True
             batch.source.settle(batch)
+            batch.is_settled = True
         counter = AtomicCounter() if count is None else count
         self._settled += 1
         in_one_step(call(self._leased.remove, batch), call(counter.move, len(batch), 1))
