@@ -55,25 +55,30 @@ def server(_process) -> Iterator[DevServer]:
     assert _process.log() == ""
 
 
+def _url(listener: socket.socket, mark: str) -> str:
+    """An address that only this test has: what it leaves behind is not another test's, if that gets its port."""
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/{mark}/api/v1"
+
+
 @pytest.fixture
-def dead_url() -> Iterator[str]:
+def dead_url(mark: str) -> Iterator[str]:
     """Where every connection is refused: the port is ours, and nobody listens there."""
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}/api/v1"
+        yield _url(taken, mark)
 
 
 @pytest.fixture
-def silent_url() -> Iterator[str]:
+def silent_url(mark: str) -> Iterator[str]:
     """Where every connection is taken (by the kernel) and nothing is ever read or answered."""
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1"
+        yield _url(listener, mark)
 
 
 @pytest.fixture
-def dripping_url() -> Iterator[str]:
+def dripping_url(mark: str) -> Iterator[str]:
     """Where an answer comes one byte each 0.1 s and never ends: no single read ever takes long."""
     stop = threading.Event()
 
@@ -100,7 +105,7 @@ def dripping_url() -> Iterator[str]:
         listener.listen(16)
         threads = [threading.Thread(target=accept, args=(listener,))]
         threads[0].start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1"
+        yield _url(listener, mark)
         stop.set()
         listener.shutdown(socket.SHUT_RDWR)  # wakes the accept; close alone does not
     for thread in threads:
