@@ -27,6 +27,8 @@ BENCH := .venv-bench/.bench-$(VERSION)
 .NOTPARALLEL:
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The tests start thousands of Pythons; without bytecode on disk each of them compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help:  ## show this list
@@ -49,8 +51,9 @@ types: $(DEV)  ## mypy and pyright, both strict
 	$(NOX) --session types
 
 .PHONY: pytest
-pytest: $(DEV) programs  ## all tests, side by side; ARGS='-n 0' runs them one after the other
-	$(BIN)/pytest -n auto $(ARGS)
+# Four, whatever the cores: the tests wait more than they compute.
+pytest: $(DEV) programs  ## all tests, four side by side; ARGS='-n 0' runs them one after the other
+	$(BIN)/pytest -n 4 $(ARGS)
 
 .PHONY: ends
 ends: $(DEV)  ## unit and contract tests: the oldest Python with the oldest dependencies, the newest with the newest

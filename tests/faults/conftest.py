@@ -56,7 +56,7 @@ def server(_process) -> Iterator[DevServer]:
 
 
 def _url(listener: socket.socket, mark: str) -> str:
-    """An address that only this test has: what it leaves behind is not another test's, if that gets its port."""
+    """An address that only this test has: what it leaves is not of another test that gets its port."""
     return f"http://127.0.0.1:{listener.getsockname()[1]}/{mark}/api/v1"
 
 
