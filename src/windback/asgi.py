@@ -318,7 +318,7 @@ def route_template(scope: ASGIScope) -> Optional[str]:
         scope: The ASGI scope after the request.
 
     Returns:
-        The template. None if no route matched, and if a part of the path can't be told from a parameter: the
+        The template. None if no route matched, and if a part of the path may be a parameter: the
         value of a parameter must not get into the name of a route.
     """
     path, parameters = scope.get("path"), scope.get("path_params")

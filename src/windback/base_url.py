@@ -29,7 +29,7 @@ _URL = re.compile(
 
 
 def base_url(value: object) -> str:
-    """Return the address without a slash at its end. Raises ConfigurationError, which says what is wrong."""
+    """Return the address without a slash at its end. Raises ConfigurationError, which names the mistake."""
     if not isinstance(value, str):
         raise ConfigurationError(f"base_url must be a string, not {kind_of(value)}")
     match = _URL.fullmatch(value)
@@ -40,7 +40,7 @@ def base_url(value: object) -> str:
 
 
 def _problem(url: str) -> str:
-    """Say why this does not have the form of an address."""
+    """Return why this does not have the form of an address."""
     if "@" in url:  # it is not repeated: there may be a password before it
         return "must not contain credentials (…@host); pass the API key as api_key"
     if "?" in url or "#" in url:

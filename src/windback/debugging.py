@@ -43,7 +43,7 @@ def watched_put(put: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
 
     def watched(record: bytes) -> bool:
         is_accepted = put(record)
-        what = "queued" if is_accepted else "refused (stats().refused says why)"
+        what = "queued" if is_accepted else "refused (see stats().refused)"
         logger.debug("%s: %s, %d bytes", what, _described(orjson.loads(record)), len(record))
         return is_accepted
 

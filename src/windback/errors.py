@@ -6,7 +6,7 @@
      ├─ DisabledError                 a call that needs an answer, on a client with enabled=False
      ├─ QueueFullError                overflow="raise" and no room
      ├─ ValidationError               400, 413, 415, 422, or refused here before sending (also a ValueError)
-     │   └─ InvalidEventError         an event that can't be sent; .path and .index say where
+     │   └─ InvalidEventError         an event that can't be sent; .path and .index locate it
      ├─ AuthenticationError           401
      ├─ SubscriptionExpiredError      402
      ├─ PermissionDeniedError         403

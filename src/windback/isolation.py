@@ -28,7 +28,7 @@ def command(executable: str, code: str) -> List[str]:
         flags.append("-S")
     if sys.flags.dont_write_bytecode:
         flags.append("-B")
-    given = sys._xoptions  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - documented all the same
+    given = sys._xoptions  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - documented anyway
     options = {name: value for name, value in given.items() if name not in _REPORTS}
     # What environment variables, which `-I` does not read, turned on.
     if sys.flags.utf8_mode:

@@ -313,8 +313,8 @@ class RecoveryStats:
 class TrackResult:
     """The result of track_events.
 
-    A success does not prove that the API stored each event: the docs-tree edition of "Tracking API" says
-    that it ignores invalid ones silently.
+    A success does not prove that the API stored each event: by the docs-tree edition of "Tracking API" it
+    ignores invalid ones silently.
 
     Attributes:
         sent: Events in requests that the API answered with a success.

@@ -198,7 +198,7 @@ def parse(
         The alert.
 
     Raises:
-        WebhookError: `code` says why: "missing_signature", "bad_signature", "too_old", "too_large",
+        WebhookError: `code` is the reason: "missing_signature", "bad_signature", "too_old", "too_large",
             "bad_payload"; `status` is the HTTP status to answer with.
         ConfigurationError: There is no secret, or an argument is wrong.
     """

@@ -59,7 +59,7 @@ class Journal(Memory):
 
     def look(self):
         """Do what a worker does between batches."""
-        self.queue.upkeep()()
+        self.queue.maintain()()
 
     def succeed(self):
         """End this process, as far as the queue knows, and start the next one."""

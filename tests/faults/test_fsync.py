@@ -94,7 +94,7 @@ def test_with_nothing_new_nothing_is_synced_and_the_next_event_is(make, synced, 
     for turn in range(3):
         track(client, range(10))
         eventually(lambda: is_synced(client))
-        eventually(lambda: not client._engine._syncer._is_running)
+        eventually(lambda: not client._engine._fsync_thread._is_running)
         synced.calls.clear()
         assert client.stats().accepted == 10 * (turn + 1)
         time.sleep(0.1)
@@ -125,7 +125,7 @@ def test_a_disk_that_fails_is_told_once_and_never_asked_again(
     eventually(lambda: "can't sync new records to disk" in caplog.text)
     synced.failing = ()
     track(client, range(20, 30))
-    eventually(lambda: not client._engine._syncer._is_running)
+    eventually(lambda: not client._engine._fsync_thread._is_running)
     assert synced.by_name()[name] == 1
     assert (
         caplog.text.count("can't sync new records to disk, so a power cut may lose them: Input/output error")
@@ -231,7 +231,7 @@ def test_a_relay_brings_what_it_notes_to_the_disk_too(server, tmp_path, monkeypa
         (reader,) = relay._queue.readers.values()
         eventually(lambda: not relay._queue.wants_sync)
         assert str(reader.written_to.path) in ledgers
-        eventually(lambda: not relay._engine._syncer._is_running)
+        eventually(lambda: not relay._engine._fsync_thread._is_running)
         ledgers.clear()
         time.sleep(0.1)
         assert ledgers == []

@@ -485,7 +485,7 @@ def test_flush_waits_for_what_was_accepted_before_it_whatever_is_adopted_meanwhi
     )
     client._engine.queue._to_adopt = deque()  # nothing, until the flush is on its way
     track(client, range(100, 150))
-    flush = client._engine.scheduler.begin_flush(Waker(), patient=True)
+    flush = client._engine.scheduler.begin_flush(Waker(), has_timeout=True)
     client._engine.queue._to_adopt = None
     client._engine.scheduler.wake()
     held.wait_until_holding(1)

@@ -128,7 +128,7 @@ def test_what_a_process_costs_before_its_first_event_and_after_it_near_the_bound
     before = taken_under(root)
     client = Windback(**options, journal=root, max_journal_bytes=BOUND)
     client.track_event("login", "jane@example.com")
-    client._engine.queue.upkeep()
+    client._engine.queue.maintain()
     assert taken_under(root) - before <= 3 * fmt.SMALL_BYTES
     client.close(0)
     assert taken_under(root) - before <= 16_384  # what is left: a segment with an event, and a ledger

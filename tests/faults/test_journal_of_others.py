@@ -246,9 +246,9 @@ def test_a_lease_with_damage_gets_the_same_key_after_each_kill(root, folder, ser
     from windback.event.batch import Batch
 
     batch = Batch(
-        [each.payload for each in found], 0, "original", source=reader, spots=[e.spot for e in found]
+        [each.payload for each in found], 0, "original", source=reader, locations=[e.location for e in found]
     )
-    reader.hand_out(batch.spots)
+    reader.hand_out(batch.locations)
     reader.lease(batch)
     reader.close()
     path = next(path for path in folder.glob("*.seg") if b'"n":10' in path.read_bytes())

@@ -535,7 +535,7 @@ def test_a_limit_in_the_middle_of_a_record_accepts_no_half_of_it(attempt, server
     windback.journal.directory._MAPPED = frozenset()
     client = Windback(journal={str(root)!r}, flush_interval=3600, max_event_bytes=70_000)
     track(client, [0], 60_000)
-    until(lambda: not client._engine.queue.wants_upkeep)
+    until(lambda: not client._engine.queue.needs_maintenance)
     track(client, [1], 60_000)  # in a segment of another size than the first
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     track(client, [2], 60_000)  # in memory
@@ -615,7 +615,7 @@ def test_a_directory_that_is_removed_is_made_again(attempt, server, root, delive
     root = Path({str(root)!r})
     client = Windback(journal=root, flush_interval=3600, max_event_bytes=70_000)
     track(client, range(10))
-    until(lambda: not (client._engine.queue.wants_upkeep or client._engine.scheduler._maintainer))
+    until(lambda: not (client._engine.queue.needs_maintenance or client._engine.scheduler._maintainer))
     shutil.rmtree(root)
     for n in range(10, 120):  # until the segments that nobody can find any more are full
         track(client, [n], 60_000)

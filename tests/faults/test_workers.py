@@ -385,7 +385,7 @@ def test_a_worker_that_dies_wakes_a_flush_only_once(dead_url):
     from windback.api.answer import Answer
     from windback.delivery.workers.threads import ThreadWaker
 
-    flush = scheduler.begin_flush(ThreadWaker(), patient=True)
+    flush = scheduler.begin_flush(ThreadWaker(), has_timeout=True)
     assert scheduler.next_step(workers[0], 0.0, ThreadWaker()).batch is not None
     scheduler.retire(workers[0], 0.0, died=True)
     assert scheduler.add_worker()

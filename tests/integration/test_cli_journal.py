@@ -232,7 +232,7 @@ def test_reading_leaves_every_byte_and_every_lock_as_it_was(run, root):
         assert run("journal", command, root).status == 0
     assert files_of(root) == before
     (home,) = inspect.homes(root)
-    assert (home.is_alive, home.is_attended) == (False, False)
+    assert (home.is_alive, home.has_sender) == (False, False)
 
 
 def test_a_writer_is_not_disturbed_by_a_thousand_looks(root, server):

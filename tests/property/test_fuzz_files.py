@@ -178,7 +178,11 @@ def read_all(home):
         found = reader.read(100)
         batches.append(
             Batch(
-                [each.payload for each in found], 0, "k", source=reader, spots=[each.spot for each in found]
+                [each.payload for each in found],
+                0,
+                "k",
+                source=reader,
+                locations=[each.location for each in found],
             )
         )
         for batch in batches:

@@ -111,19 +111,19 @@ class JournalMachine(RuleBasedStateMachine):
         self.hands = []
         self.open()
 
-    def upkeep(self):
+    def maintain(self):
         with mock.patch("windback.journal.writer.SPARES", 1):
-            while self.queue.wants_upkeep:
-                self.queue.upkeep()()
+            while self.queue.needs_maintenance:
+                self.queue.maintain()()
 
     def take(self, most):
-        self.upkeep()
+        self.maintain()
         return self.queue.take(Limits(most, 4 * MIB, 1.0))
 
     def receive(self, batch):
         """Check what was taken against the model."""
         assert self.bodies.setdefault(batch.key, tuple(batch.records)) == tuple(batch.records), "I6"
-        assert len(batch.records) == len(batch.spots)
+        assert len(batch.records) == len(batch.locations)
         numbers = [int(record.split(b":")[0]) for record in batch.records]
         assert numbers == sorted(numbers), "I2: in order"
         for record in batch.records:
@@ -215,7 +215,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     def in_a_lease(self, how, size):
         """The batch was not sent, so its key was not seen."""
-        self.upkeep()
+        self.maintain()
         before = self.ledgers()
         self.queue.take(Limits(size, 4 * MIB, 1.0))
         self.cut_ledger(before, how)
@@ -255,7 +255,7 @@ class JournalMachine(RuleBasedStateMachine):
 
         with mock.patch("windback.journal.segment.remove", removing):
             try:
-                self.upkeep()
+                self.maintain()
                 end()
             except KilledError:
                 home.close()  # as the kernel does; for once it is in nobody's hands

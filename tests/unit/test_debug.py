@@ -74,7 +74,7 @@ def test_what_is_not_sent_has_a_line_too(server, caplog):
     found = lines(caplog)
     assert found[0] == "refused by before_send: secret of j…@example.com"
     assert any(line.startswith("rejected: login of j…@example.com (") for line in found)
-    assert found[-1].startswith("refused (stats().refused says why): late of j…@example.com")
+    assert found[-1].startswith("refused (see stats().refused): late of j…@example.com")
 
 
 def test_without_it_there_is_no_line(server, caplog):

@@ -429,7 +429,7 @@ def test_a_gate_that_another_sender_was_told_to_close_says_so():
 def test_nothing_hurries_a_gate_that_the_server_closed():
     gate = Gate(4)
     gate.throttled(100.0, 0.0, 30.0)
-    gate.hurry()
+    gate.open_early()
     assert gate.blocked_s(101.0) == 29.0
 
 
@@ -453,7 +453,7 @@ def test_a_flush_hurries_a_gate_that_an_outage_or_a_refusal_closed():
         gate = Gate(4)
         close(gate)
         assert gate.blocked_s(0.0) > 0
-        gate.hurry()
+        gate.open_early()
         assert gate.blocked_s(0.0) == 0.0
         assert gate.problem(0.0).endswith("; trying again")
 
@@ -505,7 +505,7 @@ def test_a_gate_waits_as_long_as_others_were_told_to():
     gate.hold(10.0)
     assert (gate.blocked_s(4.0), gate.limit) == (6.0, 1)
     gate.hold(7.0)  # of what somebody was told before
-    gate.hurry()
+    gate.open_early()
     gate.succeeded(5.0)  # of a request that was made before
     assert gate.blocked_s(5.0) == 5.0
     assert gate.blocked_s(10.0) == 0.0

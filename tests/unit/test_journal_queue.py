@@ -51,12 +51,12 @@ class Made:
     def wake(self):
         self.wakes += 1
 
-    def upkeep(self):
-        while getattr(self.queue, "wants_upkeep", False):
-            self.queue.upkeep()()
+    def maintain(self):
+        while getattr(self.queue, "needs_maintenance", False):
+            self.queue.maintain()()
 
     def take(self, limits=LIMITS):
-        self.upkeep()
+        self.maintain()
         return self.queue.take(limits)
 
     def drain(self, limits=LIMITS):
@@ -65,7 +65,7 @@ class Made:
         while True:
             batch = self.take(limits)
             if batch is None:
-                self.upkeep()
+                self.maintain()
                 return records
             records += batch.records
             self.queue.ack(batch)
@@ -411,7 +411,7 @@ def test_the_directory_is_gone_when_all_is_settled_and_released(make, root):
 
 def test_a_queue_that_nobody_used_leaves_nothing(make, root):
     made = make()
-    made.upkeep()
+    made.maintain()
     made.queue.release()
     assert list(root.iterdir()) == []
 
@@ -640,7 +640,7 @@ def test_what_another_process_sent_makes_room_too(make, root):
     other.queue.release()
     deadline = time.monotonic() + 10
     while not made.put(b"x" * 60_000):
-        made.upkeep()
+        made.maintain()
         assert time.monotonic() < deadline
     assert made.drain()[-1] == b"x" * 60_000
 
@@ -666,7 +666,7 @@ def audit_hook():
 def test_put_makes_no_file_operation_once_segments_are_ready(make, audit_hook, monkeypatch):
     made = make()
     made.put(b"the first")
-    made.upkeep()
+    made.maintain()
     for name in ("pwrite", "write", "pread", "read", "fsync"):  # these raise no audit event
         monkeypatch.setattr(os, name, lambda *_, name=name: audited.append(name))
     audited.clear()
@@ -679,7 +679,7 @@ def test_put_makes_no_file_operation_once_segments_are_ready(make, audit_hook, m
     assert accepted == [True] * 5_000
     assert audited == []
     watching.append(True)
-    made.upkeep()
+    made.maintain()
     watching.clear()
     assert audited  # they are noticed, as here, where new spares are made
 
@@ -689,7 +689,7 @@ def test_spares_are_made_by_the_drain_side_before_callers_need_them(make, audit_
     made.put(b"the first")
     audited.clear()
     for n in range(40):
-        made.upkeep()
+        made.maintain()
         watching.append(True)
         made.put(b"%d" % n * 300_000)
         watching.clear()
@@ -779,7 +779,7 @@ def test_exceptions_from_outside_lose_nothing_that_was_accepted(make, root, eage
     assert struck.end() == strikes
     taken += made.drain()
     # No segment went away with the thread that held it.
-    made.queue.upkeep()()
+    made.queue.maintain()()
     own = made.queue._own
     unsealed = [each for each in own.segments.values() if not each.is_sealed]
     assert sorted(each.segment_id for each in unsealed) == sorted(
@@ -866,15 +866,15 @@ def test_the_end_waits_for_who_tends_the_files(make, root, monkeypatch):
     fill(made, 3)
     made.drain()
     entered, go_on = threading.Event(), threading.Event()
-    upkeep = made.queue._own.upkeep
+    maintain = made.queue._own.maintain
 
     def slow():
         entered.set()
         assert go_on.wait(10)
-        upkeep()
+        maintain()
 
-    monkeypatch.setattr(made.queue._own, "upkeep", slow)
-    tending = threading.Thread(target=made.queue.upkeep)
+    monkeypatch.setattr(made.queue._own, "maintain", slow)
+    tending = threading.Thread(target=made.queue.maintain)
     tending.start()
     assert entered.wait(10)
     ending = threading.Thread(target=made.queue.release)
@@ -885,7 +885,7 @@ def test_the_end_waits_for_who_tends_the_files(make, root, monkeypatch):
     tending.join()
     ending.join()
     assert list(root.iterdir()) == []
-    made.queue.upkeep()()  # and nothing is made after it
+    made.queue.maintain()()  # and nothing is made after it
     assert list(root.iterdir()) == []
 
 
@@ -941,7 +941,7 @@ def test_while_the_disk_has_trouble_events_wait_in_memory_up_to_its_bounds(make,
     assert not made.queue.has_room_for(1)
     assert len([line for line in caplog.messages if "events are kept only in memory for now" in line]) == 1
     monkeypatch.undo()
-    made.upkeep()
+    made.maintain()
     assert "events are written to the disk again" in caplog.text
     assert made.put(b"on disk")
     assert b"on disk" in on_disk(root).values()
@@ -982,7 +982,7 @@ def test_dead_letters_hold_what_was_rejected(make, root):
 def test_the_ids_of_a_directory_are_used_once(make, root, eager_switches):
     """By callers that make segments and by the drain side that makes ledgers, at the same time."""
     own = OwnJournal(root, 1 << 40)
-    own.upkeep()
+    own.maintain()
     made = []
 
     def work(_):

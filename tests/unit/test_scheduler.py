@@ -351,7 +351,7 @@ def test_for_a_flush_a_batch_goes_out_beside_another_as_soon_as_it_may(world):
     world.put(20)
     first, helper = world.worker(), world.worker()
     assert first.step().batch is not None
-    world.scheduler.begin_flush(Waker(), patient=True)
+    world.scheduler.begin_flush(Waker(), has_timeout=True)
     assert helper.step() == Step(wait_s=pytest.approx(PATIENCE_LEAST_S))
 
 
@@ -417,7 +417,7 @@ def test_nothing_at_all_is_sent_while_the_server_asked_to_wait(world):
     worker = world.worker()
     world.settle(worker.step().batch, Answer(429, {"retry-after": "30"}))
     assert worker.step().wait_s == pytest.approx(30.0, abs=0.5)
-    world.scheduler.begin_flush(Waker(), patient=True)
+    world.scheduler.begin_flush(Waker(), has_timeout=True)
     assert worker.step().wait_s == pytest.approx(30.0, abs=0.5)
     world.now += 31.0
     assert worker.step().batch is not None
@@ -484,7 +484,7 @@ def test_reclaimed_batches_are_sent_by_whoever_comes_next(world):
     assert world.stats.in_flight == 0
     world.scheduler.add_worker()
     world.scheduler.add_worker()
-    world.scheduler.begin_flush(Waker(), patient=True)
+    world.scheduler.begin_flush(Waker(), has_timeout=True)
     assert {world.worker().step().batch, world.worker().step().batch} == batches
 
 
@@ -510,7 +510,7 @@ def test_a_flush_sends_at_once_what_would_wait_for_more(world):
     worker = world.worker()
     worker.step()
     waiting = Waker()
-    flush = world.scheduler.begin_flush(waiting, patient=True)
+    flush = world.scheduler.begin_flush(waiting, has_timeout=True)
     assert worker.is_awake
     batch = worker.step().batch
     assert len(batch) == 3
@@ -522,7 +522,7 @@ def test_a_flush_sends_at_once_what_would_wait_for_more(world):
 
 
 def test_a_flush_of_nothing_is_done_at_once(world):
-    flush = world.scheduler.begin_flush(Waker(), patient=False)
+    flush = world.scheduler.begin_flush(Waker(), has_timeout=False)
     assert flush.done
     assert world.scheduler.end_flush(flush)
 
@@ -530,7 +530,7 @@ def test_a_flush_of_nothing_is_done_at_once(world):
 def test_a_flush_waits_for_what_was_accepted_before_it_and_for_nothing_later(world):
     world.put(10)
     worker = world.worker()
-    flush = world.scheduler.begin_flush(Waker(), patient=True)
+    flush = world.scheduler.begin_flush(Waker(), has_timeout=True)
     world.put(10)
     world.settle(worker.step().batch)
     assert flush.done
@@ -541,7 +541,7 @@ def test_a_flush_waits_for_what_was_accepted_before_it_and_for_nothing_later(wor
 def test_a_flush_waits_for_what_is_in_flight(world):
     world.put(10)
     batch = world.worker().step().batch
-    flush = world.scheduler.begin_flush(Waker(), patient=True)
+    flush = world.scheduler.begin_flush(Waker(), has_timeout=True)
     assert not flush.done
     result = world.scheduler.end_flush(flush)
     assert (bool(result), result.pending) == (False, 10)
@@ -551,7 +551,7 @@ def test_a_flush_waits_for_what_is_in_flight(world):
 def test_a_flush_waits_for_both_halves_of_a_split_batch(world):
     world.put(10)
     worker = world.worker()
-    flush = world.scheduler.begin_flush(Waker(), patient=True)
+    flush = world.scheduler.begin_flush(Waker(), has_timeout=True)
     world.settle(worker.step().batch, Answer(413))
     world.settle(worker.step().batch)
     assert not flush.done
@@ -563,9 +563,9 @@ def test_a_flush_waits_for_both_halves_of_a_split_batch(world):
 def test_two_flushes_end_each_at_its_own_target(world):
     world.put(10)
     worker = world.worker()
-    first = world.scheduler.begin_flush(Waker(), patient=True)
+    first = world.scheduler.begin_flush(Waker(), has_timeout=True)
     world.put(10)
-    second = world.scheduler.begin_flush(Waker(), patient=True)
+    second = world.scheduler.begin_flush(Waker(), has_timeout=True)
     world.settle(worker.step().batch)
     assert (first.done, second.done) == (True, False)
     world.settle(worker.step().batch)
@@ -575,8 +575,8 @@ def test_two_flushes_end_each_at_its_own_target(world):
 def test_a_flush_without_a_timeout_gives_up_in_an_outage_and_one_with_a_timeout_does_not(world):
     world.put(10)
     worker = world.worker()
-    hasty = world.scheduler.begin_flush(Waker(), patient=False)
-    patient = world.scheduler.begin_flush(Waker(), patient=True)
+    hasty = world.scheduler.begin_flush(Waker(), has_timeout=False)
+    patient = world.scheduler.begin_flush(Waker(), has_timeout=True)
     world.settle(worker.step().batch, Answer(None, failure=Failure.CONNECT))
     assert (hasty.done, patient.done) == (True, False)
     result = world.scheduler.end_flush(hasty)
@@ -586,7 +586,7 @@ def test_a_flush_without_a_timeout_gives_up_in_an_outage_and_one_with_a_timeout_
 @pytest.mark.parametrize("patient", [False, True])
 def test_every_flush_gives_up_on_a_refused_key(world, patient):
     world.put(10)
-    flush = world.scheduler.begin_flush(Waker(), patient=patient)
+    flush = world.scheduler.begin_flush(Waker(), has_timeout=patient)
     world.settle(world.worker().step().batch, Answer(401))
     assert flush.done
     assert world.scheduler.end_flush(flush).problem.startswith("401: HTTP 401 without a message; ")
@@ -598,7 +598,7 @@ def test_a_flush_lets_one_request_through_a_gate_that_an_outage_closed(world):
     batch = worker.step().batch
     world.settle(batch, Answer(500))
     assert worker.step().batch is None
-    world.scheduler.begin_flush(Waker(), patient=True)
+    world.scheduler.begin_flush(Waker(), has_timeout=True)
     assert worker.is_awake
     assert worker.step().batch is batch
     world.put(10)
@@ -610,7 +610,7 @@ def test_a_flush_wakes_a_worker_that_waits_out_a_backoff(world):
     world.put(10)
     world.worker().step()
     world.scheduler.parking.rest(sleeper)
-    world.scheduler.begin_flush(Waker(), patient=True)
+    world.scheduler.begin_flush(Waker(), has_timeout=True)
     assert sleeper.is_awake
 
 
@@ -619,7 +619,7 @@ def test_a_flush_learns_that_the_last_worker_died(world):
     worker = world.worker()
     assert worker.step().batch is not None
     waiting = Waker()
-    flush = world.scheduler.begin_flush(waiting, patient=True)
+    flush = world.scheduler.begin_flush(waiting, has_timeout=True)
     world.scheduler.retire(worker.worker, world.now, died=True)
     assert waiting.is_awake
     assert not flush.done
@@ -700,7 +700,7 @@ def test_a_report_comes_before_the_flush_that_waits_for_it_ends():
     done = []
     world = World(on_delivery=lambda _: done.append(flush.done))
     world.put(10)
-    flush = world.scheduler.begin_flush(Waker(), patient=True)
+    flush = world.scheduler.begin_flush(Waker(), has_timeout=True)
     world.settle(world.worker().step().batch)
     assert done == [False]
     assert flush.done
@@ -713,7 +713,7 @@ def test_keyboard_interrupt_in_a_hook_is_the_users():
     world = World(on_delivery=hook)
     world.put(10)
     batch = world.worker().step().batch
-    flush = world.scheduler.begin_flush(Waker(), patient=True)
+    flush = world.scheduler.begin_flush(Waker(), has_timeout=True)
     with pytest.raises(KeyboardInterrupt):
         world.settle(batch)
     assert world.stats.delivered == 10
@@ -748,7 +748,7 @@ def test_a_disabled_client_accepts_nothing_and_starts_nobody():
 def test_reset_is_a_new_beginning(world):
     world.put(25)
     world.worker().step()
-    world.scheduler.begin_flush(Waker(), patient=True)
+    world.scheduler.begin_flush(Waker(), has_timeout=True)
     world.scheduler.begin_close()
     world.scheduler.reset()
     assert world.stats == windback.Stats()

@@ -107,7 +107,7 @@ return 0
 #: the group, the entry, how many letters there may be, then for each letter the number of its values, and
 #: those. XLEN fails before anything is written, if the key is not a stream. The entry goes first: out of
 #: memory, Redis refuses XADD to a script that has written nothing, and not to one that has.
-BURY = """\
+MOVE_TO_DEAD_LETTERS = """\
 if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then return 0 end
 local room = tonumber(ARGV[3]) - redis.call('XLEN', KEYS[2])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
@@ -175,7 +175,7 @@ class Entry(NamedTuple):
 
 
 class ForeignError(Exception):
-    """An entry that this package did not write, or that a later version did. The text says what is wrong."""
+    """An entry that this package did not write, or that a later version did. The text names the mistake."""
 
 
 def fields_of(records: Sequence[bytes], key: str, project: Optional[str]) -> Tuple[Value, ...]:

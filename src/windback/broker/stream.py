@@ -30,10 +30,10 @@ from ..queue.outbox import Outbox
 from ..stats import DeliveryReport
 from .connection import BrokerError, Connection, pairs
 from .layout import (
-    BURY,
     FORGET,
     GROUP,
     MAX_DEAD,
+    MOVE_TO_DEAD_LETTERS,
     PAUSE,
     READ,
     SETTLE,
@@ -118,7 +118,7 @@ class StreamQueue:
         self._claim_s = claim_s
         self._ahead = ahead
         self._on_done = on_done
-        self.outbox = Outbox(Line[NoReturn](_UNBOUNDED), bury=self._keep_letters)
+        self.outbox = Outbox(Line[NoReturn](_UNBOUNDED), move_to_dead_letters=self._keep_letters)
         self._start()
 
     def reset(self) -> None:
@@ -301,12 +301,12 @@ class StreamQueue:
         """Remove the entries that have dead letters, and foreign entries."""
         while self._buried:
             held = self._buried[-1]
-            self._bury(held.entry.id, held.letters)
+            self._to_dead_letters(held.entry.id, held.letters)
             del self._held[held.entry.id]
             self._buried.pop()
         while self._foreign:
             entry_id, fields, why = self._foreign[-1]
-            self._bury(entry_id, [foreign_letter(entry_id, fields, why)])
+            self._to_dead_letters(entry_id, [foreign_letter(entry_id, fields, why)])
             self._foreign.pop()
             logger.warning(
                 "broker %s: entry %s is not a valid batch: %s; it was moved to the dead letters",
@@ -315,9 +315,11 @@ class StreamQueue:
                 why,
             )
 
-    def _bury(self, entry_id: bytes, letters: Sequence[Tuple[Value, ...]]) -> None:
+    def _to_dead_letters(self, entry_id: bytes, letters: Sequence[Tuple[Value, ...]]) -> None:
         packed = [value for letter in letters for value in (len(letter), *letter)]
-        dropped = self._connection.script(BURY, self._keys[:2], GROUP, entry_id, MAX_DEAD, *packed)
+        dropped = self._connection.script(
+            MOVE_TO_DEAD_LETTERS, self._keys[:2], GROUP, entry_id, MAX_DEAD, *packed
+        )
         if dropped and not self._is_full:
             logger.warning(
                 "broker %s: there are %s dead letters, which is all that are kept: rejected events are "

@@ -265,9 +265,9 @@ class Given(NamedTuple):
 
     def fingerprint(self) -> str:
         """Return the options that two runs must share to be one import."""
-        told = repr((self.columns._replace(properties=None), self.kind, self.delimiter, *self.scrubbers))
+        described = repr((self.columns._replace(properties=None), self.kind, self.delimiter, *self.scrubbers))
         properties = repr(self.columns.properties and sorted(self.columns.properties.items()))
-        return hashlib.sha256(f"{told}{properties}".encode()).hexdigest()
+        return hashlib.sha256(f"{described}{properties}".encode()).hexdigest()
 
 
 class Import:
@@ -345,7 +345,7 @@ class Import:
         with _alone(given.path):
             state = self._find_state()
             self._report.begin(goes_on=state.lines > 0)
-            sender = BatchSender(config, self._nap)
+            sender = BatchSender(config, self._sleep)
             try:
                 with stopped_by_signals(self._stop), self._progress() as progress:
                     state = self._send(state, sender, progress)
@@ -405,7 +405,7 @@ class Import:
             try:
                 for chunk in reader.chunks(state.chunk):
                     if given.rate is not None:
-                        self._nap(started_s + read / given.rate - clock.now_s())
+                        self._sleep(started_s + read / given.rate - clock.now_s())
                     read += len(chunk.records)
                     under_way.append((chunk, pool.submit(sender.send, chunk.records, chunk.key(state.salt))))
                     if len(under_way) == at_once:
@@ -455,7 +455,7 @@ class Import:
     def _stop(self) -> None:
         self._is_stopping = True
 
-    def _nap(self, seconds: float) -> None:
+    def _sleep(self, seconds: float) -> None:
         """Sleep, unless the import is asked to stop."""
         until_s = clock.now_s() + seconds
         while True:

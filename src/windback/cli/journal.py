@@ -104,7 +104,7 @@ def stats(directory: Path = _DIRECTORY, json: bool = json_option()) -> int:
         (
             each.name,
             "alive" if each.is_alive else "dead",
-            "yes" if each.is_attended else "no",
+            "yes" if each.has_sender else "no",
             each.pid,
             each.created,
             each.segments,
@@ -140,7 +140,7 @@ def _describe(each: Directory) -> Dict[str, object]:
     return {
         "name": fields.pop("name"),
         "process": state,
-        "sender": fields.pop("is_attended"),
+        "sender": fields.pop("has_sender"),
         **_sized(fields),
     }
 
@@ -274,12 +274,12 @@ def drain(
     compress: bool = COMPRESS,
 ) -> int:
     """Send the events that no process or relay sends, and print the results."""
-    from windback.journal.inspect import unattended
+    from windback.journal.inspect import without_sender
     from windback.relay import Relay
 
     with _found(directory) as root:
         relay = Relay(root, base_url=base_url, compress=compress, shutdown_timeout=1.0)
-        total = sum(each.undelivered for each in unattended(root)) if is_shown() else 0
+        total = sum(each.undelivered for each in without_sender(root)) if is_shown() else 0
         with logging_to_stderr(logging.WARNING), stopped_by_signals(relay.stop):
             with Progress("sent", total, "events") as progress:
 
@@ -289,7 +289,7 @@ def drain(
 
                 is_all = relay.drain(timeout, show)
                 relay.close()
-        unsent = list(unattended(root))
+        unsent = list(without_sender(root))
     counts = relay.stats()
     left = sum(each.undelivered for each in unsent)
     print_result({"delivered": counts.delivered, "rejected": counts.rejected, "left": left}, json=json)

@@ -241,9 +241,9 @@ def _is_left(relay: Union[Relay, BrokerRelay], journal: str) -> bool:
     if isinstance(relay, BrokerRelay):
         with said(journal):
             return relay.left() > 0
-    from windback.journal.inspect import unattended
+    from windback.journal.inspect import without_sender
 
-    return any(each.undelivered or each.newer for each in unattended(Path(journal)))
+    return any(each.undelivered or each.newer for each in without_sender(Path(journal)))
 
 
 def _make(given: Given, journal: str) -> Relay:

@@ -23,7 +23,7 @@ from .hooks import Hooks
 from .parking import Worker
 from .refusals import log_refusal
 from .scheduler import Scheduler
-from .workers.fsync import Syncer
+from .workers.fsync import FsyncThread
 from .workers.loop_state import LoopStates
 from .workers.tasks import TaskWorkers
 from .workers.threads import ThreadWaker, ThreadWorkers
@@ -117,7 +117,7 @@ class LocalEngine:
         if queue is None:
             queue, sync = self._make_queue()
         self.queue = queue
-        self._syncer = None if sync is None or config.fsync is None else Syncer(sync, config.fsync)
+        self._fsync_thread = None if sync is None or config.fsync is None else FsyncThread(sync, config.fsync)
         self.scheduler = Scheduler(config, self._start_worker, self.queue, self.hooks, on_throttle)
         self.connections = Connections(config)
         self.loops = LoopStates(config)
@@ -132,7 +132,7 @@ class LocalEngine:
         #: As in Engine; a relay has nothing to put.
         self.put: Callable[[bytes], bool]
         if queue.intake is not None:
-            self.put = put_of(queue.intake.put, self._syncer)
+            self.put = put_of(queue.intake.put, self._fsync_thread)
         self._is_watched = is_watched
         if is_watched:
             lifecycle.register(self)
@@ -156,8 +156,8 @@ class LocalEngine:
 
     def sync_soon(self) -> None:
         """Start to sync new records of journals to disk, if fsync is used. Never waits."""
-        if self._syncer is not None:
-            self._syncer.wake()
+        if self._fsync_thread is not None:
+            self._fsync_thread.wake()
 
     @property
     def is_closed(self) -> bool:
@@ -233,7 +233,7 @@ class LocalEngine:
     def _flush_until(self, deadline_s: Optional[float], *, in_caller: bool) -> FlushResult:
         """in_caller: there is no event loop, so no task can do it."""
         waker = ThreadWaker()
-        flush = self.scheduler.begin_flush(waker, patient=deadline_s is not None, adopts=True)
+        flush = self.scheduler.begin_flush(waker, has_timeout=deadline_s is not None, adopts=True)
         return self._await(flush, waker, deadline_s, in_caller=in_caller)
 
     def _await(
@@ -253,7 +253,7 @@ class LocalEngine:
     def flush_from_outside(self, deadline_s: float) -> Callable[[], FlushResult]:
         """Start a flush for a thread that is not the application's; the returned function waits for it."""
         waker = ThreadWaker()
-        flush = self.scheduler.begin_flush(waker, patient=True)
+        flush = self.scheduler.begin_flush(waker, has_timeout=True)
         return lambda: self._await(flush, waker, deadline_s, in_caller=False)
 
     def _drain(self, flush: Flush, deadline_s: Optional[float]) -> bool:
@@ -301,7 +301,7 @@ class LocalEngine:
         self.check_may_wait()
         deadline_s = None if timeout is None else clock.now_s() + timeout
         # It begins before this task has anything to sleep on: what is delivered in the meantime counts.
-        flush = self.scheduler.begin_flush(ThreadWaker(), patient=deadline_s is not None, adopts=True)
+        flush = self.scheduler.begin_flush(ThreadWaker(), has_timeout=deadline_s is not None, adopts=True)
         try:
             flush.waker = waker = await self.loops.waker()
             while not flush.done and not is_past(deadline_s):
@@ -349,8 +349,8 @@ class LocalEngine:
     def _release(self) -> None:
         self.scheduler.discard()
         self.threads.close()
-        if self._syncer is not None:
-            self._syncer.close()
+        if self._fsync_thread is not None:
+            self._fsync_thread.close()
         self.queue.release()
 
     def stats(self) -> Stats:
@@ -364,7 +364,7 @@ class LocalEngine:
             if not self.scheduler.workers:  # its loops are gone, and nobody makes another for it
                 self._uses_tasks = False
         if self._last_flush is None:
-            self._last_flush = self.scheduler.begin_flush(ThreadWaker(), patient=True)
+            self._last_flush = self.scheduler.begin_flush(ThreadWaker(), has_timeout=True)
         if self.scheduler.stats().pending:
             self._ensure_worker()
             return False
@@ -382,20 +382,20 @@ class LocalEngine:
         self.threads.reset()
         self.connections.reset()
         self.loops.reset()
-        if self._syncer is not None:
-            self._syncer.reset()
+        if self._fsync_thread is not None:
+            self._fsync_thread.reset()
 
 
-def put_of(put: Callable[[bytes], bool], syncer: Optional[Syncer]) -> Callable[[bytes], bool]:
+def put_of(put: Callable[[bytes], bool], fsync_thread: Optional[FsyncThread]) -> Callable[[bytes], bool]:
     """Return the *put* of a queue, or more than that where it is not enough."""
 
     def put_and_sync(record: bytes) -> bool:
-        assert syncer is not None
+        assert fsync_thread is not None
         is_accepted = put(record)
-        syncer.wake()
+        fsync_thread.wake()
         return is_accepted
 
-    inner = put if syncer is None else put_and_sync
+    inner = put if fsync_thread is None else put_and_sync
 
     def put_noticing_forks(record: bytes) -> bool:
         lifecycle.notice_fork()

@@ -19,13 +19,13 @@ LOOK_S = 0.5
 class Flush:
     """A flush in progress: done when everything below `target` is settled, or when waiting is useless."""
 
-    def __init__(self, target: int, waker: Waker, *, patient: bool, adopts: bool, before: Stats) -> None:
+    def __init__(self, target: int, waker: Waker, *, has_timeout: bool, adopts: bool, before: Stats) -> None:
         self.target = target
         #: Whether it is also about what exited processes left.
         self.adopts = adopts
         self.waker = waker
         #: A flush with a timeout waits for it. A flush without one gives up when the server can't be reached.
-        self.patient = patient
+        self.has_timeout = has_timeout
         self.before = before
         self.done = False
         #: No worker has opened the gate for it yet; an earlier failure does not count.
@@ -68,10 +68,12 @@ class Flushes:
             if self._is_done(flush):
                 self._end(flush)
 
-    def hopeless(self, *, also_patient: bool) -> List[Flush]:
-        """Return those to end, as the server can't be reached, or (also_patient) wants nothing of us."""
+    def hopeless(self, *, also_with_timeout: bool) -> List[Flush]:
+        """Return those to end, as the server can't be reached, or (also_with_timeout) wants nothing of us."""
         waiting = list(self._waiting)
-        return [flush for flush in waiting if not flush.is_new and (also_patient or not flush.patient)]
+        return [
+            flush for flush in waiting if not flush.is_new and (also_with_timeout or not flush.has_timeout)
+        ]
 
     def end(self, flushes: Iterable[Flush]) -> None:
         """End some, and tell those who wait."""

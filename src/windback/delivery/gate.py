@@ -50,11 +50,11 @@ class Gate:
         """Return why events can't be delivered, with the seconds until the next try; None if they can."""
         blocked_s = self.blocked_s(now_s)
         if blocked_s > 0.0:
-            # Rounded up, so the next try is never later than the message says.
+            # Rounded up, so the next try is never later than in the message.
             return f"{self.last_failure or _OF_OTHERS}; the next try is in {math.ceil(blocked_s)} s"
         return None if self.last_failure is None else f"{self.last_failure}; trying again"
 
-    def hurry(self) -> None:
+    def open_early(self) -> None:
         """Let the next request through immediately, unless the server asked for a pause."""
         if not self._must_wait:
             self._closed_until_s = 0.0
@@ -75,7 +75,7 @@ class Gate:
         self.limit = min(self.max_in_flight, self.limit + 1)
 
     def throttled(self, now_s: float, jitter: float, delay_s: Optional[float]) -> None:
-        """The server asked the client to stay away: for *delay_s* seconds, or it did not say for how long."""
+        """Close it because the server asked for a pause, of *delay_s* seconds; None: of unknown length."""
         self._throttles += 1
         own_s = retry.backoff_s(self._throttles, jitter)
         self._close(now_s, max(own_s, delay_s or 0.0), must_wait=True)

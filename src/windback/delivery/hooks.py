@@ -108,5 +108,5 @@ def _text(error: BaseException) -> str:
 def report_of(
     outcome: Outcome, batch: Batch, reason: str, answer: Answer, message: Optional[str] = None
 ) -> DeliveryReport:
-    """Return what on_delivery is told of a batch."""
+    """Return the report of a batch, for on_delivery."""
     return DeliveryReport(outcome, len(batch), reason, answer.status, message, batch.key, batch.records)

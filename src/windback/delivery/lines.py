@@ -57,7 +57,7 @@ class Lines:
 
 
 def at_most_every(seconds: float) -> Callable[[float], bool]:
-    """Return what says, given the time, whether something is due that happens at most so often."""
+    """Return a function of the time: whether something is due that happens at most this often."""
     due_s = float("-inf")
 
     def is_due(now_s: float) -> bool:

@@ -40,10 +40,10 @@ class Worker:
 
 
 class Step(NamedTuple):
-    """The next step of a worker: send `batch`, do `upkeep`, sleep for `wait_s` (None: forever), or end.
+    """The next step of a worker: send `batch`, call `maintain`, sleep for `wait_s` (None: forever), or end.
 
     helper: one more worker would find work right now. spare: nobody needs this worker; if it sleeps
-    the whole time it tells `next_step`, and is sent away.
+    the whole time it passes that to `next_step`, and ends.
     """
 
     batch: Optional[Batch] = None
@@ -51,7 +51,7 @@ class Step(NamedTuple):
     leave: bool = False
     helper: bool = False
     spare: bool = False
-    upkeep: bool = False
+    maintain: bool = False
 
 
 class Parking:

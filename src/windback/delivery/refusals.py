@@ -12,7 +12,7 @@ logger = logging.getLogger("windback")
 
 
 def log_refusal(why: str) -> None:
-    """Say that events are refused. why: "closed", or the overflow policy of a full queue."""
+    """Log that events are refused. why: "closed", or the overflow policy of a full queue."""
     if why != "closed":
         what = "the oldest events make room" if why == "drop_oldest" else "new events are refused"
         logger.warning("the queue is full, and %s; they are counted in stats()", what)

@@ -32,7 +32,7 @@ def send(
 
     Args:
         attempt: Makes one try; gets the seconds that it may take.
-        policy: Says whether there is another try, and after how long.
+        policy: Decides whether there is another try, and after how long.
         sleep: Waits the given seconds between two tries.
         on_failure: Called after each try that failed.
 

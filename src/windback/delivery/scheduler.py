@@ -208,9 +208,9 @@ class Scheduler:
         self._unpark(worker)
         self._open_gate()
         self._take_back()
-        if self._wants_upkeep:
+        if self._needs_maintenance:
             self._maintainer = worker
-            return Step(upkeep=True)
+            return Step(maintain=True)
         is_empty = self.queue.is_empty
         if is_empty:
             self._first_seen_s = None
@@ -231,15 +231,15 @@ class Scheduler:
         if self._must_open_gate:
             self._expedite = False
             self.flushes.see()
-            self.gate.hurry()
+            self.gate.open_early()
 
     @property
     def _must_open_gate(self) -> bool:
         return self._expedite or self.flushes.has_new
 
     @property
-    def _wants_upkeep(self) -> bool:
-        if self._disk is None or not self._disk.wants_upkeep:
+    def _needs_maintenance(self) -> bool:
+        if self._disk is None or not self._disk.needs_maintenance:
             return False
         is_maintained = self._maintainer is not None and self._maintainer in self.parking.workers
         return not is_maintained and (not self.closing or self._is_adopting)
@@ -376,18 +376,18 @@ class Scheduler:
         leased_bytes = sum(batch.size_bytes for batch in self.queue.leases())
         self._set_wake_at(wake_at, NEVER if wake_at == NEVER else leased_bytes + self._limits.max_bytes)
 
-    def upkeep(self) -> None:
+    def maintain(self) -> None:
         """Maintain the files, as a step requested. It may wait for the disk, and blocks no other worker."""
         assert self._disk is not None
         try:
-            add = self._disk.upkeep()
+            add = self._disk.maintain()
             with self.lock:
                 add()
         finally:
             self._maintainer = None
             self.flushes.look()  # there may have been nothing to adopt, or it is all settled
             if self._disk.trouble is not None:
-                self.flushes.end(self.flushes.hopeless(also_patient=False))
+                self.flushes.end(self.flushes.hopeless(also_with_timeout=False))
             self._wake_callers()
             log.write()
 
@@ -426,7 +426,7 @@ class Scheduler:
                 if self._give_back(worker, batch, others_first=others_first):
                     report = report_of("dropped", batch, "closed", answer, problem)
                 if not is_at_fault and self._is_trouble(verdict.action, problem, now_s, is_new=is_new):
-                    hopeless = self.flushes.hopeless(also_patient=verdict.action is Action.PAUSE)
+                    hopeless = self.flushes.hopeless(also_with_timeout=verdict.action is Action.PAUSE)
             if verdict.action not in (Action.KEEP, Action.WAIT, Action.PAUSE):
                 self.gate.succeeded(now_s)
                 self.lines.recovered(now_s)
@@ -499,7 +499,7 @@ class Scheduler:
                 if self._deaths_in_a_row >= _DEATHS_IN_A_ROW:
                     # Starting one after the other would get nowhere, and busily.
                     self.gate.failed(now_s, random.random(), "each worker that is started ends immediately")
-                    hopeless = self.flushes.hopeless(also_patient=False)
+                    hopeless = self.flushes.hopeless(also_with_timeout=False)
         self.flushes.end(hopeless)
         self.parking.wake_worker()  # it does what this worker would have done next
         if not self.workers:
@@ -539,7 +539,7 @@ class Scheduler:
 
     # -- flush, close, stats: by anybody, at any moment -------------------------------------------
 
-    def begin_flush(self, waker: Waker, *, patient: bool, adopts: bool = False) -> Flush:
+    def begin_flush(self, waker: Waker, *, has_timeout: bool, adopts: bool = False) -> Flush:
         """Start to send everything that was accepted so far; *waker* is released when it is done.
 
         adopts: what exited processes left in the journal counts, too.
@@ -548,7 +548,7 @@ class Scheduler:
         if adopts and self._disk is not None:
             self._disk.look()
         _, target = self.queue.positions()
-        flush = Flush(target, waker, patient=patient, adopts=adopts, before=self.stats())
+        flush = Flush(target, waker, has_timeout=has_timeout, adopts=adopts, before=self.stats())
         if self._is_settled(flush):
             flush.done = True
             return flush
@@ -568,7 +568,7 @@ class Scheduler:
         return max(pending, self._disk.adopting) if flush.adopts and self._disk is not None else pending
 
     def end_flush(self, flush: Flush) -> FlushResult:
-        """Stop waiting, and return what there is to say."""
+        """Stop waiting, and return the result."""
         self.flushes.forget(flush)
         after = self.stats()
         pending = self._unsettled(flush)

@@ -227,7 +227,7 @@ class Rule:
         return bool(self._latency_s or self._jitter_s)
 
     def describe(self, now: float, wall: float) -> Dict[str, object]:
-        """The rule as it was given, and what it did; *now* and *wall*: what both clocks say."""
+        """The rule as it was given, and what it did; *now* and *wall*: the time of both clocks."""
         return {
             **self.spec,
             "id": self.id,
@@ -438,7 +438,7 @@ def _reply(fields: Mapping[str, object], place: str) -> Reply:
     for name, value in _object(fields.get("headers", {}), f"{place}.headers").items():
         # The length is what the body has; another one would break the connection in some random way.
         if not _token(name) or name.lower() in ("content-length", "transfer-encoding"):
-            raise _bad(f"{place}.headers.{name}", "is no header that can be set")
+            raise _bad(f"{place}.headers.{name}", "must be a header that can be set")
         headers[name.lower()] = _header_value(value, f"{place}.headers.{name}")
     if "content_type" in fields:
         headers["content-type"] = _header_value(fields["content_type"], f"{place}.content_type")

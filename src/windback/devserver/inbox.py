@@ -144,7 +144,7 @@ class Inbox:
     async def _delete(self, request: Request) -> Response:
         asked, inbox = query_of(request), inbox_of(request)
         if not request.query_params.get("q", "").strip() and inbox is None:
-            raise invalid("key or q: one of them must say what to delete; q=* is everything")
+            raise invalid("key or q: one of them must select what to delete; q=* is everything")
         ids: List[int] = []
         for events in self._tracked.search(asked, inbox):
             ids += [event.id for event in events]

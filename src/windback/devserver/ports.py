@@ -27,7 +27,7 @@ class Taken(NamedTuple):
 
 
 def listen(options: Options) -> Taken:
-    """Listen as *options* say; raises `OSError` when that cannot be.
+    """Listen according to *options*; raises `OSError` when that cannot be.
 
     Only who named no port gets another one when the first is taken.
     """

@@ -50,7 +50,7 @@ _NO_ADDRESS = "must look like name@host"
 _MISSING = "is missing"
 _TWO_TIMES = "must not be given together with timestamp"
 _NO_SUCH_TIME = "is not a time that exists"
-#: What an event should have had instead, where the problem does not say it after "must be".
+#: What an event should have had instead, where the problem has no "must be".
 _EXPECTED = {
     _NO_ADDRESS: "an address such as name@host",
     _MISSING: "an address such as name@host, or a customer_id",

@@ -52,18 +52,18 @@ async def wait(watch: Watch, wanted: Wanted, receive: Receive) -> Dict[str, obje
         watch.hub.leave(listener)
         left.cancel()
     data = [event.describe() for event in found]
-    told: Dict[str, object] = {"data": data, "count": len(found), "cursor": watch.store.tracked.last_id}
+    answer: Dict[str, object] = {"data": data, "count": len(found), "cursor": watch.store.tracked.last_id}
     if wanted.for_s is not None and len(found) > wanted.number:
         raise ApiError(
-            409, "TOO_MANY", f"{len(found)} came where {wanted.number} should have, at most", extra=told
+            409, "TOO_MANY", f"{len(found)} came where {wanted.number} should have, at most", extra=answer
         )
     if not complete:
         misses = _misses(watch.store.tracked, wanted)
         text = f"{len(found)} of {wanted.number} came within {wanted.timeout_s:g} s"
         for miss in misses:
             text += f"; {miss['count']} x {miss['text']}"
-        raise ApiError(504, "TIMEOUT", text, extra={**told, "misses": misses})
-    return told
+        raise ApiError(504, "TIMEOUT", text, extra={**answer, "misses": misses})
+    return answer
 
 
 class _Found(NamedTuple):

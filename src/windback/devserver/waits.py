@@ -14,7 +14,7 @@ class Waits:
         self._closing = False
 
     async def wait(self, what: Awaitable[None]) -> bool:
-        """Wait, and say whether the wait ended by itself and not because the server stops."""
+        """Wait; returns whether the wait ended by itself and not because the server stops."""
         waiting = asyncio.ensure_future(what)
         self._waiting.add(waiting)
         if self._closing:

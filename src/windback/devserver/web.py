@@ -17,7 +17,7 @@ from .labels import inbox_named
 #: A larger body of a request to the control plane is not kept, however it comes.
 MAX_BODY_BYTES = 1024 * 1024
 
-#: Nothing that an event says may be taken for a page, and nothing here is the same for long.
+#: No content of an event may be taken for a page, and nothing may be cached.
 HEADERS = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",

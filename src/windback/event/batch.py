@@ -70,7 +70,7 @@ class Batch:
     records: each event's JSON bytes, never changed. key: the Idempotency-Key, the same for every
     try of these bytes. position: how many events had left the queue before the first of these;
     flush compares it with the number of events accepted before the call.
-    source, spots: the journal that contains them, and their offsets there; it outlives this process.
+    source, locations: the journal that contains them, and their offsets there; it outlives this process.
     """
 
     __slots__ = (
@@ -86,7 +86,7 @@ class Batch:
             "seen",
             "size_bytes",
         ),
-        *("source", "spots", "was_tried"),
+        *("source", "locations", "was_tried"),
     )
 
     def __init__(
@@ -96,12 +96,12 @@ class Batch:
         key: Optional[str] = None,
         *,
         source: Optional[Source] = None,
-        spots: Sequence[int] = (),
+        locations: Sequence[int] = (),
     ) -> None:
         self.records = records
         self.position = position
         self.source = source
-        self.spots = spots
+        self.locations = locations
         self.key = os.urandom(16).hex() if key is None else key
         self.size_bytes = sum(map(len, records))
         #: Whether a request was made for these bytes, under this key.
@@ -129,7 +129,7 @@ class Batch:
                 self.position,
                 f"{self.key}-{number}",
                 source=self.source,
-                spots=self.spots[part],
+                locations=self.locations[part],
             )
             for number, part in enumerate((slice(middle), slice(middle, None)))
         ]

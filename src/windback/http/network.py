@@ -341,7 +341,7 @@ def first(good: Optional[str], addresses: List[str]) -> List[str]:
 
 
 def _arrived(sock: socket.socket) -> Optional[bytes]:
-    """Return the state of a connection and how much has arrived, None if this system does not say it.
+    """Return the state of a connection and how much has arrived, None if this system does not report it.
 
     Unlike a look with `poll` this does not give up the interpreter.
     """

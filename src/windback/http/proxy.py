@@ -121,7 +121,7 @@ def _matches(entry: str, host: str, port: Optional[int], unread: List[str]) -> b
 
 
 def _wrong_with(proxy: str) -> Optional[str]:
-    """Say why a proxy can't be used, without its password; None: it can."""
+    """Return why a proxy can't be used, without its password; None: it can."""
     try:
         parts = urlsplit(proxy)
         host, _ = parts.hostname, parts.port

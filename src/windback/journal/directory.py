@@ -283,7 +283,7 @@ class JournalDirectory:
             return None  # locked by others, gone, or not readable
 
     @classmethod
-    def attend(cls, root: Path, name: str, *, synced: bool = False) -> Optional[JournalDirectory]:
+    def to_drain(cls, root: Path, name: str, *, synced: bool = False) -> Optional[JournalDirectory]:
         """Drain the directory of a process, exited or running; None if another does, or if it is gone.
 
         Raises OSError if that may work later.

@@ -61,13 +61,13 @@ class Record(NamedTuple):
 class JournalReport(NamedTuple):
     """A directory of a process. newer: its version, if this version can't read it.
 
-    is_alive: whether its process is running; is_attended: whether a process sends its events.
+    is_alive: whether its process is running; has_sender: whether a process sends its events.
     """
 
     name: str
     folder: Path
     is_alive: bool
-    is_attended: bool
+    has_sender: bool
     ledger: State
     newer: Optional[Problem]
 
@@ -77,7 +77,7 @@ class Directory(NamedTuple):
 
     name: str
     is_alive: bool
-    is_attended: bool
+    has_sender: bool
     pid: Optional[int] = None
     created: Optional[str] = None
     segments: int = 0
@@ -125,10 +125,10 @@ def homes(root: Path) -> Iterator[JournalReport]:
         folder = root / name
         if not folder.is_dir():
             continue
-        is_alive, is_attended = is_held(folder / OWNER), is_held(folder / DRAIN)
+        is_alive, has_sender = is_held(folder / OWNER), is_held(folder / DRAIN)
         newer = _newer(folder)
         ledger = State({}, {}) if newer is not None else _read_ledger(folder, int(name, 16))
-        yield JournalReport(name, folder, is_alive, is_attended, ledger, newer)
+        yield JournalReport(name, folder, is_alive, has_sender, ledger, newer)
 
 
 def count_segments(root: Path) -> int:
@@ -138,7 +138,7 @@ def count_segments(root: Path) -> int:
 
 def directory(home: JournalReport) -> Directory:
     """Count the events in a directory. Raises OSError."""
-    total = Directory(home.name, home.is_alive, home.is_attended)
+    total = Directory(home.name, home.is_alive, home.has_sender)
     if home.newer is not None:
         return total._replace(newer=home.newer.text)
     for scanned in segments(home):
@@ -155,9 +155,9 @@ def directory(home: JournalReport) -> Directory:
     return total
 
 
-def unattended(root: Path) -> Iterator[Directory]:
+def without_sender(root: Path) -> Iterator[Directory]:
     """Yield the directories that no process sends from. Raises OSError."""
-    return (directory(home) for home in homes(root) if not home.is_attended)
+    return (directory(home) for home in homes(root) if not home.has_sender)
 
 
 def segments(home: JournalReport) -> Iterator[Scanned]:
@@ -368,7 +368,7 @@ def _check_ledgers(home: JournalReport) -> Iterator[Optional[Problem]]:
     nonce = int(home.name, 16)
     for segment_id in segment.ids(home.folder, fmt.LEDGER):
         path = segment.path_of(home.folder, fmt.LEDGER, segment_id)
-        read = _read(path, is_alive=home.is_attended)  # the sending process writes it
+        read = _read(path, is_alive=home.has_sender)  # the sending process writes it
         if read is None:
             continue
         gaps = _Gaps()

@@ -26,7 +26,7 @@ from .directory import JournalDirectory
 from .segment import Segment
 
 #: A record's offset in a directory: its segment's id, then the offset in the segment, which needs 20 bits.
-Spot = int
+Location = int
 OFFSET_BITS = 20
 #: (segment id, first offset, offset behind the last record, how many records)
 Extent = Tuple[int, int, int, int]
@@ -35,31 +35,31 @@ Extent = Tuple[int, int, int, int]
 _LOW_PART = 4
 
 
-def spot_of(segment_id: int, at: int) -> Spot:
-    """Return the spot of the record at offset *at*."""
+def location_of(segment_id: int, at: int) -> Location:
+    """Return the location of the record at offset *at*."""
     return segment_id << OFFSET_BITS | at
 
 
-def segment_of(spot: Spot) -> int:
-    """Return the id of the segment that *spot* is in."""
-    return spot >> OFFSET_BITS
+def segment_of(location: Location) -> int:
+    """Return the id of the segment that *location* is in."""
+    return location >> OFFSET_BITS
 
 
-def offset_of(spot: Spot) -> int:
-    """Return the offset of *spot* in its segment."""
-    return spot & (fmt.SEGMENT_BYTES - 1)
+def offset_of(location: Location) -> int:
+    """Return the offset of *location* in its segment."""
+    return location & (fmt.SEGMENT_BYTES - 1)
 
 
-def extents_of(spots: Sequence[Spot], lengths: Iterable[int]) -> List[Extent]:
-    """Return the runs that records at *spots*, with payloads of *lengths*, form."""
+def extents_of(locations: Sequence[Location], lengths: Iterable[int]) -> List[Extent]:
+    """Return the runs that records at *locations*, with payloads of *lengths*, form."""
     extents: List[Extent] = []
     segment_id = start = end = count = 0
-    for spot, length in zip(spots, lengths):
-        at = spot & (fmt.SEGMENT_BYTES - 1)
-        if at != end or spot >> OFFSET_BITS != segment_id:
+    for location, length in zip(locations, lengths):
+        at = location & (fmt.SEGMENT_BYTES - 1)
+        if at != end or location >> OFFSET_BITS != segment_id:
             if count:
                 extents.append((segment_id, start, end, count))
-            segment_id, start, count = spot >> OFFSET_BITS, at, 0
+            segment_id, start, count = location >> OFFSET_BITS, at, 0
         end = at + fmt.padded(length)
         count += 1
     if count:

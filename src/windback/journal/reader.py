@@ -24,7 +24,7 @@ from ..event.batch import Batch
 from . import format as fmt
 from . import segment
 from .directory import JournalDirectory, is_transient
-from .ledger import OFFSET_BITS, Extent, Ledger, Ranges, Spot, extents_of
+from .ledger import OFFSET_BITS, Extent, Ledger, Location, Ranges, extents_of
 from .segment import NotOursError, Segment
 
 _NOTHING = Ranges()
@@ -34,7 +34,7 @@ class Found(NamedTuple):
     """An event of another process, and its offset."""
 
     source: Reader
-    spot: Spot
+    location: Location
     payload: bytes
 
 
@@ -172,23 +172,23 @@ class Reader:
     def _load(self, key: str, extents: Sequence[Extent]) -> Optional[Batch]:
         """Read a lease again; None if none of its events are left."""
         records: List[bytes] = []
-        spots: List[Spot] = []
+        locations: List[Location] = []
         for segment_id, start, end, _ in extents:
             if segment_id not in self._progress:
                 continue
             data = self._read_file(segment_id)
             for record in fmt.scan(data[:end], self._seed(segment_id), start):
                 records.append(record.payload)
-                spots.append(segment_id << OFFSET_BITS | record.at)
+                locations.append(segment_id << OFFSET_BITS | record.at)
         if not records:
             return None
-        batch = Batch(records, 0, key, source=self, spots=spots)
+        batch = Batch(records, 0, key, source=self, locations=locations)
         if len(records) != sum(extent[3] for extent in extents):
             # Different bytes must not be sent under the same key. The new key is derived from the old one and
             # the remaining events, so it is the same after another kill.
-            batch = Batch(records, 0, _rest_key(key, spots), source=self, spots=spots)
+            batch = Batch(records, 0, _rest_key(key, locations), source=self, locations=locations)
             with suppress(OSError):
-                self._ledger.split(key, [(batch.key, extents_of(spots, map(len, records)))])
+                self._ledger.split(key, [(batch.key, extents_of(locations, map(len, records)))])
         return batch
 
     def read(self, most: int) -> List[Found]:
@@ -278,27 +278,27 @@ class Reader:
 
     # -- the drain side, under its lock --------------------------------------------------------
 
-    def hand_out(self, spots: Sequence[Spot]) -> None:
+    def hand_out(self, locations: Sequence[Location]) -> None:
         """Record that events which `leased` or `read` returned are queued."""
-        self.queued += len(spots)
-        self.outstanding += len(spots)
-        for spot in spots:
-            self._progress[spot >> OFFSET_BITS].handed += 1
+        self.queued += len(locations)
+        self.outstanding += len(locations)
+        for location in locations:
+            self._progress[location >> OFFSET_BITS].handed += 1
 
     def lease(self, batch: Batch) -> None:
         """Record that *batch* will be sent under its key."""
         with suppress(OSError):  # see OwnJournal
-            self._ledger.lease(batch.key, extents_of(batch.spots, map(len, batch.records)))
+            self._ledger.lease(batch.key, extents_of(batch.locations, map(len, batch.records)))
 
     def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
         """Record that *batch* was split into its halves."""
-        parts = [(half.key, extents_of(half.spots, map(len, half.records))) for half in halves]
+        parts = [(half.key, extents_of(half.locations, map(len, half.records))) for half in halves]
         with suppress(OSError):
             self._ledger.split(batch.key, parts)
 
     def settle(self, batch: Batch) -> None:
         """Record that *batch* is settled."""
-        counts = Counter(spot >> OFFSET_BITS for spot in batch.spots)
+        counts = Counter(location >> OFFSET_BITS for location in batch.locations)
         each = [self._progress[segment_id] for segment_id in counts]
         settled = [progress.settled + count for progress, count in zip(each, counts.values())]
         outstanding = self.outstanding - len(batch)
@@ -357,6 +357,6 @@ def _number(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
-def _rest_key(key: str, spots: Sequence[Spot]) -> str:
+def _rest_key(key: str, locations: Sequence[Location]) -> str:
     """Return the key for the valid events of a batch: the same for the same events."""
-    return f"{key}-{crc32(repr(list(spots)).encode()):08x}"
+    return f"{key}-{crc32(repr(list(locations)).encode()):08x}"

@@ -1,7 +1,7 @@
 """The journal that this process writes: open segments for callers, spares made ahead, and a ledger.
 
 Callers never wait for each other. A segment is claimed by popping it from `open` and given back by
-appending it; a full one is sealed and replaced by a spare. Spares are made by `upkeep`, in a
+appending it; a full one is sealed and replaced by a spare. Spares are made by `maintain`, in a
 worker; only if none is left does a caller make one, and only then may it have to wait for another that does.
 """
 
@@ -24,7 +24,7 @@ from ..stats import AtomicCounter
 from ..steps import call, in_one_step
 from . import format as fmt
 from .directory import JournalDirectory, growing, names, open_root, trim, used_bytes
-from .ledger import OFFSET_BITS, Ledger, Spot, extents_of
+from .ledger import OFFSET_BITS, Ledger, Location, extents_of
 from .segment import Segment, sync_new
 
 #: Full segments come one after the other in a burst; each takes a worker 2 ms to replace.
@@ -32,12 +32,12 @@ SPARES = 3
 #: How much of a segment is allocated: of the first, as little as possible, for many processes track a few
 #: events; of later ones all of it or, near the bound, the most that fits.
 _LIMITS = (fmt.SEGMENT_BYTES, 4 * fmt.SMALL_BYTES, fmt.SMALL_BYTES)
-#: What is left free on the disk for others, the smaller of the two.
+#: The free space that is left to other programs: the smaller of the two.
 _FREE_BYTES, _FREE_PART = 64 * 1024 * 1024, 0.05
 _RETRY_FIRST_S, _RETRY_CAP_S = 1.0, 30.0
 #: A disk that is nearly full, and has room now and then, is worth a line this often, at most.
 _LINE_S = 60.0
-#: When there is no room, what others have on the disk is counted this often at most (seconds), and never for
+#: When there is no room, the bytes of other processes are counted this often at most (seconds), and never for
 #: more than this part of the time.
 _COUNT_S, _COUNT_PART = 0.1, 0.05
 #: How long a process waits for another that makes a segment (seconds): two must not take the same room.
@@ -54,7 +54,7 @@ class OwnJournal:
     """The journal that this process writes. max_bytes: of all files under *root*, also of exited processes.
 
     drains: this process also sends what it writes; else that is another's, and so is the ledger.
-    fsync: what is `written_to` is synced, so files and their names have to be on the disk before that.
+    fsync: what is `written_to` is synced, so files and their names have to be synced before that.
     """
 
     def __init__(self, root: Path, max_bytes: int, *, drains: bool = True, fsync: bool = False) -> None:
@@ -64,8 +64,8 @@ class OwnJournal:
         self._max_bytes = max_bytes
         self.open: Deque[Segment] = deque()
         self.segments: Dict[int, Segment] = {}
-        #: Some thread should call `upkeep`.
-        self.wants_upkeep = False
+        #: A worker should call `maintain`.
+        self.needs_maintenance = False
         #: Why nothing can be written right now.
         self.trouble: Optional[OSError] = None
         self._spares: Deque[Segment] = deque()
@@ -101,7 +101,7 @@ class OwnJournal:
         while True:
             retired = self._retired.value
             counts = {segment_id: each.count for segment_id, each in list(self.segments.items())}
-            if retired == self._retired.value:  # else a segment went meanwhile
+            if retired == self._retired.value:  # else a segment was removed in between
                 return retired + sum(counts.values()), counts
 
     @property
@@ -122,7 +122,7 @@ class OwnJournal:
 
     # -- callers -------------------------------------------------------------------------------
 
-    def append_elsewhere(self, full: Optional[Segment], payload: bytes) -> Optional[Spot]:
+    def append_elsewhere(self, full: Optional[Segment], payload: bytes) -> Optional[Location]:
         """Write an event where there is room; None if there is none, or the disk has trouble (`trouble`).
 
         full: the segment that the caller has and could not use immediately.
@@ -131,7 +131,9 @@ class OwnJournal:
             full.seal()
             full = None
         if full is None:
-            self.wants_upkeep = True  # for another spare; or there is none, and it finds something to remove
+            self.needs_maintenance = (
+                True  # for another spare; or there is none, and it finds something to remove
+            )
             full = self._fresh(len(payload))
             if full is None:
                 return None
@@ -159,7 +161,7 @@ class OwnJournal:
                 self._maker = threading.get_ident()
                 spare = self._spare_for(length) or self._make(length)  # another may have made more by now
                 self._maker = None
-            self.wants_upkeep = True  # it may have found somebody at it
+            self.needs_maintenance = True  # it may have found somebody at it
         if spare is not None:
             self._has_begun = True
         return spare
@@ -225,7 +227,7 @@ class OwnJournal:
 
     @property
     def size(self) -> int:
-        """What the segments of events of this process take on the disk."""
+        """The bytes on disk of this process's segments of events."""
         return sum(segment.limit for segment in list(self.segments.values()))
 
     def _limit(self, length: int, share: float = 1.0) -> int:
@@ -275,9 +277,9 @@ class OwnJournal:
         self._home = home
 
     def recount(self) -> None:
-        """Take in that something of another process was removed."""
+        """Count the bytes of other processes anew: something was removed."""
         self._count_at_s = 0.0
-        self.wants_upkeep = True
+        self.needs_maintenance = True
 
     def _count_others(self) -> None:
         began_s = clock.now_s()
@@ -309,22 +311,22 @@ class OwnJournal:
 
     # -- the drain side, under its lock --------------------------------------------------------
 
-    def payload_at(self, spot: Spot) -> bytes:
-        """Return the event at a spot."""
-        return self.segments[spot >> OFFSET_BITS].payload_at(spot & (fmt.SEGMENT_BYTES - 1))
+    def payload_at(self, location: Location) -> bytes:
+        """Return the event at a location."""
+        return self.segments[location >> OFFSET_BITS].payload_at(location & (fmt.SEGMENT_BYTES - 1))
 
     def lease(self, batch: Batch) -> None:
         """Record that *batch* is about to be sent under its key."""
         if self._ledger is None:
             return
         with self._tolerated():
-            self._ledger.lease(batch.key, extents_of(batch.spots, map(len, batch.records)))
+            self._ledger.lease(batch.key, extents_of(batch.locations, map(len, batch.records)))
 
     def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
         """Record that *batch* goes on as its halves."""
         if self._ledger is None:
             return
-        parts = [(half.key, extents_of(half.spots, map(len, half.records))) for half in halves]
+        parts = [(half.key, extents_of(half.locations, map(len, half.records))) for half in halves]
         with self._tolerated():
             self._ledger.split(batch.key, parts)
 
@@ -336,7 +338,7 @@ class OwnJournal:
             segment = self.segments[segment_id]
             segment.settled += count
             if segment.is_sealed and segment.settled == segment.count:
-                self.wants_upkeep = True
+                self.needs_maintenance = True
         with self._tolerated():
             self._ledger.done(batch.key)
 
@@ -350,17 +352,17 @@ class OwnJournal:
 
     # -- a worker, without any lock ------------------------------------------------------------
 
-    def upkeep(self) -> None:
+    def maintain(self) -> None:
         """Make spares, remove what is done with. Raises nothing."""
-        self.wants_upkeep = False
-        self.open.extend(self._strays())
+        self.needs_maintenance = False
+        self.open.extend(self._leaked())
         for segment in list(self.segments.values()):
             if segment.is_sealed and segment.settled == segment.count:
                 try:
                     self._drop(segment)
                 except OSError as error:
                     self._fail(error)
-        if not self._making.locked():  # who is at it, asks for upkeep once more
+        if not self._making.locked():  # the thread that makes some asks for maintenance again
             with self._making:
                 self._maker = threading.get_ident()
                 self._make_spares()
@@ -382,8 +384,8 @@ class OwnJournal:
         segments = list(self.segments.values())
         return segments if self._ledger is None else [*segments, self._ledger.current]
 
-    def _strays(self) -> List[Segment]:
-        """Return open segments that nobody holds, as their reference counts tell.
+    def _leaked(self) -> List[Segment]:
+        """Return open segments that nobody holds, found by their reference counts.
 
         An exception from outside, such as Ctrl-C, can strike a caller before it holds what it took.
         """
@@ -441,7 +443,7 @@ class OwnJournal:
 
     def _is_in_use(self) -> bool:
         """Take all segments out of callers' reach; whether one of them holds one, even after a moment."""
-        self.open.extend(self._strays())
+        self.open.extend(self._leaked())
         ours: Set[Segment] = set()
         deadline_s = clock.now_s() + _IN_HAND_S
         while True:
@@ -456,7 +458,7 @@ class OwnJournal:
             clock.sleep(0.0005)
 
     def _leave_to_drainer(self, home: JournalDirectory) -> None:
-        """Whoever drains it removes it; if nothing was ever written, there may be nobody."""
+        """The process that drains it removes it; if nothing was ever written, there may be none."""
         is_empty = self.written == 0
         for segment in self.segments.values():
             segment.close()

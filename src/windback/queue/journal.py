@@ -154,7 +154,7 @@ class JournalIntake:
             item = record
         if item is not None:
             self._places.append(item)
-        if own.wants_upkeep:
+        if own.needs_maintenance:
             self.wake()
         log.write()
         return item is not None
@@ -200,7 +200,7 @@ class JournalQueue:
         line: Line[JournalPlace] = Line(UNBOUNDED)
         self._own = self._make_own()
         self.intake = JournalIntake(line, self._own, bounds, refusals)
-        self.outbox = Outbox(line, self._resolve, self._bury)
+        self.outbox = Outbox(line, self._resolve, self._to_dead_letters)
         self._start()
 
     def _make_own(self) -> OwnJournal:
@@ -237,7 +237,7 @@ class JournalQueue:
         """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
         with suppress(OSError):  # the next maintenance meets it as well, and logs it
             open_root(self._root)
-        self._own.upkeep()
+        self._own.maintain()
         log.write()
 
     def _resolve(self, place: JournalPlace) -> Tuple[Source, int, bytes]:
@@ -245,8 +245,8 @@ class JournalQueue:
             return self._own, place, self._own.payload_at(place)
         return place
 
-    def _bury(self, batch: Batch, report: DeliveryReport) -> bool:
-        return bury(self._root, self._own.name, batch, report, self._max_journal_bytes)
+    def _to_dead_letters(self, batch: Batch, report: DeliveryReport) -> bool:
+        return move_to_dead_letters(self._root, self._own.name, batch, report, self._max_journal_bytes)
 
     def sync(self) -> bool:
         """Sync new records to disk. Returns whether there were any. Raises nothing.
@@ -272,9 +272,9 @@ class JournalQueue:
         return self._own.size
 
     @property
-    def wants_upkeep(self) -> bool:
-        """Whether `upkeep` would do something."""
-        if self._own.wants_upkeep or self._to_adopt is None:
+    def needs_maintenance(self) -> bool:
+        """Whether `maintain` would do something."""
+        if self._own.needs_maintenance or self._to_adopt is None:
             return True
         reader = self._reader
         if reader is not None and reader.is_done:
@@ -286,7 +286,7 @@ class JournalQueue:
         return reader.has_more and reader.outstanding < READ_AHEAD // 2
 
     def retry_in_s(self, now_s: float) -> Optional[float]:
-        """Return the seconds until `upkeep` tries again what failed; None if nothing did."""
+        """Return the seconds until `maintain` tries again what failed; None if nothing did."""
         return None if self.trouble is None else max(0.0, self._retry_s - now_s)
 
     @property
@@ -306,7 +306,7 @@ class JournalQueue:
             finally:
                 self._maintaining.release()
 
-    def upkeep(self) -> Callable[[], None]:
+    def maintain(self) -> Callable[[], None]:
         """Make segments ahead, remove those that are settled, read what exited processes left.
 
         Raises nothing. What is returned is called under the drain side's lock.
@@ -317,7 +317,7 @@ class JournalQueue:
         return add
 
     def _maintain(self) -> Callable[[], None]:
-        self._own.upkeep()
+        self._own.maintain()
         if self._to_adopt is None:
             self._to_adopt = self._look()
         reader = self._reader
@@ -417,13 +417,13 @@ class JournalQueue:
 def hand_out(reader: Reader, batches: List[Batch]) -> None:
     """Tell a reader that batches it found leased are queued."""
     for batch in batches:
-        reader.hand_out(batch.spots)
+        reader.hand_out(batch.locations)
 
 
 def add_found(add: Callable[[Found, int], None], found: List[Found]) -> None:
     """Queue events that readers found, by the *add* of an outbox."""
     for item in found:
-        item.source.hand_out((item.spot,))
+        item.source.hand_out((item.location,))
         add(item, len(item.payload))
 
 
@@ -446,7 +446,9 @@ def sync(root: Path, segments: List[Segment]) -> bool:
 _full: Set[Path] = set()
 
 
-def bury(root: Path, name: str, batch: Batch, report: DeliveryReport, max_journal_bytes: int) -> bool:
+def move_to_dead_letters(
+    root: Path, name: str, batch: Batch, report: DeliveryReport, max_journal_bytes: int
+) -> bool:
     """Keep the events of a rejected batch as dead letters; whether that worked.
 
     name: the name that is used for events that are in no journal.

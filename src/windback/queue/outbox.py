@@ -22,7 +22,7 @@ from .line import Line, Place
 #: Returns the event of a place: the journal, the offset in it, and the event itself.
 Resolve = Callable[[Place], Tuple[Source, int, bytes]]
 #: Keeps the events of a rejected batch as dead letters; whether it could.
-Bury = Callable[[Batch, DeliveryReport], bool]
+ToDeadLetters = Callable[[Batch, DeliveryReport], bool]
 
 
 #: So many batches are set back, at most, before one of them is tried again although others wait.
@@ -35,7 +35,7 @@ class Outbox(Generic[Place]):
     __slots__ = (
         *(
             "_announced",
-            "_bury",
+            "_to_dead_letters",
             "_evicted",
             "_evicts",
             "_in_memory",
@@ -48,10 +48,13 @@ class Outbox(Generic[Place]):
     )
 
     def __init__(
-        self, line: Line[Place], resolve: Optional[Resolve[Place]] = None, bury: Optional[Bury] = None
+        self,
+        line: Line[Place],
+        resolve: Optional[Resolve[Place]] = None,
+        move_to_dead_letters: Optional[ToDeadLetters] = None,
     ) -> None:
         self._resolve = resolve
-        self._bury = bury
+        self._to_dead_letters = move_to_dead_letters
         self.reset(line)
 
     def reset(self, line: Line[Place]) -> None:
@@ -102,7 +105,7 @@ class Outbox(Generic[Place]):
         position = self._taken.value + self._evicted.value
         leaving = starmap(self._items.popleft, repeat((), count))
         if not self._evicts:
-            batch = Batch(records, position, source=source, spots=offsets)
+            batch = Batch(records, position, source=source, locations=offsets)
             in_memory = 0 if source is not None else batch.size_bytes
             in_one_step(
                 call(self._leased.add, batch),
@@ -172,7 +175,7 @@ class Outbox(Generic[Place]):
 
     def reject(self, batch: Batch, report: DeliveryReport, count: Optional[AtomicCounter] = None) -> bool:
         """Forget a batch that the API will never take; whether it was kept as dead letters."""
-        is_kept = self._bury is not None and self._bury(batch, report)
+        is_kept = self._to_dead_letters is not None and self._to_dead_letters(batch, report)
         self.ack(batch, count)
         return is_kept
 

@@ -142,15 +142,15 @@ class Disk(Protocol):
         """Look for what exited processes left; without the scheduler's lock. Raises nothing."""
 
     def retry_in_s(self, now_s: float) -> Optional[float]:
-        """Return the seconds until `upkeep` tries again what failed; None if nothing did."""
+        """Return the seconds until `maintain` tries again what failed; None if nothing did."""
         ...
 
     @property
-    def wants_upkeep(self) -> bool:
-        """Whether `upkeep` would do something."""
+    def needs_maintenance(self) -> bool:
+        """Whether `maintain` would do something."""
         ...
 
-    def upkeep(self) -> Callable[[], None]:
+    def maintain(self) -> Callable[[], None]:
         """Do what takes too long for a caller or a lock; what is returned is called under the lock."""
         ...
 

@@ -21,7 +21,7 @@ class RelayLink(Link):
         """Forget the relay, which is the parent's, in a forked child."""
         super().reset()
         #: When a relay was last seen; at first when this process began to look.
-        self._attended_s = clock.now_s()
+        self._relay_seen_s = clock.now_s()
 
     def _ensure(self) -> None:
         """Make the file in which a relay counts. Without one, all events count as pending."""
@@ -37,13 +37,13 @@ class RelayLink(Link):
 
     def _ask(self, flush: RemoteFlush) -> None:
         del flush
-        self.attend()
+        self.maintain()
 
-    def _is_attended(self) -> bool:
-        is_attended = is_held(self._queue.folder / DRAIN)
-        if is_attended:
-            self._attended_s = clock.now_s()
-        return is_attended
+    def _has_relay(self) -> bool:
+        has_relay = is_held(self._queue.folder / DRAIN)
+        if has_relay:
+            self._relay_seen_s = clock.now_s()
+        return has_relay
 
     def _stopped_relay(self) -> Optional[int]:
         """Return the process id of the relay, if it is stopped."""
@@ -51,20 +51,20 @@ class RelayLink(Link):
         return relay if is_stopped(relay) else None
 
     def _is_hopeless(self, flush: RemoteFlush, counters: Counters) -> bool:
-        if flush.patient:
+        if flush.has_timeout:
             return False
-        if self._is_attended() and self._stopped_relay() is None:
-            flush.attended_s = clock.now_s()
-        is_alone = clock.now_s() - flush.attended_s > GRACE_S
+        if self._has_relay() and self._stopped_relay() is None:
+            flush.sender_seen_s = clock.now_s()
+        is_alone = clock.now_s() - flush.sender_seen_s > GRACE_S
         return is_alone or counters.problem is not None
 
     def _complete(self, stats: Stats) -> Stats:
         if not stats.pending:
             return stats
-        if self._is_attended():
+        if self._has_relay():
             stopped = self._stopped_relay()
             return stats if stopped is None else replace(stats, problem=problem_of("the relay", stopped))
-        alone_s = clock.now_s() - self._attended_s
+        alone_s = clock.now_s() - self._relay_seen_s
         return replace(
             stats,
             problem=(

@@ -21,7 +21,7 @@ from ..journal.directory import COUNTERS, JournalDirectory, is_transient, names
 from ..journal.format import ForeignError
 from ..journal.reader import Found, Reader
 from ..journal.segment import Segment
-from ..queue.journal import READ_AHEAD, UNBOUNDED, add_found, bury, hand_out, sync
+from ..queue.journal import READ_AHEAD, UNBOUNDED, add_found, hand_out, move_to_dead_letters, sync
 from ..queue.line import Line
 from ..queue.outbox import Outbox
 from ..remote.counters import Block, Counters
@@ -38,7 +38,7 @@ _TURNS, _TURN_S = 8, 0.2
 _DESCRIPTORS = "/proc/self/fd"
 
 
-class _Told:
+class _Noted:
     """The counters for a running process: see `remote.counters`. The file is open only during a write."""
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +83,7 @@ class RelayQueue:
         self._max_journal_bytes = max_journal_bytes
         self._only = None if only is None else list(only)
         self._fsync = fsync
-        self.outbox = Outbox(Line[Found](UNBOUNDED), lambda found: found, self._bury)
+        self.outbox = Outbox(Line[Found](UNBOUNDED), lambda found: found, self._to_dead_letters)
         self._start()
 
     def reset(self) -> None:
@@ -95,7 +95,7 @@ class RelayQueue:
 
     def _start(self) -> None:
         self.readers: Dict[str, Reader] = {}
-        self._told: Dict[str, _Told] = {}
+        self._noted: Dict[str, _Noted] = {}
         self._left_alone: List[str] = []
         self._queued_before = 0
         #: Names that were added and not checked since.
@@ -163,7 +163,7 @@ class RelayQueue:
     def _read(self, name: str, reader: Reader, found: List[Found]) -> None:
         if reader.clear():
             self._queued_before += reader.queued
-            self._told.pop(name, None)
+            self._noted.pop(name, None)
             self._drop(name)
         elif reader.outstanding < READ_AHEAD:
             found += reader.read(READ_AHEAD)
@@ -197,8 +197,8 @@ class RelayQueue:
             reader = self.readers[name]
             if now_s - since_s >= _TURN_S and not reader.outstanding and not reader.is_owned:
                 with suppress(OSError):  # it reads no counters
-                    told = self._told_of(name)
-                    told.write(Counters(reader.settled(), reader.seen), told.rejected)
+                    noted = self._noted_of(name)
+                    noted.write(Counters(reader.settled(), reader.seen), noted.rejected)
                 self._queued_before += reader.queued
                 self._close(name)
                 self._closed_s[name] = now_s
@@ -233,17 +233,17 @@ class RelayQueue:
             advice = "; raise its limit of open files (ulimit -n)" if short.errno == errno.EMFILE else ""
             logger.warning("%s%s", self.trouble, advice)
 
-    def _told_of(self, name: str) -> _Told:
-        told = self._told.get(name)
-        if told is None:
-            told = self._told[name] = _Told(self._root / name)
-        return told
+    def _noted_of(self, name: str) -> _Noted:
+        noted = self._noted.get(name)
+        if noted is None:
+            noted = self._noted[name] = _Noted(self._root / name)
+        return noted
 
-    def _bury(self, batch: Batch, report: DeliveryReport) -> bool:
+    def _to_dead_letters(self, batch: Batch, report: DeliveryReport) -> bool:
         assert batch.source is not None  # all of its events are in a journal
-        rejected = self._told_of(batch.source.name).rejected
+        rejected = self._noted_of(batch.source.name).rejected
         rejected[report.reason] = rejected.get(report.reason, 0) + len(batch)
-        return bury(self._root, batch.source.name, batch, report, self._max_journal_bytes)
+        return move_to_dead_letters(self._root, batch.source.name, batch, report, self._max_journal_bytes)
 
     def progress(self, problem: Optional[str], *, is_retrying: bool) -> Callable[[], None]:
         """Read the progress of running applications, under the lock. The returned function writes it.
@@ -254,15 +254,15 @@ class RelayQueue:
         news = []
         for name, reader in self.readers.items():
             if not reader.is_owned:
-                told = self._told_of(name)
+                noted = self._noted_of(name)
                 outage = None if is_retrying else problem
                 counters = Counters(reader.settled(), reader.seen, problem=outage, last_failure=problem)
-                news.append((told, dict(told.rejected), counters))
+                news.append((noted, dict(noted.rejected), counters))
 
         def tell() -> None:
-            for told, rejected, counters in news:
+            for noted, rejected, counters in news:
                 with suppress(OSError):  # it made no file: it does not read counters, or not yet
-                    told.write(counters, rejected)
+                    noted.write(counters, rejected)
 
         return tell
 
@@ -277,7 +277,7 @@ class RelayQueue:
 
     def _open(self, name: str, leased: List[Tuple[Reader, List[Batch]]], now_s: float) -> None:
         """Start to read a directory, unless another process does. Raises OSError if that may work later."""
-        home = JournalDirectory.attend(self._root, name, synced=self._fsync)
+        home = JournalDirectory.to_drain(self._root, name, synced=self._fsync)
         if home is None:
             return
         reader: Optional[Reader] = None

@@ -1,7 +1,7 @@
 """A file descriptor that is closed when nobody refers to it any more.
 
-So a thread that uses it needs no lock against another that lets go of it, and an exception that strikes
-whoever opened it leaves nothing open.
+So a thread that uses it needs no lock against one that releases it, and an exception in the thread that
+opened it leaves nothing open.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ..delivery.connections import Connections
 from ..delivery.engine import flush_in_hook, is_past, put_of
 from ..delivery.hooks import Hooks
 from ..delivery.refusals import log_refusal
-from ..delivery.workers.fsync import Syncer
+from ..delivery.workers.fsync import FsyncThread
 from ..delivery.workers.loop_state import LoopStates
 from ..event_loops import sleep
 from ..process import lifecycle
@@ -47,13 +47,13 @@ class RemoteEngine:
             config.journal, config.max_journal_bytes, self._refusals, fsync=config.fsync is not None
         )
         self._intake = self.queue.intake
-        self._syncer = None if config.fsync is None else Syncer(self.queue.sync, config.fsync)
+        self._fsync_thread = None if config.fsync is None else FsyncThread(self.queue.sync, config.fsync)
         self._link = make_link(config, self.queue, self.hooks)
         self.connections = Connections(config)
         self.loops = LoopStates(config)
         self._closed: Optional[FlushResult] = None
         self._intake.wake = self._link.wake
-        self.put = put_of(self._intake.put, self._syncer)
+        self.put = put_of(self._intake.put, self._fsync_thread)
         self.queue.open()
         lifecycle.register(self)
 
@@ -117,8 +117,8 @@ class RemoteEngine:
         lifecycle.forget(self)
 
     def _release_queue(self) -> None:
-        if self._syncer is not None:
-            self._syncer.close()
+        if self._fsync_thread is not None:
+            self._fsync_thread.close()
         self.queue.release()
 
     # -- for threads ---------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class RemoteEngine:
         """Block until everything that was accepted is settled; see Windback.flush."""
         self._check_may_wait()
         return self._await(
-            self._link.begin_flush(patient=timeout is not None),
+            self._link.begin_flush(has_timeout=timeout is not None),
             None if timeout is None else clock.now_s() + timeout,
         )
 
@@ -147,7 +147,7 @@ class RemoteEngine:
 
     def flush_from_outside(self, deadline_s: float) -> Callable[[], FlushResult]:
         """Start a flush for a thread that is not the application's; the returned function waits for it."""
-        flush = self._link.begin_flush(patient=True)
+        flush = self._link.begin_flush(has_timeout=True)
         return lambda: self._await(flush, deadline_s)
 
     def close(self, timeout: Optional[float]) -> FlushResult:
@@ -175,7 +175,7 @@ class RemoteEngine:
         self._check_may_wait()
         deadline_s = None if timeout is None else clock.now_s() + timeout
         await self.loops.waker()  # loads anyio without blocking the loop
-        flush = self._link.begin_flush(patient=timeout is not None)
+        flush = self._link.begin_flush(has_timeout=timeout is not None)
         try:
             for pause_s in self._wait_for(flush, deadline_s):
                 await sleep(pause_s)
@@ -213,7 +213,7 @@ class RemoteEngine:
 
     def retire(self) -> bool:
         """Leave the events of a client without references to the sender. Closes it and returns True."""
-        self._link.attend()
+        self._link.maintain()
         stats = self._link.stats()
         if self.config.worker is not None and stats.pending and not stats.workers:
             return False  # no sender could be started
@@ -231,8 +231,8 @@ class RemoteEngine:
         self.queue.reset()
         self.connections.reset()
         self.loops.reset()
-        if self._syncer is not None:
-            self._syncer.reset()
+        if self._fsync_thread is not None:
+            self._fsync_thread.reset()
         self._link.reset()
 
 

@@ -11,7 +11,7 @@ from typing import Optional
 
 from .. import clock, log
 from ..config import Config
-from ..delivery.workers.maintenance import Keeper
+from ..delivery.workers.maintenance import MaintenanceThread
 from ..queue.intake import NEVER
 from ..stats import AtomicCounter, Stats
 from ..turns import Turn
@@ -31,18 +31,18 @@ _CLOSE_S = 5.0
 class RemoteFlush:
     """A flush in progress; `Link.is_done` checks it. has_timeout: it waits even if retries are used up."""
 
-    def __init__(self, number: int, mark: Mark, before: Stats, *, patient: bool) -> None:
+    def __init__(self, number: int, mark: Mark, before: Stats, *, has_timeout: bool) -> None:
         self.number = number
         self.mark = mark
         self.before = before
-        self.patient = patient
+        self.has_timeout = has_timeout
         #: The number of the look for what exited processes left that it is also about; 0 if there is nothing.
         self.look = 0
         self.pending = 0
-        #: The sender that was told of it.
-        self.told: Optional[object] = None
+        #: The sender that was asked for it.
+        self.asked: Optional[object] = None
         #: When somebody who sends was last seen, as far as it is looked for.
-        self.attended_s = clock.now_s()
+        self.sender_seen_s = clock.now_s()
 
 
 class Link(ABC):
@@ -58,8 +58,8 @@ class Link(ABC):
         """Forget the sender, which is the parent's, in a forked child."""
         self._block = None
         #: Looks after the sender.
-        self._turn = Turn(self._attend)
-        self._keeper = Keeper(self.attend, look=self._look, rest_s=self._rest_s)
+        self._turn = Turn(self._maintain)
+        self._maintenance = MaintenanceThread(self.maintain, look=self._look, rest_s=self._rest_s)
         self._is_closed = False
         #: The counters at the end: the journal is another's from then on.
         self._last: Optional[Stats] = None
@@ -68,22 +68,22 @@ class Link(ABC):
     @property
     def is_current(self) -> bool:
         """Whether the calling thread is one that a flush waits for."""
-        return self._keeper.is_current
+        return self._maintenance.is_current
 
     def wake(self) -> None:
         """Wake the maintenance thread. Called by track_event, never waits."""
         self._queue.intake.wake_at = NEVER
-        self._keeper.wake()
+        self._maintenance.wake()
 
-    def attend(self) -> None:
+    def maintain(self) -> None:
         """Make room for more events, and see to it that somebody sends them. Never waits for another."""
         self._turn.take()
         log.write()
 
-    def _attend(self) -> None:
+    def _maintain(self) -> None:
         if not self._is_closed:
             counters = self._counters()
-            self._queue.tidy(counters.settled, counters.seen)
+            self._queue.remove_settled(counters.settled, counters.seen)
             self._ensure()
 
     def _look(self) -> None:  # noqa: B027 - for a link that has something to look for
@@ -103,11 +103,11 @@ class Link(ABC):
 
     # -- flush, close, stats -------------------------------------------------------------------
 
-    def begin_flush(self, *, patient: bool) -> RemoteFlush:
+    def begin_flush(self, *, has_timeout: bool) -> RemoteFlush:
         """Start to send everything that was accepted so far."""
         before = self.stats()
         _, mark = self._queue.counted()
-        flush = RemoteFlush(self._flush_number.add(), mark, before, patient=patient)
+        flush = RemoteFlush(self._flush_number.add(), mark, before, has_timeout=has_timeout)
         flush.look = self._next_look()
         if flush.mark or flush.look:
             self._ask(flush)
@@ -139,7 +139,7 @@ class Link(ABC):
     def end_flush(self, flush: RemoteFlush) -> Stats:
         """Stop waiting; returns the counters."""
         self.is_done(flush)
-        Link.attend(self)
+        Link.maintain(self)
         return self.stats()
 
     def stats(self) -> Stats:
@@ -180,7 +180,7 @@ class Link(ABC):
             self._last = self.stats()
         self._is_closed = True
         self._turn.wait(_CLOSE_S)
-        self._keeper.close()
+        self._maintenance.close()
 
     def exit(self, deadline_s: float) -> int:
         """Leave the remaining events to the sender at the exit. Returns how many it won't deliver."""

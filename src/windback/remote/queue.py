@@ -54,7 +54,7 @@ class SharedQueue:
         """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
         with suppress(OSError):  # the maintenance meets it as well, and logs it
             open_root(self._root)
-        self._own.upkeep()
+        self._own.maintain()
         log.write()
 
     @property
@@ -105,12 +105,12 @@ class SharedQueue:
             for segment_id, count in mark.items()
         )
 
-    def tidy(self, settled: Dict[int, int], seen: int) -> None:
+    def remove_settled(self, settled: Dict[int, int], seen: int) -> None:
         """Let go of segments that are settled, and make spares."""
         own = self._own
         for segment_id, segment in list(own.segments.items()):
             segment.settled = settled.get(segment_id, segment.count if segment_id <= seen else 0)
-        own.upkeep()
+        own.maintain()
 
     def release(self) -> None:
         """Close what is on disk; the rest of the events is for the sender."""

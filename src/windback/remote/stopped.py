@@ -1,6 +1,6 @@
 """Whether the process that sends is stopped (SIGSTOP, Ctrl-Z, a debugger): it has its locks, and waits.
 
-Linux says so in /proc. Elsewhere, and for a process that this one can't see, nothing is known.
+Linux reports it in /proc. On other systems, and for a process that this one can't see, it is unknown.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Sender(JournalSender):
         self._block = block
         self._before = block.read()
         self._flushes: Dict[bytes, Flush] = {}
-        self._impatient: Set[bytes] = set()
+        self._without_timeout: Set[bytes] = set()
         #: The directories found by searches that are not settled yet, by the number of the search.
         self._looks: Dict[int, List[str]] = {}
         self._last_look = block.read().looked
@@ -135,13 +135,13 @@ class Sender(JournalSender):
         for line in lines:
             command, *arguments = line.split()
             if command == FLUSH:
-                number, patient = arguments
-                self._flushes[number] = self._begin(patient=patient == b"1")
-                if patient != b"1":
-                    self._impatient.add(number)
+                number, has_timeout = arguments
+                self._flushes[number] = self._begin(has_timeout=has_timeout == b"1")
+                if has_timeout != b"1":
+                    self._without_timeout.add(number)
             elif command == FLUSH_END:
                 self._flushes.pop(arguments[0], None)
-                self._impatient.discard(arguments[0])
+                self._without_timeout.discard(arguments[0])
             elif command == LOOK:
                 self._look(int(arguments[0]))
 
@@ -150,13 +150,13 @@ class Sender(JournalSender):
         if self._orphaned_s is None and not self._looks:
             self._flushes.pop(_OWN, None)
         elif not self._flushes:
-            self._flushes[_OWN] = self._begin(patient=True)
+            self._flushes[_OWN] = self._begin(has_timeout=True)
         for number, flush in list(self._flushes.items()):
             if not flush.done:
                 continue
             if number != _OWN and self._queue.outbox.unsettled_before(flush.target):
                 self._say({"gave_up": number.decode()})
-            self._flushes[number] = self._begin(patient=number not in self._impatient)
+            self._flushes[number] = self._begin(has_timeout=number not in self._without_timeout)
 
     def _look(self, number: int) -> None:
         """Send the events of the processes that have exited by now."""
@@ -173,8 +173,8 @@ class Sender(JournalSender):
             del self._looks[number]
         return self._last_look
 
-    def _begin(self, *, patient: bool) -> Flush:
-        return self._dispatcher.begin_flush(_Nobody(), patient=patient)
+    def _begin(self, *, has_timeout: bool) -> Flush:
+        return self._dispatcher.begin_flush(_Nobody(), has_timeout=has_timeout)
 
     def _is_idle(self) -> bool:
         with self._dispatcher.lock:

@@ -2,7 +2,7 @@
 
 Lines over two pipes; counters are in `remote.counters`.
 
-    to the sender      first the options, as JSON; then WAKE, SLEEP_ON, FLUSH number patient,
+    to the sender      first the options, as JSON; then WAKE, SLEEP_ON, FLUSH number has_timeout,
                        FLUSH_END number, LOOK number
     from the sender    JSON objects with one key: ready, asleep, log, report, gave_up
 

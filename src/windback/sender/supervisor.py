@@ -146,10 +146,10 @@ class SenderLink(Link):
 
     # -- the maintenance thread ----------------------------------------------------------------
 
-    def attend(self) -> None:
+    def maintain(self) -> None:
         """Start the sender if there is none, wake it, and make room for more events."""
-        super().attend()
-        self._tell(WAKE)
+        super().maintain()
+        self._send(WAKE)
 
     def _ensure(self) -> None:
         """Start a sender, if none runs and there is a directory for it."""
@@ -189,7 +189,7 @@ class SenderLink(Link):
         assert self._block is not None
         config = self.config
         options = {name: getattr(config, name) for name, said in OPTIONS.items() if said.is_for_sender}
-        told = orjson.dumps(
+        sent = orjson.dumps(
             {
                 **options,
                 "name": self._queue.name,
@@ -204,7 +204,7 @@ class SenderLink(Link):
         answers, answers_there = map(Descriptor, os.pipe())
         passed = (self._block.descriptor, answers_there.number)
         process = subprocess.Popen(  # noqa: S603 - our own module
-            [*isolation.command(executable, _BOOT), *map(str, passed), str(len(told))],
+            [*isolation.command(executable, _BOOT), *map(str, passed), str(len(sent))],
             stdin=subprocess.PIPE,
             # A program that waits for the end of the application's output must not wait for its sender, too.
             stdout=subprocess.DEVNULL,
@@ -217,7 +217,7 @@ class SenderLink(Link):
             commands = Descriptor(os.dup(process.stdin.fileno()))
         os.set_inheritable(commands.number, False)  # noqa: FBT003
         with contextlib.suppress(OSError):  # it has ended already, which the listener detects
-            os.write(commands.number, told)
+            os.write(commands.number, sent)
         os.set_blocking(commands.number, False)
         self._begin(_Running(process, None, commands, answers))
 
@@ -239,9 +239,9 @@ class SenderLink(Link):
         self._running = running
         egress.senders.add(self)
         # The listener has no hold of the commands: they are closed once this link lets go of them.
-        told = (running.process, running.peer, running.answers, clock.now_s())
+        listened = (running.process, running.peer, running.answers, clock.now_s())
         with contextlib.suppress(RuntimeError):  # out of threads: only reports and log lines are lost
-            _thread.start_new_thread(self._hear, told)
+            _thread.start_new_thread(self._listen, listened)
 
     def _make_here(self, commands: int, answers: int) -> HereSender:
         """Make a sender for a thread of this process. Its reports go directly to the client's hooks."""
@@ -250,7 +250,7 @@ class SenderLink(Link):
         config = replace(self.config, worker="thread", on_delivery=on_delivery)
         return self._make_sender(config, self._queue.name, commands, answers, self._block)
 
-    def _tell(self, *words: bytes) -> None:
+    def _send(self, *words: bytes) -> None:
         running = self._running
         if running is not None:
             # A full pipe wakes the sender as well; a broken one is handled by the listener.
@@ -262,7 +262,7 @@ class SenderLink(Link):
     def forked(self) -> None:
         """Search for events of exited children from now on."""
         self._forked_s = clock.now_s()
-        self._keeper.wake()
+        self._maintenance.wake()
 
     def _rest_s(self) -> Optional[float]:
         if self._forked_s is None or self._is_closed:
@@ -277,8 +277,8 @@ class SenderLink(Link):
             self._left = left
             number = self._next_look()
             if number:
-                super().attend()
-                self._tell(LOOK, b"%d" % number)
+                super().maintain()
+                self._send(LOOK, b"%d" % number)
 
     def _left_behind(self) -> Set[str]:
         assert self.config.journal is not None
@@ -295,7 +295,7 @@ class SenderLink(Link):
 
     # -- the listener --------------------------------------------------------------------------
 
-    def _hear(
+    def _listen(
         self, process: Optional[subprocess.Popen[bytes]], peer: object, answers: Descriptor, since_s: float
     ) -> None:
         self._listener = threading.get_ident()
@@ -322,7 +322,7 @@ class SenderLink(Link):
             self._stillborn = 0
         elif "asleep" in message:
             self._queue.intake.wake_at = 0  # from here on the next event wakes it, and it checks once more
-            self._tell(SLEEP_ON)
+            self._send(SLEEP_ON)
         elif "log" in message:
             level, text = message["log"]
             logger.log(level, "%s", text)
@@ -360,23 +360,23 @@ class SenderLink(Link):
     # -- flush, close, stats -------------------------------------------------------------------
 
     def _ask(self, flush: RemoteFlush) -> None:
-        """Tell the sender of a flush, or have one started; whoever waits calls this again and again."""
-        if self._running is None and not self._keeper.wake():
-            self.attend()  # no thread does it
+        """Ask the sender for a flush, or start one first. A caller that waits calls this repeatedly."""
+        if self._running is None and not self._maintenance.wake():
+            self.maintain()  # no thread does it
         running = self._running
-        if running is not None and flush.told is not running.peer:
-            flush.patient = flush.patient or flush.told is not None  # the one that was told first died
-            flush.told = running.peer
+        if running is not None and flush.asked is not running.peer:
+            flush.has_timeout = flush.has_timeout or flush.asked is not None  # the first one died
+            flush.asked = running.peer
             if flush.look:
-                self._tell(LOOK, b"%d" % flush.look)
-            self._tell(FLUSH, b"%d" % flush.number, b"%d" % flush.patient)
+                self._send(LOOK, b"%d" % flush.look)
+            self._send(FLUSH, b"%d" % flush.number, b"%d" % flush.has_timeout)
 
     def _is_hopeless(self, flush: RemoteFlush, counters: Counters) -> bool:
         del counters
         self._ask(flush)
         if self._stopped_sender() is None:
-            flush.attended_s = clock.now_s()
-        is_alone = not flush.patient and clock.now_s() - flush.attended_s > GRACE_S
+            flush.sender_seen_s = clock.now_s()
+        is_alone = not flush.has_timeout and clock.now_s() - flush.sender_seen_s > GRACE_S
         return is_alone or flush.number in self._gave_up
 
     def _stopped_sender(self) -> Optional[int]:
@@ -388,7 +388,7 @@ class SenderLink(Link):
 
     def end_flush(self, flush: RemoteFlush) -> Stats:
         """Stop waiting; returns the counters."""
-        self._tell(FLUSH_END, b"%d" % flush.number)
+        self._send(FLUSH_END, b"%d" % flush.number)
         self._gave_up.discard(flush.number)
         return super().end_flush(flush)
 
@@ -442,13 +442,13 @@ class SenderLink(Link):
         if not self.stats().pending:
             self.close()
             return 0
-        super().attend()  # out of threads, but a process may be started even now
+        super().maintain()  # out of threads, but a process may be started even now
         self._turn.wait(_END_S)
         running = self._running
         if running is None:
             self._send_from_here(deadline_s)
         elif running.process is None:
-            flush = self.begin_flush(patient=True)
+            flush = self.begin_flush(has_timeout=True)
             while not self.is_done(flush) and clock.now_s() < deadline_s:
                 clock.sleep(LOOK_S)
         else:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from typing import Callable
 
-from .maintenance import Keeper
+from .maintenance import MaintenanceThread
 
 #: The pause between two rounds (seconds). Without one, a round begins as soon as there is something new.
 PAUSES_S = {"interval": 1.0, "batch": 0.0}
 
 
-class Syncer:
+class FsyncThread:
     """The thread that syncs. sync: one round; returns whether anything was new. It sleeps when idle."""
 
     def __init__(self, sync: Callable[[], bool], fsync: str) -> None:
@@ -23,12 +23,12 @@ class Syncer:
         """Become as new, as in a forked child."""
         self._is_over = threading.Event()
         self._is_running = False
-        self._keeper = Keeper(self._go_on, "windback-sync")
+        self._maintenance = MaintenanceThread(self._go_on, "windback-sync")
 
     def wake(self) -> None:
         """Start to sync. Called by track_event, never waits."""
         if not self._is_running:
-            self._keeper.wake()
+            self._maintenance.wake()
 
     def _go_on(self) -> None:
         self._is_running = True
@@ -42,4 +42,4 @@ class Syncer:
     def close(self) -> None:
         """End it. What is written last, `release` of the queue syncs."""
         self._is_over.set()
-        self._keeper.close()
+        self._maintenance.close()

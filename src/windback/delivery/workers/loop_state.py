@@ -72,7 +72,7 @@ class LoopState:
         self._left: Optional[TaskWaker] = None
         #: The loop is going down: nothing may be started in it any more.
         self.ended = False
-        #: The resident is gone, and the connections are closed.
+        #: The task that owns the connections has ended, and they are closed.
         self.is_closed = False
         self._is_loaded = False
 
@@ -107,8 +107,8 @@ class LoopState:
             finally:
                 self._scopes.discard(scope)
 
-    def vacate(self) -> None:
-        """Notify the caller of `TaskWorkers.close` that the resident task has ended, or never started."""
+    def notify_closed(self) -> None:
+        """Notify the caller of `TaskWorkers.close` that the connections' task has ended, or never started."""
         self.ended = self.is_closed = True
         if self.stopped is not None:
             self.stopped.release()
@@ -175,8 +175,8 @@ class LoopStates:
             # An ended loop stays known until there is another, so that nothing starts anew in it.
             self._states = {key: other for key, other in self._states.items() if not other.ended}
             state = self._states[loop.key] = LoopState(loop)
-            resident = state
-            loop.spawn(lambda: self._reside(resident), resident.vacate, "windback-connections")
+            owner = state
+            loop.spawn(lambda: self._own_connections(owner), owner.notify_closed, "windback-connections")
         return state
 
     def revive(self) -> bool:
@@ -242,7 +242,7 @@ class LoopStates:
             retry_loop.load()
             return AsyncRedisSink(RedisSink(self._config), state.in_thread)
 
-    async def _reside(self, state: LoopState) -> None:
+    async def _own_connections(self, state: LoopState) -> None:
         try:
             await state.load()
             state.stop = TaskWaker(state.loop)
@@ -252,13 +252,13 @@ class LoopStates:
             try:
                 await state.close()
             finally:
-                state.vacate()
+                state.notify_closed()
 
     def stop(self) -> None:
         """Close the connections of all loops that still run, soon; from any thread."""
         for state in list(self._states.values()):
             state.ended = True
-            if state.stop is not None:  # else the resident looks at `ended` before it sleeps
+            if state.stop is not None:  # else their task checks `ended` before it sleeps
                 state.stop.release()
 
     async def close(self) -> None:
@@ -267,7 +267,7 @@ class LoopStates:
         if state is None or state.is_closed:
             return
         state.ended = True
-        await state.load()  # the resident may still be closing them, and can't be stopped before
+        await state.load()  # their task may still be opening them, and can't be stopped before
         if state.stop is not None:
             state.stop.release()
         if not state.is_closed:

@@ -1,4 +1,4 @@
-"""A thread that sleeps nearly always, and does for callers what takes longer than a request may."""
+"""A thread for work that is too slow for a request. It sleeps until a caller wakes it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .threads import ThreadWaker
 logger = logging.getLogger("windback")
 
 
-class Keeper:
-    """A thread for slow work. The first `wake` starts it; work: called each time; name: of the thread.
+class MaintenanceThread:
+    """A thread for slow work. The first `wake` starts it; maintain: called each time; name: of the thread.
 
-    look: what it does when it was not woken for `rest_s()` seconds; None there is for ever.
+    look: called if nobody woke it for `rest_s()` seconds; None: it sleeps until it is woken.
     """
 
     def __init__(
         self,
-        attend: Callable[[], object],
+        maintain: Callable[[], object],
         name: str = "windback-maintenance",
         *,
         look: Callable[[], object] = lambda: None,
         rest_s: Callable[[], Optional[float]] = lambda: None,
     ) -> None:
-        self._attend = attend
+        self._maintain = maintain
         self._look = look
         self._rest_s = rest_s
         self._name = name
@@ -73,9 +73,9 @@ class Keeper:
             if self._is_closed:  # looked at after that: `close` may have released the one before
                 return
             try:
-                (self._attend if was_woken else self._look)()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next event tries again
-                logger.warning("the journal can't be looked after: %s: %s", type(error).__name__, error)
+                (self._maintain if was_woken else self._look)()
+            except Exception as error:  # noqa: BLE001 - the next event tries again
+                logger.warning("maintenance of the journal failed: %s: %s", type(error).__name__, error)
             was_woken = waker.sleep(self._rest_s())
 
     def close(self) -> None:

@@ -98,8 +98,8 @@ class TaskWorkers:
                     idle = False
                     if step.leave:
                         return
-                    if step.upkeep:
-                        await state.in_thread(scheduler.upkeep)
+                    if step.maintain:
+                        await state.in_thread(scheduler.maintain)
                     elif step.batch is not None:
                         if step.helper:
                             scheduler.call_helper()
@@ -125,14 +125,14 @@ class TaskWorkers:
             answer = await retry_loop.send_async(
                 lambda left_s: sink.attempt(batch, left_s, gzip=gzipped),
                 scheduler.retry_policy(),
-                lambda seconds: self._nap(state, seconds),
+                lambda seconds: self._sleep(state, seconds),
                 on_failure,
             )
             scheduler.settle(worker, answer, clock.now_s(), time.time(), gzipped=gzipped)
         finally:
             scheduler.put_down(worker)
 
-    async def _nap(self, state: LoopState, seconds: float) -> None:
+    async def _sleep(self, state: LoopState, seconds: float) -> None:
         """Wait out a backoff, unless a flush or a close ends it."""
         waker = TaskWaker(state.loop)
         try:

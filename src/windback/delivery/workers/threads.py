@@ -134,8 +134,8 @@ class ThreadWorkers:
                 idle = False
                 if step.leave:
                     break
-                if step.upkeep:
-                    scheduler.upkeep()
+                if step.maintain:
+                    scheduler.maintain()
                 elif step.batch is not None:
                     if step.helper and done is None:
                         scheduler.call_helper()
@@ -158,14 +158,14 @@ class ThreadWorkers:
                 # Asked for at each try: connections that could not be made are made anew.
                 lambda left_s: self._connections.sink().attempt(batch, left_s, gzip=gzipped),
                 scheduler.retry_policy(deadline_s),
-                self._nap,
+                self._sleep,
                 on_failure,
             )
             scheduler.settle(worker, answer, clock.now_s(), time.time(), gzipped=gzipped)
         finally:
             scheduler.put_down(worker)
 
-    def _nap(self, seconds: float) -> None:
+    def _sleep(self, seconds: float) -> None:
         """Wait out a backoff, unless a flush or a close ends it."""
         waker = ThreadWaker()
         try:

@@ -5,7 +5,7 @@ import { h, snippet, tabs } from "./dom.js";
 /** A key that the server takes. */
 export let key = "sk_test_local";
 
-/** Told by the server; one that was started with keys of its own does not say them. */
+/** From the server; one that was started with keys of its own does not send them. */
 export function useKey(known) {
   key = known ?? "sk_test_of_yours";
 }

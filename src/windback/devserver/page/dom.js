@@ -98,7 +98,7 @@ export function tabs(list, current, onChange, label) {
   const heads = list.map(([id, name]) =>
     h("button", { role: "tab", id: `tab-${id}`, "data-tab": id, onclick: () => show(id, true) }, name),
   );
-  const show = (id, told) => {
+  const show = (id, isChosen) => {
     const index = Math.max(0, list.findIndex((each) => each[0] === id));
     heads.forEach((head, at) => {
       head.setAttribute("aria-selected", String(at === index));
@@ -106,7 +106,7 @@ export function tabs(list, current, onChange, label) {
     });
     panel.setAttribute("aria-labelledby", heads[index].id);
     put(panel, list[index][2]());
-    if (told) onChange(list[index][0]);
+    if (isChosen) onChange(list[index][0]);
   };
   const bar = h(".tabs", { role: "tablist", "aria-label": label }, heads);
   bar.addEventListener("keydown", (event) => {

@@ -196,7 +196,7 @@ function showEmpty(isEmpty) {
 function noMatch() {
   const terms = state.q.match(/-?(?:[\w.]+[:<>=]+)?(?:"(?:[^"\\]|\\.)*"|\S+)/g) || [];
   return h(".empty",
-    h("h1", ui.problem ? "This search says nothing" : "No match"),
+    h("h1", ui.problem ? "This search has a mistake" : "No match"),
     ui.problem ? h("p.problem", { role: "alert" }, ui.problem) : h("p", "Nothing that is kept matches", state.key ? ` with the key ${state.key}` : "", ". What comes and matches will show here."),
     h("p.terms", terms.map((each, index) => button(each, () => go({ q: terms.filter((_, at) => at !== index).join(" ") }), { icon: "close", "aria-label": `Remove ${each}` })), state.key ? button("All keys", () => go({ key: "" })) : null, button("Remove all", () => go({ q: "", key: "" }), { class: "link" })),
   );
@@ -381,7 +381,7 @@ export function catchUp() {
   }, 200);
 }
 
-/** Told at most each 10 s to those who listen and do not look; silent while paused. */
+/** For screen readers, at most every 10 s; silent while paused. */
 export function announce() {
   const { events, refused } = unannounced;
   unannounced = { events: 0, refused: 0 };

@@ -1,7 +1,7 @@
 // A table of any length of which only the visible rows are in the document.
 //
 // Items are kept oldest first, so that what arrives is appended; the newest is drawn on top. Places that were never
-// looked at are holes, and a page of them is fetched when they scroll into view. New items come in at once only while
+// looked at are holes, and a page of them is fetched when they scroll into view. New items are inserted immediately only while
 // nobody could lose their place; else they wait in `held`, and the pill counts them.
 
 import { h, plural } from "./dom.js";

@@ -17,14 +17,14 @@ let lastState = null; // for tabs that come later
 export function start(onMessage) {
   handler = onMessage;
   if (channel) {
-    channel.onmessage = ({ data }) => hear(data);
+    channel.onmessage = ({ data }) => receive(data);
     channel.postMessage({ type: "hello" });
   }
   if (navigator.locks && channel) navigator.locks.request("windback-stream", lead);
   else lead(); // a plain-HTTP address of the LAN has no locks: then each tab has its own stream
 }
 
-function hear(message) {
+function receive(message) {
   if (message.type === "hello") {
     if (leads) for (const each of [{ type: "live", data: live }, lastState]) if (each) channel.postMessage(each);
     return;
@@ -36,7 +36,7 @@ function hear(message) {
 
 function tell(message) {
   channel?.postMessage(message);
-  hear(message);
+  receive(message);
 }
 
 function setLive(data) {

@@ -13,7 +13,7 @@ from windback.errors import ConfigurationError
 class Command(BaseCommand):
     """Check the settings of windback, and send a test event on request."""
 
-    help = "Says which project and API the settings name; --send sends one event there and waits for it."
+    help = "Shows the project and API of the settings; --send sends one event there and waits for it."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add --send."""
