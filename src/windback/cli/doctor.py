@@ -9,7 +9,7 @@ import ssl
 import time
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple, cast
+from typing import Dict, Iterator, List, Optional, Tuple, cast
 from urllib.parse import urlsplit
 
 import typer
@@ -21,10 +21,10 @@ from windback.http.proxy import route_to
 from windback.options import switched
 
 from .. import clock
+from .checks import OK, PROBLEM, SKIPPED, WARNING, Check
 from .common import BASE_URL, above_0, command, json_option, print_json
 from .terminal import print_table, write_line
 
-OK, WARNING, PROBLEM, SKIPPED = "ok", "warning", "problem", "skipped"
 _STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red", SKIPPED: "dim"}
 
 EVENT, CUSTOMER = "windback_doctor", "doctor@example.com"
@@ -34,15 +34,6 @@ _SLOW_S = 2.0
 _EXPIRES_SOON_DAYS = 14
 
 
-class Check(NamedTuple):
-    """The result of one check. took_s: how long it took, where that is informative."""
-
-    name: str
-    state: str
-    text: str
-    took_s: Optional[float] = None
-
-
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
     command(
@@ -50,7 +41,8 @@ def add_to(app: typer.Typer) -> None:
         "doctor",
         "check key, URL, DNS, connection, TLS and clock, and send one test event",
         f"The event is called {EVENT}, for {CUSTOMER}; --no-event leaves it out. The key is read from "
-        "WINDBACK_API_KEY. Exit code 0 if nothing is wrong, 1 otherwise.",
+        "WINDBACK_API_KEY. Exit code 0 if nothing is wrong, 1 otherwise.\n\nWith --app it does something "
+        "else: it starts the application with a local server, sends requests and SIGTERM, and counts events.",
     )(doctor)
 
 
@@ -60,18 +52,37 @@ def doctor(
     timeout: float = typer.Option(
         10.0, "--timeout", metavar="S", callback=above_0, help="seconds that each step may take"
     ),
+    app: Optional[str] = typer.Option(
+        None,
+        "--app",
+        metavar="MODULE:NAME",
+        show_default=False,
+        help="count how many events of this application survive SIGTERM; nothing leaves this machine",
+    ),
+    path: str = typer.Option("/", "--path", metavar="PATH", help="with --app: a path that tracks an event"),
+    header: List[str] = typer.Option(
+        [],
+        "--header",
+        metavar="'NAME: VALUE'",
+        show_default=False,
+        help="with --app: a header of its requests; can be repeated",
+    ),
     json: bool = json_option(),
 ) -> int:
     """Run the command. Returns the exit code."""
-    checks = list(_checks(base_url, timeout, with_event=not no_event))
+    if app is None:
+        checks = list(_checks(base_url, timeout, with_event=not no_event))
+    else:
+        from .doctor_app import check_app
+
+        checks = list(check_app(app, path, header, timeout))
     problems = sum(check.state == PROBLEM for check in checks)
     if json:
         print_json({"ok": not problems, "checks": [_described(check) for check in checks]})
         return 1 if problems else 0
     rows = [(check.state, check.name, _took(check), check.text) for check in checks]
     print_table([("state", "check", "took", "found"), *rows], right=(2,), styles=_STYLES)
-    verdict = "1 problem" if problems == 1 else f"{problems} problems" if problems else "nothing is wrong"
-    write_line(verdict)
+    write_line("1 problem" if problems == 1 else f"{problems} problems" if problems else "nothing is wrong")
     return 1 if problems else 0
 
 
