@@ -13,7 +13,8 @@ from .errors import ConfigurationError
 from .secrets import kind_of
 
 WINDBACK = "https://api.windbackai.com"
-DEFAULT_BASE_URL = WINDBACK + "/api/v1"  # docs page "API Overview"
+PATH = "/api/v1"  # docs page "API Overview"
+DEFAULT_BASE_URL = WINDBACK + PATH
 
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")

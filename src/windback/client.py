@@ -31,7 +31,7 @@ import orjson
 from . import clock, context, debugging
 from .api import endpoints as api
 from .api.answer import Answer, error_of
-from .config import Config, Fsync, Overflow, Worker, resolve
+from .config import Config, Fsync, Overflow, Worker, naming_options, resolve
 from .delivery import retry_loop
 from .delivery.engine import Engine, LocalEngine
 from .delivery.retry import RetryPolicy
@@ -137,6 +137,7 @@ class _Client:
 
     _is_async = False
 
+    @naming_options
     def __init__(
         self,
         api_key: Optional[str] = None,
@@ -474,7 +475,7 @@ class _Client:
 
     def _checked(self, answer: Answer) -> Answer:
         if not answer.ok:
-            raise error_of(answer, time.time(), self._config.redact)
+            raise error_of(answer, time.time(), self._config.redact, self._config.base_url)
         return answer
 
     def _direct(self, events: Iterable[Event]) -> DirectSend:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Callable, Dict, List, Literal, Mapping, Optional, Sequence, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Literal,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+    Union,
+    cast,
+)
 
 from .base_url import DEFAULT_BASE_URL
 from .base_url import base_url as checked_base_url
@@ -38,6 +54,9 @@ from .secrets import (
     kind_of,
     redact,
 )
+from .wording import nearest
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 logger = logging.getLogger("windback")
 
@@ -46,6 +65,7 @@ _MEMORY = "/dev/shm"  # noqa: S108
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import FunctionType
 
     from .event.encode import BeforeSend
     from .event.scrubbing import Scrubber
@@ -313,6 +333,10 @@ class Config:
 
 #: All options, by name.
 OPTIONS = options_of(Config)
+#: How each variable and setting begins.
+PREFIX = "WINDBACK_"
+#: Variables of the environment that others than a client read.
+_OTHER_VARIABLES = ("WINDBACK_API_KEYS", "WINDBACK_WEBHOOK_SECRET")
 #: The options of a client that a relay and a sender process don't have, because they have no callers.
 _WITHOUT_CALLERS: Mapping[str, object] = {
     "broker": False,
@@ -323,6 +347,51 @@ _WITHOUT_CALLERS: Mapping[str, object] = {
     "max_queue_size": 1 << 62,
     "max_queue_bytes": 1 << 62,
 }
+
+
+def naming_options(init: Init) -> Init:
+    """Decorate an `__init__`: its error for an argument that does not exist names the most similar one."""
+    code = cast("FunctionType", init).__code__
+    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+
+    @functools.wraps(init)
+    def checked_init(self: object, *args: object, **given: object) -> None:
+        # What `init` raises is shown with the local variables of this frame.
+        args = tuple(map(hidden, args[:1])) + tuple(map(hidden_if_key, args[1:]))
+        given = {
+            name: hidden(value) if name in _SECRET else hidden_if_key(value) for name, value in given.items()
+        }
+        for name in given:
+            if name not in names:
+                message = f"{type(self).__name__}() has no argument {name!r}{nearest(name, names)}"
+                raise TypeError(message)
+        init(self, *args, **given)
+
+    return cast("Init", checked_init)
+
+
+def unread(given: Iterable[str], read: Iterable[str], place_of_options: str) -> Iterator[str]:
+    """Yield a message about each name WINDBACK_… that looks like a setting, and that nothing reads.
+
+    given, read: the names. place_of_options: where the arguments of the client are written instead.
+    """
+    known = [name[len(PREFIX) :] for name in read]
+    for name in given:
+        key = name[len(PREFIX) :]
+        if not name.startswith(PREFIX) or key in known:
+            continue
+        if key.lower() in OPTIONS:
+            yield f"nothing reads {name}; write {key.lower()} {place_of_options}"
+        else:
+            hint = nearest(key, known, PREFIX)
+            if hint:  # other names with this prefix are not our business
+                yield f"nothing reads {name}{hint}"
+
+
+def unread_variables() -> Iterator[str]:
+    """Yield a message about each variable of the environment that is misspelt."""
+    read = [each.environment for each in OPTIONS.values() if each.environment]
+    return unread(sorted(os.environ), [*read, *_OTHER_VARIABLES], "as an argument of Windback")
 
 
 def resolve(*, is_async: bool, needs_key: object = True, **given: object) -> Config:
@@ -435,9 +504,10 @@ def _secret_key(value: object, *, is_needed: bool) -> Optional[Secret]:
     if value is None:
         if not is_needed:
             return None
+        misspelt = "".join(f"; {each}" for each in unread_variables())
         message = (
             "no API key: pass api_key='sk_…' or set WINDBACK_API_KEY; "
-            "to send nothing, as in CI, set WINDBACK_ENABLED=0"
+            f"to send nothing, as in CI, set WINDBACK_ENABLED=0{misspelt}"
         )
         raise ConfigurationError(message, code="MISSING_API_KEY")
     return _key("api_key", value, "sk_", "pub_")

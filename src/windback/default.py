@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple, cast
+from typing import Callable, Dict, List, Mapping, Optional, Tuple, cast
 
 from .client import Windback
 from .config import resolve
 from .errors import ConfigurationError
 from .process import lifecycle
 from .secrets import hidden, hidden_if_key
+from .wording import nearest
 
 logger = logging.getLogger("windback")
 
@@ -58,7 +59,7 @@ def set_client(client: Optional[Windback]) -> None:
 
 #: Settings of a framework that describe a client: arguments of `Windback`; "OPTIONS" has the others.
 _ARGUMENTS = ("API_KEY", "PROJECT_SLUG", "BASE_URL", "ENABLED")
-_SETTINGS = (*_ARGUMENTS, "OPTIONS")
+SETTINGS = (*_ARGUMENTS, "OPTIONS")
 _SECRET = frozenset(("api_key", "public_key", "broker"))
 
 #: Returns a setting by its name, such as "API_KEY"; None if it is not set.
@@ -85,7 +86,7 @@ def client_from(get: GetSetting, place: str) -> Windback:
     Raises:
         ConfigurationError: The settings allow no client. No frame of it has a key as text.
     """
-    ids = tuple([id(get(name)) for name in _SETTINGS])
+    ids = tuple([id(get(name)) for name in SETTINGS])
     found = _found.get(ids)
     if found is not None:
         return found[0]
@@ -95,7 +96,7 @@ def client_from(get: GetSetting, place: str) -> Windback:
     client = _find_or_make(arguments)
     if len(_found) >= _MOST_FOUND:
         _found.clear()
-    _found[ids] = client, [get(name) for name in _SETTINGS]
+    _found[ids] = client, [get(name) for name in SETTINGS]
     return client
 
 
@@ -132,7 +133,7 @@ def _check_names(arguments: Mapping[str, object]) -> None:
     options = inspect.signature(Windback).parameters
     for name in arguments:
         if name not in options:
-            message = f"there is no option {name!r}{nearest(name, options)}"
+            message = f"Windback has no argument {name!r}{nearest(name, options)}"
             raise ConfigurationError(message)
 
 
@@ -149,14 +150,6 @@ def client_or_none(make: Callable[[], Windback] = get_client) -> Optional[Windba
             _is_warned = True
             logger.warning("events are not sent, because no client could be made: %s", error)
         return None
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return the end of an error about *name*: the most similar of *names*, if there is one."""
-    from difflib import get_close_matches
-
-    found = get_close_matches(name, list(names), 1)
-    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def _kind(value: object) -> str:

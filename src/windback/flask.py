@@ -23,8 +23,9 @@ import orjson
 
 from . import clock
 from .client import Windback
+from .config import unread
 from .context import Scope, close_scope, current, open_scope
-from .default import GetSetting, client_from, client_or_none
+from .default import SETTINGS, GetSetting, client_from, client_or_none
 from .errors import ConfigurationError, WindbackError
 from .event.encode import Properties, Timestamp
 from .process import signals
@@ -54,6 +55,7 @@ Loader = TypeVar("Loader", bound=Callable[[], Optional[str]])
 _KEY = "windback"
 #: How a setting is written.
 _PLACE = "WINDBACK_{}"
+_SETTINGS = tuple(map(_PLACE.format, (*SETTINGS, "REQUEST_EVENT")))
 
 
 class FlaskWindback:
@@ -91,6 +93,8 @@ class FlaskWindback:
         if _KEY in app.extensions:
             return
         app.extensions[_KEY] = self
+        for problem in unread(app.config, _SETTINGS, "into WINDBACK_OPTIONS"):
+            logger.warning("app.config: %s", problem)
         if os.environ.get("FLASK_RUN_FROM_CLI") == "true":  # `flask run`, which SIGTERM would end immediately
             signals.install_for_command()
         flask.request_started.connect(self._begin, app)

@@ -189,6 +189,17 @@ def test_doctor_says_what_is_wrong_with_the_address(run, url, check, says):
     assert list(done.states)[-1] == check  # nothing after it can be known
 
 
+def test_doctor_names_variables_that_are_misspelt(run, monkeypatch):
+    monkeypatch.setenv("WINDBACK_PROJEKT_SLUG", "shop")
+    monkeypatch.setenv("WINDBACK_FLUSH_INTERVAL", "2")
+    monkeypatch.setenv("WINDBACK_HOME", "/srv")  # of something else
+    found = run("doctor", "--no-event", "--json").json["checks"]
+    assert [each["text"] for each in found if each["name"] == "variable"] == [
+        "nothing reads WINDBACK_FLUSH_INTERVAL; write flush_interval as an argument of Windback",
+        "nothing reads WINDBACK_PROJEKT_SLUG; did you mean 'WINDBACK_PROJECT_SLUG'?",
+    ]
+
+
 def test_doctor_sees_that_nobody_listens(run):
     with contextlib.closing(socket.socket()) as taken:  # the port is ours, and nobody listens there
         taken.bind(("127.0.0.1", 0))

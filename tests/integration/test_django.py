@@ -517,6 +517,26 @@ def test_wrong_settings_harm_no_request_say_so_once_and_fail_the_check(caplog, w
         assert {each.id for each in checks_found()} == {"windback.E002"}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"WINDBACK": {"API_KEI": "sk_1"}}, "WINDBACK has no key 'API_KEI'; did you mean 'API_KEY'?"),
+        (
+            {"WINDBACK": {"TIMEOUT": 1}},
+            'WINDBACK has no key \'TIMEOUT\'; write WINDBACK = {"OPTIONS": {"timeout": …}}',
+        ),
+        (
+            {"WINDBACK_API_KEY": "sk_1"},
+            'nothing reads the setting WINDBACK_API_KEY; write WINDBACK = {"API_KEY": …}',
+        ),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_named_with_the_one_that_is_meant(wrong, text):
+    with override_settings(WINDBACK_OWN_PAGES=5, **wrong):
+        assert text in [each.msg for each in checks_found()]
+        assert not any("OWN_PAGES" in each.msg for each in checks_found())
+
+
 @pytest.mark.parametrize("wrong", [["API_KEY"], "API_KEY"])
 def test_a_setting_that_is_not_a_dict_harms_no_request(caplog, wrong):
     with override_settings(WINDBACK=wrong), logged_in() as browser:

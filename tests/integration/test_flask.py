@@ -250,6 +250,14 @@ def test_a_misspelt_option_is_named_with_the_nearest():
             wb.client  # noqa: B018
 
 
+def test_a_misspelt_setting_is_named_with_the_nearest_and_a_setting_of_the_app_is_not(caplog):
+    make_app(FlaskWindback(), WINDBACK_API_KEI="sk_1", WINDBACK_TIMEOUT=2, WINDBACK_WEBHOOK_URL="")
+    assert [each for each in caplog.messages if "app.config" in each] == [
+        "app.config: nothing reads WINDBACK_API_KEI; did you mean 'WINDBACK_API_KEY'?",
+        "app.config: nothing reads WINDBACK_TIMEOUT; write timeout into WINDBACK_OPTIONS",
+    ]
+
+
 def test_a_client_that_is_none_is_an_error():
     with pytest.raises(ConfigurationError, match="must be a Windback"):
         FlaskWindback(client="sk_test_1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import traceback
 
 import anyio
 import httpx
@@ -413,6 +414,44 @@ def test_a_listing_after_close_says_so(router):
         with pytest.raises(windback.ClosedError, match="this client is closed"):
             client.list_churn_events()
     assert not router.calls
+
+
+@pytest.mark.parametrize("kind", [windback.Windback, windback.AsyncWindback])
+def test_an_argument_that_does_not_exist_is_named_with_the_nearest(kind):
+    with pytest.raises(TypeError) as caught:
+        kind("sk_live_secret", flush_intervall=2.0)
+    words = f"{kind.__name__}() has no argument 'flush_intervall'; did you mean 'flush_interval'?"
+    assert str(caught.value) == words
+    frames = [each[0].f_locals for each in traceback.walk_tb(caught.tb)][1:]  # the first is this test's
+    assert frames
+    assert "sk_live_secret" not in repr(frames)
+
+
+def test_a_class_of_your_own_may_have_other_arguments():
+    class Own(windback.Windback):
+        def __init__(self, shop: str) -> None:
+            super().__init__(KEY, shop, enabled=False)
+
+    assert Own(shop="shop").stats().accepted == 0
+
+
+def test_a_missing_key_is_found_in_a_misspelt_variable(monkeypatch):
+    monkeypatch.delenv("WINDBACK_API_KEY", raising=False)
+    monkeypatch.setenv("WINDBACK_APIKEY", KEY)
+    with pytest.raises(windback.ConfigurationError) as caught:
+        windback.Windback()
+    assert "; nothing reads WINDBACK_APIKEY; did you mean 'WINDBACK_API_KEY'?" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_an_answer_that_is_not_of_the_api_hints_at_its_path(router, status):
+    router.route().respond(status, json={"error": "nothing here"})
+    client = windback.Windback(KEY, "shop", base_url="https://gateway.test/v1", max_retries=0)
+    with pytest.raises(windback.WindbackError) as caught:
+        client.get_recovery_stats()
+    client.close()
+    hint = "(base_url is 'https://gateway.test/v1', and the path of the API is /api/v1)"
+    assert str(caught.value) == f"{status}: nothing here {hint}"
 
 
 def test_close_may_be_called_again_and_stats_too():

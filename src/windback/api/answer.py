@@ -11,6 +11,7 @@ from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import orjson
 
+from ..base_url import DEFAULT_BASE_URL, PATH
 from ..errors import WindbackConnectionError, WindbackError, WindbackTimeoutError, error_class
 from ..text import shown
 
@@ -20,6 +21,8 @@ RETRY_AFTER_CAP_S = 300.0
 _TEXT_LIMIT = 200
 #: Bounds a message of the API: it goes into logs.
 _MESSAGE_LIMIT = 2_000
+#: What another server, or another path of it, answers.
+_NOT_THERE = (404, 405, 410)
 
 
 class Failure(enum.Enum):
@@ -77,11 +80,13 @@ def retry_after_s(answer: Answer, wall_s: float) -> Optional[float]:
     return min(max(0.0, delay_s), RETRY_AFTER_CAP_S)
 
 
-def error_of(answer: Answer, wall_s: float, redact: Callable[[str], str]) -> WindbackError:
+def error_of(
+    answer: Answer, wall_s: float, redact: Callable[[str], str], base_url: str = DEFAULT_BASE_URL
+) -> WindbackError:
     """Return the error for an unsuccessful response. Never fails, whatever the body is.
 
     redact: takes keys out of a text, should the server have repeated them. What a terminal or a log would
-    obey is escaped.
+    obey is escaped. base_url: where the request went.
     """
 
     def fit(text: str) -> str:
@@ -98,8 +103,11 @@ def error_of(answer: Answer, wall_s: float, redact: Callable[[str], str]) -> Win
         message = (
             f"redirected to {where[:_TEXT_LIMIT]}, and redirects are not followed: set base_url to the API"
         )
+    message = message or f"HTTP {answer.status} without a message"
+    if answer.status in _NOT_THERE and not base_url.endswith(PATH):
+        message = f"{message} (base_url is {base_url!r}, and the path of the API is {PATH})"
     return error_class(answer.status)(
-        fit(message or f"HTTP {answer.status} without a message"),
+        fit(message),
         status=answer.status,
         code=code and fit(code),
         request_id=fit(answer.headers.get("x-request-id", "")) or None,

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import typer
 
 from windback.base_url import DEFAULT_BASE_URL, WINDBACK, is_loopback
-from windback.config import OPTIONS, Config
+from windback.config import OPTIONS, Config, unread_variables
 from windback.errors import ConfigurationError, WindbackError
 from windback.http.proxy import route_to
 from windback.options import switched
@@ -102,6 +102,7 @@ def _checks(base_url: Optional[str], timeout_s: float, *, with_event: bool) -> I
     url = base_url or os.environ.get("WINDBACK_BASE_URL") or DEFAULT_BASE_URL
     config: Optional[Config] = None
     yield from _switch()
+    yield from (Check("variable", WARNING, message) for message in unread_variables())
     key = _key()
     yield key
     try:

@@ -396,7 +396,8 @@ class Scheduler:
         batch = worker.batch
         assert batch is not None
         verdict = judge(answer, events=len(batch), gzipped=gzipped)
-        error = None if answer.ok else error_of(answer, wall_s, self._config.redact)
+        config = self._config
+        error = None if answer.ok else error_of(answer, wall_s, config.redact, config.base_url)
         hopeless: List[Flush] = []
         report: Optional[DeliveryReport] = None
         with self.lock:

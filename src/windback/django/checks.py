@@ -9,8 +9,9 @@ from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.db import connections
 
-from ..default import nearest
+from ..config import OPTIONS, PREFIX
 from ..errors import ConfigurationError
+from ..wording import nearest
 from . import conf, testing
 
 MIDDLEWARE = "windback.django.WindbackMiddleware"
@@ -21,8 +22,12 @@ def check_settings(app_configs: object = None, **_: object) -> List[CheckMessage
     """Check all but what needs a database."""
     del app_configs
     found: List[CheckMessage] = [
-        Error(f"WINDBACK has no key {key!r}{nearest(key, conf.KEYS)}", id="windback.E002")
-        for key in conf.unknown_keys()
+        Error(f"WINDBACK has no key {key!r}{_where(key)}", id="windback.E002") for key in conf.unknown_keys()
+    ]
+    found += [
+        CheckWarning(f"nothing reads the setting {name}{_where(name[len(PREFIX) :])}", id="windback.W004")
+        for name in dir(settings)
+        if name.startswith(PREFIX) and _where(name[len(PREFIX) :])  # others are not our business
     ]
     found += _check_client()
     found += _check_customer()
@@ -38,6 +43,15 @@ def check_settings(app_configs: object = None, **_: object) -> List[CheckMessage
             )
         )
     return found
+
+
+def _where(key: str) -> str:
+    """Return the end of a message about a name that nothing reads."""
+    if key in conf.KEYS:
+        return f'; write WINDBACK = {{"{key}": …}}'
+    if key.lower() in OPTIONS:
+        return f'; write WINDBACK = {{"OPTIONS": {{"{key.lower()}": …}}}}'
+    return nearest(key, conf.KEYS)
 
 
 def _check_client() -> List[CheckMessage]:
