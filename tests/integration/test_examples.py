@@ -104,14 +104,14 @@ def test_sqlalchemy(server):
 def test_celery(server, redis_server):
     said = run("celery", ["enqueue.py"], server.url, BROKER_URL=redis_server.url)
     assert said == "20 tasks wait\n"
-    # Once its queue is empty, the worker gets the signal that a deployment sends.
+    # Once all tasks have run, the worker gets the signal that a deployment sends.
     code = """if True:
         import os, signal, sys, threading, time, redis, windback.http.transport
         from celery.__main__ import main
 
         def end():
             queue = redis.Redis.from_url(os.environ["BROKER_URL"])
-            while queue.llen("celery"):
+            while queue.llen("celery") or queue.hlen("unacked"):
                 time.sleep(0.1)
             os.kill(os.getpid(), signal.SIGTERM)
 
