@@ -183,10 +183,10 @@ def test_halves_have_keys_of_their_own_that_are_the_same_every_time(case):
 def test_positions_tell_what_is_not_settled(case):
     case.fill(0, 30)
     first, second = case.queue.take(LIMITS), case.queue.take(LIMITS)
-    assert case.queue.positions() == (0, 30)
+    assert (case.queue.unsettled_before(1), case.queue.next_position()) == (10, 30)
     assert case.queue.unsettled_before(30) == 30
     case.queue.ack(first)
-    assert case.queue.positions() == (10, 30)
+    assert (case.queue.unsettled_before(11), case.queue.next_position()) == (10, 30)
     assert (case.queue.unsettled_before(10), case.queue.unsettled_before(30)) == (0, 20)
     case.queue.ack(second)
     assert case.queue.unsettled_before(20) == 0

@@ -212,7 +212,7 @@ def test_reclaimed_leases_come_back_in_order(make, kind):
 def test_a_position_says_what_is_left_of_what_was_accepted_before(make, kind):
     made = make(kind)
     fill(made, 150)
-    _, target = made.queue.positions()
+    target = made.queue.next_position()
     fill(made, 50)
     assert made.queue.unsettled_before(target) == 150
     first = made.take()
@@ -573,7 +573,7 @@ def test_what_is_adopted_moves_no_position_of_what_waits(make):
     crash(dead)
     made = make()
     fill(made, 50, start=1_000)
-    _, target = made.queue.positions()
+    target = made.queue.next_position()
     assert made.queue.unsettled_before(target) == 50
     adopted = made.take()
     assert len(adopted) == 100
@@ -587,7 +587,7 @@ def test_what_is_adopted_moves_no_position_of_what_waits(make):
     assert made.queue.unsettled_before(target) == 0
     assert made.queue.counts() == (180, 0, 30, 0)
     # Whoever flushes now waits for the rest of what was adopted too.
-    assert made.queue.unsettled_before(made.queue.positions()[1]) == 30
+    assert made.queue.unsettled_before(made.queue.next_position()) == 30
 
 
 def test_journals_of_several_dead_processes_are_read_one_after_the_other(make, root):

@@ -139,7 +139,7 @@ def test_discard_takes_out_all_that_waits_and_leaves_what_is_leased():
 def test_a_position_says_what_is_left_of_what_was_accepted_before():
     made = queue(max_events=500)
     fill(made, 150)
-    _, target = made.positions()
+    target = made.next_position()
     fill(made, 50)
     assert made.unsettled_before(target) == 150
     first = made.take(LIMITS)
@@ -154,7 +154,7 @@ def test_a_position_says_what_is_left_of_what_was_accepted_before():
 def test_an_evicted_event_is_settled_for_whoever_waits_for_it():
     made = queue(overflow="drop_oldest")
     fill(made, 10)
-    _, target = made.positions()
+    target = made.next_position()
     fill(made, 7)
     assert made.unsettled_before(target) == 3
     fill(made, 7)
@@ -348,7 +348,7 @@ def test_eight_threads_overrun_the_bounds_by_no_more_than_they_are_and_lose_noth
                 accepted, evicted, pending, _ = made.counts()
                 assert accepted == settled + evicted + pending
                 if batch is not None:
-                    held = sum(map(len, made._leased)) * size
+                    held = sum(map(len, made.leased)) * size
                     most_bytes = max(most_bytes, held + len(made._items) * size)
                     made.ack(batch)
                     settled += len(batch)

@@ -11,16 +11,10 @@ import windback
 from windback.api.answer import Answer, Failure
 from windback.delivery import retry
 from windback.delivery.hooks import Hooks
+from windback.delivery.pace import HELP_AFTER_LEAST_S, HELP_AFTER_S, WATCH_CAP_S
 from windback.delivery.parking import Worker
 from windback.delivery.refusals import log_refusal
-from windback.delivery.scheduler import (
-    PATIENCE_LEAST_S,
-    PATIENCE_S,
-    SPARE_WORKER_S,
-    WATCH_CAP_S,
-    Scheduler,
-    Step,
-)
+from windback.delivery.scheduler import SPARE_WORKER_S, Scheduler, Step
 from windback.queue.intake import NEVER, Refusals
 from windback.queue.memory import MemoryQueue
 
@@ -297,7 +291,7 @@ def test_a_helper_is_asked_for_when_a_full_batch_waits(world):
     world.put(25)
     first = world.worker().step()
     assert (len(first.batch), first.helper) == (10, True)
-    world.now += 1.5 * PATIENCE_S
+    world.now += 1.5 * HELP_AFTER_S
     second = world.worker().step()
     assert (len(second.batch), second.helper) == (10, False)
 
@@ -306,12 +300,12 @@ def test_a_helper_waits_for_a_server_that_may_answer_at_once(world):
     world.put(50)
     first, helper = world.worker(), world.worker()
     batch = first.step().batch
-    assert helper.step() == Step(wait_s=pytest.approx(PATIENCE_LEAST_S))
-    world.now += PATIENCE_LEAST_S / 2
+    assert helper.step() == Step(wait_s=pytest.approx(HELP_AFTER_LEAST_S))
+    world.now += HELP_AFTER_LEAST_S / 2
     world.settle(batch)
     assert first.step().batch is not None  # so the helper is not needed yet
-    assert helper.step().wait_s == pytest.approx(2 * PATIENCE_LEAST_S)
-    world.now += 1.5 * PATIENCE_LEAST_S
+    assert helper.step().wait_s == pytest.approx(2 * HELP_AFTER_LEAST_S)
+    world.now += 1.5 * HELP_AFTER_LEAST_S
     assert helper.step().batch is not None  # now it is
 
 
@@ -323,16 +317,16 @@ def test_a_helper_that_is_never_needed_looks_ever_less_often():
     for _ in range(8):
         batch = first.step().batch
         looks.append(helper.step().wait_s)
-        world.now += PATIENCE_LEAST_S / 4
+        world.now += HELP_AFTER_LEAST_S / 4
         world.settle(batch)
     assert looks == sorted(looks)
-    assert looks[0] == pytest.approx(PATIENCE_LEAST_S)
+    assert looks[0] == pytest.approx(HELP_AFTER_LEAST_S)
     assert looks[-1] == pytest.approx(WATCH_CAP_S)
 
 
 @pytest.mark.parametrize(
     ("waiting", "patience_s"),
-    [(10, PATIENCE_S), (20, PATIENCE_S / 2), (40, PATIENCE_LEAST_S), (900, PATIENCE_LEAST_S)],
+    [(10, HELP_AFTER_S), (20, HELP_AFTER_S / 2), (40, HELP_AFTER_LEAST_S), (900, HELP_AFTER_LEAST_S)],
 )
 def test_the_more_waits_the_sooner_a_batch_goes_out_beside_another(waiting, patience_s):
     world = World(max_queue_size=1_000)
@@ -352,7 +346,7 @@ def test_for_a_flush_a_batch_goes_out_beside_another_as_soon_as_it_may(world):
     first, helper = world.worker(), world.worker()
     assert first.step().batch is not None
     world.scheduler.begin_flush(Waker(), has_timeout=True)
-    assert helper.step() == Step(wait_s=pytest.approx(PATIENCE_LEAST_S))
+    assert helper.step() == Step(wait_s=pytest.approx(HELP_AFTER_LEAST_S))
 
 
 def test_no_more_workers_than_may_be_in_flight(world):
@@ -363,7 +357,7 @@ def test_no_more_workers_than_may_be_in_flight(world):
     steps = []
     for _ in range(3):
         steps.append(world.worker().step())
-        world.now += 1.5 * PATIENCE_S
+        world.now += 1.5 * HELP_AFTER_S
     assert [len(each.batch) for each in steps] == [10] * 3
     assert [each.helper for each in steps] == [True, True, False]
 
@@ -373,7 +367,7 @@ def test_a_spare_worker_goes_after_a_while_and_the_last_one_stays(world):
     world.scheduler.add_worker()
     first, second = world.worker(), world.worker()
     batches = [first.step().batch]
-    world.now += 1.5 * PATIENCE_S
+    world.now += 1.5 * HELP_AFTER_S
     batches.append(second.step().batch)
     for each in batches:
         world.settle(each)
@@ -430,7 +424,7 @@ def test_halves_are_sent_before_anything_else_and_at_once(world):
     batch = worker.step().batch
     world.settle(batch, Answer(413))
     halves = [worker.step().batch]
-    world.now += 1.5 * PATIENCE_S
+    world.now += 1.5 * HELP_AFTER_S
     halves.append(world.worker().step().batch)
     assert [each.key for each in halves] == [f"{batch.key}-0", f"{batch.key}-1"]
 

@@ -49,7 +49,7 @@ class Accounts:
     ) -> Stats:
         """Return all counters, those that are kept elsewhere included, at one moment."""
         # In this order: what is settled was accepted before.
-        delivered = self.delivered.value
+        delivered = self.delivered.value()
         rejected, dropped = _values(self._rejected), _values(self._dropped)
         accepted, evicted, _, leased = queue.counts()
         if evicted:
@@ -66,10 +66,10 @@ class Accounts:
             refused=refused,
             rejected_by_reason=rejected,
             dropped_by_reason=dropped,
-            requests=self.requests.value,
-            retries=self.retries.value,
+            requests=self.requests.value(),
+            retries=self.retries.value(),
             workers=workers,
-            worker_deaths=self.worker_deaths.value,
+            worker_deaths=self.worker_deaths.value(),
             hook_errors=hook_errors,
             adopted=queue.adopted,
             journal_bytes=journal_bytes,
@@ -78,4 +78,4 @@ class Accounts:
 
 
 def _values(counters: Dict[str, AtomicCounter]) -> Dict[str, int]:
-    return {reason: counter.value for reason, counter in list(counters.items()) if counter.value}
+    return {reason: counter.value() for reason, counter in list(counters.items()) if counter.value()}

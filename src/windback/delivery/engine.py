@@ -309,7 +309,7 @@ class LocalEngine:
                     if not await waker.sleep(_until(deadline_s)):
                         self.scheduler.flushes.look()
                     flush.waker = waker = await self.loops.waker()
-                elif self.scheduler.closing and self.loops.revive():
+                elif self.scheduler.flushes.are_closing and self.loops.revive():
                     continue  # others cancelled the tasks of this client
                 elif self._uses_tasks:  # this loop is going down; the next one, or the exit, sends the rest
                     break

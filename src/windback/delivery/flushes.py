@@ -38,10 +38,24 @@ class Flushes:
     def __init__(self, is_done: Callable[[Flush], bool]) -> None:
         self._is_done = is_done
         self._waiting: List[Flush] = []
+        #: Set by a close: from then on everything is sent without pauses, as for a flush.
+        self.are_closing = False
+        #: No worker has opened the gate for the close yet.
+        self._must_expedite = False
 
-    def __bool__(self) -> bool:
-        """Whether anybody waits."""
-        return bool(self._waiting)
+    @property
+    def are_urgent(self) -> bool:
+        """Whether a caller waits for delivery, so that no batch waits for more events."""
+        return self.are_closing or bool(self._waiting)
+
+    def begin_close(self) -> None:
+        """Send everything without pauses from now on."""
+        self.are_closing = True
+        self.expedite()
+
+    def expedite(self) -> None:
+        """Open the gate early, as a new flush does."""
+        self._must_expedite = True
 
     @property
     def adopt(self) -> bool:
@@ -54,11 +68,12 @@ class Flushes:
 
     @property
     def has_new(self) -> bool:
-        """Whether there is one that no worker has seen."""
-        return bool(self._waiting) and any(flush.is_new for flush in list(self._waiting))
+        """Whether a flush or a close began that no worker has seen."""
+        return self._must_expedite or any(flush.is_new for flush in list(self._waiting))
 
     def see(self) -> None:
         """Take notice of all, before the gate is opened for them."""
+        self._must_expedite = False
         for flush in list(self._waiting):
             flush.is_new = False
 

@@ -44,7 +44,7 @@ class Hooks:
     @property
     def errors(self) -> int:
         """How many exceptions hooks raised."""
-        return self._errors.value
+        return self._errors.value()
 
     @property
     def wants_reports(self) -> bool:

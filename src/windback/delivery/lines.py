@@ -39,7 +39,7 @@ class Lines:
             log.later(logging.INFO, "%s", self._outage.recovered(now_s, *self._counts()))
 
     def _counts(self) -> Tuple[int, int]:
-        return self._queue.counts()[2], self._accounts.delivered.value
+        return self._queue.counts()[2], self._accounts.delivered.value()
 
     def rejected(self, now_s: float, error: WindbackError, *, is_kept: bool) -> None:
         """The API will never take a batch."""

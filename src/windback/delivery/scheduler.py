@@ -25,7 +25,6 @@ from typing import Callable, List, Optional
 from .. import clock, log
 from ..api.answer import Answer, error_of, retry_after_s
 from ..config import Config
-from ..event import batch as batching
 from ..event.batch import Batch, Limits, Waiting
 from ..queue.intake import NEVER
 from ..queue.protocol import Queue
@@ -35,19 +34,13 @@ from .flushes import Flush, Flushes
 from .gate import Gate
 from .hooks import Hooks, report_of
 from .lines import Lines
+from .pace import Pace
 from .parking import Parking, Step, Waker, Worker
 from .retry import RetryPolicy
 from .verdict import Action, is_throttle, judge
 
 #: A worker beyond the first goes when it had nothing to do for this long.
 SPARE_WORKER_S = 5.0
-#: A batch goes out beside another only when that one is under way for this long, and where more batches
-#: wait, for a part of it. A server that answers sooner is served best by one worker: more of them only wait
-#: for each other's turns at the interpreter. The least is twice as long as a busy thread may keep it.
-PATIENCE_S, PATIENCE_LEAST_S = 0.04, 0.01
-#: A worker that looks whether the others need help, and finds that they don't, looks half as often, down to
-#: this.
-WATCH_CAP_S = 0.16
 #: After this many workers that ended without settling a batch there is a pause, as in an outage.
 _DEATHS_IN_A_ROW = 3
 
@@ -85,8 +78,6 @@ class Scheduler:
         self._start()
 
     def _start(self) -> None:
-        #: At how many waiting events, and bytes, a worker must be woken; the callers' side has a copy.
-        self._wake_at, self._wake_at_bytes = 0, NEVER
         if self._intake is not None and not self._config.enabled:
             self._intake.close("disabled")
         #: The workers'. A signal handler that flushes may meet it again in the thread that holds it.
@@ -95,21 +86,12 @@ class Scheduler:
         self.flushes = Flushes(self._is_settled)
         self.accounts = Accounts()
         self.gate = Gate(self._config.max_in_flight)
+        self.pace = Pace(self._limits, self.queue, self._intake, self.parking, self.flushes, self.gate)
         self.compress = self._config.compress
-        self.closing = False
         #: Nothing is retried any more: the deadline of close() or of the exit has passed.
         self.given_up = False
         #: The interpreter is going down: no thread may be started.
         self.exiting = False
-        #: Set by a close, as a new flush does: the next worker opens the gate, and none sleeps before that.
-        self._expedite = False
-        #: The worker that sleeps until something is due.
-        self._timed: Optional[Worker] = None
-        self._timed_until_s = 0.0
-        self._watch_s = 0.0
-        self._on_watch = True
-        self._first_seen_s: Optional[float] = None
-        self._last_take_s = float("-inf")
         #: The worker that maintains the files.
         self._maintainer: Optional[Worker] = None
         self.lines = Lines(self.queue, self.accounts)
@@ -126,28 +108,15 @@ class Scheduler:
     def wake(self) -> None:
         """Wake a sleeping worker, or start one if there may be more. Never waits."""
         try:
-            self._set_wake_at(NEVER, NEVER)  # the worker that wakes sets it again
+            self.pace.set_wake_at(NEVER, NEVER)  # the worker that wakes sets it again
             self.call_helper()
         except BaseException:
             self.look_again()  # perhaps no worker was woken
             raise
 
-    def _set_wake_at(self, events: int, size_bytes: int) -> None:
-        self._wake_at, self._wake_at_bytes = events, size_bytes
-        if self._intake is not None:
-            self._intake.wake_at_bytes = size_bytes
-            self._intake.wake_at = events
-
     def look_again(self) -> None:
         """Make the next event wake a worker, or start one."""
-        self._set_wake_at(0, NEVER)
-
-    @property
-    def must_wake(self) -> bool:
-        """Whether a worker must be woken for waiting events that did not come from `put`."""
-        waiting = self.queue.waiting()
-        is_much = waiting.events > self._wake_at or self.queue.size_bytes >= self._wake_at_bytes
-        return is_much or self.queue.has_returned
+        self.pace.set_wake_at(0, NEVER)
 
     def call_helper(self) -> None:
         """Get one more worker to look at the queue: a sleeping one, else a new one."""
@@ -170,14 +139,14 @@ class Scheduler:
             raise
         self.parking.leave(worker)
         # Nobody sleeps here, so callers must try again: not each of them, but one in a thousand.
-        self._set_wake_at(self.queue.waiting().events + 1000, self._wake_at_bytes)
+        self.pace.set_wake_at(self.queue.waiting().events + 1000, self.pace.wake_at_bytes)
         return False
 
     def wait_for_room(self, waker: Waker, size: int) -> bool:
         """Arrange for *waker* to be released when *size* bytes may fit; False if they do, or never will."""
         assert self._intake is not None
         self.parking.wait_for_room(waker)
-        return not self._intake.has_room_for(size) and not self.closing
+        return not self._intake.has_room_for(size) and not self.flushes.are_closing
 
     def stop_waiting(self, waker: Waker, *, gave_up: bool) -> None:
         """The counterpart of `wait_for_room`; a caller that gave up leaves the room to the next."""
@@ -205,22 +174,21 @@ class Scheduler:
         return step
 
     def _next_step(self, worker: Worker, now_s: float, waker: Waker, *, idle: bool) -> Step:
-        self._unpark(worker)
+        self.pace.woke(worker)
+        self.parking.unpark(worker)
+        self.parking.workers[worker] = None
         self._open_gate()
         self._take_back()
         if self._needs_maintenance:
             self._maintainer = worker
             return Step(maintain=True)
-        is_empty = self.queue.is_empty
-        if is_empty:
-            self._first_seen_s = None
-        else:
-            step = self._try_lease(worker, now_s)
-            if step is not None:
-                return step
-        is_last = self.workers <= 1
-        has_rest = not is_empty or self._is_adopting
-        is_over = self.closing and (self.given_up or not has_rest)
+        waiting = self.queue.waiting()
+        step = None if self.given_up else self._try_lease(worker, now_s, waiting)
+        if step is not None:
+            return step
+        is_last = len(self.parking.workers) <= 1
+        has_rest = waiting.events > 0 or self._is_adopting
+        is_over = self.flushes.are_closing and (self.given_up or not has_rest)
         if is_over or (idle and not is_last):
             self._leave(worker)
             return Step(leave=True)
@@ -228,21 +196,16 @@ class Scheduler:
 
     def _open_gate(self) -> None:
         """Open the gate if a flush or a close began; what closes it comes after this, and counts."""
-        if self._must_open_gate:
-            self._expedite = False
+        if self.flushes.has_new:
             self.flushes.see()
             self.gate.open_early()
-
-    @property
-    def _must_open_gate(self) -> bool:
-        return self._expedite or self.flushes.has_new
 
     @property
     def _needs_maintenance(self) -> bool:
         if self._disk is None or not self._disk.needs_maintenance:
             return False
         is_maintained = self._maintainer is not None and self._maintainer in self.parking.workers
-        return not is_maintained and (not self.closing or self._is_adopting)
+        return not is_maintained and (not self.flushes.are_closing or self._is_adopting)
 
     @property
     def _is_adopting(self) -> bool:
@@ -251,130 +214,37 @@ class Scheduler:
 
     def _take_back(self) -> None:
         """Give back what no worker holds: an exception struck the one that did."""
-        held = self.parking.batches
-        for batch in self.queue.leases():
-            if batch not in held:
-                batch.was_tried = True
-                self._nack_or_drop(batch)
+        for batch in self.queue.leased.difference(self.parking.batches):
+            batch.was_tried = True
+            self._nack_or_drop(batch)
 
-    def _try_lease(self, worker: Worker, now_s: float) -> Optional[Step]:
-        waiting = self.queue.waiting()
-        if self.given_up or self._due_in(now_s, waiting) != 0.0:
+    def _try_lease(self, worker: Worker, now_s: float, waiting: Waiting) -> Optional[Step]:
+        if self.pace.due_in(now_s, waiting) != 0.0:
             return None
-        is_alone = not self.queue.leases()
         batch = self.queue.take(self._limits)
         if batch is None:
             return None
         worker.batch = batch
-        if not is_alone:
-            self._watch_s = 0.0
-        # What is left now came after the last take, and after the first event was seen.
-        since_s = now_s if self._first_seen_s is None else self._first_seen_s
-        if not self.queue.is_cut:
-            since_s = max(self._last_take_s, since_s)
-        self._last_take_s = now_s
-        left = Waiting(waiting.events - len(batch), max(0, waiting.size_bytes - batch.size_bytes))
-        self._first_seen_s = since_s if left.events > 0 else None
-        due_s = self._due_in(now_s, left) if left.events > 0 else None
-        is_watched = self._is_timed and self._timed_until_s <= now_s + WATCH_CAP_S
-        helper = due_s is not None and due_s <= self._patience_s and not is_watched
-        self._arm(now_s)
-        return Step(batch=batch, helper=helper)
-
-    def _due_in(self, now_s: float, waiting: Waiting) -> Optional[float]:
-        """Seconds until a batch may be leased: 0.0 for now, None if nothing here decides when."""
-        if not waiting.events:
-            self._first_seen_s = None
-            return None
-        if self._first_seen_s is None:
-            # With a worker on watch the first event is seen as it comes; else it came since the last take.
-            self._first_seen_s = now_s if self._on_watch else self._last_take_s
-        in_flight = len(self.queue.leases())
-        if in_flight >= self.gate.limit:
-            return None
-        blocked_s = self.gate.blocked_s(now_s)
-        if blocked_s > 0.0:
-            return blocked_s
-        due_s: Optional[float] = 0.0
-        if not (self.closing or self.flushes or self.queue.has_returned):
-            age_s = now_s - self._first_seen_s
-            due_s = batching.wait_s(waiting.events, waiting.size_bytes, age_s, self._limits)
-        if due_s == 0.0 and in_flight:
-            return max(0.0, self._patience_s - (now_s - self._last_take_s))
-        return due_s
-
-    @property
-    def _patience_s(self) -> float:
-        """Return how long a batch is under way before another goes out beside it."""
-        if self.flushes or self.closing:
-            return PATIENCE_LEAST_S
-        batches = self.queue.waiting().events / self._limits.max_events
-        return max(PATIENCE_LEAST_S, PATIENCE_S / max(1.0, batches))
+        return Step(batch=batch, helper=self.pace.took(batch, waiting, now_s))
 
     def _park(self, worker: Worker, now_s: float, waker: Waker) -> Step:
         """Put a worker to sleep, unless there is work after all."""
         self.parking.park(worker, waker)
-        self._arm(now_s)
+        self.pace.arm(now_s)
         # Checked only now: events from before `wake_at` was set, or before it was parked, woke no worker.
-        if self._must_open_gate:
+        if self.flushes.has_new:
             return Step(wait_s=0.0)
-        due_s = self._due_in(now_s, self.queue.waiting())
-        if due_s is None:
-            due_s = self._gathers_for_s(now_s) or None
         retry_s = None if self._disk is None else self._disk.retry_in_s(now_s)
-        if retry_s is not None:
-            due_s = retry_s if due_s is None else min(due_s, retry_s)
-        if due_s is not None and (not self._is_timed or now_s + due_s < self._timed_until_s):
-            if due_s <= self._patience_s and self.queue.leases():
-                due_s = max(due_s, self._watch_s)
-                self._watch_s = min(2 * due_s, WATCH_CAP_S)
-            self._timed = worker
-            self._timed_until_s = now_s + due_s
-            return Step(wait_s=due_s)
-        spare = self.workers > 1
+        wait_s = self.pace.sleeps_for(worker, now_s, retry_s)
+        if wait_s is not None:
+            return Step(wait_s=wait_s)
+        spare = len(self.parking.workers) > 1
         return Step(wait_s=SPARE_WORKER_S if spare else None, spare=spare)
-
-    def _gathers_for_s(self, now_s: float) -> float:
-        """Return for how long an event wakes nobody: the worker wakes by itself when the next batch is due.
-
-        So it is after a batch, because in a stream of events another one follows soon.
-        """
-        is_empty = self.queue.is_empty and not self.queue.leases()
-        return max(0.0, self._last_take_s + self._limits.interval_s - now_s) if is_empty else 0.0
-
-    @property
-    def _is_timed(self) -> bool:
-        return self._timed is not None and self._timed in self.parking.workers
-
-    def _unpark(self, worker: Worker) -> None:
-        if self._timed is worker:
-            self._timed = None
-        self.parking.unpark(worker)
-        self.parking.workers[worker] = None
 
     def _leave(self, worker: Worker) -> None:
         self.parking.leave(worker)
         if not self.parking.workers:
             self.look_again()
-
-    def _arm(self, now_s: float) -> None:
-        """Set at how many waiting events a caller must wake a worker."""
-        in_flight = len(self.queue.leases())
-        is_quiet = in_flight == 0 and self._first_seen_s is None and not self._gathers_for_s(now_s)
-        may_start = self.workers < self.gate.limit
-        if self.workers == 0 or (is_quiet and self.parking.has_parked):
-            wake_at = 0
-        elif (
-            in_flight >= self.gate.limit
-            or self.gate.blocked_s(now_s) > 0
-            or not (self.parking.has_parked or may_start)
-        ):
-            wake_at = NEVER
-        else:
-            wake_at = self._limits.max_events - 1
-        self._on_watch = wake_at == 0
-        leased_bytes = sum(batch.size_bytes for batch in self.queue.leases())
-        self._set_wake_at(wake_at, NEVER if wake_at == NEVER else leased_bytes + self._limits.max_bytes)
 
     def maintain(self) -> None:
         """Maintain the files, as a step requested. It may wait for the disk, and blocks no other worker."""
@@ -457,7 +327,7 @@ class Scheduler:
         if batch is not None:
             is_dropped = False
             with self.lock:
-                if batch in self.queue.leases():
+                if batch in self.queue.leased:
                     batch.was_tried = True
                     is_dropped = self._give_back(worker, batch)
                 worker.batch = None
@@ -548,8 +418,9 @@ class Scheduler:
         adopts = adopts and not self.exiting and self._disk is not None
         if adopts and self._disk is not None:
             self._disk.look()
-        _, target = self.queue.positions()
-        flush = Flush(target, waker, has_timeout=has_timeout, adopts=adopts, before=self.stats())
+        flush = Flush(
+            self.queue.next_position(), waker, has_timeout=has_timeout, adopts=adopts, before=self.stats()
+        )
         if self._is_settled(flush):
             flush.done = True
             return flush
@@ -559,13 +430,13 @@ class Scheduler:
 
     def _is_settled(self, flush: Flush) -> bool:
         """Whether everything that a flush is about is settled, and reported."""
-        if self._unsettled(flush):
-            return False
-        return all(batch.position >= flush.target for batch in self.parking.batches)
+        return not self._unsettled(flush) and all(
+            batch.position >= flush.target for batch in self.parking.batches
+        )
 
     def _unsettled(self, flush: Flush) -> int:
         """Return how many of the events that a flush is about are still here."""
-        pending = min(self.queue.unsettled_before(flush.target), self.queue.counts()[2])
+        pending = self.queue.unsettled_before(flush.target)
         return max(pending, self._disk.adopting) if flush.adopts and self._disk is not None else pending
 
     def end_flush(self, flush: Flush) -> FlushResult:
@@ -579,8 +450,7 @@ class Scheduler:
         """Accept nothing more, and let the workers leave once the queue is empty."""
         if self._intake is not None and self._intake.refusals.closed is None:
             self._intake.close("closed")
-        self.closing = True
-        self._expedite = True
+        self.flushes.begin_close()
         self.parking.wake_all()
         self.parking.wake_callers(NEVER)
 
@@ -592,7 +462,7 @@ class Scheduler:
             batches = self.queue.discard()
             for batch in batches:
                 self.queue.ack(batch, counter)
-        self._expedite = True
+        self.flushes.expedite()
         self.flushes.look()
         self.parking.wake_all()
         self.parking.wake_callers(NEVER)

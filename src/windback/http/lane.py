@@ -164,7 +164,7 @@ class _Connection:
     def send(self, head: h11.Request, body: bytes) -> None:
         """Send a request, in one write."""
         events: Tuple[h11.Event, ...] = (head, h11.Data(body), h11.EndOfMessage())
-        data = b"".join(self._h11.send(event) or b"" for event in events)
+        data = b"".join(filter(None, map(self._h11.send, events)))
         self._is_answered = False
         # A server may answer and close before it has read everything, as with 413: its answer counts.
         with suppress(httpx.WriteError), mapped(httpx.WriteTimeout, httpx.WriteError):

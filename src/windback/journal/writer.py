@@ -99,9 +99,9 @@ class OwnJournal:
     def counted(self) -> Tuple[int, Dict[int, int]]:
         """Return how many events were ever written, and those in each segment, at one moment."""
         while True:
-            retired = self._retired.value
+            retired = self._retired.value()
             counts = {segment_id: each.count for segment_id, each in list(self.segments.items())}
-            if retired == self._retired.value:  # else a segment was removed in between
+            if retired == self._retired.value():  # else a segment was removed in between
                 return retired + sum(counts.values()), counts
 
     @property

@@ -45,7 +45,7 @@ class Refusals:
 
     def counts(self) -> Dict[str, int]:
         """Return how many events were refused, by reason."""
-        return {reason: counter.value for reason, counter in self._counts.items() if counter.value}
+        return {reason: counter.value() for reason, counter in self._counts.items() if counter.value()}
 
     def refuse(self, reason: str, count: int = 1) -> bool:
         """Count events that were not accepted; returns False."""

@@ -161,7 +161,7 @@ class JournalIntake:
 
     def _has_memory_for(self, size: int) -> bool:
         max_events, max_bytes = self._bounds
-        return len(self._places) < max_events and self._in_memory.value + size <= max_bytes
+        return len(self._places) < max_events and self._in_memory.value() + size <= max_bytes
 
     def room(self) -> int:
         """Return how many more events may wait: that is not what bounds a journal."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from itertools import chain, islice, repeat, starmap
+from operator import attrgetter
 from typing import Callable, Deque, Generic, List, Optional, Sequence, Set, Tuple, Union, cast
 
 from ..config import BATCH_FRAME_BYTES, MAX_BATCH_SIZE
@@ -27,6 +28,7 @@ ToDeadLetters = Callable[[Batch, DeliveryReport], bool]
 
 #: So many batches are set back, at most, before one of them is tried again although others wait.
 _MOST_LATE = 8
+_size_of = attrgetter("size_bytes")
 
 
 class Outbox(Generic[Place]):
@@ -41,10 +43,19 @@ class Outbox(Generic[Place]):
             "_in_memory",
             "_items",
             "_late",
-            "_leased",
             "_max_events",
         ),
-        *("_move_bytes", "_overtaking", "_resolve", "_returned", "_settled", "_taken", "adopted", "is_cut"),
+        *(
+            "_move_bytes",
+            "_overtaking",
+            "_resolve",
+            "_returned",
+            "_settled",
+            "_taken",
+            "adopted",
+            "is_cut",
+            "leased",
+        ),
     )
 
     def __init__(
@@ -68,7 +79,8 @@ class Outbox(Generic[Place]):
         #: Batches that used up their retries, in the order in which they are tried again.
         self._late: Deque[Batch] = deque()
         self._settled = 0
-        self._leased: Set[Batch] = set()
+        #: What workers deliver. Another thread may change it, so it is read in one step.
+        self.leased: Set[Batch] = set()
         self._taken = AtomicCounter()
         #: Events of batches that were added in front of all that waited.
         self._overtaking = AtomicCounter()
@@ -82,7 +94,7 @@ class Outbox(Generic[Place]):
         if self._returned or self._is_late_due:
             given_back = self._late if self._is_late_due else self._returned
             batch = given_back[0]
-            in_one_step(call(self._leased.add, batch), call(given_back.popleft))
+            in_one_step(call(self.leased.add, batch), call(given_back.popleft))
         else:
             leased = self._lease_next(limits)
             if leased is None:
@@ -102,13 +114,13 @@ class Outbox(Generic[Place]):
         if not count:
             return None
         # Evictions count at the moment they happen: the position may come out too low, never too high.
-        position = self._taken.value + self._evicted.value
+        position = self._taken.value() + self._evicted.value()
         leaving = starmap(self._items.popleft, repeat((), count))
         if not self._evicts:
             batch = Batch(records, position, source=source, locations=offsets)
             in_memory = 0 if source is not None else batch.size_bytes
             in_one_step(
-                call(self._leased.add, batch),
+                call(self.leased.add, batch),
                 leaving,
                 call(self._taken.move, count, 1),
                 call(self._in_memory.move, -in_memory, 1),
@@ -123,11 +135,11 @@ class Outbox(Generic[Place]):
         received = map(records.append, leaving)  # type: ignore[arg-type]  # these items are not places
         with suppress(IndexError):  # callers evicted the rest
             in_one_step(
-                call(self._leased.add, batch), zip(received, map(self._taken.move, repeat(1), repeat(1)))
+                call(self.leased.add, batch), zip(received, map(self._taken.move, repeat(1), repeat(1)))
             )
         self._forget_seen(batch)
         if not batch.records:
-            self._leased.discard(batch)
+            self.leased.discard(batch)
             return None
         if len(batch) > 1 and len(batch) + batch.size_bytes - 1 + BATCH_FRAME_BYTES > limits.max_bytes:
             self.split(batch)  # what was evicted was smaller than what is in the batch instead
@@ -163,14 +175,14 @@ class Outbox(Generic[Place]):
 
     def ack(self, batch: Batch, count: Optional[AtomicCounter] = None) -> None:
         """Forget a leased batch that is settled. In the same step its events are added to *count*."""
-        if batch not in self._leased:
+        if batch not in self.leased:
             return
         if batch.source is not None and not batch.is_settled:
             batch.source.settle(batch)
             batch.is_settled = True
         counter = AtomicCounter() if count is None else count
         self._settled += 1
-        in_one_step(call(self._leased.remove, batch), call(counter.move, len(batch), 1))
+        in_one_step(call(self.leased.remove, batch), call(counter.move, len(batch), 1))
         self._move_bytes(-batch.size_bytes, 1)
 
     def reject(self, batch: Batch, report: DeliveryReport, count: Optional[AtomicCounter] = None) -> bool:
@@ -181,9 +193,9 @@ class Outbox(Generic[Place]):
 
     def nack(self, batch: Batch) -> None:
         """Give a leased batch back; it is taken again, before anything else, with the same key."""
-        if batch in self._leased:
+        if batch in self.leased:
             self._forget_seen(batch)
-            in_one_step(call(self._returned.appendleft, batch), call(self._leased.remove, batch))
+            in_one_step(call(self._returned.appendleft, batch), call(self.leased.remove, batch))
 
     def set_back(self, batch: Batch) -> None:
         """Give back a batch that used up its retries; others go first, and more of them each time.
@@ -191,12 +203,12 @@ class Outbox(Generic[Place]):
         A batch that the server can't accept must not block all batches behind it. In an outage nothing is
         settled, so only few batches are set back.
         """
-        if batch in self._leased:
+        if batch in self.leased:
             batch.failures += 1
             batch.failed_at = self._settled
             batch.due = self._settled + 16 ** min(batch.failures, 3)
             at = sum(late.due <= batch.due for late in self._late)
-            in_one_step(call(self._late.insert, at, batch), call(self._leased.remove, batch))
+            in_one_step(call(self._late.insert, at, batch), call(self.leased.remove, batch))
 
     def has_settled_since(self, batch: Batch) -> bool:
         """Return whether other batches were settled since this one was set back."""
@@ -226,15 +238,11 @@ class Outbox(Generic[Place]):
         halves = batch.halves()
         if batch.source is not None:
             batch.source.split(batch, halves)
-        in_one_step(call(self._returned.extendleft, halves[::-1]), call(self._leased.remove, batch))
-
-    def leases(self) -> List[Batch]:
-        """Return what is leased. A lease that no worker holds is to be given back."""
-        return list(self._leased)  # one step, unlike a loop over the set, which others change
+        in_one_step(call(self._returned.extendleft, halves[::-1]), call(self.leased.remove, batch))
 
     def reclaim(self) -> None:
         """Give every lease back: the workers that had them are gone."""
-        for batch in sorted(self._leased, key=lambda batch: batch.position, reverse=True):
+        for batch in sorted(self.leased, key=lambda batch: batch.position, reverse=True):
             self.nack(batch)
 
     # -- events of other processes ---------------------------------------------------------------
@@ -248,7 +256,7 @@ class Outbox(Generic[Place]):
     def add_batches(self, batches: Sequence[Batch]) -> None:
         """Queue batches of other processes, to go out as they are."""
         for batch in batches:
-            self._add(batch, self._taken.value, self._taken)
+            self._add(batch, self._taken.value(), self._taken)
 
     def add_in_front(self, batches: Sequence[Batch]) -> None:
         """Do the same without moving the positions of the events that wait, which a flush may have noted.
@@ -256,7 +264,7 @@ class Outbox(Generic[Place]):
         They go out first, so a flush that is under way waits for them as well.
         """
         for batch in batches:
-            self._add(batch, self._taken.value - 1, self._overtaking)
+            self._add(batch, self._taken.value() - 1, self._overtaking)
 
     def _add(self, batch: Batch, position: int, count: AtomicCounter) -> None:
         batch.position = position
@@ -272,13 +280,7 @@ class Outbox(Generic[Place]):
         count = len(self._items)
         if self._returned or self._late:
             count += sum(map(len, list(chain(self._returned, self._late))))
-        leased_bytes = sum(batch.size_bytes for batch in self.leases())
-        return Waiting(count, max(0, self._move_bytes(0, 1) - leased_bytes))
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing that can be taken."""
-        return not (self._items or self._returned or self._late)
+        return Waiting(count, max(0, self.size_bytes - self.leased_bytes))
 
     @property
     def has_returned(self) -> bool:
@@ -290,28 +292,32 @@ class Outbox(Generic[Place]):
         """The encoded bytes of all events held, leased ones included."""
         return self._move_bytes(0, 1)
 
+    @property
+    def leased_bytes(self) -> int:
+        """The encoded bytes of the events that are leased."""
+        return sum(map(_size_of, list(self.leased)))
+
     def _look(self) -> Tuple[int, int, int, List[Batch]]:
         """Return (taken, evicted, waiting, batches that are leased or were given back) at one moment."""
         while True:
-            taken, evicted = self._taken.value, self._evicted.value
+            taken, evicted = self._taken.value(), self._evicted.value()
             waiting = len(self._items)
-            held = list(chain(self._leased, self._returned, self._late))
+            held = list(chain(self.leased, self._returned, self._late))
             # An event that leaves the queue moves one of the two in the same step.
-            if taken == self._taken.value and evicted == self._evicted.value:
+            if taken == self._taken.value() and evicted == self._evicted.value():
                 return taken, evicted, waiting, held
 
-    def positions(self) -> Tuple[int, int]:
-        """Return (the lowest position not yet settled, the position the next put event will get)."""
-        taken, evicted, waiting, held = self._look()
-        left = taken + evicted
-        return min((*(batch.position for batch in held), left)), left + waiting
+    def next_position(self) -> int:
+        """Return the position that the next event will get."""
+        taken, evicted, waiting, _ = self._look()
+        return taken + evicted + waiting
 
     def counts(self) -> Tuple[int, int, int, int]:
         """Return (accepted, evicted, pending, leased) at one moment."""
-        overtaking = self._overtaking.value
+        overtaking = self._overtaking.value()
         taken, evicted, waiting, held = self._look()
         pending = waiting + sum(map(len, held))
-        leased = min(pending, sum(map(len, self.leases())))
+        leased = min(pending, sum(map(len, list(self.leased))))
         return taken + overtaking + evicted + waiting, evicted, pending, leased
 
     def unsettled_before(self, position: int) -> int:
@@ -325,16 +331,16 @@ class Outbox(Generic[Place]):
         batches = []
         for given_back in (self._returned, self._late):
             for batch in [batch for batch in given_back if batch.source is None]:
-                in_one_step(call(self._leased.add, batch), call(given_back.remove, batch))
+                in_one_step(call(self.leased.add, batch), call(given_back.remove, batch))
                 batches.append(batch)
         items = list(self._items)
         lost = [item for item in items if isinstance(item, bytes)]
         kept = [item for item in items if not isinstance(item, bytes)]
-        position = self._taken.value + self._evicted.value
+        position = self._taken.value() + self._evicted.value()
         starts = range(0, len(lost), MAX_BATCH_SIZE)
         batches += [Batch(lost[start : start + MAX_BATCH_SIZE], position) for start in starts]
         in_one_step(
-            call(self._leased.update, batches),
+            call(self.leased.update, batches),
             call(self._items.clear),
             call(self._items.extend, kept),
             call(self._taken.move, len(lost), 1),

@@ -6,7 +6,7 @@ side alone, and a relay the drain side alone.
 
 from __future__ import annotations
 
-from typing import Callable, List, Optional, Protocol, Tuple
+from typing import Callable, List, Optional, Protocol, Set, Tuple
 
 from ..event.batch import Batch, Limits, Waiting
 from ..stats import AtomicCounter, DeliveryReport
@@ -45,8 +45,11 @@ class Intake(Protocol):
 class Drain(Protocol):
     """The drain side. What changes something is called under one lock, the scheduler's.
 
-    `leases`, `waiting`, `positions`, `unsettled_before` and `counts` take no lock.
+    `leased`, `waiting`, `next_position`, `unsettled_before` and `counts` need no lock.
     """
+
+    #: What workers deliver. Read in one step; a lease that no worker holds is to be given back.
+    leased: Set[Batch]
 
     #: Events of other processes that were queued here.
     adopted: int
@@ -73,10 +76,6 @@ class Drain(Protocol):
     def split(self, batch: Batch) -> None:
         """Give a leased batch back as its halves."""
 
-    def leases(self) -> List[Batch]:
-        """Return what is leased. A lease that no worker holds is to be given back."""
-        ...
-
     def has_settled_since(self, batch: Batch) -> bool:
         """Return whether other batches were settled since this one was set back."""
         ...
@@ -93,11 +92,6 @@ class Drain(Protocol):
         ...
 
     @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing that can be taken."""
-        ...
-
-    @property
     def has_returned(self) -> bool:
         """Whether a returned batch waits; it is due immediately."""
         ...
@@ -107,8 +101,13 @@ class Drain(Protocol):
         """The encoded bytes of all events held, leased ones included."""
         ...
 
-    def positions(self) -> Tuple[int, int]:
-        """Return (the lowest position not yet settled, the position the next put event will get)."""
+    @property
+    def leased_bytes(self) -> int:
+        """The encoded bytes of the events that are leased."""
+        ...
+
+    def next_position(self) -> int:
+        """Return the position that the next event will get."""
         ...
 
     def unsettled_before(self, position: int) -> int:

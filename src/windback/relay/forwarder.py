@@ -74,7 +74,7 @@ class Forwarder:
             count = add()
             if queue.paused_until_s > clock.now_s():
                 self._dispatcher.gate.hold(queue.paused_until_s)
-            must_wake = self._dispatcher.must_wake
+            must_wake = self._dispatcher.pace.must_wake
         if count and must_wake:
             self._dispatcher.wake()
         return count > 0 or queue.is_held_back

@@ -155,7 +155,7 @@ class SenderLink(Link):
         """Start a sender, if none runs and there is a directory for it."""
         if self._running is not None or not self._queue.has_home:
             return
-        if not self._queue.written and not self._looks.value:
+        if not self._queue.written and not self._looks.value():
             return
         if self._block is None:
             self._block = Block.create()
@@ -288,7 +288,7 @@ class SenderLink(Link):
 
     def _next_look(self) -> int:
         counters = self._counters()
-        is_under_way = counters.adopted_pending > 0 or counters.looked < self._looks.value
+        is_under_way = counters.adopted_pending > 0 or counters.looked < self._looks.value()
         if not self._queue.has_home or not (is_under_way or self._left_behind()):
             return 0
         return self._looks.add()
