@@ -33,6 +33,11 @@ class AtomicCounter:
         return self.move(amount, 1)
 
 
+def nonzero(counters: Mapping[str, AtomicCounter]) -> Dict[str, int]:
+    """Return the values of counters that any thread may add to, without those that are 0."""
+    return {name: counter.value() for name, counter in list(counters.items()) if counter.value()}
+
+
 @dataclass(frozen=True)
 class Stats:
     """The counts of all events given to track_event, at one moment.

@@ -268,7 +268,7 @@ def test_a_cancelled_flush_loses_nothing(held, loop, worker):
             assert scope.cancelled_caught
             assert is_lawful(client.stats())
             assert client.stats().pending == 95
-        assert not client._engine.scheduler.flushes
+        assert not client._engine.scheduler.flushes.are_urgent
         held.answer()
         assert await client.flush(10)
         assert client.stats().delivered == 95
@@ -361,7 +361,7 @@ def test_a_cancelled_caller_who_waits_for_room_was_not_accepted(held, loop, work
 
         async def waiting(count):
             with anyio.fail_after(10):
-                while len(client._engine.scheduler.parking._callers) < count:
+                while len(client._engine.scheduler.parking.callers) < count:
                     await anyio.sleep(0)
 
         await track(client, range(5))

@@ -529,7 +529,7 @@ def test_callers_who_gave_up_waiting_for_room_are_forgotten(held):
     track(client, 5)
     for _ in range(50):
         assert client.track_event("login", JANE) is False
-    assert not client._engine.scheduler.parking.has_callers
+    assert not client._engine.scheduler.parking.callers
     assert client.stats().refused == {"queue_full": 50}
     held.answer()
     assert client.close(10)

@@ -30,6 +30,8 @@ _NAMED_EVERY_S = 60.0
 class RedisSink:
     """Appends batches to a stream. Safe to share between threads."""
 
+    is_broken = False
+
     def __init__(self, config: Config) -> None:
         assert config.broker is not None
         self._place = config.broker.place

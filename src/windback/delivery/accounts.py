@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Dict, Optional
 
 from ..queue.protocol import Drain
-from ..stats import AtomicCounter, Stats
+from ..stats import AtomicCounter, Stats, nonzero
 
 
 class Accounts:
@@ -35,7 +35,7 @@ class Accounts:
     @property
     def all_rejected(self) -> int:
         """How many events were rejected."""
-        return sum(_values(self._rejected).values())
+        return sum(nonzero(self._rejected).values())
 
     def snapshot(
         self,
@@ -50,7 +50,7 @@ class Accounts:
         """Return all counters, those that are kept elsewhere included, at one moment."""
         # In this order: what is settled was accepted before.
         delivered = self.delivered.value()
-        rejected, dropped = _values(self._rejected), _values(self._dropped)
+        rejected, dropped = nonzero(self._rejected), nonzero(self._dropped)
         accepted, evicted, _, leased = queue.counts()
         if evicted:
             dropped["queue_full"] = evicted
@@ -75,7 +75,3 @@ class Accounts:
             journal_bytes=journal_bytes,
             problem=problem,
         )
-
-
-def _values(counters: Dict[str, AtomicCounter]) -> Dict[str, int]:
-    return {reason: counter.value() for reason, counter in list(counters.items()) if counter.value()}

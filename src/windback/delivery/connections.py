@@ -23,28 +23,22 @@ class Connections:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._transport: Optional[SyncTransport] = None
-        self._way: Union[Lane, SyncTransport, None] = None
-        self._broker: Optional[RedisSink] = None
+        self._sink: Optional[Sink] = None
         if config.broker is not None:
             # redis-py loads it, which fails once the interpreter goes down: it registers an exit handler.
             importlib.import_module("concurrent.futures.thread")
 
     def reset(self) -> None:
         """Forget the connections, as in a forked child, where they are the parent's."""
-        if self._transport is not None:
-            self._transport.abandon()
-            self._transport = None
-        if self._way is not None:
-            self._way.abandon()
-            self._way = None
-        if self._broker is not None:
-            self._broker.abandon()
-            self._broker = None
+        for each in (self._transport, self._sink):
+            if each is not None:
+                each.abandon()
+        self._transport = self._sink = None
 
     @property
     def are_open(self) -> bool:
         """Whether any were made."""
-        return any(each is not None for each in (self._transport, self._way, self._broker))
+        return self._transport is not None or self._sink is not None
 
     def transport(self) -> SyncTransport:
         """Return the HTTP connections."""
@@ -64,42 +58,35 @@ class Connections:
 
     def sink(self) -> Sink:
         """Return where batches go: to the API, or to a broker."""
-        if self._config.broker is None:
-            return ApiSink(self._batch_way())
-        if self._broker is None:
-            with lifecycle.loading:
-                from ..broker.sink import RedisSink
-
-                retry_loop.load()
-                broker = RedisSink(self._config)
-                if self._broker is None:  # as above
-                    self._broker = broker
-        return self._broker
+        sink = self._sink
+        if sink is None:
+            sink = ApiSink(self._batch_way()) if self._config.broker is None else self._broker_sink()
+            if sink.is_broken:  # as above
+                return sink
+            if self._sink is None:
+                self._sink = sink
+        return self._sink or sink
 
     def _batch_way(self) -> Union[Lane, SyncTransport]:
         """Return how batches reach the API: by the lane if that can be, else as plain calls do."""
-        if self._way is None:
-            with lifecycle.loading:
-                from ..http.lane import Lane
+        with lifecycle.loading:
+            from ..http.lane import Lane
 
-                retry_loop.load()
-                lane = Lane(self._config) if Lane.fits(self._config) else None
-            log.write()
-            way = lane or self.transport()
-            if way.broken is not None:  # as above
-                return way
-            if self._way is None:
-                self._way = way
-        return self._way
+            retry_loop.load()
+            lane = Lane(self._config) if Lane.fits(self._config) else None
+        log.write()
+        return lane or self.transport()
+
+    def _broker_sink(self) -> RedisSink:
+        with lifecycle.loading:
+            from ..broker.sink import RedisSink
+
+            retry_loop.load()
+            return RedisSink(self._config)
 
     def close(self) -> None:
         """Close them all."""
-        if self._way is not None:
-            self._way.close()
-            self._way = None
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
-        if self._broker is not None:
-            self._broker.close()
-            self._broker = None
+        for each in (self._sink, self._transport):
+            if each is not None:
+                each.close()
+        self._transport = self._sink = None

@@ -36,15 +36,11 @@ class Hooks:
 
     def reset(self) -> None:
         """Start counting anew, as in a forked child."""
-        self._errors = AtomicCounter()
+        #: How many exceptions hooks raised.
+        self.errors = AtomicCounter()
         #: By hook: a token of the error that is logged. No exception is kept, nor what its traceback holds.
         self._logged: Dict[str, object] = {}
         self._reporting: Set[int] = set()
-
-    @property
-    def errors(self) -> int:
-        """How many exceptions hooks raised."""
-        return self._errors.value()
 
     @property
     def wants_reports(self) -> bool:
@@ -85,7 +81,7 @@ class Hooks:
 
     def failed(self, hook: str, error: BaseException) -> None:
         """Count an exception of the hook called *hook*, and log the first."""
-        self._errors.add()
+        self.errors.add()
         token = object()
         if self._logged.setdefault(hook, token) is token:
             logger.warning(

@@ -116,12 +116,12 @@ class Pace:
         in_flight, workers = len(self._queue.leased), len(self._parking.workers)
         is_quiet = in_flight == 0 and self._first_seen_s is None and not self._gathers_for_s(now_s)
         may_start = workers < self._gate.limit
-        if workers == 0 or (is_quiet and self._parking.has_parked):
+        if workers == 0 or (is_quiet and self._parking.parked):
             wake_at = 0
         elif (
             in_flight >= self._gate.limit
             or self._gate.blocked_s(now_s) > 0
-            or not (may_start or self._parking.has_parked)
+            or not (may_start or self._parking.parked)
         ):
             wake_at = NEVER
         else:

@@ -60,11 +60,12 @@ class Parking:
     def __init__(self) -> None:
         #: All workers, in the order in which they came.
         self.workers: Dict[Worker, None] = {}
-        self._parked: Dict[Waker, Worker] = {}
+        #: Workers that sleep; the last one is woken first.
+        self.parked: Dict[Waker, Worker] = {}
         #: Workers that wait out a backoff.
         self._resting: Deque[Waker] = deque()
         #: Callers that wait for room in the queue.
-        self._callers: Deque[Waker] = deque()
+        self.callers: Deque[Waker] = deque()
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -85,28 +86,23 @@ class Parking:
     def park(self, worker: Worker, waker: Waker) -> None:
         """List a worker as asleep."""
         worker.waker = waker
-        self._parked[waker] = worker
+        self.parked[waker] = worker
 
     def unpark(self, worker: Worker) -> None:
         """Remove a worker from the list of those that sleep."""
         waker = worker.waker
         if waker is not None:
-            self._parked.pop(waker, None)
+            self.parked.pop(waker, None)
             worker.waker = None
-
-    @property
-    def has_parked(self) -> bool:
-        """Whether a worker sleeps."""
-        return bool(self._parked)
 
     def wake_worker(self) -> bool:
         """Wake the worker that went to sleep last; False if none sleeps."""
-        for waker in reversed(list(self._parked)):
-            worker = self._parked.get(waker)
+        for waker in reversed(list(self.parked)):
+            worker = self.parked.get(waker)
             is_there = worker is not None and worker in self.workers
             if is_there:
                 waker.release()
-            self._parked.pop(waker, None)
+            self.parked.pop(waker, None)
             if is_there:
                 return True
         return False
@@ -128,22 +124,17 @@ class Parking:
 
     def wait_for_room(self, waker: Waker) -> None:
         """List a caller that waits for room in the queue."""
-        self._callers.append(waker)
+        self.callers.append(waker)
 
     def stop_waiting(self, waker: Waker) -> None:
         """Remove it from that list."""
-        _remove(self._callers, waker)
-
-    @property
-    def has_callers(self) -> bool:
-        """Whether a caller waits for room."""
-        return bool(self._callers)
+        _remove(self.callers, waker)
 
     def wake_callers(self, count: int) -> None:
         """Wake the *count* callers that wait longest; each tries again, and may have to wait again."""
-        for waker in list(self._callers)[:count]:
+        for waker in list(self.callers)[:count]:
             waker.release()
-            _remove(self._callers, waker)
+            _remove(self.callers, waker)
 
     def wake_all(self) -> None:
         """Wake all workers."""

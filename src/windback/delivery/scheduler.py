@@ -28,7 +28,7 @@ from ..config import Config
 from ..event.batch import Batch, Limits, Waiting
 from ..queue.intake import NEVER
 from ..queue.protocol import Queue
-from ..stats import DeliveryReport, FlushResult, Stats
+from ..stats import DeliveryReport, FlushResult, Stats, nonzero
 from .accounts import Accounts
 from .flushes import Flush, Flushes
 from .gate import Gate
@@ -156,7 +156,7 @@ class Scheduler:
 
     def _wake_callers(self) -> None:
         """Wake as many callers as there is room for."""
-        if self._intake is not None and self.parking.has_callers:
+        if self._intake is not None and self.parking.callers:
             self.parking.wake_callers(self._intake.room())
 
     # -- called by workers ---------------------------------------------------------------------
@@ -299,8 +299,9 @@ class Scheduler:
                 if not is_at_fault and self._is_trouble(verdict.action, problem, now_s, is_new=is_new):
                     hopeless = self.flushes.hopeless(also_with_timeout=verdict.action is Action.PAUSE)
             if verdict.action not in (Action.KEEP, Action.WAIT, Action.PAUSE):
+                if self.gate.is_down:
+                    self.lines.recovered(now_s)
                 self.gate.succeeded(now_s)
-                self.lines.recovered(now_s)
         log.write()
         self._deliver_reports(report)
         self.flushes.end(hopeless)
@@ -475,9 +476,9 @@ class Scheduler:
         """Return the counters at one moment. Takes no lock."""
         return self.accounts.snapshot(
             self.queue,
-            refused={} if self._intake is None else self._intake.refusals.counts(),
-            workers=self.workers,
-            hook_errors=self._hooks.errors,
+            refused={} if self._intake is None else nonzero(self._intake.refusals.counters),
+            workers=len(self.parking.workers),
+            hook_errors=self._hooks.errors.value(),
             journal_bytes=0 if self._disk is None else self._disk.size_on_disk,
             problem=self.gate.problem(clock.now_s()) or (None if self._disk is None else self._disk.trouble),
         )

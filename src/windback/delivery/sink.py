@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Union
 
 from ..api.answer import Answer
-from ..api.endpoints import Request, track
+from ..api.endpoints import track
 from ..event.batch import Batch
 from ..untraced import untraced
 
 if TYPE_CHECKING:
-    from ..http.transport import AsyncTransport
+    from ..http.lane import Lane
+    from ..http.transport import AsyncTransport, SyncTransport
 
 
 class Sink(Protocol):
@@ -19,6 +20,17 @@ class Sink(Protocol):
     def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool) -> Answer:
         """Make one try to send *batch*, of at most *timeout_s* seconds."""
         ...
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether no connection can be made at all, so that it is to be made anew."""
+        ...
+
+    def abandon(self) -> None:
+        """Drop the sockets in a forked child, where they are the parent's."""
+
+    def close(self) -> None:
+        """Close the connections."""
 
 
 class AsyncSink(Protocol):
@@ -29,19 +41,17 @@ class AsyncSink(Protocol):
         ...
 
 
-class Way(Protocol):
-    """How requests reach the API from threads: `http.lane.Lane`, or `http.transport.SyncTransport`."""
-
-    def attempt(self, request: Request, timeout_s: float) -> Answer:
-        """Make one try, of at most *timeout_s* seconds."""
-        ...
-
-
 class ApiSink:
     """The API: a batch becomes a request."""
 
-    def __init__(self, way: Way) -> None:
+    def __init__(self, way: Union[Lane, SyncTransport]) -> None:
         self._way = way
+        self.abandon, self.close = way.abandon, way.close
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether no connection can be made at all, such as without the file of certificates."""
+        return self._way.broken is not None
 
     def attempt(self, batch: Batch, timeout_s: float, *, gzip: bool) -> Answer:
         """Make one try to send *batch*, of at most *timeout_s* seconds."""

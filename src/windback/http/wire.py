@@ -149,8 +149,8 @@ def unpacked(raw: bytes, headers: Mapping[str, str]) -> Optional[bytes]:
 
     One encoding at most: each level of a body that was packed twice can make it a thousand times larger.
     """
-    encodings = [each.strip().lower() for each in headers.get("content-encoding", "").split(",")]
-    encodings = [each for each in encodings if each not in ("", "identity")]
+    listed = map(str.strip, headers.get("content-encoding", "").lower().split(","))
+    encodings = [each for each in listed if each not in ("", "identity")]
     if len(raw) > MAX_ANSWER_BYTES or len(encodings) > 1:
         return None
     if not encodings or not raw:

@@ -23,7 +23,7 @@ class Refusals:
     close, and each time a queue is full that was not.
     """
 
-    __slots__ = ("_counts", "_first_after_close", "_on_refusal", "closed", "overflow")
+    __slots__ = ("_first_after_close", "_on_refusal", "closed", "counters", "overflow")
 
     def __init__(self, overflow: str, on_refusal: Callable[[str], None]) -> None:
         self.overflow = overflow
@@ -32,7 +32,8 @@ class Refusals:
 
     def reset(self) -> None:
         """Start anew, as in a forked child."""
-        self._counts: Dict[str, AtomicCounter] = {
+        #: How many events were refused, by reason.
+        self.counters: Dict[str, AtomicCounter] = {
             reason: AtomicCounter()
             for reason in (
                 *("queue_full", "before_send", "before_send_error", "scrub_error", "disabled", "closed"),
@@ -43,13 +44,9 @@ class Refusals:
         #: Why nothing is accepted any more.
         self.closed: Optional[str] = None
 
-    def counts(self) -> Dict[str, int]:
-        """Return how many events were refused, by reason."""
-        return {reason: counter.value() for reason, counter in self._counts.items() if counter.value()}
-
     def refuse(self, reason: str, count: int = 1) -> bool:
         """Count events that were not accepted; returns False."""
-        self._counts[reason].add(count)
+        self.counters[reason].add(count)
         return False
 
     def turn_away(self, announced: Deque[bool], why: Callable[[], str]) -> bool:

@@ -209,7 +209,7 @@ class RemoteEngine:
 
     def stats(self) -> Stats:
         """Return what became of all events so far, by what the sender reports."""
-        return replace(self._link.stats(), hook_errors=self.hooks.errors)
+        return replace(self._link.stats(), hook_errors=self.hooks.errors.value())
 
     def retire(self) -> bool:
         """Leave the events of a client without references to the sender. Closes it and returns True."""

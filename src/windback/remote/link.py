@@ -13,7 +13,7 @@ from .. import clock, log
 from ..config import Config
 from ..delivery.workers.maintenance import MaintenanceThread
 from ..queue.intake import NEVER
-from ..stats import AtomicCounter, Stats
+from ..stats import AtomicCounter, Stats, nonzero
 from ..turns import Turn
 from .counters import Block, Counters
 from .queue import Mark, SharedQueue
@@ -144,7 +144,7 @@ class Link(ABC):
 
     def stats(self) -> Stats:
         """Return the counters of one moment; after the end, the last ones. Takes no lock."""
-        refused = self._queue.intake.refusals.counts()
+        refused = nonzero(self._queue.intake.refusals.counters)
         if self._last is not None:
             return replace(self._last, refused=refused)
         counters = self._counters()  # first: what is settled was written before
