@@ -6,8 +6,6 @@ import functools
 import logging
 import os
 import re
-import stat
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import (
     TYPE_CHECKING,
@@ -15,7 +13,6 @@ from typing import (
     Dict,
     Iterable,
     Iterator,
-    List,
     Literal,
     Mapping,
     Optional,
@@ -28,6 +25,7 @@ from typing import (
 
 from .base_url import DEFAULT_BASE_URL
 from .base_url import base_url as checked_base_url
+from .directories import directory, in_memory
 from .errors import ConfigurationError
 from .http_client import AsyncHttpClient, SyncHttpClient, check_http_client
 from .options import (
@@ -47,11 +45,11 @@ from .secrets import (
     BrokerAddress,
     Secret,
     broker_address,
+    checked_key,
     fingerprint,
     hidden,
     hidden_if_key,
-    key_pairs,
-    kind_of,
+    hidden_option,
     redact,
 )
 from .wording import nearest
@@ -59,9 +57,6 @@ from .wording import nearest
 Init = TypeVar("Init", bound=Callable[..., None])
 
 logger = logging.getLogger("windback")
-
-#: A file system in memory. A directory in it is made for this user alone.
-_MEMORY = "/dev/shm"  # noqa: S108
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,8 +72,6 @@ Fsync = Literal["interval", "batch"]
 OVERFLOWS: Tuple[Overflow, ...] = ("drop_newest", "drop_oldest", "block", "raise")
 WORKERS: Tuple[Optional[Worker], ...] = ("auto", "task", "thread", "process", None)
 FSYNCS: Tuple[Optional[Fsync], ...] = ("interval", "batch", None)
-#: These are hidden as soon as they are read.
-_SECRET = ("api_key", "public_key", "broker")
 #: The API's limit for one request (docs-tree page "Tracking API").
 MAX_BATCH_SIZE = 100
 #: The bytes around the events of a batch: {"events":[ and ]}, see batching.join.
@@ -358,9 +351,7 @@ def naming_options(init: Init) -> Init:
     def checked_init(self: object, *args: object, **given: object) -> None:
         # What `init` raises is shown with the local variables of this frame.
         args = tuple(map(hidden, args[:1])) + tuple(map(hidden_if_key, args[1:]))
-        given = {
-            name: hidden(value) if name in _SECRET else hidden_if_key(value) for name, value in given.items()
-        }
+        given = {name: hidden_option(name, value) for name, value in given.items()}
         for name in given:
             if name not in names:
                 message = f"{type(self).__name__}() has no argument {name!r}{nearest(name, names)}"
@@ -402,18 +393,18 @@ def resolve(*, is_async: bool, needs_key: object = True, **given: object) -> Con
     options = {**{name: said.default for name, said in OPTIONS.items()}, "base_url": None, **given}
     options["debug"] = switched(OPTIONS["debug"], options["debug"])
     enabled = options["enabled"] = switched(OPTIONS["enabled"], options["enabled"]) and (
-        bool(needs_key) or any(_given(options, name) is not None for name in ("api_key", "broker"))
+        bool(needs_key) or any(given_option(options, name) is not None for name in ("api_key", "broker"))
     )
     values = checked(OPTIONS, options)
     broker = _broker(options, enabled=enabled)
-    slug, base_url = _given(options, "project_slug"), _given(options, "base_url")
-    slug = None if slug is None else _slug(slug)  # first: it may be a key, swapped with the slug
-    public_key = _given(options, "public_key")
+    slug, base_url = given_option(options, "project_slug"), given_option(options, "base_url")
+    slug = None if slug is None else checked_slug(slug)  # first: it may be a key, swapped with the slug
+    public_key = given_option(options, "public_key")
     values.update(
         broker=broker,
-        api_key=_secret_key(_given(options, "api_key"), is_needed=enabled and broker is None),
+        api_key=_secret_key(given_option(options, "api_key"), is_needed=enabled and broker is None),
         project_slug=slug,
-        public_key=None if public_key is None else _key("public_key", public_key, "pub_", "sk_"),
+        public_key=None if public_key is None else checked_key("public_key", public_key, "pub_", "sk_"),
         base_url=checked_base_url(DEFAULT_BASE_URL if base_url is None else base_url),
         journal=_journal(options, enabled=enabled),
         fsync=_fsync(options, enabled=enabled),
@@ -460,44 +451,13 @@ def _check_sizes(config: Config) -> None:
         raise ConfigurationError(message)
 
 
-def relay_keys(api_key: object, project_slug: object, api_keys: object) -> Dict[str, Secret]:
-    """Return the keys of a relay by the slugs of their projects; see BrokerRelay. Raises ConfigurationError.
-
-    The arguments are `hidden` already. The environment counts only if no key is given.
-    """
-    pairs: List[Tuple[object, object]] = []
-    if api_keys is not None and not isinstance(api_keys, Mapping):
-        message = f"api_keys must map the slugs of projects to keys, and is {kind_of(api_keys)}"
-        raise ConfigurationError(message)
-    if api_keys is not None:
-        pairs += api_keys.items()
-    elif api_key is None:
-        pairs += key_pairs(Secret(os.environ.get("WINDBACK_API_KEYS", "")), "WINDBACK_API_KEYS")
-        api_key = hidden(os.environ.get("WINDBACK_API_KEY") or None)
-    if api_key is not None:
-        pairs.append((_given({"project_slug": project_slug}, "project_slug") or "", api_key))
-    found: Dict[str, Secret] = {}
-    for slug, key in pairs:
-        if slug in found:
-            message = f"two keys for {f'the project {slug!r}' if slug else 'events without a project'}"
-            raise ConfigurationError(message)
-        name = f"the key of {slug!r}" if slug else "api_key"
-        found[_slug(slug) if slug else ""] = _key(name, key, "sk_", "pub_")
-    if not found:
-        message = (
-            "no API key: pass api_key='sk_…' or api_keys={…}, or set WINDBACK_API_KEY or WINDBACK_API_KEYS"
-        )
-        raise ConfigurationError(message, code="MISSING_API_KEY")
-    return found
-
-
-def _given(options: Mapping[str, object], name: str) -> object:
+def given_option(options: Mapping[str, object], name: str) -> object:
     """Return an argument, else its environment variable; an empty variable counts as unset."""
     value, variable = options[name], OPTIONS[name].environment
     if value is not None or variable is None:
         return value
     text = os.environ.get(variable) or None
-    return hidden(text) if name in _SECRET else hidden_if_key(text)
+    return hidden_option(name, text)
 
 
 def _secret_key(value: object, *, is_needed: bool) -> Optional[Secret]:
@@ -510,38 +470,11 @@ def _secret_key(value: object, *, is_needed: bool) -> Optional[Secret]:
             f"to send nothing, as in CI, set WINDBACK_ENABLED=0{misspelt}"
         )
         raise ConfigurationError(message, code="MISSING_API_KEY")
-    return _key("api_key", value, "sk_", "pub_")
+    return checked_key("api_key", value, "sk_", "pub_")
 
 
-def _key(name: str, value: object, prefix: str, other: str) -> Secret:
-    key = hidden(value)
-    value = None
-    if not isinstance(key, Secret):
-        message = f"{name} must be a string that starts with {prefix}, not {kind_of(key)}"
-        raise ConfigurationError(message)
-    problem = _problem_of_key(name, key.reveal(), prefix, other)
-    if problem is not None:
-        raise ConfigurationError(problem)
-    return key
-
-
-def _problem_of_key(name: str, key: str, prefix: str, other: str) -> Optional[str]:
-    """Describe what is wrong with a key without any part of it. A mistyped key is most of a key.
-
-    This frame has the key as text, so nothing may raise here.
-    """
-    if key.startswith(other):
-        place = "public_key" if other == "pub_" else "api_key"
-        kind = "public" if other == "pub_" else "secret"
-        return f"{name} must start with {prefix}; this is a {kind} key ({other}…): pass it as {place}"
-    if not key.startswith(prefix) or len(key) == len(prefix):
-        return f"{name} must start with {prefix} and have more after it; copy all of it from the dashboard"
-    if not re.fullmatch(r"[!-~]+", key):
-        return f"{name} contains a space, a line end or a non-ASCII character; copy it again"
-    return None
-
-
-def _slug(value: object) -> str:
+def checked_slug(value: object) -> str:
+    """Return the slug of a project. Raises ConfigurationError, which shows no key."""
     if isinstance(hidden_if_key(value), Secret):
         value = None  # the message and this frame show no key
         message = "project_slug is a key (sk_… or pub_…): were api_key and project_slug swapped?"
@@ -556,20 +489,20 @@ def _slug(value: object) -> str:
 
 
 def _journal(options: Mapping[str, object], *, enabled: bool) -> Optional[Path]:
-    given = _given(options, "journal")
+    given = given_option(options, "journal")
     if not enabled or (given is None and options["worker"] != "process"):
         return None
     if os.name == "nt":
         message = "journal and worker='process' need flock, which Windows does not have; leave them out"
         raise ConfigurationError(message)
     if given is not None:
-        return _directory("journal", given)
+        return directory("journal", given)
     return _shared_memory(options)
 
 
 def _broker(options: Mapping[str, object], *, enabled: bool) -> Optional[BrokerAddress]:
     # False: no broker, whatever the environment contains. A relay has its own broker, which is not its sink.
-    given = None if options["broker"] is False else _given(options, "broker")
+    given = None if options["broker"] is False else given_option(options, "broker")
     if not enabled or given is None:
         return None
     if options["worker"] is None:
@@ -586,7 +519,7 @@ def _fsync(options: Mapping[str, object], *, enabled: bool) -> Optional[str]:
     if fsync is None:
         return None
     chosen = choice(FSYNCS)("fsync", fsync)
-    if enabled and _given(options, "journal") is None:
+    if enabled and given_option(options, "journal") is None:
         message = "fsync works only with journal=DIRECTORY"
         raise ConfigurationError(message)
     return chosen
@@ -596,64 +529,14 @@ def _shared_memory(options: Mapping[str, object]) -> Optional[Path]:
     """Return where journals are that need not survive a reboot; None if no such directory can be used.
 
     Each pair of key and API, or broker, has its own: a process that adopts the events of an exited one sends
-    them with its own key. If another user has taken the name, other names are tried.
+    them with its own key.
     """
-    import tempfile
-    from pathlib import Path
-
-    key = _given(options, "api_key")
-    url = _given(options, "base_url")
-    broker = None if options["broker"] is False else _given(options, "broker")
+    key = given_option(options, "api_key")
+    url = given_option(options, "base_url")
+    broker = None if options["broker"] is False else given_option(options, "broker")
     if isinstance(broker, BrokerAddress):
         broker = broker.url
-    digest = fingerprint((key, url, broker) if broker else (key, url))
-    places = [Path(_MEMORY)]
-    with suppress(OSError):  # no temporary directory is writable either
-        places.append(Path(tempfile.gettempdir()))
-    name = f"windback-{os.getuid()}-{digest}"
-    folders = [place / f"{name}{suffix}" for place in places for suffix in ("", "-1", "-2", "-3")]
-    reasons: List[str] = []
-    for folder in folders:
-        reason = _why_not_private(folder)
-        if reason is None:
-            if reasons and folder.parent == places[0]:
-                logger.warning("%s can't be used (%s); using %s instead", folders[0], reasons[0], folder)
-            return folder
-        reasons.append(reason)
-    logger.warning(
-        "worker='process' needs a directory, but %s can't be used (%s); events are sent from this process",
-        folders[0],
-        reasons[0],
-    )
-    return None
-
-
-def _why_not_private(folder: Path) -> Optional[str]:
-    """Make a directory for this user alone. Returns why that failed, or None."""
-    try:
-        with suppress(FileExistsError):
-            folder.mkdir(0o700)
-        status = folder.lstat()
-    except OSError as error:
-        return error.strerror or str(error)
-    if not stat.S_ISDIR(status.st_mode):
-        return "it is not a directory"
-    if status.st_uid != os.geteuid():
-        return "it belongs to another user"
-    return "other users may write to it" if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
-
-
-def _directory(name: str, value: object) -> Path:
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        message = f"{name} must be the path of a directory, not {value!r}"
-        raise ConfigurationError(message)
-    from pathlib import Path
-
-    path = Path(os.fsdecode(value)).absolute()  # a program may change its working directory later
-    if path.exists() and not path.is_dir():
-        message = f"{name} {str(path)!r} is not a directory"
-        raise ConfigurationError(message)
-    return path
+    return in_memory(fingerprint((key, url, broker) if broker else (key, url)))
 
 
 def _worker(options: Mapping[str, object], *, is_async: bool) -> Optional[str]:
@@ -662,7 +545,7 @@ def _worker(options: Mapping[str, object], *, is_async: bool) -> Optional[str]:
         choices = tuple(each for each in WORKERS if is_async or each != "task")
         chosen = choice(choices)("worker", worker)
         return ("task" if is_async else "thread") if chosen == "auto" else chosen
-    if options["enabled"] and _given(options, "journal") is None:
+    if options["enabled"] and given_option(options, "journal") is None:
         message = "worker=None needs journal=DIRECTORY, where `windback relay` finds the events"
         raise ConfigurationError(message)
     if options["on_delivery"] is not None:

@@ -10,7 +10,7 @@ from .client import Windback
 from .config import resolve
 from .errors import ConfigurationError
 from .process import lifecycle
-from .secrets import hidden, hidden_if_key
+from .secrets import hidden_option
 from .wording import nearest
 
 logger = logging.getLogger("windback")
@@ -60,7 +60,6 @@ def set_client(client: Optional[Windback]) -> None:
 #: Settings of a framework that describe a client: arguments of `Windback`; "OPTIONS" has the others.
 _ARGUMENTS = ("API_KEY", "PROJECT_SLUG", "BASE_URL", "ENABLED")
 SETTINGS = (*_ARGUMENTS, "OPTIONS")
-_SECRET = frozenset(("api_key", "public_key", "broker"))
 
 #: Returns a setting by its name, such as "API_KEY"; None if it is not set.
 GetSetting = Callable[[str], object]
@@ -115,7 +114,7 @@ def _read_arguments(get: GetSetting, place: str) -> Dict[str, object]:
         raise ConfigurationError(message)
     given = {name.lower(): get(name) for name in _ARGUMENTS if get(name) is not None}
     given.update(cast("Mapping[str, object]", get("OPTIONS") or {}))
-    return {name: hidden(value) if name in _SECRET else hidden_if_key(value) for name, value in given.items()}
+    return {name: hidden_option(name, value) for name, value in given.items()}
 
 
 def _find_or_make(arguments: Mapping[str, object]) -> Windback:

@@ -18,6 +18,8 @@ from .errors import ConfigurationError
 
 #: A key that was cut off is still found in a text if this much of its secret part is there.
 _TRACE_CHARS = 8
+#: Options of a client that are hidden as soon as they are read.
+_SECRET_OPTIONS = frozenset(("api_key", "public_key", "broker"))
 _KEY_PREFIX = re.compile(r"(?:sk|pub)_(?:(?:live|test)_)?")
 
 
@@ -86,6 +88,11 @@ def hidden(value: object) -> object:
 def hidden_if_key(value: object) -> object:
     """Return a text that looks like a key as a `Secret`, and anything else as it is."""
     return Secret(value) if isinstance(value, str) and _KEY_PREFIX.match(value.strip().lower()) else value
+
+
+def hidden_option(name: str, value: object) -> object:
+    """Return the value of the option *name*, hidden if it is a secret, or looks like a key."""
+    return hidden(value) if name in _SECRET_OPTIONS else hidden_if_key(value)
 
 
 def hidden_keys(keys: object) -> object:
@@ -418,3 +425,32 @@ def _text_of(path: str) -> Tuple[Secret, Optional[str]]:
         return nothing, f"can't read keys from {path!r}: it is not text"
     except OSError as error:
         return nothing, f"can't read keys from {path!r}: {error.strerror}"
+
+
+def checked_key(name: str, value: object, prefix: str, other: str) -> Secret:
+    """Return a key that starts with *prefix*, hidden. Raises ConfigurationError, without any part of it."""
+    key = hidden(value)
+    value = None
+    if not isinstance(key, Secret):
+        message = f"{name} must be a string that starts with {prefix}, not {kind_of(key)}"
+        raise ConfigurationError(message)
+    problem = _problem_of_key(name, key.reveal(), prefix, other)
+    if problem is not None:
+        raise ConfigurationError(problem)
+    return key
+
+
+def _problem_of_key(name: str, key: str, prefix: str, other: str) -> Optional[str]:
+    """Describe what is wrong with a key without any part of it. A mistyped key is most of a key.
+
+    This frame has the key as text, so nothing may raise here.
+    """
+    if key.startswith(other):
+        place = "public_key" if other == "pub_" else "api_key"
+        kind = "public" if other == "pub_" else "secret"
+        return f"{name} must start with {prefix}; this is a {kind} key ({other}…): pass it as {place}"
+    if not key.startswith(prefix) or len(key) == len(prefix):
+        return f"{name} must start with {prefix} and have more after it; copy all of it from the dashboard"
+    if not re.fullmatch(r"[!-~]+", key):
+        return f"{name} contains a space, a line end or a non-ASCII character; copy it again"
+    return None

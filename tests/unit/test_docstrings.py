@@ -14,7 +14,7 @@ ROOT = Path(windback.__file__).parent
 #: The modules that users import from.
 PUBLIC = [
     *("asgi", "client", "context", "default", "errors", "fastapi", "models", "prometheus", "serverless"),
-    *("stats", "webhooks", "relay/broker", "relay/forwarder", "relay/journal"),
+    *("stats", "webhooks/__init__", "relay/broker", "relay/forwarder", "relay/journal"),
     *("testing/captured", "testing/cases", "testing/local"),
 ]
 #: Protocol methods of unittest and pytest, whose parameters everyone knows.
@@ -39,7 +39,7 @@ def public_functions():
 INTERNAL = re.compile(
     r"asgi\.Tracker\.__init__|client\.PreparedEvent\.__init__|context\.(Customer|Scope|Bound)\..*"
     r"|context\.(open_scope|close_scope|merged)|default\.(check_settings|client_or_none|client_from|nearest)"
-    r"|stats\.(AtomicCounter\..*|sum_of_.*)|webhooks\.hidden_secrets|relay/forwarder\.PolledQueue\..*"
+    r"|stats\.(AtomicCounter\..*|nonzero|sum_of_.*)|webhooks/__init__\.hidden_secrets|relay/forwarder\.PolledQueue\..*"
     r"|relay/forwarder\.Forwarder\.(__init__|check_may_wait)|relay/journal\.JournalSender\.__init__"
     r"|testing/local\.Inbox\.__init__"
 )
@@ -102,7 +102,7 @@ def test_parameters_results_and_exceptions_have_their_sections(owner, function):
 
 def test_the_list_covers_what_people_call():
     names = {name for name, _, _ in FUNCTIONS}
-    assert {"client._Client.__init__", "client.Windback.track_event", "webhooks.parse"} <= names
+    assert {"client._Client.__init__", "client.Windback.track_event", "webhooks/__init__.parse"} <= names
     assert len(names) > 120
 
 

@@ -52,7 +52,7 @@ LAYERS = [
     ["event", "models"],
     ["config"],
     ["http_client"],
-    ["base_url", "options", "secrets"],
+    ["base_url", "directories", "options", "secrets"],
     ["outage", "turns"],
     ["clock", "errors", "isolation", "log", "steps", "text", "untraced", "wording"],
 ]

@@ -133,3 +133,14 @@ def test_type_checkers_see_each_example_of_the_readme():
     checked = read(ROOT / "tests" / "typing" / "readme.py")
     assert len(examples) >= 4
     assert [example for example in examples if example not in checked] == []
+
+
+#: The client has both twins of each method side by side, and their docstrings.
+LARGE = {"src/windback/client.py"}
+
+
+def test_no_file_of_the_package_is_longer_than_600_lines():
+    for path in (ROOT / "src").rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        length = len(path.read_text(encoding="utf-8").splitlines())
+        assert length <= 600 or name in LARGE, f"{name} has {length} lines: split it by what it decides"

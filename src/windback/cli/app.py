@@ -8,14 +8,14 @@ import typer
 
 from windback import __version__
 
-from . import broker, dev, doctor, importing, init, journal, relay, scrub, send, tail, webhook
+from . import broker, dev, doctor, import_command, init, journal, relay, scrub, send, tail, webhook
 from .common import group
 from .terminal import write_line
 
 app = group("Tools for Windback on your own machine.", add_completion=True)
 dev.add_to(app)
 send.add_to(app)
-importing.add_to(app)
+import_command.add_to(app)
 scrub.add_to(app)
 tail.add_to(app)
 doctor.add_to(app)

@@ -26,7 +26,7 @@ from typing import (
 
 from ..api.answer import Failure
 from ..broker.layout import Numbers
-from ..config import relay_keys, resolve_for_sender
+from ..config import resolve_for_sender
 from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
 from ..errors import ConfigurationError
@@ -34,6 +34,7 @@ from ..options import seconds
 from ..secrets import Secret, broker_address, hidden, hidden_keys
 from ..stats import DeliveryReport, FlushResult, Stats, sum_of_results, sum_of_stats
 from .forwarder import POLL_S, Forwarder
+from .keys import relay_keys
 
 if TYPE_CHECKING:
     from ..broker.stream import StreamQueue

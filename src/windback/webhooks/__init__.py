@@ -17,16 +17,13 @@ import inspect
 import logging
 import os
 from collections import deque
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from math import isfinite
 from typing import (
     Awaitable,
     Callable,
     Deque,
     Dict,
-    Iterator,
     List,
     Mapping,
     NamedTuple,
@@ -39,11 +36,9 @@ from typing import (
     cast,
 )
 
-import orjson
-
-from .errors import ConfigurationError, WebhookError
-from .models import parse_time
-from .secrets import Secret, hidden, kind_of
+from ..errors import ConfigurationError, WebhookError
+from ..secrets import Secret, hidden, kind_of
+from .alert import ChurnRiskAlert, Signal, read_alert, refusal
 
 __all__ = [
     "MAX_BODY_BYTES",
@@ -73,67 +68,6 @@ MAX_BODY_BYTES = 256 * 1024
 TOLERANCE = timedelta(minutes=15)
 
 SecretOrSecrets = Union[str, Sequence[str], None]
-
-_STATUS = {
-    "bad_signature": 401,
-    "missing_signature": 401,
-    "too_old": 400,
-    "bad_payload": 400,
-    "too_large": 413,
-}
-
-
-def _error(code: str, message: str) -> WebhookError:
-    return WebhookError(message, status=_STATUS[code], code=code)
-
-
-# -- the alert -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Signal:
-    """One reason for a risk score. The two editions of the API's docs describe it differently.
-
-    Attributes:
-        name: The name of the reason.
-        weight: Its share of the score. None if it was not sent.
-        description: The reason in words. None if it was not sent.
-    """
-
-    name: str
-    weight: Optional[float] = None
-    description: Optional[str] = None
-
-
-@dataclass(frozen=True)
-class ChurnRiskAlert:
-    """A customer is likely to leave. Fields that were not sent are None; unknown fields are in `raw`.
-
-    Attributes:
-        id: Equal for all deliveries of one alert: the `opaque_id`, or the SHA-256 of the body.
-        customer_email: The customer's address. Either this or `customer_id` is always set.
-        customer_id: The customer's id, in the other edition of the docs.
-        risk_score: 0 to 100.
-        risk_level: "critical", "high", "medium" or "low". The API may add others.
-        triggered_at: An aware datetime.
-        subject: The subject of an email that the API suggests.
-        body_html: The body of that email.
-    """
-
-    id: str
-    risk_score: float
-    risk_level: Optional[str] = None
-    customer_email: Optional[str] = None
-    customer_id: Optional[str] = None
-    customer_name: Optional[str] = None
-    project_id: Optional[str] = None
-    signals: Tuple[Signal, ...] = ()
-    triggered_at: Optional[datetime] = None
-    subject: Optional[str] = None
-    body_html: Optional[str] = None
-    opaque_id: Optional[str] = None
-    raw: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
-
 
 # -- signatures ------------------------------------------------------------------------------------
 
@@ -221,7 +155,7 @@ def _parse(
 ) -> ChurnRiskAlert:
     raw = _checked_body(body)
     _verify(raw, signature, keys)
-    alert = _read(raw)
+    alert = read_alert(raw)
     if tolerance is not None:
         _check_age(alert, tolerance, datetime.now(timezone.utc) if now is None else now)
     return alert
@@ -229,7 +163,7 @@ def _parse(
 
 def _bytes_of(body: object) -> bytes:
     if not isinstance(body, (bytes, bytearray, memoryview)):
-        raise _error("bad_payload", f"the body must be the raw bytes of the request, not {kind_of(body)}")
+        raise refusal("bad_payload", f"the body must be the raw bytes of the request, not {kind_of(body)}")
     return bytes(body)
 
 
@@ -246,7 +180,7 @@ def too_large() -> WebhookError:
     Returns:
         The error, with status 413.
     """
-    return _error("too_large", f"the body is larger than {MAX_BODY_BYTES // 1024} kB")
+    return refusal("too_large", f"the body is larger than {MAX_BODY_BYTES // 1024} kB")
 
 
 def _verify(body: bytes, signature: object, keys: Sequence[Secret]) -> None:
@@ -254,14 +188,14 @@ def _verify(body: bytes, signature: object, keys: Sequence[Secret]) -> None:
     if isinstance(given, str):
         given = given.encode("utf-8", "surrogatepass")
     if given is None or (isinstance(given, bytes) and not given.strip()):
-        raise _error("missing_signature", f"the {SIGNATURE_HEADER} header is missing")
+        raise refusal("missing_signature", f"the {SIGNATURE_HEADER} header is missing")
     if not isinstance(given, bytes):
-        raise _error("bad_signature", f"the signature must be the text of a header, not {kind_of(given)}")
+        raise refusal("bad_signature", f"the signature must be the text of a header, not {kind_of(given)}")
     digits = given.strip().lower()
     # Every secret is tried, so that the time does not show which one it was.
     matches = [hmac.compare_digest(_signature(body, key).encode(), digits) for key in keys]
     if not any(matches):
-        raise _error(
+        raise refusal(
             "bad_signature",
             "the signature does not match: either the secret is another one, or the body was changed "
             "after it was signed (JSON that was decoded and encoded again has another signature)",
@@ -334,15 +268,15 @@ def _check_tolerance(tolerance: object) -> None:
 def _check_age(alert: ChurnRiskAlert, tolerance: timedelta, now: datetime) -> None:
     if alert.triggered_at is None:
         message = 'the alert has no "triggered_at" and no "timestamp", so its age is not known'
-        raise _error("bad_payload", message)
+        raise refusal("bad_payload", message)
     try:
         age = now - alert.triggered_at
     except OverflowError:  # a zone that leads out of the calendar
         age = timedelta.max
     if age > tolerance:
-        raise _error("too_old", f"the alert is {_shown(age)} old, which is more than {_shown(tolerance)}")
+        raise refusal("too_old", f"the alert is {_shown(age)} old, which is more than {_shown(tolerance)}")
     if -age > tolerance:
-        raise _error(
+        raise refusal(
             "too_old", f"the alert is from {_shown(-age)} in the future: one of the two clocks is wrong"
         )
 
@@ -350,99 +284,6 @@ def _check_age(alert: ChurnRiskAlert, tolerance: timedelta, now: datetime) -> No
 def _shown(span: timedelta) -> str:
     minutes = span.total_seconds() / 60
     return f"{minutes:,.0f} min" if minutes >= 1 else f"{span.total_seconds():g} s"
-
-
-# -- the payload -----------------------------------------------------------------------------------
-
-
-def _read(body: bytes) -> ChurnRiskAlert:
-    try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise _error("bad_payload", f"the body is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise _error("bad_payload", f"the body must be a JSON object, not {kind_of(found)}")
-    payload: Dict[str, object] = found
-    event = payload.get("event", "churn_risk.alert")
-    if event != "churn_risk.alert":
-        raise _error("bad_payload", f'"event" must be "churn_risk.alert", not {_json(event)}')
-    email, customer_id = _text(payload, "customer_email"), _text(payload, "customer_id")
-    if not email and not customer_id:
-        raise _error("bad_payload", 'the alert has neither "customer_email" nor "customer_id"')
-    if payload.get("risk_score") is None:
-        raise _error("bad_payload", 'the alert has no "risk_score"')
-    opaque_id = _text(payload, "opaque_id")
-    return ChurnRiskAlert(
-        id=opaque_id or hashlib.sha256(body).hexdigest(),
-        risk_score=_number(payload, "risk_score") or 0,
-        risk_level=_text(payload, "risk_level"),
-        customer_email=email,
-        customer_id=customer_id,
-        customer_name=_text(payload, "customer_name"),
-        project_id=_text(payload, "project_id"),
-        signals=tuple(_signals(payload)),
-        triggered_at=_time(payload),
-        subject=_text(payload, "subject"),
-        body_html=_text(payload, "body_html"),
-        opaque_id=opaque_id,
-        raw=payload,
-    )
-
-
-def _signals(payload: Mapping[str, object]) -> Iterator[Signal]:
-    signals = payload.get("signals")
-    if signals is None:
-        return
-    if not isinstance(signals, list):
-        raise _error("bad_payload", f'"signals" must be a list, not {_json(signals)}')
-    for number, signal in enumerate(signals):
-        place = f"signals[{number}]"
-        if not isinstance(signal, dict):
-            raise _error("bad_payload", f'"{place}" must be an object, not {_json(signal)}')
-        name = _text(signal, "name", place)
-        if name is None:
-            raise _error("bad_payload", f'"{place}" has no "name"')
-        yield Signal(name, _number(signal, "weight", place), _text(signal, "description", place))
-
-
-def _time(payload: Mapping[str, object]) -> Optional[datetime]:
-    for name in ("triggered_at", "timestamp"):
-        text = _text(payload, name)
-        if text is not None:
-            at = parse_time(text)
-            if at is None:
-                raise _error("bad_payload", f'"{name}" must be a time in ISO 8601, not {_json(text)}')
-            return at
-    return None
-
-
-def _text(values: Mapping[str, object], name: str, place: str = "") -> Optional[str]:
-    value = values.get(name)
-    if value is None or isinstance(value, str):
-        return value
-    raise _wrong(name, place, "a text", value)
-
-
-def _number(values: Mapping[str, object], name: str, place: str = "") -> Optional[float]:
-    value = values.get(name)
-    if value is None:
-        return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
-        return value
-    raise _wrong(name, place, "a number", value)
-
-
-def _wrong(name: str, place: str, wanted: str, value: object) -> WebhookError:
-    where = f"{place}.{name}" if place else name
-    return _error("bad_payload", f'"{where}" must be {wanted}, not {_json(value)}')
-
-
-def _json(value: object) -> str:
-    """Return a value of the payload for a message: shortened, without the contents of lists and objects."""
-    if isinstance(value, (dict, list)):
-        return "an object" if isinstance(value, dict) else "a list"
-    text = orjson.dumps(value).decode()
-    return text if len(text) <= 40 else text[:40] + "…"
 
 
 # -- deliveries ------------------------------------------------------------------------------------
