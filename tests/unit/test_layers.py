@@ -65,6 +65,7 @@ PURE = [
     *(
         "delivery.verdict",
         "base_url",
+        "directories",
         "errors",
         "http_client",
         "secrets",
