@@ -40,7 +40,7 @@ demo: $(DEMO)  ## replay a real purchase log to an embedded server; FAULTS=1: wh
 	.venv-demo/bin/python examples/demo.py $(if $(filter-out 0,$(FAULTS)),--faults) $(if $(filter-out 0,$(KEEP)),--keep) $(ARGS)
 
 .PHONY: test
-test: lint types pytest ends  ## everything a change must pass: lint, types, tests, and a part of them on the oldest and newest Python
+test: lint types pytest ends audit  ## everything a change must pass: lint, types, tests, and a part of them on the oldest and newest Python
 
 .PHONY: lint
 lint: $(DEV)  ## formatting, ruff's rules, spelling, pyproject.toml
@@ -58,6 +58,10 @@ pytest: $(DEV) programs  ## all tests, four side by side; ARGS='-n 0' runs them 
 .PHONY: ends
 ends: $(DEV)  ## unit and contract tests: the oldest Python with the oldest dependencies, the newest with the newest
 	$(MATRIX) --no-error-on-missing-interpreters --session ends $(ARGS)
+
+.PHONY: audit
+audit: $(DEV)  ## look both ends of the dependency ranges up in an advisory database; says NOT AUDITED where none is reached
+	@case $(VERSION) in 3.8|3.9) echo "NOT AUDITED: pip-audit needs Python 3.10 or newer";; *) $(NOX) --session audit $(ARGS);; esac
 
 .PHONY: programs
 programs:  ## check that the programs are there that the tests run for real; on Debian, root installs the missing ones

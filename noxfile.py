@@ -95,6 +95,13 @@ def check_types(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Look both ends of the ranges up in an advisory database; arguments after `--` go to pip-audit."""
+    session.install("pip-audit", "uv")
+    session.run("python", "tests/audit.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure, beside the peers; arguments after `--` go to `benchmarks/run.py`."""
     session.install(".[cli]", "--requirement", "benchmarks/requirements.txt")

@@ -304,8 +304,8 @@ def test_no_value_ends_the_process_or_raises_anything_else(tmp_path):
 def lowest():
     """The oldest orjson that pyproject.toml allows here."""
     text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    bounds = re.findall(r'"orjson>=([0-9.]+)[^;]*; python_version ([<>]=?) \'3\.13\'"', text)
-    (bound,) = [bound for bound, sign in bounds if (sign == ">=") is (sys.version_info >= (3, 13))]
+    bounds = re.findall(r'"orjson>=([0-9.]+)[^;]*; python_version ([<>]=?) \'3\.10\'"', text)
+    (bound,) = [bound for bound, sign in bounds if (sign == ">=") is (sys.version_info >= (3, 10))]
     return f"orjson=={bound}"
 
 
