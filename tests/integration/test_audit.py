@@ -1,4 +1,4 @@
-"""`make audit`: what an advisory database knows of the oldest and newest dependencies, with the real pip-audit."""
+"""`make audit`, with the real pip-audit: what a database knows of the oldest and newest versions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def database():
                     "affected": [
                         {
                             "package": {"name": package, "ecosystem": "PyPI"},
-                            "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": fix}]}],
+                            "ranges": [
+                                {"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": fix}]}
+                            ],
                         }
                     ],
                 }
