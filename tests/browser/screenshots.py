@@ -1,4 +1,4 @@
-"""Take the pictures in docs/images: inbox, board and charts, light and dark.
+"""Take the pictures in docs/images: inbox, overview, board and charts, light and dark.
 
 `make screenshots` runs this against a server that it fills through the SDK. It takes a good minute, since the
 charts show what came in each second of one.
@@ -151,6 +151,9 @@ def main() -> None:
             page.locator(".detail h2").wait_for()
             page.locator("tr[data-id]").first.wait_for()
             shoot(page, "inbox", scheme)
+            page.goto(f"{home}?s=overview")
+            page.locator(".tile").first.wait_for()
+            shoot(page, "overview", scheme)
             page.goto(f"{home}?s=charts")
             page.get_by_role("button", name="1 min").click()
             page.locator("figure").first.wait_for()

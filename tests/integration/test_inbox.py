@@ -778,7 +778,51 @@ def test_the_series_says_what_happened_each_second(server, key):
     known = [(low, high) for low, high in zip(series["p50_ms"], series["p95_ms"]) if low is not None]
     assert known
     assert all(0 < low <= high for low, high in known)
-    assert call(server, "GET", "/_dev/series?seconds=601").status == 400
+    assert call(server, "GET", "/_dev/series?seconds=-1").status == 400
+    hour = get(server, "series", seconds=3600, key=key)
+    assert (hour["step"], len(hour["events"]), sum(hour["events"])) == (60, 60, 20)
+    kept = get(server, "series", seconds=0, key=key)
+    assert (kept["step"], sum(kept["events"]), kept["reasons"]) == (60, 20, hour["reasons"])
+    assert kept["last_at"] == get(server, "events", key=key, limit=1, order="desc")["data"][0]["received_at"]
+
+
+def test_a_pause_before_a_good_answer_is_no_reason_and_one_before_an_error_is(server, key):
+    server.faults([{"latency": 0.01, "times": 1}, {"latency": 0.01, "status": 503, "times": 1}], key=key)
+    assert [track(server, key, {"event": "x"}).status for _ in range(2)] == [503, 200]
+    assert len(get(server, "series", seconds=60, key=key)["reasons"]) == 1
+
+
+def test_the_series_and_the_overview_outlive_the_server(tmp_path):
+    with DevServer(db=tmp_path / "kept.db") as server:
+        track(server, "sk_test_1", {"event": "login"}, {"event": "login"}, {"event": "export"})
+        server.stop()
+        server.start()
+        series = get(server, "series", seconds=0)
+        assert {each["event"]: sum(each["counts"]) for each in series["names"]} == {"login": 2, "export": 1}
+        assert get(server, "overview")["events"] == 3
+
+
+def test_the_overview_counts_today_and_finds_what_changed_about_properties(server, key):
+    for n in range(150):
+        track(server, key, {"event": "login", "properties": {"seats": n, "session": f"s{n}", "gone": None}})
+    track(server, key, {"event": "login", "properties": {"seats": "7", "team_size": 2, "Session": "s"}})
+    track(server, key, {"event": "export", "properties": {"ok": True}}, {"event": "bad", "customer_email": 1})
+    create(server, key, mrr=4900)
+    seen = get(server, "overview", key=key)
+    assert (seen["events"], seen["rejected"], seen["requests"]["2xx"]) == (152, 0, 153)
+    assert seen["money"] == {"at_risk": {"USD": 4900}, "recovered": {}, "lost": {}}
+    assert [(each["event"], each["count"], each["is_new"]) for each in seen["names"]] == [
+        ("login", 151, False),
+        ("export", 1, False),
+    ]
+    assert {(each["property"], each["kind"]): each["text"] for each in seen["drift"]} == {
+        ("seats", "type"): "is also text: number (150), text (1)",
+        ("team_size", "new"): "new after 150 events without it",
+        ("Session", "new"): "new after 150 events without it; there is 'session' already",
+        ("session", "values"): "100 or more different texts in 150 events",
+    }
+    call(server, "DELETE", f"/_dev/events?key={key}")
+    assert (get(server, "overview", key=key)["names"], get(server, "overview", key=key)["drift"]) == ([], [])
 
 
 # Faults

@@ -214,6 +214,7 @@ def build_app(parts: Parts, on_done: Optional[Callable[[Exchange], None]] = None
     options, store, waits, hub = parts.options, parts.store, parts.waits, parts.hub
     kept_bodies = KEPT_BODIES if options.keep_bytes is None else options.keep_bytes // 4
     journal = Journal(store.tracked.last_request + 1, kept_bodies)
+    journal.remember(store.tracked.minutes())
     faults = Faults()
     limits = Limits()
     api: List[Route] = []

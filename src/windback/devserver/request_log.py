@@ -18,11 +18,11 @@ KEPT_INBOXES = 10_000
 #: Bytes of bodies kept with them.
 KEPT_BODIES = 50_000_000
 
-#: How many seconds have statistics.
-KEPT_SECONDS = 600
+#: How many seconds have statistics of their own, and how many minutes: a week.
+KEPT_SECONDS, KEPT_MINUTES = 600, 7 * 24 * 60
 
-#: Event names that a series shows one by one, and durations that are kept of a second.
-SHOWN_NAMES, KEPT_DURATIONS = 8, 1_000
+#: Event names that a series shows one by one, and durations that are kept of a second and of a minute.
+SHOWN_NAMES, KEPT_DURATIONS, KEPT_OF_A_MINUTE = 8, 1_000, 100
 
 
 class Tally:
@@ -76,13 +76,14 @@ def is_rejected(exchange: Exchange) -> bool:
     return exchange.is_track and not exchange.fault and status is not None and 400 <= status < 500
 
 
-class Second:
-    """What happened to one inbox within one second."""
+class Span:
+    """What happened to one inbox within one second, or one minute, from *at* on."""
 
-    __slots__ = ("at", "by_class", "durations", "events", "names", "reasons", "rejected")
+    __slots__ = ("_kept_durations", "at", "by_class", "durations", "events", "names", "reasons", "rejected")
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, kept_durations: int) -> None:
         self.at = at
+        self._kept_durations = kept_durations
         self.events = self.rejected = 0
         self.names: Counter[str] = Counter()
         self.by_class: Counter[str] = Counter()
@@ -98,12 +99,41 @@ class Second:
         self.by_class["none" if status is None else f"{status // 100}xx"] += 1
         if is_rejected(exchange):
             self.rejected += exchange.events or 1
-        if exchange.fault:
-            self.reasons[f"fault: {exchange.fault}"] += 1
-        elif status is None or status >= 400:
-            self.reasons[exchange.reason or "no answer"] += 1
-        if exchange.duration_s is not None and len(self.durations) < KEPT_DURATIONS:
+        if status is None or status >= 400:  # a fault may also be a pause before a good answer
+            reason = f"fault: {exchange.fault}" if exchange.fault else exchange.reason or "no answer"
+            self.reasons[reason] += 1
+        if exchange.duration_s is not None and len(self.durations) < self._kept_durations:
             self.durations.append(exchange.duration_s)
+
+
+class Spans:
+    """The newest *kept* spans of *length_s* seconds."""
+
+    def __init__(self, length_s: int, kept: int, kept_durations: int) -> None:
+        self._kept_durations = kept_durations
+        self._length_s = length_s
+        self._kept_s = length_s * kept
+        self._spans: Deque[Tuple[int, Dict[Optional[str], Span]]] = deque()
+
+    def at(self, now_s: float, inbox: Optional[str]) -> Span:
+        """Return the one of this moment, which is in the newest or begins it."""
+        at = int(now_s) // self._length_s * self._length_s
+        if not self._spans or self._spans[-1][0] < at:
+            self._spans.append((at, {}))
+            while self._spans[0][0] <= at - self._kept_s:
+                self._spans.popleft()
+        newest, inboxes = self._spans[-1]
+        span = inboxes.get(inbox)
+        if span is None:
+            span = inboxes[inbox] = Span(newest, self._kept_durations)
+        return span
+
+    def of(self, inbox: Optional[str]) -> Iterable[Span]:
+        """Return those of an inbox, or of all, oldest first."""
+        for _, inboxes in self._spans:
+            for name, span in inboxes.items():
+                if inbox in (None, name):
+                    yield span
 
 
 class Journal:
@@ -127,7 +157,8 @@ class Journal:
         self.total = Tally()
         self.tallies: Dict[str, Tally] = {}
         self.forgotten_inboxes = 0
-        self._seconds: Deque[Tuple[int, Dict[Optional[str], Second]]] = deque()
+        self._seconds = Spans(1, KEPT_SECONDS, KEPT_DURATIONS)
+        self._minutes = Spans(60, KEPT_MINUTES, KEPT_OF_A_MINUTE)
 
     def start(self, method: str, path: str, query: bytes, headers: List[Tuple[bytes, bytes]]) -> Exchange:
         """Enter a request as soon as its head is read, so that one that hangs can be seen."""
@@ -187,7 +218,9 @@ class Journal:
         tally = self.tallies.get(exchange.inbox) if exchange.inbox is not None else None
         if tally is not None:
             tally.finish(exchange)
-        self._count_second(exchange)
+        now_s = time.time()
+        for spans in (self._seconds, self._minutes):
+            spans.at(now_s, exchange.inbox).add(exchange)
 
     def _keep_bodies(self, exchange: Exchange) -> None:
         self._with_bodies.append(exchange)
@@ -197,17 +230,12 @@ class Journal:
             self._body_bytes -= oldest.size
             oldest.forget_bodies()
 
-    def _count_second(self, exchange: Exchange) -> None:
-        now = int(time.time())
-        if not self._seconds or self._seconds[-1][0] < now:
-            self._seconds.append((now, {}))
-            while self._seconds[0][0] <= now - KEPT_SECONDS:
-                self._seconds.popleft()
-        inboxes = self._seconds[-1][1]
-        second = inboxes.get(exchange.inbox)
-        if second is None:
-            second = inboxes[exchange.inbox] = Second(now)
-        second.add(exchange)
+    def remember(self, minutes: Iterable[Tuple[float, str, str, int]]) -> None:
+        """Count the events that an earlier server stored, by minute, inbox and name, oldest first."""
+        for at_s, inbox, event, count in minutes:
+            span = self._minutes.at(at_s, inbox)
+            span.events += count
+            span.names[event] += count
 
     # Reading
 
@@ -236,9 +264,10 @@ class Journal:
         """The counts of an inbox, or of all."""
         return self.total if inbox is None else self.tallies.get(inbox) or Tally()
 
-    def seconds(self, inbox: Optional[str]) -> Iterable[Second]:
+    def seconds(self, inbox: Optional[str]) -> Iterable[Span]:
         """What is known of the last seconds, oldest first; one for each inbox that was busy then."""
-        for _, inboxes in self._seconds:
-            for name, second in inboxes.items():
-                if inbox in (None, name):
-                    yield second
+        return self._seconds.of(inbox)
+
+    def minutes(self, inbox: Optional[str]) -> Iterable[Span]:
+        """The same for the last minutes."""
+        return self._minutes.of(inbox)

@@ -416,6 +416,26 @@ class Tracked:
         row = self._db.execute(f"{_SELECT} WHERE e.id = ?", (number,)).fetchone()
         return None if row is None else Event(*row)
 
+    def minutes(self) -> Iterator[Tuple[float, str, str, int]]:
+        """How many events of each name each minute brought to each inbox, oldest first."""
+        rows = self._db.execute(
+            "SELECT substr(b.received_at, 1, 16), b.inbox, e.event, count(*)"
+            " FROM events e JOIN batches b ON b.id = e.batch_id"
+            " WHERE e.problems IS NULL GROUP BY 1, 2, 3 ORDER BY 1"
+        )
+        for minute, inbox, event, count in rows:
+            at = moment_of(f"{minute}:00Z")
+            if at is not None:
+                yield at.timestamp(), inbox, event, count
+
+    def newest(self, inbox: Optional[str]) -> Optional[Event]:
+        """The last event that came, or None."""
+        rows = self._db.execute(
+            f"{_SELECT} WHERE e.problems IS NULL AND (? IS NULL OR b.inbox = ?) ORDER BY e.id DESC LIMIT 1",
+            (inbox, inbox),
+        )
+        return next((Event(*row) for row in rows), None)
+
     def of_request(self, number: int) -> Optional[Tuple[int, int]]:
         """The first and the last id of what a request brought, or None."""
         first, last = self._db.execute(

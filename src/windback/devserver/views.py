@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from typing import Dict, List, Mapping, Optional, Sequence, Set
+from datetime import datetime
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from . import churn
+from .clock import iso
 from .errors import bad_state, invalid, not_found
 from .hub import Hub
 from .options import CONTROL_PATH, Options
-from .request_log import KEPT_SECONDS, SHOWN_NAMES, Journal, Second
+from .request_log import KEPT_MINUTES, KEPT_SECONDS, SHOWN_NAMES, Journal, Span
 from .routes import MAX_OFFSET, number
+from .shapes import Shapes, describe
 from .store import Doc, Store
 from .waits import Waits
 from .web import answer, body_of, inbox_of
@@ -26,6 +29,9 @@ MAX_CUSTOMERS, MAX_CARDS = 1_000, 1_000
 
 #: Events in the history of a customer.
 MAX_HISTORY = 1_000
+
+#: Most bars of a chart of more than ten minutes.
+MAX_BARS = 240
 
 _CLASSES = ("2xx", "3xx", "4xx", "5xx", "none")
 
@@ -39,6 +45,7 @@ class Views:
         self._waits = waits
         self._hub = hub
         self._options = options
+        self._shapes = Shapes(store.tracked)
         self._tasks: Set[asyncio.Task[None]] = set()
 
     def routes(self) -> List[Route]:
@@ -50,6 +57,7 @@ class Views:
             Route(CONTROL_PATH + "/churn-events/{id}", self._churn_event),
             Route(CONTROL_PATH + "/churn-events/{id}/move", self._move, methods=["POST"]),
             Route(CONTROL_PATH + "/series", self._series),
+            Route(CONTROL_PATH + "/overview", self._overview),
         ]
 
     # Customers
@@ -148,19 +156,59 @@ class Views:
     # Seconds
 
     async def _series(self, request: Request) -> Response:
-        length = number(request.query_params, "seconds", 1, KEPT_SECONDS, 300)
-        start = int(time.time()) + 1 - length
-        seconds = [each for each in self._journal.seconds(inbox_of(request)) if each.at >= start]
-        return answer({"start": start, "seconds": length, **_series(seconds, start, length)})
+        inbox = inbox_of(request)
+        asked_s = number(request.query_params, "seconds", 0, 60 * KEPT_MINUTES, 300)
+        now = int(time.time())
+        if 0 < asked_s <= KEPT_SECONDS:
+            spans: Iterable[Span] = self._journal.seconds(inbox)
+            step = 1
+            start = now + 1 - asked_s
+        else:
+            spans = list(self._journal.minutes(inbox))
+            first = next((each.at for each in spans), now)
+            start = (now + 60 - asked_s if asked_s else first) // 60 * 60
+            step = 60 * max(1, -(-(now + 1 - start) // (60 * MAX_BARS)))
+        bars = -(-(now + 1 - start) // step)
+        within = [each for each in spans if each.at >= start]
+        said = {"start": start, "seconds": bars * step, "step": step, "last_at": self._last_at(inbox)}
+        return answer({**said, **_series(within, start, step, bars)})
+
+    def _last_at(self, inbox: Optional[str]) -> Optional[str]:
+        newest = self._store.tracked.newest(inbox)
+        return None if newest is None else newest.received_at
+
+    # Overview
+
+    async def _overview(self, request: Request) -> Response:
+        inbox = inbox_of(request)
+        midnight = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+        today = [each for each in self._journal.minutes(inbox) if each.at >= midnight.timestamp()]
+        by_class = sum((each.by_class for each in today), Counter[str]())
+        money = {status: self._store.people.column(status, inbox)[1] for status in churn.STATUSES}
+        at_risk: Counter[str] = Counter()
+        for status, sums in money.items():
+            if status not in churn.FINAL_STATUSES:
+                at_risk.update(sums)
+        return answer(
+            {
+                "since": iso(midnight.timestamp()),
+                "events": sum(each.events for each in today),
+                "rejected": sum(each.rejected for each in today),
+                "requests": {name: by_class[name] for name in _CLASSES},
+                "money": {"at_risk": at_risk, "recovered": money["recovered"], "lost": money["lost"]},
+                "last_at": self._last_at(inbox),
+                **describe(await self._shapes.of(inbox)),
+            }
+        )
 
 
 def _with_next(doc: Doc) -> Doc:
     return {**doc, "next": churn.NEXT[str(doc["status"])]}
 
 
-def _series(seconds: Sequence[Second], start: int, length: int) -> Dict[str, object]:
+def _series(spans: Sequence[Span], start: int, step: int, bars: int) -> Dict[str, object]:
     def along(values: Mapping[int, int]) -> List[int]:
-        return [values.get(start + index, 0) for index in range(length)]
+        return [values.get(bar, 0) for bar in range(bars)]
 
     events: Counter[int] = Counter()
     rejected: Counter[int] = Counter()
@@ -168,20 +216,21 @@ def _series(seconds: Sequence[Second], start: int, length: int) -> Dict[str, obj
     names: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     durations: Dict[int, List[float]] = {}
-    for second in seconds:
-        events[second.at] += second.events
-        rejected[second.at] += second.rejected
-        for name, count in second.by_class.items():
-            by_class[name][second.at] += count
-        names.update(second.names)
-        reasons.update(second.reasons)
-        durations.setdefault(second.at, []).extend(second.durations)
+    for span in spans:
+        bar = (span.at - start) // step
+        events[bar] += span.events
+        rejected[bar] += span.rejected
+        for name, count in span.by_class.items():
+            by_class[name][bar] += count
+        names.update(span.names)
+        reasons.update(span.reasons)
+        durations.setdefault(bar, []).extend(span.durations)
     shown = [name for name, _ in names.most_common(SHOWN_NAMES)]
     of_name: Dict[str, Counter[int]] = {name: Counter() for name in shown}
-    for second in seconds:
+    for span in spans:
         for name in shown:
-            of_name[name][second.at] += second.names.get(name, 0)
-    rest = {at: count - sum(each[at] for each in of_name.values()) for at, count in events.items()}
+            of_name[name][(span.at - start) // step] += span.names.get(name, 0)
+    rest = {bar: count - sum(each[bar] for each in of_name.values()) for bar, count in events.items()}
     for each in durations.values():
         each.sort()
     return {
@@ -190,8 +239,8 @@ def _series(seconds: Sequence[Second], start: int, length: int) -> Dict[str, obj
         "status": {name: along(counts) for name, counts in by_class.items()},
         "names": [{"event": name, "counts": along(counts)} for name, counts in of_name.items()],
         "rest": along(rest),
-        "p50_ms": [_quantile(durations.get(start + index), 0.5) for index in range(length)],
-        "p95_ms": [_quantile(durations.get(start + index), 0.95) for index in range(length)],
+        "p50_ms": [_quantile(durations.get(bar), 0.5) for bar in range(bars)],
+        "p95_ms": [_quantile(durations.get(bar), 0.95) for bar in range(bars)],
         "reasons": [{"reason": reason, "count": count} for reason, count in reasons.most_common()],
     }
 

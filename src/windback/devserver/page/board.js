@@ -52,9 +52,10 @@ function draw(column, before) {
     if (!unfolded.delete(status)) unfolded.add(status);
     update();
   };
+  const width = isFolded ? " folded" : column.count ? "" : " none";
   return h(
     "section",
-    { class: `column ${status}${isFolded ? " folded" : ""}`, "aria-label": NAMES[status] },
+    { class: `column ${status}${width}`, "aria-label": NAMES[status] },
     h("header", h("h2", NAMES[status] || status), h("span.count", String(column.count)), h("p.muted", sums || "–")),
     FOLDED.includes(status) && column.count ? button(isFolded ? `Show ${column.count}` : "Show the total only", toggle, { class: "link", "aria-expanded": String(!isFolded) }) : null,
     isFolded ? null : h("ul", cards),
@@ -68,7 +69,7 @@ function drawCard(card, isNew) {
   return h(
     "li",
     { class: isNew ? "card new" : "card", "data-id": card.id },
-    h("div", h("a", { href: address({ section: "customers", id: card.customer }), title: card.customer }, card.customer), h("strong", card.mrr ? money(card.mrr, card.currency) : "–")),
+    h("div", h("a", { href: address({ section: "customers", id: card.customer }), title: card.customer }, card.customer_name || card.customer), h("strong", card.mrr ? money(card.mrr, card.currency) : "–")),
     h("p", { title: card.reason || "" }, (card.reason || "no reason given").replace(/_/g, " ")),
     h(".muted", h("span", `for ${age(card.since)}`), menu),
   );

@@ -1,18 +1,20 @@
-// The last minutes in bars of one second, as plain SVG: zero-based and not smoothed, each with its table.
+// The past in bars of a second, or of minutes, as plain SVG: zero-based and not smoothed, each with its table.
 
 import { get } from "./api.js";
-import { button, clock, h, hue, money, number, svg } from "./dom.js";
+import { age, button, clock, h, hue, money, number, svg } from "./dom.js";
 import { go, state } from "./url.js";
 
 const HEIGHT = 96;
-const SPANS = [[60, "1 min"], [300, "5 min"], [600, "10 min"]];
+const SPANS = [[60, "1 min"], [300, "5 min"], [600, "10 min"], [3600, "1 h"], [0, "All"]]; // 0: all that is kept
 const STATUS = { "2xx": ["ok", "2xx"], "3xx": ["blue", "3xx"], "4xx": ["red", "4xx"], "5xx": ["amber", "5xx"], none: ["grey", "no answer"] };
 
 const asTable = new Set();
 let root;
-let seconds = 300;
+let asked = 300;
+let seconds = 300; // of all bars
+let step = 1; // seconds of one bar
 let start = 0;
-let drag = null; // the second where a drag began
+let drag = null; // the bar where a drag began
 
 export function build() {
   root = h(".page.charts");
@@ -28,24 +30,28 @@ export function refresh() {
 }
 
 export async function update() {
-  const [data, board] = await Promise.all([get("/series", { seconds, key: state.key }), get("/board", { key: state.key })]);
-  start = data.start;
+  const [data, board] = await Promise.all([get("/series", { seconds: asked, key: state.key }), get("/board", { key: state.key })]);
+  ({ start, step, seconds } = data);
   const none = data.events.map(() => 0);
   const layer = (name, values, look) => ({ name, values, total: values.reduce((sum, value) => sum + (value || 0), 0), ...look });
   const names = [...data.names.map(({ event, counts }) => layer(event, counts, { hue: hue(event) })), ...(data.rest.some(Boolean) ? [layer("the rest", data.rest, { colour: "grey" })] : [])];
   const classes = Object.entries(STATUS).map(([key, [colour, name]]) => layer(name, data.status[key] || none, { colour })).filter((each) => each.total);
   const latency = [layer("p95", data.p95_ms.map((value, second) => (value === null ? null : value - (data.p50_ms[second] || 0))), { colour: "soft" }), layer("p50", data.p50_ms, { colour: "accent" })];
   const figures = [
-    figure("events", "Events per second", [layer("arrived", data.events, { colour: "accent" }), layer("rejected", data.rejected, { colour: "red" })].filter((each, index) => !index || each.total)),
+    figure("events", `Events per ${spanName()}`, [layer("arrived", data.events, { colour: "accent" }), layer("rejected", data.rejected, { colour: "red" })].filter((each, index) => !index || each.total)),
     figure("names", "By name", names),
     figure("answers", "Answers", classes),
     figure("latency", "Time to answer, in ms", latency.reverse(), { stacked: [data.p50_ms, data.p95_ms], totals: false }),
     reasons(data.reasons),
     revenue(board.columns),
   ];
-  const choice = h(".segments", { role: "group", "aria-label": "How much of the past" }, SPANS.map(([span, name]) => h("button", { "aria-pressed": String(span === seconds), onclick: () => ((seconds = span), update()) }, name)));
+  const choice = h(".segments", { role: "group", "aria-label": "How much of the past" }, SPANS.map(([span, name]) => h("button", { "aria-pressed": String(span === asked), onclick: () => ((asked = span), update()) }, name)));
   const focused = document.activeElement?.dataset?.focus;
-  root.replaceChildren(h("header.page-head", h("h1", "Charts"), choice), h(".figures", figures));
+  const last = data.last_at ? `last event ${age(data.last_at)} ago` : "no event yet";
+  const nothing = !data.events.some(Boolean) && !classes.length;
+  const older = data.last_at && asked ? button("Show all", () => ((asked = 0), update()), { class: "link", "data-focus": "all" }) : null;
+  const hint = nothing ? h("p.hint", `Nothing came in this time: ${last}. `, older) : null;
+  root.replaceChildren(h("header.page-head", h("h1", "Charts", h("small", last)), choice), hint ?? "", h(".figures", figures));
   if (focused) root.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus();
 }
 
@@ -60,14 +66,14 @@ function figure(id, title, layers, { totals = true, stacked = null } = {}) {
       if (!value) return "";
       const y = HEIGHT - (base[second] / top) * HEIGHT;
       base[second] += value;
-      return `M${second} ${y}V${HEIGHT - (base[second] / top) * HEIGHT}h${seconds > 60 ? 1 : 0.8}V${y}z`;
+      return `M${second} ${y}V${HEIGHT - (base[second] / top) * HEIGHT}h${length > 60 ? 1 : 0.8}V${y}z`;
     });
     return svg("path", { d: path.join(""), class: layer.colour || "hued", css: layer.hue === undefined ? {} : { "--hue": String(layer.hue) } });
   });
   const legend = layers.map((layer) => h("li", h("i", { class: layer.colour || "hued", css: layer.hue === undefined ? {} : { "--hue": String(layer.hue) } }), h("span", layer.name), totals ? h("b", number(layer.total)) : null));
   const texts = sums.map((_, second) => layers.map((layer, index) => `${layer.name} ${number(Math.round((stacked ? stacked[index][second] : layer.values[second]) || 0))}`).join(", "));
-  const plot = h(".plot", { "data-texts": JSON.stringify(texts), onpointerdown: (event) => ((drag = secondAt(event, plot)), event.preventDefault()) },
-    svg("svg", { viewBox: `0 0 ${length || 1} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": `${title}: ${layers.map((layer) => `${layer.name} ${number(Math.round(layer.total))}`).join(", ") || "nothing"}; the highest second has ${number(Math.round(Math.max(0, ...sums)))}` }, bars),
+  const plot = h(".plot", { "data-texts": JSON.stringify(texts), onpointerdown: (event) => ((drag = barAt(event, plot)), event.preventDefault()) },
+    svg("svg", { viewBox: `0 0 ${length || 1} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": `${title}: ${layers.map((layer) => `${layer.name} ${number(Math.round(layer.total))}`).join(", ") || "nothing"}; the highest bar has ${number(Math.round(Math.max(0, ...sums)))}` }, bars),
     h("span.top-label", number(top)),
     h("i.cursor"),
     h("i.range"),
@@ -118,34 +124,42 @@ function nice(value) {
   return [1, 2, 5, 10].map((step) => step * size).find((step) => step >= value);
 }
 
-const at = (second) => clock(new Date((start + second) * 1000).toISOString()).slice(0, -4);
-
-function secondAt(event, plot) {
-  const box = plot.getBoundingClientRect();
-  return Math.min(seconds - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * seconds)));
+/** Local time of day where a bar begins; with the day if it is another one. */
+function at(bar) {
+  const text = clock(new Date((start + bar * step) * 1000).toISOString());
+  return text.includes(" ") ? text : text.slice(0, -4);
 }
 
-/** One cursor for all charts, and what each has at that second. */
+const spanName = () => (step === 1 ? "second" : step === 60 ? "minute" : `${step / 60} min`);
+
+function barAt(event, plot) {
+  const box = plot.getBoundingClientRect();
+  const bars = seconds / step;
+  return Math.min(bars - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * bars)));
+}
+
+/** One cursor for all charts, and what each has at that bar. */
 function point(event) {
   const over = event?.target.closest?.(".plot");
-  const second = over ? secondAt(event, over) : null;
+  const bar = over ? barAt(event, over) : null;
+  const bars = seconds / step;
   for (const plot of root.querySelectorAll(".plot")) {
-    plot.classList.toggle("pointed", second !== null);
-    plot.style.setProperty("--at", String((second ?? 0) / seconds));
-    const [from, to] = drag === null || second === null ? [0, 0] : [Math.min(drag, second), Math.max(drag, second) + 1];
-    plot.style.setProperty("--from", String(from / seconds));
-    plot.style.setProperty("--to", String(to / seconds));
-    plot.parentElement.querySelector("output").textContent = second === null ? "" : `${at(second)}  ${JSON.parse(plot.dataset.texts)[second]}`;
+    plot.classList.toggle("pointed", bar !== null);
+    plot.style.setProperty("--at", String((bar ?? 0) / bars));
+    const [from, to] = drag === null || bar === null ? [0, 0] : [Math.min(drag, bar), Math.max(drag, bar) + 1];
+    plot.style.setProperty("--from", String(from / bars));
+    plot.style.setProperty("--to", String(to / bars));
+    plot.parentElement.querySelector("output").textContent = bar === null ? "" : `${at(bar)}  ${JSON.parse(plot.dataset.texts)[bar]}`;
   }
 }
 
 /** What was dragged over is a search for that time. */
 function select(event) {
   const plot = event.target.closest?.(".plot");
-  const second = plot ? secondAt(event, plot) : drag;
-  const [from, to] = [Math.min(drag, second), Math.max(drag, second) + 1];
+  const bar = plot ? barAt(event, plot) : drag;
+  const [from, to] = [Math.min(drag, bar), Math.max(drag, bar) + 1];
   drag = null;
   if (to - from < 2) return point(null);
-  const iso = (place) => new Date((start + place) * 1000).toISOString().replace(".000", "");
+  const iso = (place) => new Date((start + place * step) * 1000).toISOString().replace(".000", "");
   return go({ section: "inbox", view: "events", id: "", q: `after:${iso(from)} before:${iso(to)}` });
 }
