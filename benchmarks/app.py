@@ -28,7 +28,7 @@ import surroundings
 import turns
 from clients import ADAPTERS
 from report import number, table
-from run import sink
+from sink import sink
 from web import ASYNC, NONE, commands
 
 HERE = Path(__file__).resolve().parent

@@ -8,19 +8,19 @@ and a plot to ``benchmarks/results/``.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime as dt
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import report
 import surroundings
 from clients import ADAPTERS
 from plan import Step, plan
+from sink import sink
 
 HERE = Path(__file__).resolve().parent
 
@@ -64,17 +64,6 @@ def arguments() -> argparse.Namespace:
     options.only = [client for client in ADAPTERS if client in names]
     options.rounds = options.rounds or (1 if options.quick else 5)
     return options
-
-
-@contextlib.contextmanager
-def sink() -> Iterator[str]:
-    with subprocess.Popen(
-        [sys.executable, str(HERE / "sink.py")], stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}" if process.stdout else ""
-        finally:
-            process.kill()
 
 
 def measure_all(chosen: list[str], rounds: int, *, quick: bool) -> list[dict[str, Any]]:

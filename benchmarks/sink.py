@@ -11,13 +11,16 @@ What the harness asks is never delayed: ``/_stats``, ``/_reset?latency=0.05``, `
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, Iterator
 from urllib.parse import parse_qs, urlsplit
 
 MARKER = b"feature_used"
@@ -157,7 +160,17 @@ def reply(body: bytes) -> bytes:
     )
 
 
+@contextlib.contextmanager
+def sink() -> Iterator[str]:
+    """Run one in a process of its own; its URL."""
+    with subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}" if process.stdout else ""
+        finally:
+            process.kill()
+
+
 if __name__ == "__main__":
-    sink = Sink()
-    print(sink.listener.getsockname()[1], flush=True)
-    sink.serve()
+    started = Sink()
+    print(started.listener.getsockname()[1], flush=True)
+    started.serve()

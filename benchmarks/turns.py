@@ -21,7 +21,7 @@ from typing import Any
 import surroundings
 from clients import ADAPTERS, EMAIL, EVENT, silence
 from report import number, table
-from run import sink
+from sink import sink
 
 CLIENTS = ("floor", "windback", "windback-process", "statsig", "posthog")
 #: Requests of the application: each works about 0.1 ms, tracks an event, and makes two system calls.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from calls import eventually
 from django_project import run
-from servers import UVICORN, AppServer
+from servers import UVICORN, AppServer, environment
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -61,3 +63,16 @@ def test_the_set_up_is_two_lines(name):
     lines = [each for each in statements if "windback" in each.lower()]
     assert set(more) <= set(lines)
     assert len(lines) - len(more) == 2
+
+
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="benchmarks are run on newer interpreters")
+def test_the_script_of_the_page_about_other_clients_finds_all_events_after_sigterm():
+    script = EXAMPLES.parent / "benchmarks" / "ecosystem.py"
+    ended = subprocess.run(
+        [sys.executable, str(script), "windback", "--rounds", "1"],
+        env=environment("http://127.0.0.1:9"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(r"^\| windback \| \S+ \| 2 \| 50 of 50 \|", ended.stdout, re.MULTILINE), ended.stdout
