@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         TrackResult,
         Variant,
     )
+    from .report import Report
     from .stats import DeliveryReport, FlushResult, Stats
 
 __version__ = "0.3.0.dev0"
@@ -65,6 +66,7 @@ _HOMES = {
     "RateLimitError": "errors",
     "RecoveryStats": "models",
     "RecoveryTemplate": "models",
+    "Report": "report",
     "ServerError": "errors",
     "Stats": "stats",
     "SubscriptionExpiredError": "errors",
@@ -101,6 +103,7 @@ __all__ = [
     "RateLimitError",
     "RecoveryStats",
     "RecoveryTemplate",
+    "Report",
     "ServerError",
     "Stats",
     "SubscriptionExpiredError",

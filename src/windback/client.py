@@ -57,6 +57,7 @@ from .options import PathLike
 from .process import lifecycle
 from .process.orphans import Handle
 from .queue.intake import NoRoomError
+from .report import Report
 from .secrets import hidden, hidden_if_key
 from .stats import DeliveryReport, FlushResult, Stats
 
@@ -171,6 +172,7 @@ class _Client:
         http_client: Union[SyncHttpClient, AsyncHttpClient, None] = None,
         enabled: Optional[bool] = None,
         debug: Optional[bool] = None,
+        status: Union[str, PathLike, None] = None,
     ) -> None:
         """Make a client. This starts no thread and opens no connection; the first event does.
 
@@ -231,6 +233,9 @@ class _Client:
                 WINDBACK_ENABLED.
             debug: Log what happens to each event, at level DEBUG of the logger "windback"; on stderr if the
                 application has set up no logging. Environment: WINDBACK_DEBUG.
+            status: A directory for a socket on which this process tells `windback status` about its queue.
+                Only this user can open it; a thread waits at it. None: no socket. Environment:
+                WINDBACK_STATUS.
 
         Raises:
             ConfigurationError: An option is wrong. The message names it, and the remedy.
@@ -273,6 +278,7 @@ class _Client:
             http_client=http_client,
             enabled=enabled,
             debug=debug,
+            status=status,
         )
         self._engine = engine = _make_engine(self._config, is_async=self._is_async)
         self._handle = Handle(engine)
@@ -414,6 +420,18 @@ class _Client:
         """
         self._look_around()
         return self._engine.stats()
+
+    def report(self) -> Report:
+        """Return what a person wants to know of this client; `print(client.report())` shows it.
+
+        Never blocks `track_event`. Slower than `stats`: it also finds the oldest event.
+
+        Returns:
+            The queue, the age of the oldest event, the requests, the problem if there is one, and what
+            would be lost if this process were killed now.
+        """
+        self._look_around()
+        return self._engine.report()
 
     def _look_around(self) -> None:
         """Check what no hook reports: a fork in C, or that this thread can set signal handlers."""

@@ -80,6 +80,8 @@ BATCH_FRAME_BYTES = 13
 
 #: A journal works with segments of 1 MiB, and several are open or made ahead.
 MIN_JOURNAL_BYTES = 8 * 1024 * 1024
+#: The path of a socket has at most 104 bytes on some systems, and its name in the directory takes 24 of them.
+MAX_STATUS_PATH_BYTES = 80
 #: An event must fit into a segment with room to spare, or most of each segment would be wasted.
 MAX_JOURNAL_EVENT_BYTES = 512 * 1024
 
@@ -293,6 +295,14 @@ class Config:
         environment="WINDBACK_DEBUG",
         check=boolean,
     )
+    status: Optional[Path] = option(
+        default=None,
+        about=(
+            "A directory for a socket on which this process tells `windback status` about its queue. Only "
+            "this user can open it; a thread waits at it. None: no socket."
+        ),
+        environment="WINDBACK_STATUS",
+    )
 
     def with_options(self, timeout: Optional[float], max_retries: Optional[int]) -> Config:
         """Return a copy with the options of plain calls replaced. Raises ConfigurationError."""
@@ -333,6 +343,7 @@ _OTHER_VARIABLES = ("WINDBACK_API_KEYS", "WINDBACK_WEBHOOK_SECRET")
 #: The options of a client that a relay and a sender process don't have, because they have no callers.
 _WITHOUT_CALLERS: Mapping[str, object] = {
     "broker": False,
+    "status": False,
     "worker": "thread",
     "max_event_bytes": 1,
     "max_journal_bytes": 1 << 62,
@@ -408,6 +419,7 @@ def resolve(*, is_async: bool, needs_key: object = True, **given: object) -> Con
         base_url=checked_base_url(DEFAULT_BASE_URL if base_url is None else base_url),
         journal=_journal(options, enabled=enabled),
         fsync=_fsync(options, enabled=enabled),
+        status=_status(options),
         worker=_worker(options, is_async=is_async),
         http_client=_http_client(options["http_client"], options["worker"], is_async=is_async),
     )
@@ -523,6 +535,24 @@ def _fsync(options: Mapping[str, object], *, enabled: bool) -> Optional[str]:
         message = "fsync works only with journal=DIRECTORY"
         raise ConfigurationError(message)
     return chosen
+
+
+def _status(options: Mapping[str, object]) -> Optional[Path]:
+    # False: a relay, and a sender process, have no callers who ask for it.
+    given = None if options["status"] is False else given_option(options, "status")
+    if given is None:
+        return None
+    if os.name == "nt":
+        message = "status needs a unix socket, which Python does not have on Windows; leave it out"
+        raise ConfigurationError(message)
+    folder = directory("status", given)
+    if len(os.fsencode(folder)) > MAX_STATUS_PATH_BYTES:
+        message = (
+            f"status must be a path of at most {MAX_STATUS_PATH_BYTES} bytes, because the system limits the "
+            f"paths of sockets; {str(folder)!r} is longer"
+        )
+        raise ConfigurationError(message)
+    return folder
 
 
 def _shared_memory(options: Mapping[str, object]) -> Optional[Path]:

@@ -48,7 +48,7 @@ def in_memory(digest: str) -> Optional[Path]:
     folders = [place / f"{name}{suffix}" for place in places for suffix in ("", "-1", "-2", "-3")]
     reasons: List[str] = []
     for folder in folders:
-        reason = _why_not_private(folder)
+        reason = why_not_private(folder)
         if reason is None:
             if reasons and folder.parent == places[0]:
                 logger.warning("%s can't be used (%s); using %s instead", folders[0], reasons[0], folder)
@@ -62,7 +62,7 @@ def in_memory(digest: str) -> Optional[Path]:
     return None
 
 
-def _why_not_private(folder: Path) -> Optional[str]:
+def why_not_private(folder: Path) -> Optional[str]:
     """Make a directory for this user alone. Returns why that failed, or None."""
     try:
         with suppress(FileExistsError):

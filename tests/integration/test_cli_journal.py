@@ -862,7 +862,18 @@ def test_these_are_all_commands():
     broker = {f"windback broker {name}" for name in ("stats", "dead", "replay")}
     others = {
         f"windback {name}"
-        for name in ("dev", "send", "import", "tail", "doctor", "init", "relay", "scrub", "webhook send")
+        for name in (
+            "dev",
+            "send",
+            "import",
+            "tail",
+            "doctor",
+            "init",
+            "relay",
+            "scrub",
+            "status",
+            "webhook send",
+        )
     }
     assert set(LEAVES) == {*others, *journal, *broker}
 

@@ -46,6 +46,7 @@ LAYERS = [
     ["event_loops", "process"],
     ["queue"],
     ["journal"],
+    ["report"],
     ["stats"],
     ["api"],
     ["scrub"],
@@ -78,7 +79,7 @@ PURE = [
         "outage",
         "wording",
     ),
-    *("broker.layout", "journal.format", "stats", "text"),
+    *("broker.layout", "journal.format", "report", "stats", "text"),
 ]
 # Whatever waits, starts something or reaches the network.
 IMPURE = {

@@ -17,7 +17,7 @@ from windback.relay import BrokerRelay, Relay
 ROOT = Path(__file__).resolve().parents[2]
 #: Checked options whose argument has another type, such as text that becomes a Secret, or a default that is
 #: filled in later.
-FILLED_IN = {"debug", "api_key", "public_key", "base_url", "broker", "journal", "scrub", "enabled"}
+FILLED_IN = {"debug", "api_key", "public_key", "base_url", "broker", "journal", "scrub", "enabled", "status"}
 #: A relay has no callers, so it calls the same thing by another name.
 OTHER_NAMES = {"concurrency": "max_in_flight"}
 

@@ -8,7 +8,7 @@ import typer
 
 from windback import __version__
 
-from . import broker, dev, doctor, import_command, init, journal, relay, scrub, send, tail, webhook
+from . import broker, dev, doctor, import_command, init, journal, relay, scrub, send, status, tail, webhook
 from .common import group
 from .terminal import write_line
 
@@ -18,6 +18,7 @@ send.add_to(app)
 import_command.add_to(app)
 scrub.add_to(app)
 tail.add_to(app)
+status.add_to(app)
 doctor.add_to(app)
 init.add_to(app)
 relay.add_to(app)

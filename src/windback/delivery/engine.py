@@ -16,6 +16,7 @@ from ..process import lifecycle
 from ..queue.intake import NoRoomError, Refusals
 from ..queue.memory import MemoryQueue
 from ..queue.protocol import Queue
+from ..report import Report, report_of
 from ..stats import FlushResult, Stats
 from .connections import Connections
 from .flushes import LOOK_S, Flush
@@ -356,6 +357,11 @@ class LocalEngine:
     def stats(self) -> Stats:
         """Return what became of all events so far."""
         return self.scheduler.stats()
+
+    def report(self) -> Report:
+        """Return the state of the client at this moment."""
+        outbox = self.queue.outbox
+        return report_of(self.config, self.stats(), outbox.first_records(), outbox.count_in_memory())
 
     def retire(self) -> bool:
         """Deliver the events of a client without references. Closes it and returns True when none remain."""

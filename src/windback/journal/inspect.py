@@ -122,13 +122,15 @@ def problem_of(root: Path) -> Optional[str]:
 def homes(root: Path) -> Iterator[JournalReport]:
     """Yield the description of each directory, before its segments are read."""
     for name in names(root):
-        folder = root / name
-        if not folder.is_dir():
-            continue
-        is_alive, has_sender = is_held(folder / OWNER), is_held(folder / DRAIN)
-        newer = _newer(folder)
-        ledger = State({}, {}) if newer is not None else _read_ledger(folder, int(name, 16))
-        yield JournalReport(name, folder, is_alive, has_sender, ledger, newer)
+        if (root / name).is_dir():
+            yield _home(root / name)
+
+
+def _home(folder: Path) -> JournalReport:
+    is_alive, has_sender = is_held(folder / OWNER), is_held(folder / DRAIN)
+    newer = _newer(folder)
+    ledger = State({}, {}) if newer is not None else _read_ledger(folder, int(folder.name, 16))
+    return JournalReport(folder.name, folder, is_alive, has_sender, ledger, newer)
 
 
 def count_segments(root: Path) -> int:
@@ -172,17 +174,25 @@ def segments(home: JournalReport) -> Iterator[Scanned]:
 def events(root: Path) -> Iterator[Record]:
     """Yield the events that are not settled, directory by directory, in order."""
     for home in homes(root):
-        if home.newer is not None:
+        if home.newer is None:
+            yield from _events_of(home)
+
+
+def events_in(folder: Path) -> Iterator[Record]:
+    """Yield the events of one directory, of this version, that are not settled, in order."""
+    return _events_of(_home(folder))
+
+
+def _events_of(home: JournalReport) -> Iterator[Record]:
+    for segment_id in segment.ids(home.folder, fmt.EVENTS):
+        read = _read(segment.path_of(home.folder, fmt.EVENTS, segment_id), is_alive=home.is_alive)
+        if read is None:
             continue
-        for segment_id in segment.ids(home.folder, fmt.EVENTS):
-            read = _read(segment.path_of(home.folder, fmt.EVENTS, segment_id), is_alive=home.is_alive)
-            if read is None:
-                continue
-            marks = _Marks(home.ledger, segment_id)
-            for record in read.records(int(home.name, 16), segment_id, fmt.EVENTS):
-                state = marks.state_at(record.at)
-                if state != DONE:
-                    yield Record(home.name, segment_id, record.at, state, record.payload)
+        marks = _Marks(home.ledger, segment_id)
+        for record in read.records(int(home.name, 16), segment_id, fmt.EVENTS):
+            state = marks.state_at(record.at)
+            if state != DONE:
+                yield Record(home.name, segment_id, record.at, state, record.payload)
 
 
 def dead_letters(root: Path) -> int:

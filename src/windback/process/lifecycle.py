@@ -21,6 +21,7 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Protocol
 
 from .. import clock
 from ..config import Config
+from ..report import Report
 from ..stats import FlushResult, Stats
 from . import work_horse
 
@@ -57,6 +58,10 @@ class Engine(Protocol):
 
     def stats(self) -> Stats:
         """Return the counts of all events so far."""
+        ...
+
+    def report(self) -> Report:
+        """Return the state of the client at this moment."""
         ...
 
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:
@@ -106,12 +111,20 @@ def register(engine: Engine) -> None:
     _follow()
     _engines.append(engine)
     _warn_of_many()
+    if engine.config.status is not None:
+        from . import status
+
+        status.serve(engine, why_no_threads)
 
 
 def forget(engine: Engine) -> None:
     """Undo `register`, for a client that was closed."""
     if engine in _engines:
         _engines.remove(engine)
+        if engine.config.status is not None:
+            from . import status
+
+            status.end(engine)
         if on_forget is not None:
             on_forget(engine)
 
@@ -158,6 +171,10 @@ def _at_exit() -> None:
         logger.warning("%s not delivered before the process ended", events_were(left))
     if will_load:
         _keep_exit_status()
+    if any(engine.config.status is not None for engine in left_behind):
+        from . import status
+
+        status.end_all()
     for call in after_exit:
         call()
 
@@ -295,6 +312,10 @@ def _in_child() -> None:
     exiting = False
     for engine in _engines:
         engine.reset()
+    if any(engine.config.status is not None for engine in _engines):
+        from . import status
+
+        status.serve_in_child()
 
 
 def notice_fork() -> None:

@@ -320,6 +320,26 @@ class Outbox(Generic[Place]):
         leased = min(pending, sum(map(len, list(self.leased))))
         return taken + overtaking + evicted + waiting, evicted, pending, leased
 
+    def first_records(self) -> List[bytes]:
+        """Return the first event of each part of what is here; the oldest event is among them.
+
+        Takes no lock: an event that is settled at this moment may be among them or not.
+        """
+        firsts = [batch.records[0] for batch in self._look()[3] if batch.records]
+        with suppress(IndexError, KeyError, OSError, ValueError):  # it was taken, or its segment is gone
+            item = self._items[0]
+            if isinstance(item, bytes):
+                firsts.append(item)
+            elif self._resolve is not None:
+                firsts.append(self._resolve(item)[2])
+        return firsts
+
+    def count_in_memory(self) -> int:
+        """Return how many events are in memory alone, leased ones included."""
+        held, items = self._look()[3], list(self._items)
+        waiting = sum(isinstance(item, bytes) for item in items)
+        return waiting + sum(len(batch) for batch in held if batch.source is None)
+
     def unsettled_before(self, position: int) -> int:
         """Return how many events with a lower position are still here; never too low."""
         taken, evicted, waiting, held = self._look()

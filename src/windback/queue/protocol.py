@@ -45,7 +45,7 @@ class Intake(Protocol):
 class Drain(Protocol):
     """The drain side. What changes something is called under one lock, the scheduler's.
 
-    `leased`, `waiting`, `next_position`, `unsettled_before` and `counts` need no lock.
+    `leased`, `waiting`, and those from `next_position` on, need no lock.
     """
 
     #: What workers deliver. Read in one step; a lease that no worker holds is to be given back.
@@ -116,6 +116,14 @@ class Drain(Protocol):
 
     def counts(self) -> Tuple[int, int, int, int]:
         """Return (accepted, evicted, pending, leased) at one moment."""
+        ...
+
+    def first_records(self) -> List[bytes]:
+        """Return the first event of each part of what is here; the oldest event is among them."""
+        ...
+
+    def count_in_memory(self) -> int:
+        """Return how many events are in memory alone, leased ones included."""
         ...
 
 

@@ -20,6 +20,7 @@ from ..delivery.workers.loop_state import LoopStates
 from ..event_loops import sleep
 from ..process import lifecycle
 from ..queue.intake import NoRoomError, Refusals
+from ..report import Report, report_of
 from ..stats import FlushResult, Stats
 from .link import LOOK_S, Link, RemoteFlush
 from .queue import SharedQueue
@@ -210,6 +211,12 @@ class RemoteEngine:
     def stats(self) -> Stats:
         """Return what became of all events so far, by what the sender reports."""
         return replace(self._link.stats(), hook_errors=self.hooks.errors.value())
+
+    def report(self) -> Report:
+        """Return the state of the client at this moment. All events are in the journal."""
+        stats = self.stats()
+        first = self.queue.first_record() if stats.pending else None
+        return report_of(self.config, stats, [] if first is None else [first], 0)
 
     def retire(self) -> bool:
         """Leave the events of a client without references to the sender. Closes it and returns True."""
