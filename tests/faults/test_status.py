@@ -179,7 +179,8 @@ def test_a_kill_loses_what_the_report_says(server, dead_url, start, tmp_path, ki
 
 
 def test_a_kill_loses_nothing_that_a_broker_has(redis_server, start):
-    process = start("http://127.0.0.1:9", 2.0, broker=redis_server.url)
+    code = APPLICATION.replace("time.sleep(float(sys.argv[2]))", "assert client.flush(60)")
+    process = start("http://127.0.0.1:9", code=code, broker=redis_server.url)
     report = windback.Report.from_wire(json.loads(process.stdout.readline()))
     process.kill()
     process.wait()
