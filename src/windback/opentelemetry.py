@@ -13,13 +13,12 @@ from importlib import metadata
 from typing import Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 from weakref import WeakKeyDictionary
 
-from .default import client_or_none, get_client
+from .default import get_client
 from .delivery.track_events import Encode
 from .errors import ConfigurationError
 from .event.encode import Properties, Timestamp
-from .observed import Client, Observed, check_client
+from .observed import Client, Observed, Seen, check_client
 from .process import lifecycle
-from .stats import Stats, sum_of_stats
 
 try:
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
@@ -30,8 +29,8 @@ except ImportError as error:
 
 __all__ = ["instrument"]
 
-_Value = Tuple[int, Mapping[str, str]]
-_Read = Callable[[Stats], Iterable[_Value]]
+_Value = Tuple[float, Mapping[str, str]]
+_Read = Callable[[Seen], Iterable[_Value]]
 
 
 def instrument(
@@ -64,7 +63,7 @@ def instrument(
         metrics = _metrics.get(provider)
         if metrics is None:
             metrics = _metrics[provider] = _Metrics(provider)
-        metrics.add(client)
+        metrics.clients.add(client)
         if trace_properties:
             _trace(get_client() if client is None else client)
 
@@ -73,58 +72,42 @@ class _Metrics:
     """The instruments of one meter provider, and the clients that they report."""
 
     def __init__(self, provider: MeterProvider) -> None:
-        self._clients: List[Observed] = []
-        self._has_default = False
+        self.clients = Observed()
         #: What the instruments report, and which of them did: all of one reading report the same moment.
-        self._now: Dict[str, Stats] = {}
+        self._now: Dict[str, Seen] = {}
         self._reported: Set[str] = set()
         meter = provider.get_meter("windback", metadata.version("windback"))
         for name, unit, description, read in _COUNTERS:
             meter.create_observable_counter(name, [self._callback(name, read)], unit, description)
-        for name, unit, description, read in _GAUGES:
+        for name, unit, description, read in _SUMS:
             meter.create_observable_up_down_counter(name, [self._callback(name, read)], unit, description)
-
-    def add(self, client: Optional[Client]) -> None:
-        """Add a client; None is the default one."""
-        if client is None:
-            self._has_default = True
-        elif not any(each.is_of(client) for each in self._clients):
-            self._clients.append(Observed(client))
+        for name, unit, description, read in _GAUGES:
+            meter.create_observable_gauge(name, [self._callback(name, read)], unit, description)
 
     def _callback(self, name: str, read: _Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterable[Observation]:
-            stats = self._stats_for(name)
             return [
                 Observation(value, {"windback.project": project, **attributes})
-                for project, each in stats.items()
+                for project, each in self._seen_by(name).items()
                 for value, attributes in read(each)
             ]
 
         return observe
 
-    def _stats_for(self, name: str) -> Dict[str, Stats]:
+    def _seen_by(self, name: str) -> Dict[str, Seen]:
         if not self._now or name in self._reported:
             self._reported.clear()
-            self._now = self._read_clients()
+            self._now = self.clients.by_project()
         self._reported.add(name)
         return self._now
 
-    def _read_clients(self) -> Dict[str, Stats]:
-        if self._has_default:
-            default = client_or_none()
-            if default is not None:
-                self.add(default)
-        found: Dict[str, List[Stats]] = {}
-        for client in self._clients:
-            found.setdefault(client.project, []).append(client.stats())
-        return {project: sum_of_stats(each) for project, each in found.items()}
-
 
 def _plain(name: str) -> _Read:
-    return lambda stats: [(getattr(stats, name), {})]
+    return lambda seen: [(getattr(seen.stats, name), {})]
 
 
-def _outcomes(stats: Stats) -> Iterable[_Value]:
+def _outcomes(seen: Seen) -> Iterable[_Value]:
+    stats = seen.stats
     yield stats.delivered, {"outcome": "delivered"}
     for reason, count in stats.rejected_by_reason.items():
         yield count, {"outcome": "rejected", "error.type": reason}
@@ -132,21 +115,29 @@ def _outcomes(stats: Stats) -> Iterable[_Value]:
         yield count, {"outcome": "dropped", "error.type": reason}
 
 
-def _refusals(stats: Stats) -> Iterable[_Value]:
-    return [(count, {"reason": reason}) for reason, count in stats.refused.items()]
+def _refusals(seen: Seen) -> Iterable[_Value]:
+    return [(count, {"reason": reason}) for reason, count in seen.stats.refused.items()]
 
 
-#: Name, unit, description, and the field of the counters. accepted = the sum of events + queue.size.
+#: Name, unit, description, and the values. accepted = the sum of events + queue.size.
 _COUNTERS: List[Tuple[str, str, str, _Read]] = [
     ("windback.client.accepted", "{event}", "Events that track_event accepted.", _plain("accepted")),
     ("windback.client.events", "{event}", "Events with an outcome.", _outcomes),
-    ("windback.client.refused", "{event}", "Events that track_event turned away.", _refusals),
+    ("windback.client.refused", "{event}", "Events that track_event refused.", _refusals),
     ("windback.client.requests", "{request}", "HTTP requests made for batches.", _plain("requests")),
     ("windback.client.retries", "{request}", "Requests that repeated one.", _plain("retries")),
 ]
-_GAUGES: List[Tuple[str, str, str, _Read]] = [
+_SUMS: List[Tuple[str, str, str, _Read]] = [
     ("windback.client.queue.size", "{event}", "Events not delivered yet.", _plain("pending")),
     ("windback.client.queue.bytes", "By", "Their encoded size.", _plain("pending_bytes")),
+]
+_GAUGES: List[Tuple[str, str, str, _Read]] = [
+    (
+        "windback.client.queue.oldest_age",
+        "s",
+        "Age of the oldest event not delivered yet, 0 if there is none.",
+        lambda seen: [(seen.oldest_s, {})],
+    ),
 ]
 
 

@@ -81,7 +81,11 @@ exiting = False
 #: Called after the exit has drained all clients.
 after_exit: List[Callable[[], object]] = []
 
-#: Receives the engine of each client that was closed, for tests.
+#: Called in a forked child, when all its clients are new.
+in_child: List[Callable[[], object]] = []
+#: Receive the engine of each client that was closed.
+on_close: List[Callable[[Engine], object]] = []
+#: The same, for tests.
 on_forget: Optional[Callable[[Engine], object]] = None
 
 _engines: List[Engine] = []
@@ -125,6 +129,8 @@ def forget(engine: Engine) -> None:
             from . import status
 
             status.end(engine)
+        for call in on_close:
+            call(engine)
         if on_forget is not None:
             on_forget(engine)
 
@@ -316,6 +322,8 @@ def _in_child() -> None:
         from . import status
 
         status.serve_in_child()
+    for call in in_child:
+        call()
 
 
 def notice_fork() -> None:

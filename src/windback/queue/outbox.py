@@ -336,8 +336,13 @@ class Outbox(Generic[Place]):
 
     def count_in_memory(self) -> int:
         """Return how many events are in memory alone, leased ones included."""
-        held, items = self._look()[3], list(self._items)
-        waiting = sum(isinstance(item, bytes) for item in items)
+        held = self._look()[3]
+        if self._resolve is None:
+            waiting = len(self._items)
+        elif self._in_memory.value:
+            waiting = sum(isinstance(item, bytes) for item in list(self._items))
+        else:
+            waiting = 0
         return waiting + sum(len(batch) for batch in held if batch.source is None)
 
     def unsettled_before(self, position: int) -> int:

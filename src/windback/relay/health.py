@@ -145,6 +145,10 @@ _GAUGES_OF_CLIENT = (
     ("pending_bytes", "Bytes of events not delivered yet.", "pending_bytes"),
     ("journal_bytes", "Bytes in this process's segments of the journal.", "journal_bytes"),
 )
+_OLDEST = (
+    "windback_client_oldest_event_seconds",
+    "Age of the oldest event not delivered yet, 0 if there is none.",
+)
 _REASONS_OF_CLIENT = (("refused_events", "Events that track_event refused.", "refused"),)
 
 
@@ -152,9 +156,12 @@ def _of_events(stats: Mapping[str, Stats]) -> Generator[Metric, None, None]:
     return _families("windback_relay", stats, _OF_RELAY + _COUNTERS, _GAUGES, _REASONS)
 
 
-def client_metrics(stats: Mapping[str, Stats]) -> Generator[Metric, None, None]:
-    """Yield the metrics of clients, whose stats are given by project."""
-    return _families(
+def client_metrics(
+    stats: Mapping[str, Stats], oldest_s: Mapping[str, float]
+) -> Generator[Metric, None, None]:
+    """Yield the metrics of clients, whose stats and oldest events are given by project."""
+    yield _gauge(*_OLDEST, oldest_s)
+    yield from _families(
         "windback_client",
         stats,
         _OF_CLIENT + _COUNTERS,
