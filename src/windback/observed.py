@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Dict, List, NamedTuple, Optional, Union
+from typing import Callable, Dict, List, NamedTuple, Optional, Union
 from weakref import WeakSet, ref
 
 from .client import AsyncWindback, Windback
@@ -72,7 +72,7 @@ class _Client:
     """The engine of a client and its copies, and the counters at the last look."""
 
     def __init__(self, client: Client) -> None:
-        self.engine = ref(engine_of(client))
+        self.engine: Callable[[], Optional[Engine]] = ref(engine_of(client))
         self.project = client._config.project_slug or ""  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         self._last = Stats()
         self._pid = os.getpid()
@@ -82,9 +82,11 @@ class _Client:
 
     def look(self) -> Seen:
         """Return the counters. If the client is gone: the last ones, with no pending events."""
+        engine = self.engine()
         if self._pid != os.getpid():  # what was counted before a fork is the parent's
             self._pid, self._last = os.getpid(), Stats()
-        engine = self.engine()
+            if engine is not None and not lifecycle.is_open(engine):  # closed before that, so not reset
+                self.engine, engine = _nothing, None
         if engine is None:
             return Seen(
                 replace(
@@ -100,6 +102,10 @@ class _Client:
         report = engine.report()
         self._last = report.stats
         return Seen(report.stats, report.oldest_s or 0.0)
+
+
+def _nothing() -> None:
+    return None
 
 
 _watched: WeakSet[_Client] = WeakSet()

@@ -144,10 +144,10 @@ class _Files:
             metric.labels(**labels).set(value)
             return
         key = family.name, tuple(labels.values())
-        change = value - self._written.get(key, 0.0)
-        if change > 0:
+        before = self._written.get(key, -1.0)
+        if value > before:  # a counter that is 0 is shown, too
             self._written[key] = value  # first: what fails halfway must not count twice
-            metric.labels(**labels).inc(change)
+            metric.labels(**labels).inc(value - max(0.0, before))
 
 
 def _real(family: Metric, labels: Tuple[str, ...]) -> Union[Counter, Gauge]:

@@ -107,7 +107,7 @@ class Report:
         return cls(stats=counts, **others)  # type: ignore[arg-type]  # a report wrote them
 
 
-def report_of(config: Config, stats: Stats, firsts: Sequence[bytes], in_memory: int) -> Report:
+def report_of(config: Config, stats: Stats, firsts: Sequence[bytes] = (), in_memory: int = 0) -> Report:
     """Return the report of a client.
 
     firsts: events of which one is the oldest. in_memory: how many events a kill would take.

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import gc
-import logging
+import os
+import re
+import signal
+import sys
 import time
+import urllib.error
+import urllib.request
 
 import pytest
 from calls import eventually
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from servers import AppServer
 
 import windback
 from windback import prometheus
 
 
 def scrape(registry):
-    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return values(generate_latest(registry).decode())
+
+
+def values(text):
+    families = text_string_to_metric_families(text)
     return {
         (sample.name, sample.labels.get("project"), sample.labels.get("reason")): sample.value
         for family in families
@@ -114,11 +124,163 @@ def test_a_wrong_argument_is_an_error_of_the_configuration(arguments):
         prometheus.register(**arguments)
 
 
-def test_multiprocess_mode_is_a_warning(monkeypatch, caplog, tmp_path):
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    with caplog.at_level(logging.WARNING, "windback"):
-        prometheus.register(registry=CollectorRegistry())
-    assert "multiprocess mode" in caplog.text
+def test_what_a_client_counted_before_it_was_closed_is_not_lost_between_two_scrapes(server):
+    registry = CollectorRegistry()
+    with make(server) as client:
+        prometheus.register(client, registry)
+        client.track_event("login", "jane@example.com")
+    del client
+    gc.collect()
+    assert value(scrape(registry), "sent_events_total") == 1
+
+
+def test_the_age_of_the_oldest_event_is_that_of_its_timestamp(held_up):
+    registry = CollectorRegistry()
+    prometheus.register(held_up, registry)
+    assert value(scrape(registry), "oldest_event_seconds") == 0
+    held_up.track_event("login", "jane@example.com", timestamp="2001-01-01T00:00:00Z")
+    held_up.track_event("login", "jane@example.com")
+    assert value(scrape(registry), "oldest_event_seconds") > 20 * 365 * 86_400
+
+
+@pytest.fixture
+def held_up():
+    client = windback.Windback("sk_test_1", "shop", base_url="http://127.0.0.1:9", shutdown_timeout=0)
+    yield client
+    client.close(0)
+
+
+def test_a_forked_child_has_not_counted_what_its_parent_did(server):
+    registry = CollectorRegistry()
+    with make(server) as client, make(server) as gone:
+        prometheus.register(client, registry)
+        prometheus.register(gone, registry)
+        for each in (client, gone):
+            each.track_event("login", "jane@example.com")
+        gone.close()
+        del gone, each
+        gc.collect()
+        assert value(scrape(registry), "accepted_events_total") == 2
+        child = os.fork()
+        if child == 0:
+            os._exit(int(value(scrape(registry), "accepted_events_total")))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# -- multiprocess mode, in real gunicorn workers ----------------------------------------------------
+
+APPLICATION = """\
+import os, threading
+import windback
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from windback import prometheus
+
+prometheus._WRITE_S = 0.1
+prometheus.register()
+prometheus.register(windback.get_client())
+
+def application(environ, start_response):
+    path = environ["PATH_INFO"]
+    body = b""
+    if path == "/metrics":
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        body = generate_latest(registry)
+    elif path == "/track":
+        windback.get_client().track_event("login", "jane@example.com")
+        body = b"%d" % os.getpid()
+    elif path == "/refused":
+        windback.get_client()._engine.refuse("queue_full")
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
+@pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
+def test_multiprocess_mode_adds_up_the_workers_of_gunicorn(server, tmp_path, kind, preload):
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    config = "from prometheus_client import multiprocess\n" if not preload else ""
+    config += (
+        "def child_exit(server, worker):\n"
+        "    from prometheus_client import multiprocess\n"
+        "    multiprocess.mark_process_dead(worker.pid)\n"
+    )
+    command = [sys.executable, "-m", "gunicorn", "--workers=3", f"--worker-class={kind}", "--threads=2"]
+    command += [*(["--preload"] if preload else []), "--bind=127.0.0.1:{port}", "app:application"]
+    files = {"app.py": APPLICATION, "gunicorn.conf.py": config}
+    with AppServer(tmp_path, files, command, server.url, PROMETHEUS_MULTIPROC_DIR=str(folder)) as app:
+
+        def get(path):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{app.port}{path}") as answer:
+                    return answer.read().decode()
+            except urllib.error.HTTPError:
+                # prometheus_client reads the file of a worker that has just made it, and is still empty.
+                assert re.search(r"struct\.error|mmap", app.output()), app.output()
+                return ""
+
+        def read():
+            return values(get("/metrics"))
+
+        def reads(name, wanted, reason=None):
+            return read().get((f"windback_client_{name}", "my-project", reason)) == wanted
+
+        pids = set()
+        tracked = 0
+        while len(pids) < 2 or tracked < 40:
+            pids.add(int(get("/track")))
+            tracked += 1
+        get("/refused")
+        eventually(lambda: reads("accepted_events_total", tracked))
+        eventually(lambda: reads("sent_events_total", tracked))
+        eventually(lambda: reads("refused_events_total", 1, "queue_full"))
+        eventually(lambda: reads("pending_events", 0) and reads("held_up", 0))
+        # A worker that is killed leaves its counts; another takes its place, and begins at 0.
+        os.kill(min(pids), signal.SIGKILL)
+        for _ in range(10):
+            get("/track")
+        eventually(lambda: reads("sent_events_total", tracked + 10))
+        time.sleep(0.5)  # several more writes, which count nothing twice
+        eventually(lambda: reads("sent_events_total", tracked + 10))
+        # A reload ends each worker, which writes its last counts.
+        get("/track")
+        app.signal(signal.SIGHUP)
+        eventually(lambda: reads("sent_events_total", tracked + 11))
+
+
+def test_the_names_of_multiprocess_mode_are_those_of_a_registry(tmp_path, server):
+    code = """
+import sys, windback
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from windback import prometheus
+with windback.Windback("sk_test_1", "shop", base_url=sys.argv[1]) as client:
+    prometheus.register(client)
+    client.track_event("login", "jane@example.com")
+prometheus._files.write()
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+    import subprocess
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, server.url],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    registry = CollectorRegistry()
+    with make(server) as client:
+        prometheus.register(client, registry)
+        client.track_event("login", "jane@example.com")
+    alone, several = scrape(registry), values(done.stdout)
+    assert set(several) == set(alone)
+    assert value(several, "sent_events_total") == 1
 
 
 def test_a_scrape_of_100_clients_costs_little():

@@ -112,6 +112,10 @@ class AppServer:
         self._process.send_signal(how)
         return self.wait(within_s)
 
+    def signal(self, how: int) -> None:
+        """Send the main process a signal."""
+        self._process.send_signal(how)
+
     def signal_group(self, how: int) -> None:
         """Send a signal to all processes of the server, as a terminal does at Ctrl-C."""
         os.killpg(self._process.pid, how)

@@ -360,8 +360,10 @@ class LocalEngine:
 
     def report(self) -> Report:
         """Return the state of the client at this moment."""
-        outbox = self.queue.outbox
-        return report_of(self.config, self.stats(), outbox.first_records(), outbox.count_in_memory())
+        stats, outbox = self.stats(), self.queue.outbox
+        if not stats.pending:
+            return report_of(self.config, stats)
+        return report_of(self.config, stats, outbox.first_records(), outbox.count_in_memory())
 
     def retire(self) -> bool:
         """Deliver the events of a client without references. Closes it and returns True when none remain."""

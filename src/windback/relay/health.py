@@ -16,6 +16,7 @@ from typing import Generator, Iterable, List, Mapping, Optional, Protocol, Tuple
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from .. import clock
 from ..broker.layout import Numbers
@@ -191,16 +192,16 @@ def _families(
 
 
 def _counter(name: str, text: str, values: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=("project",))
-    for project, value in values.items():
-        family.add_metric((project,), value)
-    return family
+    return _filled(CounterMetricFamily(name, text, labels=("project",)), f"{name}_total", values)
 
 
 def _gauge(name: str, text: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=("project",))
-    for project, value in values.items():
-        family.add_metric((project,), value)
+    return _filled(GaugeMetricFamily(name, text, labels=("project",)), name, values)
+
+
+def _filled(family: Metric, name: str, values: Mapping[str, float]) -> Metric:
+    """Add a value for each project. Less work than `add_metric`, for an application with many clients."""
+    family.samples += [Sample(name, {"project": project}, value) for project, value in values.items()]
     return family
 
 

@@ -216,7 +216,7 @@ class RemoteEngine:
         """Return the state of the client at this moment. All events are in the journal."""
         stats = self.stats()
         first = self.queue.first_record() if stats.pending else None
-        return report_of(self.config, stats, [] if first is None else [first], 0)
+        return report_of(self.config, stats, [] if first is None else [first])
 
     def retire(self) -> bool:
         """Leave the events of a client without references to the sender. Closes it and returns True."""
