@@ -1,4 +1,4 @@
-"""Clients as monitoring sees them: read while they exist, and the last counters when they are gone."""
+"""Clients and relays as monitoring sees them: read while they exist; then their last counters remain."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from .default import client_or_none
 from .delivery.engine import Engine
 from .errors import ConfigurationError
 from .process import lifecycle
+from .relay import BrokerRelay, Relay
 from .stats import Stats, sum_of_stats
 
 Client = Union[Windback, AsyncWindback]
+AnyRelay = Union[Relay, BrokerRelay]
+
+#: Receives each engine that is observed from now on, with its project.
+OnEngine = Callable[[Engine, str], object]
 
 
 class Seen(NamedTuple):
@@ -37,29 +42,50 @@ def engine_of(client: Client) -> Engine:
 
 
 class Observed:
-    """The clients that one monitor reports. None of them is kept alive."""
+    """The clients, or the relays, that one monitor reports. None of them is kept alive."""
 
-    def __init__(self) -> None:
-        self._clients: List[_Client] = []
+    def __init__(self, on_engine: OnEngine = lambda *_: None) -> None:
+        self._found: List[_Engine] = []
+        self._relays: List[ref[AnyRelay]] = []
         self._has_default = False
+        self._on_engine = on_engine
 
     def add(self, client: Optional[Client]) -> None:
         """Add a client, unless it or a copy of it is there; None is the default one."""
         if client is None:
             self._has_default = True
-        elif not any(each.engine() is engine_of(client) for each in self._clients):
-            self._clients.append(_Client(client))
+        else:
+            self._add(engine_of(client), client._config.project_slug or "")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+    def add_relay(self, relay: AnyRelay) -> None:
+        """Add a relay, unless it is there."""
+        if all(each() is not relay for each in self._relays):
+            self._relays.append(ref(relay))
+            self._look_around()
+
+    def _add(self, engine: Engine, project: str) -> None:
+        if all(each.engine() is not engine for each in self._found):
+            self._found.append(_Engine(engine, project))
+            self._on_engine(engine, project)
+
+    def _look_around(self) -> None:
+        """Add the default client, and the projects that relays have found."""
+        default = client_or_none() if self._has_default else None
+        if default is not None:
+            self.add(default)
+        for relay in [each() for each in self._relays]:
+            if relay is not None:
+                for project, engine in relay._engines().items():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                    self._add(engine, project)
 
     def by_project(self) -> Dict[str, Seen]:
         """Return what there is to report now; clients of one project are added up."""
         lifecycle.notice_fork()
-        default = client_or_none() if self._has_default else None
-        if default is not None:
-            self.add(default)
+        self._look_around()
         found: Dict[str, List[Seen]] = {}
-        for client in list(self._clients):
-            found.setdefault(client.project, []).append(client.look())
-        return {project: _sum(each) for project, each in found.items()}
+        for each in list(self._found):
+            found.setdefault(each.project, []).append(each.look())
+        return {project: _sum(several) for project, several in found.items()}
 
 
 def _sum(several: List[Seen]) -> Seen:
@@ -68,12 +94,12 @@ def _sum(several: List[Seen]) -> Seen:
     return Seen(sum_of_stats(each.stats for each in several), max(each.oldest_s for each in several))
 
 
-class _Client:
-    """The engine of a client and its copies, and the counters at the last look."""
+class _Engine:
+    """The engine of a client and its copies, or of a relay, and the counters at the last look."""
 
-    def __init__(self, client: Client) -> None:
-        self.engine: Callable[[], Optional[Engine]] = ref(engine_of(client))
-        self.project = client._config.project_slug or ""  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    def __init__(self, engine: Engine, project: str) -> None:
+        self.engine: Callable[[], Optional[Engine]] = ref(engine)
+        self.project = project
         self._last = Stats()
         self._pid = os.getpid()
         _watched.add(self)
@@ -81,24 +107,17 @@ class _Client:
             lifecycle.on_close.append(_look_at_last)
 
     def look(self) -> Seen:
-        """Return the counters. If the client is gone: the last ones, with no pending events."""
+        """Return the counters. If the engine is gone: the last ones, with no pending events."""
         engine = self.engine()
         if self._pid != os.getpid():  # what was counted before a fork is the parent's
             self._pid, self._last = os.getpid(), Stats()
             if engine is not None and not lifecycle.is_open(engine):  # closed before that, so not reset
                 self.engine, engine = _nothing, None
         if engine is None:
-            return Seen(
-                replace(
-                    self._last,
-                    pending=0,
-                    in_flight=0,
-                    pending_bytes=0,
-                    journal_bytes=0,
-                    workers=0,
-                    problem=None,
-                )
+            gone = replace(
+                self._last, pending=0, in_flight=0, pending_bytes=0, journal_bytes=0, workers=0, problem=None
             )
+            return Seen(gone)
         report = engine.report()
         self._last = report.stats
         return Seen(report.stats, report.oldest_s or 0.0)
@@ -108,7 +127,7 @@ def _nothing() -> None:
     return None
 
 
-_watched: WeakSet[_Client] = WeakSet()
+_watched: WeakSet[_Engine] = WeakSet()
 
 
 def _look_at_last(engine: lifecycle.Engine) -> None:

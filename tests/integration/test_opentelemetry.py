@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import anyio
 import pytest
+from calls import eventually
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
@@ -16,6 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import windback
 from windback import opentelemetry
+from windback.relay import BrokerRelay, Relay
 
 
 class Metrics:
@@ -25,16 +29,27 @@ class Metrics:
         self.reader = InMemoryMetricReader()
         self.provider = MeterProvider([self.reader])
 
-    def read(self):
-        """Return the values by name and attributes."""
+    def _all(self):
         data = self.reader.get_metrics_data()
-        return {
-            (metric.name, *sorted(point.attributes.items())): point.value
+        return [
+            metric
             for resource in (data.resource_metrics if data else ())
             for scope in resource.scope_metrics
             for metric in scope.metrics
+        ]
+
+    def read(self):
+        """Return the values by name and attributes."""
+        return {
+            (metric.name, *sorted(point.attributes.items())): point.value
+            for metric in self._all()
             for point in metric.data.data_points
+            if hasattr(point, "value")
         }
+
+    def histogram(self, name):
+        """Return the points of a histogram."""
+        return [point for metric in self._all() if metric.name == name for point in metric.data.data_points]
 
 
 def value(found, name, **attributes):
@@ -180,7 +195,102 @@ def test_a_log_handler_that_exports_does_not_call_itself(server, metrics, caplog
     assert len([record for record in caplog.records if record.name == "windback"]) < 20
 
 
-@pytest.mark.parametrize("arguments", [{"client": "client"}, {"meter_provider": "provider"}])
+@pytest.mark.parametrize("kind", [windback.Windback, windback.AsyncWindback])
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_duration_of_each_request_is_in_a_histogram(server, metrics, kind, status):
+    async def main():
+        client = kind("sk_test_1", "shop", base_url=server.url, max_retries=1)
+        opentelemetry.instrument(client, meter_provider=metrics.provider)
+        opentelemetry.instrument(client, meter_provider=metrics.provider)
+        if kind is windback.Windback:
+            client.track_event("login", "jane@example.com")
+            client.flush(30)
+            client.close(0)
+        else:
+            await client.track_event("login", "jane@example.com")
+            await client.flush(30)
+            await client.close(0)
+        return client.stats().requests
+
+    if status != 200:
+        server.faults([{"status": status, "times": 1}])
+    requests = anyio.run(main)
+    points = metrics.histogram("windback.client.send.duration")
+    failed = {} if status == 200 else {"error.type": "503"}
+    assert {tuple(sorted(each.attributes.items())) for each in points} == {
+        tuple(sorted({"windback.project": "shop", **more}.items())) for more in ({}, failed)
+    }
+    assert sum(each.count for each in points) == requests
+    assert all(0 < each.sum < 60 for each in points)
+    assert points[0].explicit_bounds[0] == 0.005, "seconds, not milliseconds"
+
+
+def test_a_tracer_provider_gets_a_span_of_each_request_which_is_of_no_other_trace(server, spans):
+    server.faults([{"status": 503, "times": 1}])
+    with make(server) as client:
+        for _ in range(2):
+            opentelemetry.instrument(client, tracer_provider=spans.provider)
+        with spans.provider.get_tracer("test").start_as_current_span("request"):
+            client.track_event("login", "jane@example.com")
+        assert client.flush(30)
+    made = [span for span in spans.get_finished_spans() if span.name == "windback.send"]
+    assert [span.attributes["http.response.status_code"] for span in made] == [503, 200]
+    assert [span.attributes.get("error.type") for span in made] == ["503", None]
+    assert all(span.parent is None and span.start_time < span.end_time for span in made)
+    assert {span.name for span in spans.get_finished_spans()} == {"windback.send", "request"}
+
+
+def test_a_relay_reports_what_it_sends(server, metrics, spans, tmp_path):
+    with windback.Windback("sk_test_1", "shop", base_url=server.url, worker=None, journal=tmp_path) as client:
+        for _ in range(5):
+            client.track_event("login", "jane@example.com")
+    relay = Relay(tmp_path, "sk_test_1", base_url=server.url)
+    for _ in range(2):
+        opentelemetry.instrument(relay, meter_provider=metrics.provider, tracer_provider=spans.provider)
+    assert relay.drain(30)
+    found = metrics.read()
+    assert found["windback.relay.read", ("windback.project", "")] == 5
+    assert found["windback.relay.events", ("outcome", "delivered"), ("windback.project", "")] == 5
+    assert sum(each.count for each in metrics.histogram("windback.relay.send.duration")) == 1
+    assert [span.name for span in spans.get_finished_spans()] == ["windback.send"]
+    assert not [key for key in found if key[0].startswith("windback.client")]
+    relay.close()
+    with pytest.raises(windback.ConfigurationError, match="trace_properties"):
+        opentelemetry.instrument(relay, trace_properties=True)
+
+
+def test_a_relay_of_a_broker_reports_each_project(server, metrics, redis_server):
+    for slug in ("one", "two"):
+        with make(server, slug, broker=redis_server.url) as client:
+            client.track_event("login", "jane@example.com")
+            assert client.flush(30)
+    relay = BrokerRelay(
+        redis_server.url, api_keys={"one": "sk_test_1", "two": "sk_test_2"}, base_url=server.url
+    )
+    opentelemetry.instrument(relay, meter_provider=metrics.provider)
+    assert relay.drain(30)
+    found = metrics.read()
+    for slug in ("one", "two"):
+        assert found["windback.relay.events", ("outcome", "delivered"), ("windback.project", slug)] == 1
+    relay.close()
+
+
+def test_metrics_keep_no_client_alive(server, metrics, spans):
+    client = make(server)
+    opentelemetry.instrument(
+        client, meter_provider=metrics.provider, tracer_provider=spans.provider, trace_properties=True
+    )
+    client.track_event("login", "jane@example.com")
+    client.close()
+    engine = weakref.ref(client._engine)
+    del client
+    eventually(lambda: gc.collect() is not None and engine() is None)
+    assert value(metrics.read(), "events", outcome="delivered") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"client": "client"}, {"meter_provider": "provider"}, {"tracer_provider": "provider"}]
+)
 def test_an_argument_of_the_wrong_kind_is_named(arguments):
     with pytest.raises(windback.ConfigurationError, match=next(iter(arguments))):
         opentelemetry.instrument(**arguments)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Callable, Dict, Optional, Set
+from typing import Callable, Dict, List, Optional, Set
 
 from .. import debugging
 from ..api.answer import Answer
@@ -22,6 +22,10 @@ from .track_events import Encode
 logger = logging.getLogger("windback")
 
 
+#: Receives each try to send a batch: the number of events, the answer, and the seconds that it took.
+OnTry = Callable[[int, Answer, float], object]
+
+
 class Hooks:
     """Calls the hooks of one client. An exception of a hook is counted; the first of each hook is logged."""
 
@@ -32,6 +36,8 @@ class Hooks:
         )
         #: Runs the scrubbers; None without scrubbers.
         self.scrubbing = Scrubbing(config.scrub, self.failed) if config.scrub else None
+        #: Added by integrations that measure.
+        self.on_try: List[OnTry] = []
         self.reset()
 
     def reset(self) -> None:
@@ -41,6 +47,14 @@ class Hooks:
         #: By hook: a token of the error that is logged. No exception is kept, nor what its traceback holds.
         self._logged: Dict[str, object] = {}
         self._reporting: Set[int] = set()
+
+    def tried(self, batch: Batch, answer: Answer, duration_s: float) -> None:
+        """Tell the integrations of a try. Their errors are logged, and harm no delivery."""
+        for call in self.on_try:
+            try:
+                call(len(batch), answer, duration_s)
+            except Exception as error:
+                logger.debug("a measurement of a request failed", exc_info=error)
 
     @property
     def wants_reports(self) -> bool:

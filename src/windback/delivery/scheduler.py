@@ -62,7 +62,7 @@ class Scheduler:
     ) -> None:
         """on_throttle: called with the seconds for which the API wants nothing of this project."""
         self._config = config
-        self._hooks = hooks
+        self.hooks = hooks
         self._on_throttle = on_throttle
         self._limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
         self._start_worker = start_worker
@@ -478,7 +478,7 @@ class Scheduler:
             self.queue,
             refused={} if self._intake is None else nonzero(self._intake.refusals.counters),
             workers=len(self.parking.workers),
-            hook_errors=self._hooks.errors.value(),
+            hook_errors=self.hooks.errors.value(),
             journal_bytes=0 if self._disk is None else self._disk.size_on_disk,
             problem=self.gate.problem(clock.now_s()) or (None if self._disk is None else self._disk.trouble),
         )
@@ -487,7 +487,7 @@ class Scheduler:
 
     def _deliver_reports(self, report: Optional[DeliveryReport]) -> None:
         """Give on_delivery what there is to report, without the lock."""
-        if not self._hooks.wants_reports:
+        if not self.hooks.wants_reports:
             return
         with self.lock:
             evicted = self.queue.counts()[1]
@@ -496,4 +496,4 @@ class Scheduler:
         if unreported:
             reports.append(DeliveryReport("dropped", unreported, "queue_full"))
         for each in reports:
-            self._hooks.report(each)
+            self.hooks.report(each)

@@ -53,7 +53,7 @@ class _ProjectRelay(Forwarder):
 
     def __init__(self, engine: LocalEngine, queue: StreamQueue, poll_s: float, stopper: ThreadWaker) -> None:
         super().__init__(engine, queue, poll_s, stopper)
-        self.queue = queue
+        self.engine, self.queue = engine, queue
 
 
 class BrokerRelay:
@@ -299,6 +299,10 @@ class BrokerRelay:
             The counts of all projects together.
         """
         return sum_of_stats(self.by_project().values())
+
+    def _engines(self) -> Dict[str, LocalEngine]:
+        """Return what sends the events of each project."""
+        return {project: each.engine for project, each in list(self._projects.items())}
 
     def by_project(self) -> Dict[str, Stats]:
         """Return the same counts for each project.

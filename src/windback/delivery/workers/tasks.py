@@ -120,10 +120,16 @@ class TaskWorkers:
         def on_failure(answer: Answer) -> None:
             scheduler.try_failed(batch, answer, clock.now_s(), time.time())
 
+        async def attempt(left_s: float) -> Answer:
+            started_s = clock.now_s()
+            answer = await sink.attempt(batch, left_s, gzip=gzipped)
+            scheduler.hooks.tried(batch, answer, clock.now_s() - started_s)
+            return answer
+
         try:
             sink = await self._loops.sink(state)
             answer = await retry_loop.send_async(
-                lambda left_s: sink.attempt(batch, left_s, gzip=gzipped),
+                attempt,
                 scheduler.retry_policy(),
                 lambda seconds: self._sleep(state, seconds),
                 on_failure,

@@ -153,10 +153,17 @@ class ThreadWorkers:
         def on_failure(answer: Answer) -> None:
             scheduler.try_failed(batch, answer, clock.now_s(), time.time())
 
+        def attempt(left_s: float) -> Answer:
+            # Asked for at each try: connections that could not be made are made anew.
+            sink = self._connections.sink()
+            started_s = clock.now_s()
+            answer = sink.attempt(batch, left_s, gzip=gzipped)
+            scheduler.hooks.tried(batch, answer, clock.now_s() - started_s)
+            return answer
+
         try:
             answer = retry_loop.send(
-                # Asked for at each try: connections that could not be made are made anew.
-                lambda left_s: self._connections.sink().attempt(batch, left_s, gzip=gzipped),
+                attempt,
                 scheduler.retry_policy(deadline_s),
                 self._sleep,
                 on_failure,
