@@ -339,7 +339,7 @@ class Outbox(Generic[Place]):
         held = self._look()[3]
         if self._resolve is None:
             waiting = len(self._items)
-        elif self._in_memory.value:
+        elif self._in_memory.value():
             waiting = sum(isinstance(item, bytes) for item in list(self._items))
         else:
             waiting = 0
