@@ -6,6 +6,7 @@ on PATH. The tests run against the built wheel, not against the tree.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -18,6 +19,8 @@ nox.options.error_on_missing_interpreters = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
+#: The oldest, and the newest that this machine has.
+ENDS = [PYTHONS[0], next((each for each in reversed(PYTHONS) if shutil.which(f"python{each}")), PYTHONS[-1])]
 #: What users install; `dev` and `test` are for those who work on the project.
 EXTRAS = [name for name in PYPROJECT["project"]["optional-dependencies"] if name not in ("dev", "test")]
 
@@ -48,7 +51,7 @@ def tests(session: nox.Session, dependencies: str) -> None:
     session.run("pytest", "-n", "auto", *session.posargs)
 
 
-@nox.session(python=[PYTHONS[0], PYTHONS[-1]])
+@nox.session(python=ENDS)
 def ends(session: nox.Session) -> None:
     """Run the unit and contract tests: oldest Python and dependencies, newest Python and dependencies."""
     install(session, "lowest" if session.python == PYTHONS[0] else "highest")
@@ -80,7 +83,7 @@ def types(session: nox.Session) -> None:
     check_types(session)
 
 
-@nox.session(python=[PYTHONS[0], PYTHONS[-1]])
+@nox.session(python=ENDS)
 def types_ends(session: nox.Session) -> None:
     """Check the types on the oldest and on the newest Python."""
     check_types(session)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 from calls import eventually
@@ -22,6 +24,7 @@ from windback.devserver import DevServer
 from windback.webhooks import MAX_BODY_BYTES, sign
 
 SECRET = "whsec_local"
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "webhooks.md").read_text(encoding="utf-8")
 
 FASTAPI = """\
 from fastapi import FastAPI
@@ -354,3 +357,50 @@ def test_the_command_refuses_what_can_not_work(capsys, monkeypatch, url, variabl
     set_environment(monkeypatch, **variables)
     assert main(["webhook", "send", "--to", url]) == 2
     assert says in capsys.readouterr().err
+
+
+#: As the page has it.
+SEEN = re.findall(r"```python\n(class SeenInRedis:.*?)```", PAGE, re.DOTALL)[0]
+WITH_REDIS = f"""\
+import os
+import redis
+from flask import Flask
+from windback.flask import webhook_blueprint
+
+{SEEN}
+
+app = Flask("app")
+
+@app.get("/calls")
+def get_calls():
+    return []
+
+@app.get("/pid")
+def get_pid():
+    print("worker", os.getpid(), flush=True)
+    return []
+
+def save(alert):
+    print("handled", alert.id, flush=True)
+
+seen = SeenInRedis(redis.Redis.from_url(os.environ["REDIS_URL"]))
+app.register_blueprint(webhook_blueprint(save, seen=seen))
+"""
+
+
+def test_processes_that_remember_alerts_in_redis_handle_each_once(tmp_path, redis_server):
+    command = [*GUNICORN, "--workers", "4", "app:app"]
+    more = {"WINDBACK_WEBHOOK_SECRET": SECRET, "REDIS_URL": redis_server.url}
+    (tmp_path / "app.py").write_text(WITH_REDIS, encoding="utf-8")
+    with AppServer(tmp_path, {}, command, "http://127.0.0.1:9", path="/calls", **more) as app:
+        for _ in range(20):  # so that several processes get a delivery
+            assert [post(app, alert(number)) for number in range(3)] == [200, 200, 200]
+        eventually(lambda: [handled(app, f"alert_{number}") for number in range(3)] == [1, 1, 1])
+        app.get_all(["/pid"] * 40)
+        assert len({line for line in app.output().splitlines() if line.startswith("worker ")}) > 1
+        assert [redis_server.client.ttl(f"alert:alert_{number}") > 900 for number in range(3)] == [True] * 3
+        redis_server.kill()
+        assert post(app, alert(9)) == 500
+        redis_server.start()
+        assert post(app, alert(9)) == 200
+        assert handled(app, "alert_9") == 1
