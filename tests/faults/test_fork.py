@@ -215,6 +215,35 @@ def test_a_fork_while_the_worker_still_loads_its_modules(server, run):
     assert arrived(server) == expected("parent", "child")
 
 
+def test_a_fork_that_waits_in_vain_for_an_import_leaves_a_child_that_delivers(server, run):
+    """What another thread loads here is nothing that the client needs: that is loaded already."""
+    code = (
+        TOOLS
+        + """\
+    import threading
+    from windback.process import lifecycle
+
+    lifecycle._LOADING_S = 0.05
+    client = Windback(flush_interval=0.001)
+    track("parent")
+    assert client.flush(10)
+
+    def work():
+        track("child")
+        assert client.flush(10), client.stats()
+
+    # The main thread loads: a worker in the child could have the identity of any other one, and its locks.
+    forking = threading.Thread(target=lambda: join([fork(work)]))
+    with lifecycle.loading:
+        forking.start()
+        forking.join()
+    """
+    )
+    ended = run(code, *OPTIONS, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert arrived(server) == expected("parent", "child")
+
+
 def test_fifty_forks_while_eight_threads_track(server, run):
     """What a thread held when the fork came, a lock, a half-done eviction, is not there in the child."""
     code = (

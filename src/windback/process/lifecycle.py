@@ -73,8 +73,8 @@ class Engine(Protocol):
 #: lock of a half loaded module, held by a thread that does not exist there. Reentrant, because an imported
 #: module may fork: trio calls ldconfig, and gevent's subprocess forks in Python.
 loading = threading.RLock()
-#: A fork waits no longer than this for an import.
-_LOADING_S = 5.0
+#: A fork waits no longer than this for an import, which takes seconds where many threads compute.
+_LOADING_S = 30.0
 
 #: The interpreter is exiting; no thread may be started any more.
 exiting = False
@@ -298,21 +298,17 @@ def _before_fork() -> None:
 
 
 def _in_parent() -> None:
-    _after_fork()
+    if _waits.pop():
+        loading.release()
     for engine in _engines:
         engine.forked()
 
 
-def _after_fork() -> None:
-    if _waits.pop():
-        loading.release()
-
-
 def _in_child() -> None:
     global _pid, exiting, loading  # noqa: PLW0603 - a child is another process
-    if _waits:
-        _after_fork()
-    else:  # nothing waited before the fork, so the holder may be a thread that does not exist here
+    if _waits and _waits.pop():
+        loading.release()
+    else:  # nothing waited before the fork, or in vain: the holder may be a thread that does not exist here
         loading = threading.RLock()
     _pid = os.getpid()
     exiting = False
