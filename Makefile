@@ -94,6 +94,10 @@ fuzz: $(DEV)  ## odd events, answers, addresses, files for 20 minutes; ARGS='--m
 torture: $(DEV) programs  ## kill -9 of applications that track, of senders and relays; ARGS='--kills 20 --events 50000' for less
 	$(BIN)/python tests/torture.py --modes writer app sender both broker $(ARGS)
 
+.PHONY: soak
+soak: $(DEV) programs  ## 10 million events while server, relays and Redis fail; ARGS='--events 300000' for less
+	$(BIN)/python tests/soak.py $(ARGS)
+
 .PHONY: coverage
 coverage: $(DEV) programs  ## the tests, and which lines and branches they miss
 	$(BIN)/coverage erase

@@ -96,12 +96,12 @@ class Result(NamedTuple):
 class Relays:
     """Some of `windback relay`, each in a process; what is killed is replaced."""
 
-    def __init__(self, count: int, broker: str, server: DevServer) -> None:
+    def __init__(self, count: int, broker: str, url: str) -> None:
         self._environment: Dict[str, str] = {
             **{name: value for name, value in os.environ.items() if not name.startswith("WINDBACK_")},
             "PYTHONPATH": str(Path(windback.__file__).resolve().parents[1]),
             "WINDBACK_API_KEY": "sk_test_1",
-            "WINDBACK_BASE_URL": server.url,
+            "WINDBACK_BASE_URL": url,
             "WINDBACK_BROKER": broker,
         }
         self._running: List[subprocess.Popen[str]] = [self._start() for _ in range(count)]
@@ -164,7 +164,7 @@ def torture(
     started_s = time.monotonic()
     kills, said = 0, []
     with ExitStack() as stack:
-        fleet = Relays(relays, redis_server.url, server)
+        fleet = Relays(relays, redis_server.url, server.url)
         stack.callback(fleet.close)
         command = [sys.executable, "-W", "error", "-c", APP, redis_server.url, str(folder), str(events)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WINDBACK_")}
