@@ -69,10 +69,11 @@ programs:  ## check that the programs are there that the tests run for real; on 
 	command -v redis-server >/dev/null || command -v valkey-server >/dev/null || missing="$$missing redis-server"; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 		|| missing="$$missing chromium"; \
+	command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$$missing prometheus"; \
 	[ -n "$$missing" ] || exit 0; \
 	install="apt-get install --yes --no-install-recommends$$missing"; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "installing$$missing: the tests of relays need a real Redis, those of the page a real Chromium"; \
+		echo "installing$$missing: the tests run a real Redis, Chromium and Prometheus"; \
 		$$install >/dev/null 2>&1 || { apt-get update --quiet=2 && $$install >/dev/null; }; \
 	elif command -v apt-get >/dev/null; then \
 		echo "The tests need$$missing. Run: sudo $$install"; exit 1; \
@@ -108,6 +109,7 @@ coverage: $(DEV) programs  ## the tests, and which lines and branches they miss
 .PHONY: screenshots
 screenshots: $(DEV) programs  ## the pictures in docs/images, of a server with believable data
 	$(BIN)/python tests/browser/screenshots.py $(ARGS)
+	$(BIN)/python tests/browser/monitoring_picture.py
 
 .PHONY: docs
 docs: $(DOCS)  ## the documentation's site in .site/, strictly and without a network; Python 3.10 or newer
