@@ -112,7 +112,8 @@ def panel(title: str, lines: List[Line], seconds: int) -> str:
         parts.append(f"<text {label}>{shown(value)}</text>")
     for at in range(0, seconds + 1, 30):
         x, _ = place(at, 0).split(",")
-        parts.append(f'<text x="{x}" y="{bottom + 15}" text-anchor="middle" fill="#4a5361">{at} s</text>')
+        anchor = "end" if at == seconds else "middle"
+        parts.append(f'<text x="{x}" y="{bottom + 15}" text-anchor="{anchor}" fill="#4a5361">{at} s</text>')
     x, y = 12.0, float(bottom + 34)
     for number, line in enumerate(lines):
         color = COLORS[number % len(COLORS)]
