@@ -193,6 +193,14 @@ VALUES = {
     "dict that hides its key": lambda: hide(MyDict, 1, RudeEnum.A),
     "deep enum as a key": lambda: {nest(enum_of, 300): 1},
     "dataclass without its field": lambda: Unset(),
+    "endless lists": lambda: nest(lambda v: [v, v], 100),
+    "endless dicts": lambda: nest(lambda v: {"a": v, "b": v}, 100),
+    "endless tuples": lambda: nest(lambda v: (v, v), 100),
+    "endless dataclasses": lambda: nest(lambda v: Box([v, v]), 50),
+    "endless mappings": lambda: nest(lambda v: Mapping(a=v, b=v), 100),
+    "endless behind a key": lambda: {1: nest(lambda v: Mapping(a=v, b=v), 100)},
+    "endless behind a wrong value": lambda: [object(), nest(lambda v: {"a": v, "b": v}, 100)],
+    "wide": lambda: [[0] * 100_000] * 100_000,
 }
 for levels in (100, 200, 260, 1100, 2000, 20000):
     if levels < 10000:
@@ -299,6 +307,71 @@ def attempt(python, tmp_path, *names, path=()):
 @pytest.mark.timeout(300)
 def test_no_value_ends_the_process_or_raises_anything_else(tmp_path):
     assert attempt(sys.executable, tmp_path).count(": ok") > 100
+
+
+FRAGMENTS = """
+import collections, sys
+import orjson, windback
+from windback.devserver import DevServer
+
+F = orjson.Fragment
+BAD = [
+    b"nope", b"NaN", b"", b"1,2", b'{"a":1', b"\\xff", "\\ud800", b"1" * 400, 7, None,
+    b'1},"customer_email":"other@b.co","z":{"a":1',
+    b'1}},{"event":"forged","customer_email":"o@b.co","properties":{"x":1',
+]
+GOOD = [b"1", b'{"a":[1,2,null]}', '"text"', b" [ ] "]
+PLACES = {
+    "a property": lambda v: v,
+    "a list": lambda v: [1, v],
+    "a dict in a list": lambda v: [{"a": {"b": v}}],
+    "a tuple": lambda v: ((v,),),
+    "a set": lambda v: {v},
+    "a mapping": lambda v: collections.UserDict(a=v),
+}
+
+def main(first_event):
+    with DevServer() as server:
+        client = windback.Windback("sk_test_1", base_url=server.url)
+        expected = 0
+        for _ in range(first_event):
+            client.track_event("plain", "a@b.co", {"x": [{"a": 1}]})
+        for place, put in PLACES.items():
+            for content in BAD:
+                try:
+                    client.track_event(place, "a@b.co", {"x": put(F(content))})
+                except windback.InvalidEventError as error:
+                    assert "Fragment" in str(error), (place, content, str(error))
+                else:
+                    raise AssertionError((place, content))
+            for content in GOOD:
+                assert client.track_event(place, "a@b.co", {"x": put(F(content))}), (place, content)
+                expected += 1
+        assert client.flush(30)
+        stats = client.stats()
+        assert stats.rejected == stats.dropped == 0 and stats.delivered == expected + first_event, stats
+        names = {event.event for event in server.events()}
+        assert "forged" not in names and set(PLACES) <= names, names
+    print("done", flush=True)
+
+main(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("earlier", [0, 100])
+def test_a_fragment_is_one_json_value_or_an_error(earlier, tmp_path):
+    """Whatever is in it, nothing else of the event or of its batch changes."""
+    program = tmp_path / "program.py"
+    program.write_text(FRAGMENTS, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(program), str(earlier)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.stdout == "done\n", done.stdout + done.stderr[-2000:]
 
 
 def lowest():

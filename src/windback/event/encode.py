@@ -11,10 +11,12 @@ import re
 from datetime import date, datetime, time, timezone
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from gc import is_tracked
+from itertools import count
 from math import isfinite
 from time import time as wall_clock
-from typing import Callable, Dict, Iterable, List, Mapping, NoReturn, Optional, Tuple, Union
+from typing import Callable, Collection, Dict, List, Mapping, NoReturn, Optional, Tuple, Union
 from uuid import UUID
 
 import orjson
@@ -34,6 +36,9 @@ FIELDS = ("event", "customer_email", "properties", "timestamp")
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 _MAX_DEPTH = 200  # a cycle must end somewhere
 _MAX_CONVERTED_DEPTH = 60  # in one converted value; 254 of those may be in one another
+# Types of values that contain nothing, and are sent as they are.
+_ATOMS = frozenset((str, int, float, bool, type(None)))
+_TOO_MANY = "has more values than max_event_bytes allows bytes"
 
 # A millisecond that begins, the next one, and the text of the first: formatting a time costs more than
 # encoding an event. Each of these is read and replaced as one tuple, so no thread sees halves of two.
@@ -75,15 +80,21 @@ def encode(
         "timestamp": text,
         "properties": properties,
     }
+    for value in properties.values():
+        kind = type(value)
+        # Not by `in`, which takes three times as long. The difference is NaN for NaN and infinity.
+        if not (
+            kind is str
+            or kind is int
+            or kind is bool
+            or value is None
+            or (kind is float and value - value == 0.0)
+        ):
+            return _encode_any(payload, properties.values(), max_event_bytes, kind)
     try:
-        if _may_crash(properties):
-            _inspect(properties.values(), _MAX_DEPTH)
-        data = dumps(payload, _to_jsonable, _OPTIONS)
-    except Exception:  # noqa: BLE001 - methods of the caller's objects
-        data = _encode_unusual(payload)
-    # orjson writes NaN and infinity as null; a null is the only trace of them. (`find` takes twice as long.)
-    if data.rpartition(b"null")[1]:
-        _refuse_nonfinite(payload)
+        data = dumps(payload)
+    except Exception:  # noqa: BLE001 - a key that is not a string, or text that is not valid
+        data = _encode_unusual(payload, max_event_bytes)
     if len(data) > max_event_bytes:
         _refuse_size(len(data), max_event_bytes)
     # orjson's result keeps its whole working buffer alive; an exact copy costs a tenth of the memory.
@@ -107,11 +118,14 @@ def now_text() -> str:
     return _stamp_of(wall_clock())
 
 
-def _to_jsonable(value: object) -> object:
-    """Do what `_convert` does, for orjson: raise TypeError too for what would crash it."""
+def _to_jsonable(room: List[int], value: object) -> object:
+    """Do what `_convert` does, for orjson: raise TypeError too for what must not reach it.
+
+    room: an int, how many values there may be, and how many are left afterwards.
+    """
     found = _convert(value)
-    if _may_crash(found):
-        _inspect((found,), _MAX_CONVERTED_DEPTH)
+    if type(value) is not Decimal:  # whose fragment is a number
+        room[0] = _inspect((found,), _MAX_CONVERTED_DEPTH, _is_not_atom, room[0])
     return found
 
 
@@ -180,25 +194,32 @@ def _fields_of(value: object) -> Dict[str, object]:
     return {name: getattr(value, name) for name in names if not name.startswith("_") and hasattr(value, name)}
 
 
-def _inspect(values: Iterable[object], levels: int) -> None:
-    """Raise TypeError for anything in *values* that would make orjson end the process, down to *levels*.
+def _inspect(values: Collection[object], levels: int, may_harm: Callable[[object], bool], room: int) -> int:
+    """Raise TypeError for anything in *values*, down to *levels*, that must not reach orjson.
 
-    That is an Enum or a UUID which raises when its value is read, in all versions, and tuples that are nested
-    too deeply in orjson 3.12.0 and 3.13.0.
+    orjson ends the process for an Enum or a UUID which raises when its value is read, and in 3.12.0 and
+    3.13.0 for tuples that are nested too deeply. It copies a Fragment as it is, which may add to the batch.
+    And objects that contain another one twice can be endless without being deep.
+
+    may_harm: which values are looked at. room: how many values there may be. Returns how many are left.
     """
-    for value in filter(_may_crash, values):
+    for value in filter(may_harm, values):
         if not levels:
             message = "is nested too deeply, or contains itself"
             raise _UnfitError(message)
-        if type(value) is list:
-            parts: Iterable[object] = value
+        if type(value) is dict:
+            parts: Collection[object] = value.values()
         else:
-            parts = value.values() if type(value) is dict else _parts_of(value)
-        if True in map(_may_crash, parts):
-            _inspect(parts, levels - 1)
+            parts = value if type(value) is list else _parts_of(value)
+        room -= len(parts)
+        if room < 0:
+            raise _UnfitError(_TOO_MANY)
+        if True in map(may_harm, parts):
+            room = _inspect(parts, levels - 1, may_harm, room)
+    return room
 
 
-def _parts_of(value: object) -> Iterable[object]:
+def _parts_of(value: object) -> Collection[object]:
     """Return what orjson would go into. Methods of subclasses are not asked: orjson does not either."""
     if isinstance(value, dict):
         return list(dict.values(value))
@@ -206,12 +227,26 @@ def _parts_of(value: object) -> Iterable[object]:
         return value if type(value) is list else list(list.__iter__(value))
     if isinstance(value, tuple):
         return tuple(tuple.__iter__(value))
+    if type(value) is orjson.Fragment:
+        _check_fragment(value)
+        return ()
     if not isinstance(value, (Enum, UUID)):
         return ()
     try:
         return (value.value,) if isinstance(value, Enum) else (int.to_bytes(value.int, 16, "big"),)
     except Exception as error:  # noqa: BLE001 - see above
         raise _UnfitError(_failed("reading", value, error)) from None
+
+
+def _check_fragment(value: object) -> None:
+    """Raise TypeError for a fragment that is anything but one JSON value."""
+    global _looks_closely  # noqa: PLW0603 - see below
+    _looks_closely = True
+    try:
+        orjson.loads(orjson.dumps(value))
+    except Exception as error:  # noqa: BLE001 - orjson's, of several types
+        message = f"is an orjson.Fragment, and not one valid JSON value: {error}"
+        raise _UnfitError(message) from None
 
 
 def _has_limit_for_tuples() -> bool:
@@ -226,16 +261,17 @@ def _has_limit_for_tuples() -> bool:
     return False
 
 
-_ATOMS = frozenset((str, int, float, bool, type(None)))
-
-
 def _is_not_atom(value: object) -> bool:
     return type(value) not in _ATOMS
 
 
 # The garbage collector tracks neither plain values nor a dict or tuple that holds nothing else. So one call
-# that costs next to nothing shows that most events are harmless. A tuple in a tuple may be untracked as well.
-_may_crash: Callable[[object], bool] = is_tracked if _has_limit_for_tuples() else _is_not_atom
+# that costs next to nothing shows that most dicts in lists are harmless, but for two things that it does not
+# track: a tuple in a tuple, and a Fragment. To look at each value takes longer than to encode it. So that is
+# done for the first 1,000 events that are nested, for each 128th, and for all after the first Fragment. The
+# API refuses a batch with a Fragment that was missed, and halves are sent until its event is alone.
+_nested_events = count()
+_looks_closely = not _has_limit_for_tuples()
 
 
 def _in_order(values: Union[set[object], frozenset[object]]) -> List[object]:
@@ -305,14 +341,30 @@ def _check_properties(properties: object) -> object:
 
 
 def encode_built(payload: Dict[str, object], max_event_bytes: int) -> bytes:
-    """Encode what `build` made; `encode` does the same in line."""
+    """Encode what `build` made, of whatever types."""
+    return _encode_any(payload, payload.values(), max_event_bytes, type(payload.get("properties")))
+
+
+def _encode_any(
+    payload: Dict[str, object], values: Collection[object], max_event_bytes: int, kind: type
+) -> bytes:
+    """Encode *payload*, in which *values* are to be looked at. kind: the type of one that is not plain."""
+    number = next(_nested_events)
+    may_harm = is_tracked if number & 127 and number > 1_000 and not _looks_closely else _is_not_atom
     try:
-        _inspect((payload,), _MAX_DEPTH)
-        data = dumps(payload, _to_jsonable, _OPTIONS)
+        room = _inspect(values, _MAX_DEPTH, may_harm, max_event_bytes)
+        try:
+            # Containers seldom have something to convert, and a partial costs more than to look at them.
+            data = dumps(
+                payload, None if kind is dict or kind is list else partial(_to_jsonable, [room]), _OPTIONS
+            )
+        except TypeError:
+            data = dumps(payload, partial(_to_jsonable, [room]), _OPTIONS)
     except Exception:  # noqa: BLE001 - methods of the caller's objects
-        data = _encode_unusual(payload)
+        data = _encode_unusual(payload, max_event_bytes)
+    # orjson writes NaN and infinity as null; a null is the only trace of them. (`find` takes twice as long.)
     if data.rpartition(b"null")[1]:
-        _refuse_nonfinite(payload)
+        _refuse_nonfinite(payload, max_event_bytes)
     if len(data) > max_event_bytes:
         _refuse_size(len(data), max_event_bytes)
     return b"%b" % data
@@ -392,12 +444,13 @@ def _check_timestamp(timestamp: object) -> str:
     return timestamp
 
 
-def _encode_unusual(payload: Dict[str, object]) -> bytes:
+def _encode_unusual(payload: Dict[str, object], max_event_bytes: int) -> bytes:
     """Encode what was refused at first: keys that are not strings are fine, the rest is an error."""
-    found = _locate_any(payload)  # also what would crash orjson
+    found = _locate_any(payload, max_event_bytes)  # also what would crash orjson
     if found is None:
         try:
-            return dumps(payload, _to_jsonable, _OPTIONS | orjson.OPT_NON_STR_KEYS)
+            to_jsonable = partial(_to_jsonable, [max_event_bytes])
+            return dumps(payload, to_jsonable, _OPTIONS | orjson.OPT_NON_STR_KEYS)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - methods of the caller's objects
@@ -407,8 +460,8 @@ def _encode_unusual(payload: Dict[str, object]) -> bytes:
     raise InvalidEventError(reason, path=path) from None
 
 
-def _refuse_nonfinite(payload: Dict[str, object]) -> None:
-    found = _locate_any(payload)
+def _refuse_nonfinite(payload: Dict[str, object], max_event_bytes: int) -> None:
+    found = _locate_any(payload, max_event_bytes)
     if found is not None:
         path, reason = found
         raise InvalidEventError(reason, path=path)
@@ -419,36 +472,12 @@ def _refuse_size(size: int, limit: int) -> NoReturn:
     raise InvalidEventError(message, path="event")
 
 
-def _locate_any(payload: Dict[str, object]) -> Optional[Tuple[str, str]]:
+def _locate_any(payload: Dict[str, object], max_event_bytes: int) -> Optional[Tuple[str, str]]:
     """Return the path and the reason of the first value that can't be sent, or None."""
     try:
-        return _locate(payload, "", 0)
+        return _Search(max_event_bytes).locate(payload, "", 0)
     except Exception as error:  # noqa: BLE001 - any method of a caller's object may raise anything
         return "properties", _failed("reading", payload.get("properties"), error)
-
-
-def _locate(value: object, path: str, depth: int) -> Optional[Tuple[str, str]]:  # noqa: PLR0911
-    """Return the path and the reason of the first value that can't be sent, or None."""
-    if depth > _MAX_DEPTH:
-        return path, "is nested too deeply, or contains itself"
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, str):
-        return _locate_surrogate(value, path)
-    if isinstance(value, float):
-        return None if isfinite(value) else (path, f"{value} is not a JSON number; leave it out or send None")
-    if isinstance(value, int):
-        fits = -(2**63) <= value < 2**64
-        return None if fits else (path, "is an integer of more than 64 bits; send it as a string")
-    if isinstance(value, Mapping):
-        return _locate_in_mapping(value, path, depth)
-    if isinstance(value, (list, tuple)):
-        for index, item in enumerate(_parts_of(value)):
-            found = _locate(item, f"{path}[{index}]", depth + 1)
-            if found is not None:
-                return found
-        return None
-    return _locate_in_other(value, path, depth)
 
 
 def _locate_surrogate(text: str, path: str) -> Optional[Tuple[str, str]]:
@@ -459,41 +488,81 @@ def _locate_surrogate(text: str, path: str) -> Optional[Tuple[str, str]]:
     return None
 
 
-def _locate_in_mapping(value: Mapping[object, object], path: str, depth: int) -> Optional[Tuple[str, str]]:
-    try:
-        # orjson does not ask a subclass of dict for its items.
-        items = list(dict.items(value) if isinstance(value, dict) else value.items())
-    except Exception as error:  # noqa: BLE001 - a mapping of the caller's own
-        return path, _failed("reading", value, error)
-    for key, item in items:
-        place = f"{path}.{_name_of(key)}" if path else _name_of(key)
+class _Search:
+    """Finds the first value that can't be sent, to name it in an error."""
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self._room = [max_event_bytes]  # each value takes a byte at least
+
+    def locate(  # noqa: C901, PLR0911 - a line for each type
+        self, value: object, path: str, depth: int
+    ) -> Optional[Tuple[str, str]]:
+        """Return the path and the reason of the first value that can't be sent, or None."""
+        if depth > _MAX_DEPTH:
+            return path, "is nested too deeply, or contains itself"
+        self._room[0] -= 1
+        if self._room[0] < 0:
+            return "properties", _TOO_MANY
+        if isinstance(value, bool) or value is None:
+            return None
+        if isinstance(value, str):
+            return _locate_surrogate(value, path)
+        if isinstance(value, float):
+            return (
+                None
+                if isfinite(value)
+                else (path, f"{value} is not a JSON number; leave it out or send None")
+            )
+        if isinstance(value, int):
+            fits = -(2**63) <= value < 2**64
+            return None if fits else (path, "is an integer of more than 64 bits; send it as a string")
+        if isinstance(value, Mapping):
+            return self._locate_in_mapping(value, path, depth)
+        if isinstance(value, (list, tuple)):
+            for index, item in enumerate(_parts_of(value)):
+                found = self.locate(item, f"{path}[{index}]", depth + 1)
+                if found is not None:
+                    return found
+            return None
+        return self._locate_in_other(value, path, depth)
+
+    def _locate_in_mapping(
+        self, value: Mapping[object, object], path: str, depth: int
+    ) -> Optional[Tuple[str, str]]:
         try:
-            _inspect((key,), _MAX_CONVERTED_DEPTH)
-            if isinstance(key, (datetime, time)):
-                key.utcoffset()  # orjson ends the process if this raises
-            dumps({key: 0}, option=_OPTIONS | orjson.OPT_NON_STR_KEYS)
-        except Exception as error:  # noqa: BLE001 - methods of the caller's key
-            return place.encode(
-                "ascii", "backslashreplace"
-            ).decode(), f"is not a key for a JSON object: {error}"
-        found = _locate(item, place, depth + 1)
-        if found is not None:
-            return found
-    return None
-
-
-def _locate_in_other(value: object, path: str, depth: int) -> Optional[Tuple[str, str]]:
-    """Enums, which orjson takes apart itself, and what `_to_jsonable` knows."""
-    if isinstance(value, orjson.Fragment):
+            # orjson does not ask a subclass of dict for its items.
+            items = list(dict.items(value) if isinstance(value, dict) else value.items())
+        except Exception as error:  # noqa: BLE001 - a mapping of the caller's own
+            return path, _failed("reading", value, error)
+        for key, item in items:
+            place = f"{path}.{_name_of(key)}" if path else _name_of(key)
+            try:
+                _inspect((key,), _MAX_CONVERTED_DEPTH, _is_not_atom, self._room[0])
+                if isinstance(key, (datetime, time)):
+                    key.utcoffset()  # orjson ends the process if this raises
+                dumps({key: 0}, option=_OPTIONS | orjson.OPT_NON_STR_KEYS)
+            except Exception as error:  # noqa: BLE001 - methods of the caller's key
+                return place.encode(
+                    "ascii", "backslashreplace"
+                ).decode(), f"is not a key for a JSON object: {error}"
+            found = self.locate(item, place, depth + 1)
+            if found is not None:
+                return found
         return None
-    try:
-        if isinstance(value, (Enum, UUID)):
-            return next((_locate(part, path, depth + 1) for part in _parts_of(value)), None)
-        return _locate(_to_jsonable(value), path, depth + 1)
-    except _UnfitError as error:
-        return path, str(error)
-    except Exception as error:  # noqa: BLE001 - a conversion of the value's own
-        return path, _failed("converting", value, error)
+
+    def _locate_in_other(self, value: object, path: str, depth: int) -> Optional[Tuple[str, str]]:
+        """Enums, which orjson takes apart itself, and what `_convert` knows."""
+        try:
+            if isinstance(value, orjson.Fragment):
+                _check_fragment(value)
+                return None
+            if isinstance(value, (Enum, UUID)):
+                return next((self.locate(part, path, depth + 1) for part in _parts_of(value)), None)
+            return self.locate(_to_jsonable(self._room, value), path, depth + 1)
+        except _UnfitError as error:
+            return path, str(error)
+        except Exception as error:  # noqa: BLE001 - a conversion of the value's own
+            return path, _failed("converting", value, error)
 
 
 def _name_of(key: object) -> str:
