@@ -207,6 +207,20 @@ def test_a_duplicate_is_answered_without_a_call_of_the_handler(app):
     assert handled(app, "alert_twice") == 1
 
 
+def test_an_alert_that_the_local_server_sends_again_is_a_duplicate_for_its_receiver(app):
+    with DevServer(webhook_url=f"http://127.0.0.1:{app.port}/windback", webhook_secret=SECRET) as server:
+        sent = server.send_alert("jane@example.com", 87)
+
+        def answers():
+            (delivery,) = server.webhooks()
+            return [each.status for each in delivery.attempts]
+
+        eventually(lambda: answers() == [200])
+        assert server.resend_alert(sent.id).body == sent.body
+        eventually(lambda: answers() == [200, 200])
+        assert app.output().count(f"handled {sent.id}") == 1
+
+
 @pytest.mark.parametrize("path", ["/windback/", "/windback"])
 def test_a_slash_at_the_end_makes_no_difference(app, path):
     body = alert(f"slash {path}")

@@ -44,6 +44,7 @@ class Control:
             Route(CONTROL_PATH + "/churn-events/{id}/lost", self._lost, methods=["POST"]),
             Route(CONTROL_PATH + "/offers", self._offers, methods=["GET", "PUT"]),
             Route(CONTROL_PATH + "/webhooks", self._alerts, methods=["GET", "POST"]),
+            Route(CONTROL_PATH + "/webhooks/{id}/resend", self._resend, methods=["POST"]),
             Route(CONTROL_PATH + "/reset", self._reset, methods=["POST"]),
             Route(CONTROL_PATH + "/faults", self._rules, methods=["GET", "PUT", "POST", "DELETE"]),
             Route(CONTROL_PATH + "/faults/{id}", self._rule, methods=["PATCH", "DELETE"]),
@@ -78,7 +79,10 @@ class Control:
         if request.method == "POST":
             alert = alert_fields(await body_of(request))
             return answer({"data": self._webhooks.send(alert, time.time())})
-        return answer({"data": self._store.webhooks()})
+        return answer({"data": self._store.webhooks(), "url": self._webhooks.url})
+
+    async def _resend(self, request: Request) -> Response:
+        return answer({"data": self._webhooks.resend(request.path_params["id"], time.time())})
 
     async def _reset(self, _: Request) -> Response:
         self._store.reset()

@@ -379,6 +379,11 @@ class DevServer:
             )
         )
 
+    def resend_alert(self, alert_id: str) -> WebhookDelivery:
+        """Send an alert again, byte for byte: the `id` of one that was delivered, or failed."""
+        found = self._call("POST", f"/webhooks/{alert_id}/resend", {})["data"]
+        return _delivery(cast("Dict[str, object]", found))
+
     def webhooks(self) -> List[WebhookDelivery]:
         """All webhooks and what became of them, oldest first."""
         return [

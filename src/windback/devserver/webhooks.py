@@ -16,7 +16,7 @@ from typing import Dict, List, Mapping, Optional, Set, Tuple, cast
 import orjson
 
 from .clock import iso
-from .errors import ApiError
+from .errors import ApiError, not_found
 from .options import Options
 from .store import Doc, Store
 from .validation import Alert
@@ -60,6 +60,28 @@ class Webhooks:
         body = orjson.dumps(payload).decode()
         delivery: Doc = {"id": alert_id, "state": "pending", "attempts": [], "next_at": now, "body": body}
         self._store.add_webhook(delivery)
+        self._start(delivery)
+        return delivery
+
+    @property
+    def url(self) -> Optional[str]:
+        """Where alerts are sent; None: nowhere."""
+        return self._options.webhook_url
+
+    def resend(self, alert_id: str, now: float) -> Doc:
+        """Send an alert again, byte for byte, as the API's retries are; raises `ApiError` 404 or 409.
+
+        Its receiver may have seen it: then it answers as to any duplicate.
+        """
+        delivery = next((each for each in self._store.webhooks() if each["id"] == alert_id), None)
+        if delivery is None:
+            raise not_found("alert")
+        if self._options.webhook_url is None:
+            raise ApiError(400, "NO_WEBHOOK", "the server was started without --webhook-url")
+        if delivery["state"] == "pending":
+            raise ApiError(409, "PENDING", "this alert is on its way: its next try comes by itself")
+        delivery.update(state="pending", next_at=now)
+        self._store.update_webhook(delivery)
         self._start(delivery)
         return delivery
 

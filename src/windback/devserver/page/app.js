@@ -7,17 +7,18 @@ import * as customers from "./customers.js";
 import * as faults from "./faults.js";
 import * as inbox from "./inbox.js";
 import * as overview from "./overview.js";
+import * as webhooks from "./webhooks.js";
 import { get } from "./api.js";
 import { $, button, clock, copy, h, icon, kept, number } from "./dom.js";
 import { failed } from "./detail.js";
 import { start } from "./stream.js";
 import { address, go, onChange, state } from "./url.js";
 
-const SECTIONS = { inbox: ["Inbox", inbox], overview: ["Overview", overview], customers: ["Customers", customers], board: ["Board", board], charts: ["Charts", charts], faults: ["Faults", faults], connect: ["Connect", connect] };
+const SECTIONS = { inbox: ["Inbox", inbox], overview: ["Overview", overview], customers: ["Customers", customers], board: ["Board", board], charts: ["Charts", charts], faults: ["Faults", faults], webhooks: ["Webhooks", webhooks], connect: ["Connect", connect] };
 const THEMES = ["auto", "light", "dark"];
 const KEYS = [
   ["/", "search"], ["j k", "next, previous row"], ["Enter", "open"], ["Esc", "back to the row"], ["g G", "newest, oldest"], ["p", "pause, resume"],
-  ["r", "replay"], ["c", "copy JSON"], ["y", "copy link"], ["x", "exclude this name"], ["1 – 7", "sections"], ["?", "this list"],
+  ["r", "replay"], ["c", "copy JSON"], ["y", "copy link"], ["x", "exclude this name"], ["1 – 8", "sections"], ["?", "this list"],
 ];
 
 const built = {};
@@ -181,7 +182,7 @@ function onCounts(counts) {
 }
 
 setInterval(() => {
-  stale.add("charts").add("overview");
+  stale.add("charts").add("overview").add("webhooks");
   const section = SECTIONS[state.section]?.[1];
   if (stale.delete(state.section) && !document.hidden && live.state === "live" && section.refresh) Promise.resolve(section.refresh()).catch(() => {});
   inbox.tick();
@@ -218,7 +219,7 @@ document.addEventListener("keydown", async (event) => {
     return undefined;
   }
   if (isInput || !kept.get("keys", true)) return undefined;
-  const act = SINGLE[event.key] || (/^[1-7]$/.test(event.key) && (() => go({ section: Object.keys(SECTIONS)[event.key - 1], id: "" })));
+  const act = SINGLE[event.key] || (/^[1-8]$/.test(event.key) && (() => go({ section: Object.keys(SECTIONS)[event.key - 1], id: "" })));
   if (!act || (INBOX_ONLY.includes(event.key) && state.section !== "inbox")) return undefined;
   event.preventDefault();
   return act();

@@ -1,6 +1,6 @@
 // What the page shows is in its address, so that a reload, a link and the Back button work.
 //
-// section: inbox, overview, customers, board, charts, faults, connect. view: events or requests. q: the search.
+// section: inbox, overview, customers, board, charts, faults, webhooks, connect. view: events or requests. q: the search.
 // id: the selected event, request, customer or churn event. tab: of the detail. key: one inbox, or "" for all.
 // cols: properties with a column of their own. paused: "1" while the stream is held.
 
