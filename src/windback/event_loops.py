@@ -12,6 +12,7 @@ import threading
 from contextvars import Context
 from typing import (
     TYPE_CHECKING,
+    AsyncGenerator,
     Awaitable,
     Callable,
     ContextManager,
@@ -46,11 +47,19 @@ class Loop(Protocol):
     def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object], name: str) -> None:
         """Start a task, in the loop's own thread; *never_ran* is called if it is cancelled before it runs."""
 
-    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
-        """Call something in the loop after a while, if it still runs then. Only asyncio's tasks need it."""
+    def call_later(self, seconds: float, call: Callable[[], object]) -> Callable[[], object]:
+        """Call a function in the loop after a while, if it still runs then. Returns what cancels that.
+
+        In the loop's own thread, as what cancels it. The loop's clock may be frozen; see `call_later`.
+        """
+        ...
 
     def call_soon(self, call: Callable[[], object]) -> None:
-        """Call a function in the loop, from any thread."""
+        """Call a function in the loop, from any thread. Raises RuntimeError if the loop is closed."""
+
+    def at_end(self, call: Callable[[], Awaitable[None]]) -> Callable[[], object]:
+        """Await *call* when the loop ends, with no task that users see. Returns what cancels that."""
+        ...
 
     def is_closed(self) -> bool:
         """Whether the loop was closed while tasks remained; the tasks are not notified of that."""
@@ -68,6 +77,7 @@ class _AsyncioLoop:
         import asyncio
 
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self.key: object = self._loop
 
     def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object], name: str) -> None:
@@ -90,12 +100,37 @@ class _AsyncioLoop:
         _tasks.add(task)  # the loop itself keeps weak references only
         task.add_done_callback(end)
 
-    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
-        with contextlib.suppress(RuntimeError):  # it is closed
-            self._loop.call_later(seconds, call)
+    def call_later(self, seconds: float, call: Callable[[], object]) -> Callable[[], object]:
+        return self._loop.call_later(seconds, call).cancel
 
     def call_soon(self, call: Callable[[], object]) -> None:
-        self._loop.call_soon_threadsafe(call)
+        if threading.get_ident() == self._thread:  # without the system call that wakes a loop that sleeps
+            self._loop.call_soon(call)
+        else:
+            self._loop.call_soon_threadsafe(call)
+
+    def at_end(self, call: Callable[[], Awaitable[None]]) -> Callable[[], object]:
+        # asyncio.run, and everything like it, ends the asynchronous generators of its loop after the tasks.
+        is_over = False
+
+        async def wait() -> AsyncGenerator[None, None]:
+            try:
+                yield
+            finally:
+                if not is_over:
+                    await call()
+
+        def cancel() -> None:
+            nonlocal is_over
+            is_over = True
+            with contextlib.suppress(RuntimeError):  # it runs right now, and this is a part of it
+                _run_without_waiting(generator.aclose())
+
+        generator = wait()
+        is_ending = getattr(self._loop, "_asyncgens_shutdown_called", False)
+        if sys.get_asyncgen_hooks().firstiter is not None and not is_ending:
+            _run_without_waiting(generator.__anext__())
+        return cancel
 
     def is_closed(self) -> bool:
         return self._loop.is_closed()
@@ -126,11 +161,34 @@ class _TrioLoop:
         del never_ran  # trio runs a task up to its first checkpoint in any case
         self._trio.lowlevel.spawn_system_task(main, context=Context(), name=name)
 
-    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
-        """Nothing: trio cancels its tasks at the end alone."""
+    def call_later(self, seconds: float, call: Callable[[], object]) -> Callable[[], object]:
+        scope = self._trio.CancelScope()
+
+        async def wait() -> None:
+            with scope:
+                await self._trio.sleep(seconds)
+                call()
+
+        self.spawn(wait, _nothing, "windback-timer")
+        return scope.cancel
 
     def call_soon(self, call: Callable[[], object]) -> None:
         self._token.run_sync_soon(call)
+
+    def at_end(self, call: Callable[[], Awaitable[None]]) -> Callable[[], object]:
+        # A system task: nobody who waits for a nursery waits for it.
+        scope = self._trio.CancelScope()
+
+        async def wait() -> None:
+            try:
+                with scope:
+                    await self._trio.sleep_forever()
+            finally:
+                if not scope.cancel_called:
+                    await call()
+
+        self.spawn(wait, _nothing, "windback-connections")
+        return scope.cancel
 
     def is_closed(self) -> bool:
         return False  # trio cancels every task before it ends
@@ -140,6 +198,16 @@ class _TrioLoop:
         outcome = _start_thread(call, lambda: self._token.run_sync_soon(done.set))
         await done.wait()
         return outcome()
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _run_without_waiting(step: Awaitable[object]) -> None:
+    """Run something that can be awaited and never waits."""
+    with contextlib.suppress(StopIteration, StopAsyncIteration):
+        next(step.__await__())
 
 
 def _start_thread(call: Callable[[], T], notify: Callable[[], object]) -> Callable[[], T]:
@@ -179,6 +247,27 @@ def current_loop() -> Loop:
     return _AsyncioLoop()
 
 
+def call_later(loop: Loop, seconds: float, call: Callable[[], object]) -> Callable[[], object]:
+    """Call a function in *loop* after a while, also where its clock is frozen. Returns what cancels that."""
+    if clock.is_replaced():
+        return _call_later_by_a_thread(loop, seconds, call)
+    return loop.call_later(seconds, call)
+
+
+def _call_later_by_a_thread(loop: Loop, seconds: float, call: Callable[[], object]) -> Callable[[], object]:
+    is_over = _thread.allocate_lock()
+    is_over.acquire()
+
+    def keep_time(seconds: float) -> None:
+        if not is_over.acquire(timeout=min(max(0.0, seconds), threading.TIMEOUT_MAX)):
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits
+                loop.call_soon(call)
+
+    with contextlib.suppress(RuntimeError):  # out of threads; it is not called
+        _thread.start_new_thread(keep_time, (seconds,))
+    return is_over.release
+
+
 @contextlib.contextmanager
 def move_on_after(seconds: Optional[float]) -> Generator[anyio.CancelScope, None, None]:
     """Do the same as anyio.move_on_after, also where the clock of the event loop is frozen.
@@ -191,22 +280,12 @@ def move_on_after(seconds: Optional[float]) -> Generator[anyio.CancelScope, None
         with anyio.move_on_after(seconds) as scope:
             yield scope
         return
-    loop = current_loop()
     with anyio.CancelScope() as scope:
-        is_over = _thread.allocate_lock()
-        is_over.acquire()
-
-        def keep_time(seconds: float) -> None:
-            if not is_over.acquire(timeout=min(max(0.0, seconds), threading.TIMEOUT_MAX)):
-                with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits
-                    loop.call_soon(scope.cancel)
-
-        with contextlib.suppress(RuntimeError):  # out of threads; the caller keeps waiting
-            _thread.start_new_thread(keep_time, (seconds,))
+        cancel = _call_later_by_a_thread(current_loop(), seconds, scope.cancel)
         try:
             yield scope
         finally:
-            is_over.release()
+            cancel()
 
 
 def shielded() -> ContextManager[object]:

@@ -39,6 +39,7 @@ CANCEL_TASKS = """\
             task.cancel()
         if tasks:
             loop.run_until_complete(asyncio.wait(tasks))
+        loop.run_until_complete(loop.shutdown_asyncgens())
 
 """
 UVLOOP = """\

@@ -1,6 +1,7 @@
-"""What a client has in each event loop it is used in: connections, and a task that closes them.
+"""What a client has in each event loop it is used in: workers, and connections, which close with the loop.
 
-The event loop may be asyncio's or trio's. Workers that are tasks live in here as well; see `tasks`.
+The event loop may be asyncio's or trio's. What the workers do is in `tasks`. An idle client has no task, so
+a program that waits until all tasks of its loop have ended does not wait for the client.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Generator, List, Optional, Set
 
 from ... import log
 from ...config import Config
-from ...event_loops import Loop, NoThreadError, current_loop, move_on_after
+from ...event_loops import Loop, NoThreadError, call_later, current_loop, move_on_after, shielded
 from ...process import lifecycle
 from .. import retry_loop
 from ..parking import Worker
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from ...http.transport import AsyncTransport
 
 T = TypeVar("T")
+
+#: What forked children forgot. If it were collected, the parent's loops would be asked to end it.
+_of_parents: List[Dict[object, LoopState]] = []
 
 
 class TaskWaker:
@@ -54,8 +58,56 @@ class TaskWaker:
         return self._event.is_set()
 
 
+class Sleeper:
+    """A worker that sleeps, without a task. *go_on* is called in the loop, with whether it was woken.
+
+    on_closed: called by who wakes it, if the loop is closed.
+    """
+
+    __slots__ = ("_cancel_timer", "_go_on", "_is_released", "_loop", "_on_closed")
+
+    def __init__(self, loop: Loop, on_closed: Callable[[], object]) -> None:
+        self._loop = loop
+        self._on_closed = on_closed
+        self._is_released = False
+        self._go_on: Optional[Callable[[bool], object]] = None
+        self._cancel_timer: Optional[Callable[[], object]] = None
+
+    def release(self) -> None:
+        """End the sleep; from any thread, and a second time does nothing."""
+        self._is_released = True
+        try:
+            self._loop.call_soon(self._wake)
+        except RuntimeError:
+            self._on_closed()
+
+    def sleep(self, seconds: Optional[float], go_on: Callable[[bool], object]) -> bool:
+        """Arrange for *go_on* to be called when the sleep is over; False if it is already."""
+        if self._is_released:
+            return False
+        self._go_on = go_on
+        if seconds is not None:
+            self._cancel_timer = call_later(self._loop, seconds, self._time_is_up)
+        return True
+
+    def _time_is_up(self) -> None:
+        self._cancel_timer = None
+        self._end(is_woken=False)
+
+    def _wake(self) -> None:
+        self._end(is_woken=True)
+
+    def _end(self, *, is_woken: bool) -> None:
+        cancel, self._cancel_timer = self._cancel_timer, None
+        if cancel is not None:
+            cancel()
+        go_on, self._go_on = self._go_on, None
+        if go_on is not None:
+            go_on(is_woken)
+
+
 class LoopState:
-    """What a client has in one event loop: connections, and a task that closes them when the loop ends.
+    """What a client has in one event loop: workers, and connections, which are closed when the loop ends.
 
     Connections belong to the loop that opened them, and a process may run several, one after the other.
     """
@@ -65,16 +117,18 @@ class LoopState:
         self.transport: Optional[AsyncTransport] = None
         #: Where batches go, if that is a broker.
         self.broker: Optional[AsyncRedisSink] = None
-        self.stop: Optional[TaskWaker] = None
-        self.stopped: Optional[TaskWaker] = None
+        #: Those that sleep included, which have no task.
         self.workers: Dict[Worker, None] = {}
         self._scopes: Set[anyio.CancelScope] = set()
         self._left: Optional[TaskWaker] = None
-        #: The loop is going down: nothing may be started in it any more.
+        #: The loop is going down, or the client is closed: nothing may be started here any more.
         self.ended = False
-        #: The task that owns the connections has ended, and they are closed.
-        self.is_closed = False
+        self._is_closing = False
+        self._is_closed = False
+        #: Those who wait for `close`.
+        self._closers: List[TaskWaker] = []
         self._is_loaded = False
+        self._cancel_end = loop.at_end(self._end)
 
     def adopt(self, transport: AsyncTransport) -> AsyncTransport:
         """Return the connections to use: those of a task that was faster, else *transport*, still unused."""
@@ -107,32 +161,76 @@ class LoopState:
             finally:
                 self._scopes.discard(scope)
 
-    def notify_closed(self) -> None:
-        """Notify the caller of `TaskWorkers.close` that the connections' task has ended, or never started."""
-        self.ended = self.is_closed = True
-        if self.stopped is not None:
-            self.stopped.release()
-
     async def close(self) -> None:
+        """Close this state. Called again, it waits for what a first call began."""
+        await self.load()
+        while not self._is_closed:
+            self.begin_close()
+            await self._until_closed()
+
+    def begin_close(self) -> None:
+        """Close this state soon, in a task, which a caller that is cancelled does not take along."""
+        self.ended = True
+        if not self._is_closing:
+            self._is_closing = True
+            self.loop.spawn(self._close, self._did_not_close, "windback-closing")
+
+    def _did_not_close(self) -> None:
+        """Leave it to the next: the task was cancelled before it began."""
+        self._is_closing = False
+        self._wake_closers()
+
+    async def _end(self) -> None:
+        """Close this state, as the loop ends."""
+        self.ended = True
+        if not self._is_closing:
+            self._is_closing = True
+            await self._close()
+        elif not self._is_closed:
+            with shielded():
+                await self._until_closed()
+
+    async def _until_closed(self) -> None:
+        waker = TaskWaker(self.loop)
+        self._closers.append(waker)
+        await waker.sleep(None)
+
+    def _wake_closers(self) -> None:
+        while self._closers:
+            self._closers.pop().release()
+
+    async def _close(self) -> None:
         """End the workers, then close the connections.
 
         In this order: a connection that is closed under its request makes some httpcores wait for ever.
         """
-        self.ended = True
-        if not self._scopes and self.transport is None and self.broker is None:
-            return  # and anyio may not even be loaded
-        import anyio
+        try:
+            if self.workers or self.transport is not None or self.broker is not None:
+                with shielded():
+                    await self._close_all()
+        finally:
+            self._is_closed = True
+            self._cancel_end()
+            self._wake_closers()
 
-        with anyio.CancelScope(shield=True):
-            for scope in self._scopes:
-                scope.cancel()
-            self._left = TaskWaker(self.loop)
-            if self.workers:
-                await self._left.sleep(None)
-            if self.transport is not None:
-                await self.transport.aclose()
-            if self.broker is not None:
-                await self.broker.aclose()
+    async def _close_all(self) -> None:
+        import anyio.lowlevel
+
+        for scope in self._scopes:
+            scope.cancel()
+        for worker in list(self.workers):
+            if worker.waker is not None:  # it sleeps
+                worker.waker.release()
+        self._left = TaskWaker(self.loop)
+        if self.workers:
+            await self._left.sleep(None)
+        if self.transport is not None:
+            await self.transport.aclose()
+        if self.broker is not None:
+            await self.broker.aclose()
+        # A loop closes a socket in its next turn, or the one after, and this may be the last thing it does.
+        for _ in range(2):
+            await anyio.lowlevel.checkpoint()
 
     async def load(self) -> None:
         """Load anyio's backend without blocking the loop; a checkpoint, the first time."""
@@ -161,11 +259,12 @@ class LoopStates:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self.reset()
+        self._states: Dict[object, LoopState] = {}
 
     def reset(self) -> None:
         """Forget all loops, as in a forked child, where none of them runs."""
-        self._states: Dict[object, LoopState] = {}
+        _of_parents.append(self._states)
+        self._states = {}
 
     def current(self) -> LoopState:
         """Return the state of the running loop, made at first use; RuntimeError if this thread runs none."""
@@ -175,8 +274,6 @@ class LoopStates:
             # An ended loop stays known until there is another, so that nothing starts anew in it.
             self._states = {key: other for key, other in self._states.items() if not other.ended}
             state = self._states[loop.key] = LoopState(loop)
-            owner = state
-            loop.spawn(lambda: self._own_connections(owner), owner.notify_closed, "windback-connections")
         return state
 
     def revive(self) -> bool:
@@ -242,35 +339,15 @@ class LoopStates:
             retry_loop.load()
             return AsyncRedisSink(RedisSink(self._config), state.in_thread)
 
-    async def _own_connections(self, state: LoopState) -> None:
-        try:
-            await state.load()
-            state.stop = TaskWaker(state.loop)
-            if not state.ended:
-                await state.stop.sleep(None)
-        finally:
-            try:
-                await state.close()
-            finally:
-                state.notify_closed()
-
     def stop(self) -> None:
         """Close the connections of all loops that still run, soon; from any thread."""
         for state in list(self._states.values()):
             state.ended = True
-            if state.stop is not None:  # else their task checks `ended` before it sleeps
-                state.stop.release()
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                state.loop.call_soon(state.begin_close)
 
     async def close(self) -> None:
         """Close the connections of the running loop. Called again, it waits for what a first call began."""
         state = self.known()
-        if state is None or state.is_closed:
-            return
-        state.ended = True
-        await state.load()  # their task may still be opening them, and can't be stopped before
-        if state.stop is not None:
-            state.stop.release()
-        if not state.is_closed:
-            if state.stopped is None:
-                state.stopped = TaskWaker(state.loop)
-            await state.stopped.sleep(None)
+        if state is not None:
+            await state.close()

@@ -1,16 +1,18 @@
-"""Workers that are tasks, of asyncio or trio."""
+"""Workers that are tasks, of asyncio or trio. While a worker sleeps it has no task; see `Sleeper`."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 from ... import clock
 from ...api.answer import Answer
+from ...event_loops import call_later
 from .. import retry_loop
-from ..parking import Worker
+from ..parking import Step, Worker
 from ..scheduler import Scheduler
-from .loop_state import LoopState, LoopStates, TaskWaker
+from .loop_state import LoopState, LoopStates, Sleeper, TaskWaker
 
 if TYPE_CHECKING:
     from ...event.batch import Batch
@@ -43,11 +45,44 @@ class TaskWorkers:
             return False
         try:
             state.workers[worker] = None
-            state.loop.spawn(lambda: self._main(state, worker), lambda: self._retire(state, worker), _NAME)
+            self._spawn(state, worker, idle=False)
         except BaseException:
             state.worker_left(worker)
             raise
         return True
+
+    def _spawn(self, state: LoopState, worker: Worker, *, idle: bool) -> None:
+        """Start a task for a worker that is new, or slept. idle: see `Scheduler.next_step`."""
+
+        def never_ran() -> None:
+            self._retire(state, worker)
+            self._resume_soon(state)
+
+        state.loop.spawn(lambda: self._main(state, worker, idle=idle), never_ran, _NAME)
+
+    def _after_sleep(self, state: LoopState, worker: Worker, step: Step) -> Callable[[bool], None]:
+        """Return what is called when a worker has slept, with whether it was woken."""
+        return lambda is_woken: self._go_on(state, worker, idle=step.spare and not is_woken)
+
+    def _go_on(self, state: LoopState, worker: Worker, *, idle: bool) -> None:
+        """Work again after a sleep, in a new task."""
+        if worker not in state.workers:
+            return
+        try:
+            if not state.ended:
+                self._spawn(state, worker, idle=idle)
+                return
+        except BaseException:
+            self._retire(state, worker)
+            raise
+        self._retire(state, worker)
+
+    def _lose(self, state: LoopState, worker: Worker) -> None:
+        """Have another worker instead of one that sleeps in a closed loop. Waits for nothing."""
+        state.ended = True
+        state.worker_left(worker)
+        self._scheduler.parking.workers.pop(worker, None)
+        self._scheduler.add_worker()
 
     def _retire(self, state: LoopState, worker: Worker) -> None:
         state.worker_left(worker)
@@ -60,20 +95,27 @@ class TaskWorkers:
             for worker in list(state.workers):
                 self._retire(state, worker)
 
-    async def _main(self, state: LoopState, worker: Worker) -> None:
+    async def _main(self, state: LoopState, worker: Worker, *, idle: bool) -> None:
         was_cancelled = True
+        sleeps = False
         try:
-            await self._run(state, worker)
+            sleeps = await self._run(state, worker, idle=idle)
             was_cancelled = False
         except Exception as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
             was_cancelled = False
             self._scheduler.lines.died(clock.now_s(), error)
         finally:
-            state.worker_left(worker)
-            if self._scheduler.parking.workers.pop(worker, self) is None:
-                self._scheduler.look_again()
+            if not sleeps:
+                state.worker_left(worker)
+                if self._scheduler.parking.workers.pop(worker, self) is None:
+                    self._scheduler.look_again()
             if was_cancelled:
-                state.loop.call_later(_RESUME_S, lambda: self._resume(state))
+                self._resume_soon(state)
+
+    def _resume_soon(self, state: LoopState) -> None:
+        # RuntimeError: the loop is closed, or going down.
+        with contextlib.suppress(RuntimeError):
+            call_later(state.loop, _RESUME_S, lambda: self._resume(state))
 
     def _resume(self, state: LoopState) -> None:
         """Start another worker where one was cancelled, if the loop still runs and events wait."""
@@ -81,10 +123,10 @@ class TaskWorkers:
         if not (state.ended or state.workers) and scheduler.queue.waiting().events:
             scheduler.add_worker()
 
-    async def _run(self, state: LoopState, worker: Worker) -> None:
+    async def _run(self, state: LoopState, worker: Worker, *, idle: bool) -> bool:
+        """Work until there is nothing left to do now; whether the worker sleeps until there is."""
         scheduler = self._scheduler
-        idle = False
-        died = False
+        died = sleeps = False
         try:
             # Before any batch is leased: a loop that goes down cancels this task here, and nothing is held.
             await state.load()
@@ -92,12 +134,12 @@ class TaskWorkers:
 
             await anyio.lowlevel.checkpoint()
             with state.worker_scope():
-                while True:
-                    waker = TaskWaker(state.loop)
+                while not state.ended:
+                    waker = Sleeper(state.loop, lambda: self._lose(state, worker))
                     step = scheduler.next_step(worker, clock.now_s(), waker, idle=idle)
                     idle = False
                     if step.leave:
-                        return
+                        break
                     if step.maintain:
                         await state.in_thread(scheduler.maintain)
                     elif step.batch is not None:
@@ -105,13 +147,18 @@ class TaskWorkers:
                             scheduler.call_helper()
                         await self._send(state, worker, step.batch)
                     else:
-                        idle = not await waker.sleep(step.wait_s) and step.spare
+                        await anyio.lowlevel.checkpoint()  # whoever waited for this worker sees its task end
+                        sleeps = waker.sleep(step.wait_s, self._after_sleep(state, worker, step))
+                        if sleeps:
+                            break
         except Exception:
             # Anything else is the loop, or the application, that cancels its tasks: no fault, no death.
             died = True
             raise
         finally:
-            scheduler.retire(worker, clock.now_s(), died=died)
+            if not sleeps:
+                scheduler.retire(worker, clock.now_s(), died=died)
+        return sleeps
 
     async def _send(self, state: LoopState, worker: Worker, batch: Batch) -> None:
         scheduler = self._scheduler
