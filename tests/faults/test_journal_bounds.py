@@ -35,8 +35,8 @@ def track(client, *numbers, pad=0):
 
 
 def taken_under(root: Path) -> int:
-    """What the disk has given to files under *root*."""
-    return sum(path.lstat().st_blocks * 512 for path in root.rglob("*") if path.is_file())
+    """What the disk has given to everything under *root*."""
+    return sum(path.lstat().st_blocks * 512 for path in root.rglob("*"))
 
 
 @pytest.fixture
@@ -76,6 +76,35 @@ print(accepted)
     assert (ended.status, ended.out) == (0, ["60"])
     assert taken_under(root) <= BOUND
     assert deliver_rest(root, server, eventually) == list(range(-1, 60))
+
+
+def test_small_leftovers_at_the_bound_stay_within_it_and_none_is_lost(
+    root, server, run, dead_url, eventually
+):
+    """The directories of exited processes count too; a process that finds no room refuses its event."""
+    root.mkdir(0o700)
+    (root / "dead").mkdir(0o700)
+    (root / "dead" / "0123456789abcdef.jsonl").write_bytes(b"x" * (BOUND - MIB))
+    code = f"""\
+accepted = 0
+for n in range(100):
+    there, here = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(here, b"%d" % track(make({str(root)!r}), n)[0])
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    accepted += int(os.read(there, 9))
+    os.close(there)
+    os.close(here)
+print(accepted)
+"""
+    ended = run(TOOLS + code, url=dead_url, within_s=120)
+    assert ended.status == 0, ended
+    assert taken_under(root) <= BOUND
+    accepted = int(ended.out[0])
+    assert 40 < accepted < 100
+    assert len(deliver_rest(root, server, eventually)) == 1 + accepted
 
 
 def test_processes_that_run_at_the_same_time_share_the_bound(root, server, run, dead_url, eventually):
@@ -122,16 +151,16 @@ def test_what_a_process_costs_before_its_first_event_and_after_it_near_the_bound
     """docs/durability.md says these numbers."""
     options = {"api_key": "sk_test_1", "base_url": dead_url, "shutdown_timeout": 0}
     client = Windback(**options, journal=root)
-    assert taken_under(root) <= 2 * fmt.SMALL_BYTES
+    assert taken_under(root) <= 2 * fmt.SMALL_BYTES + 4096
     client.close(0)
     root.joinpath("ballast").write_bytes(b"x" * (BOUND // 2))
     before = taken_under(root)
     client = Windback(**options, journal=root, max_journal_bytes=BOUND)
     client.track_event("login", "jane@example.com")
     client._engine.queue.maintain()
-    assert taken_under(root) - before <= 3 * fmt.SMALL_BYTES
+    assert taken_under(root) - before <= 3 * fmt.SMALL_BYTES + 4096
     client.close(0)
-    assert taken_under(root) - before <= 16_384  # what is left: a segment with an event, and a ledger
+    assert taken_under(root) - before <= 16_384  # what is left: a directory, a segment with an event, and a ledger
 
 
 def test_a_leftover_is_whole_after_the_unused_part_was_given_back(root, server, run, dead_url, eventually):

@@ -243,7 +243,9 @@ def trim(path: Path) -> bool:
     descriptor = open_file(path, os.O_RDWR)
     try:
         status = os.fstat(descriptor)
-        data = os.pread(descriptor, fmt.SEGMENT_BYTES, 0)
+        # The header is in the first page. Where that is the only one, the rest is a hole.
+        is_trimmed = allocated(status) <= _PAGE_BYTES
+        data = os.pread(descriptor, _PAGE_BYTES if is_trimmed else fmt.SEGMENT_BYTES, 0)
         end = max(fmt.HEADER_BYTES, len(data.rstrip(b"\0")))
         if status.st_size != fmt.SEGMENT_BYTES:
             return True
@@ -265,7 +267,7 @@ def allocated(status: os.stat_result) -> int:
 
 
 def allocated_under(folder: Path, depth: int) -> int:
-    """Return how many bytes the files in *folder* take, and those in folders up to *depth* levels below."""
+    """Return how many bytes everything in *folder* takes, and in folders up to *depth* levels below."""
     total = 0
     names: List[str] = []
     with contextlib.suppress(OSError):  # it is gone, or not readable for this user
@@ -276,7 +278,7 @@ def allocated_under(folder: Path, depth: int) -> int:
             if stat.S_ISREG(status.st_mode):
                 total += allocated(status)
             elif depth and stat.S_ISDIR(status.st_mode):
-                total += allocated_under(folder / name, depth - 1)
+                total += allocated(status) + allocated_under(folder / name, depth - 1)
     return total
 
 
