@@ -160,7 +160,9 @@ def test_what_a_process_costs_before_its_first_event_and_after_it_near_the_bound
     client._engine.queue.maintain()
     assert taken_under(root) - before <= 3 * fmt.SMALL_BYTES + 4096
     client.close(0)
-    assert taken_under(root) - before <= 16_384  # what is left: a directory, a segment with an event, and a ledger
+    assert (
+        taken_under(root) - before <= 16_384
+    )  # what is left: a directory, a segment with an event, and a ledger
 
 
 def test_a_leftover_is_whole_after_the_unused_part_was_given_back(root, server, run, dead_url, eventually):
