@@ -147,7 +147,7 @@ class TaskWorkers:
                             scheduler.call_helper()
                         await self._send(state, worker, step.batch)
                     else:
-                        await anyio.lowlevel.checkpoint()  # a caller that waited for this worker sees its task end
+                        await anyio.lowlevel.checkpoint()  # who waited for this worker sees its task
                         sleeps = waker.sleep(step.wait_s, self._after_sleep(state, worker, step))
                         if sleeps:
                             break
