@@ -8,15 +8,16 @@ import shutil
 import tempfile
 import time
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import django
 import pytest
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core import checks
 from django.core.management import CommandError, call_command
 from django.db import connection, connections, transaction
-from django.http import HttpResponse, JsonResponse
+from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import include, path, re_path
 
@@ -103,6 +104,25 @@ def seen(request, n, org=None):
     return JsonResponse({"tracked": track("seen", {"n": n})})
 
 
+def streamed(request, n):
+    def body():
+        for part in range(n):
+            track("part", {"part": part})
+            yield b"x"
+
+    return StreamingHttpResponse(body())
+
+
+async def streamed_async(request, n):
+    async def body():
+        for part in range(n):
+            track("part", {"part": part})
+            await asyncio.sleep(0)
+            yield b"x"
+
+    return StreamingHttpResponse(body())
+
+
 async def seen_async(request, n):
     tracked = [track("seen", {"n": n}), track("seen again", {"n": n})]
     await asyncio.sleep(0)
@@ -135,6 +155,8 @@ urlpatterns = [
     path("v1/<str:org>/", include([path("seen/<int:n>", seen)])),
     path("in/", include(items)),
     path("async/<int:n>", seen_async),
+    path("streamed/<int:n>", streamed),
+    path("streamed_async/<int:n>", streamed_async),
     path("order/<str:how>", in_atomic),
     path("quiet", quiet),
     path("fails", fails),
@@ -325,6 +347,39 @@ def test_an_async_view_tracks_for_its_user(events):
     assert [(each.event, each.customer_email, each.properties["n"]) for each in events] == [
         (event, JANE, n) for n in range(2) for event in ("seen", "seen again")
     ]
+
+
+def test_a_streamed_body_still_knows_its_customer(events):
+    with logged_in() as browser:
+        assert b"".join(browser.get("/streamed/3")) == b"xxx"
+    assert [(each.customer_email, each.properties["part"]) for each in events] == [
+        (JANE, n) for n in range(3)
+    ]
+    assert not track("afterwards")
+
+
+@pytest.mark.parametrize("customer", [None, "find_async"])
+def test_an_async_streamed_body_still_knows_its_customer(events, customer):
+    async def find_async(_):
+        await asyncio.sleep(0)
+        return JANE
+
+    async def read():
+        browser = AsyncClient()
+        await sync_to_async(browser.force_login)(await User.objects.aget(username="jane"))
+        return b"".join([part async for part in await browser.get("/streamed_async/3")])
+
+    with changed(CUSTOMER=find_async) if customer else nullcontext():
+        assert asyncio.run(read()) == b"xxx"
+    assert [(each.customer_email, each.properties["part"]) for each in events] == [
+        (JANE, n) for n in range(3)
+    ]
+
+
+def test_a_file_is_left_to_the_server(events):
+    request = RequestFactory().get("/")
+    response = FileResponse(io.BytesIO(b"file"))
+    assert WindbackMiddleware(lambda _: response)(request).file_to_stream is not None
 
 
 def test_an_anonymous_async_request_is_answered_and_its_events_are_refused(events):

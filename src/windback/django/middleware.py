@@ -5,10 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
-from typing import Awaitable, Callable, Optional, Set, Tuple, Union, cast
+from typing import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Optional,
+    Set,
+    Tuple,
+    Union,
+    cast,
+)
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
-from django.http import HttpRequest
+from django.http import FileResponse, HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.decorators import sync_and_async_middleware
 
@@ -24,6 +36,7 @@ GetResponse = Callable[[HttpRequest], Union[HttpResponseBase, Awaitable[HttpResp
 
 #: Where the scope of a request lies.
 _ATTRIBUTE = "windback"
+_NO_LOOP = "an async CUSTOMER needs an ASGI server"
 
 
 @sync_and_async_middleware
@@ -52,10 +65,10 @@ def _make_sync(
             if client is not None:
                 scope.customer.resolve(client._engine.hooks.failed)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
                 _track(request, response, scope, client, event, started_s)
-            return response
+            return _keeping_scope(response, scope)
         finally:
             close_scope(token)
-            scope.give_up("an async CUSTOMER needs an ASGI server")
+            scope.give_up(_NO_LOOP)
 
     return middleware
 
@@ -75,13 +88,54 @@ def _make_async(
             if client is not None:
                 await scope.find_email(client._engine.hooks.failed)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
                 _track(request, response, scope, client, event, started_s)
-            return response
+            return _keeping_scope(response, scope)
         finally:
             close_scope(token)
             if scope.unsettled:
                 await scope.settle()
 
     return middleware
+
+
+def _keeping_scope(response: HttpResponseBase, scope: Scope) -> HttpResponseBase:
+    """Open *scope* again while a streamed body is made, which is after the view and the middleware."""
+    # A file has no code of the application, and a server may send it by itself.
+    if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
+        content = response.streaming_content
+        if isinstance(content, AsyncIterable):
+            response.streaming_content = _stream_async(content, scope)
+        else:
+            response.streaming_content = _stream(content, scope)
+    return response
+
+
+def _stream(content: Iterable[bytes], scope: Scope) -> Iterator[bytes]:
+    iterator = iter(content)
+    while True:
+        token = open_scope(scope)
+        try:
+            part = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            close_scope(token)
+            scope.give_up(_NO_LOOP)
+        yield part
+
+
+async def _stream_async(content: AsyncIterable[bytes], scope: Scope) -> AsyncIterator[bytes]:
+    iterator = content.__aiter__()
+    while True:
+        token = open_scope(scope)
+        try:
+            part = await iterator.__anext__()
+        except StopAsyncIteration:
+            return
+        finally:
+            close_scope(token)
+            if scope.unsettled:
+                await scope.settle()
+        yield part
 
 
 def _is_inside_another(request: HttpRequest) -> bool:
