@@ -21,6 +21,7 @@ import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
 from deadlines import SLACK_S
+from inside import engine_of
 from raw_server import RawServer, response
 
 import windback
@@ -53,11 +54,11 @@ class Driver:
     def __init__(self, kind, base_url, **options):
         options = {"flush_interval": 0.01, "timeout": 5.0, "shutdown_timeout": 2.0, **options}
         self._exit = ExitStack()
-        self._portal = None
+        self.portal = None
         make = windback.Windback
         if not kind.startswith("sync"):
             backend = "trio" if kind == "trio" else "asyncio"
-            self._portal = self._exit.enter_context(start_blocking_portal(backend))
+            self.portal = self._exit.enter_context(start_blocking_portal(backend))
             make = functools.partial(
                 windback.AsyncWindback, worker="thread" if kind == "async in a thread" else "task"
             )
@@ -74,13 +75,13 @@ class Driver:
 
     def call(self, name, *args, **keywords):
         method = functools.partial(getattr(self.client, name), *args, **keywords)
-        return method() if self._portal is None else self._portal.call(method)
+        return method() if self.portal is None else self.portal.call(method)
 
     def track(self, count=1, email=EMAIL, **properties):
         """Track *count* events and return the answers."""
-        if self._portal is None:
+        if self.portal is None:
             return [self._note(functools.partial(self._track, n, email, properties)) for n in range(count)]
-        return self._portal.call(self._track_async, count, email, properties)
+        return self.portal.call(self._track_async, count, email, properties)
 
     def _note(self, call):
         self.started += 1
@@ -514,7 +515,7 @@ def test_a_refused_key_pauses_for_long_with_one_line_and_flush_says_so(server, d
     assert answer.pending == 100
     assert answer.problem.startswith(f"{status} NOT_YOU: no; the next try is in ")
     assert len(tracks(server)) == 2, "one of the worker's own accord, one because of the flush"
-    assert driver.client._engine.scheduler.gate.blocked_s(time.monotonic()) > 60
+    assert engine_of(driver.client).scheduler.gate.blocked_s(time.monotonic()) > 60
     until(lambda: lines(caplog, logging.WARNING))
     assert lines(caplog, logging.WARNING) == [
         (
@@ -676,7 +677,7 @@ def test_a_client_of_the_users_own_that_follows_redirects_follows_none_for_us(se
     if kind.startswith("sync"):
         http_client.close()
     else:
-        driver._portal.call(http_client.aclose)
+        driver.portal.call(http_client.aclose)
 
 
 # Hooks that raise

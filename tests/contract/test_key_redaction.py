@@ -9,6 +9,7 @@ import traceback
 
 import anyio
 import pytest
+from inside import config_of, engine_of
 
 import windback
 from windback.devserver import DevServer
@@ -83,7 +84,7 @@ FAULTS = {
 def test_nothing_that_can_be_printed_shows_a_key():
     for make in (sync_client, async_client):
         client = make(NOWHERE)
-        config = client._config
+        config = config_of(client)
         for each in (
             client,
             config,
@@ -91,7 +92,7 @@ def test_nothing_that_can_be_printed_shows_a_key():
             config.api_key,
             [config.public_key],
             vars(client),
-            client._engine,
+            engine_of(client),
         ):
             assert hides(repr(each))
         assert hides(f"{client} {config} {config.api_key!r:>5}")

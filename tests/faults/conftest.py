@@ -128,7 +128,7 @@ class Held:
 
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["content-length"]))
-                outer._hold()
+                outer.hold()
                 self.send_response(200)
                 self.send_header("Content-Length", "2")
                 self.end_headers()
@@ -149,7 +149,7 @@ class Held:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
         with self._changed:
             self.seen += 1
             self.holding += 1

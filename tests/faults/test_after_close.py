@@ -8,6 +8,7 @@ import time
 
 import anyio
 import pytest
+from inside import scheduler_of
 from tracking import JANE, is_lawful
 
 from windback import AsyncWindback, ClosedError, Windback
@@ -88,7 +89,7 @@ def test_a_waiting_caller_gets_false_when_the_client_is_closed(held):
     answers = []
     thread = threading.Thread(target=lambda: answers.append(client.track_event("login", JANE)))
     thread.start()
-    while not client._engine.scheduler.parking.callers:
+    while not scheduler_of(client).parking.callers:
         time.sleep(0.001)
     client.close(0.1)
     thread.join(10)

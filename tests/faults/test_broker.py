@@ -18,6 +18,7 @@ import pytest
 import redis
 import trio
 from broker_torture import torture
+from inside import config_of, projects_of
 from tracking import JANE, TOOLS, is_lawful, numbers, track
 
 import windback
@@ -271,7 +272,7 @@ def test_a_wrong_password_is_told_without_the_password(make_redis, server, user,
         assert result.pending == 10
         assert result.problem.startswith(f"the broker refuses: {redis_server.url}: {says} (")
         assert is_lawful(client.stats())
-        assert "secret" not in result.problem + repr(client) + repr(client._config)
+        assert "secret" not in result.problem + repr(client) + repr(config_of(client))
     with pytest.raises(ConfigurationError, match=says) as caught:
         BrokerRelay(url, "sk_test_1", base_url=server.url)
     assert redis_server.url in str(caught.value)
@@ -586,7 +587,7 @@ def test_a_drain_ends_only_when_what_became_of_the_last_batch_is_written(
         assert client.track_event("login", POISON)
     server.faults([{"path": "/track", "latency": 0.3}])
     relay = BrokerRelay(redis_server.url, "sk_test_1", base_url=server.url)
-    (project,) = relay._projects.values()
+    (project,) = projects_of(relay).values()
     look = project.poll
     looks = []
 
@@ -594,7 +595,7 @@ def test_a_drain_ends_only_when_what_became_of_the_last_batch_is_written(
         is_busy = look()
         looks.append(is_busy)
         if len(looks) > 1:
-            eventually(lambda: not project._dispatcher.stats().in_flight)
+            eventually(lambda: not project.stats().in_flight)
         return is_busy
 
     monkeypatch.setattr(project, "poll", look_while_it_is_settled)

@@ -45,8 +45,8 @@ class Tls:
         certificate.private_key_pem.write_to_path(folder / "key.pem")
         options = ("--tls-cert-file", folder / "cert.pem", "--tls-key-file", folder / "key.pem")
         plain = make_redis()
-        plain._command[plain._command.index("--port")] = "--tls-port"
-        plain._options += ["--port", "0", *map(str, options), "--tls-auth-clients", "no"]
+        plain.command[plain.command.index("--port")] = "--tls-port"
+        plain.options += ["--port", "0", *map(str, options), "--tls-auth-clients", "no"]
         plain.client = redis.Redis(
             port=plain.port,
             protocol=2,
@@ -66,7 +66,7 @@ def make_tls(make_redis, tmp_path):
     def make_tls(**options):
         probe = make_redis()
         done = subprocess.run(
-            [probe._command[0], "--tls-port", "0", "--port", "0", "--bogus"],
+            [probe.command[0], "--tls-port", "0", "--port", "0", "--bogus"],
             capture_output=True,
             text=True,
             check=False,

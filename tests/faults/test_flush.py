@@ -9,6 +9,7 @@ import time
 import anyio
 import pytest
 from deadlines import SLACK_S
+from inside import engine_of, scheduler_of
 from tracking import JANE, OPTIONS
 
 from windback import AsyncWindback, ClosedError, Windback, WindbackError
@@ -81,7 +82,7 @@ def test_flush_does_not_wait_for_what_is_tracked_after_it_began(held):
     results = []
     thread = threading.Thread(target=lambda: results.append(client.flush(10)))
     thread.start()
-    while not client._engine.scheduler.flushes.are_urgent:
+    while not scheduler_of(client).flushes.are_urgent:
         time.sleep(0.001)
     for _ in range(10):
         client.track_event("login", JANE)
@@ -98,7 +99,7 @@ def test_flush_does_not_wait_for_what_is_tracked_after_it_began(held):
 @pytest.mark.parametrize("endpoint", ["silent_url", "dripping_url", "dead_url"])
 def test_flush_obeys_its_timeout_and_counts_what_is_left(request, endpoint, timeout):
     client = Windback(**OPTIONS, base_url=request.getfixturevalue(endpoint), batch_size=10)
-    client._engine.transport()  # loads its modules, which takes longer on a cold start
+    engine_of(client).transport()  # loads its modules, which takes longer on a cold start
     for _ in range(95):
         client.track_event("login", JANE)
     with Clock() as clock:
@@ -119,8 +120,8 @@ def test_async_flush_obeys_its_timeout_and_counts_what_is_left(request, endpoint
         client = AsyncWindback(
             **OPTIONS, base_url=request.getfixturevalue(endpoint), batch_size=10, worker=worker
         )
-        await client._engine.transport_async()
-        client._engine.transport()
+        await engine_of(client).transport_async()
+        engine_of(client).transport()
         for _ in range(95):
             await client.track_event("login", JANE)
         with Clock() as clock:
@@ -255,7 +256,7 @@ def test_close_is_idempotent(server):
 
 def test_what_is_delivered_before_an_async_flush_can_sleep_counts(server, eventually, monkeypatch):
     client = AsyncWindback(**OPTIONS, base_url=server.url, worker="thread")
-    waker = client._engine.loops.waker
+    waker = engine_of(client).loops.waker
 
     async def late():
         eventually(lambda: client.stats().delivered == 1)
@@ -263,7 +264,7 @@ def test_what_is_delivered_before_an_async_flush_can_sleep_counts(server, eventu
 
     async def main():
         await client.track_event("login", JANE)
-        monkeypatch.setattr(client._engine.loops, "waker", late)
+        monkeypatch.setattr(engine_of(client).loops, "waker", late)
         flushed = await client.flush(20)
         assert (flushed.delivered, flushed.pending) == (1, 0)
         await client.close()

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from inside import is_syncing, journal_of, journals_of, running_sender
 from tracking import track
 
 from windback import ConfigurationError, Windback, isolation
@@ -27,7 +28,7 @@ each_worker = pytest.mark.parametrize("worker", ["thread", "process", None])
 
 
 def segments(client):
-    return list(client._engine.queue._own.segments.values())
+    return list(journal_of(client).segments.values())
 
 
 def is_synced(client):
@@ -94,7 +95,7 @@ def test_with_nothing_new_nothing_is_synced_and_the_next_event_is(make, synced, 
     for turn in range(3):
         track(client, range(10))
         eventually(lambda: is_synced(client))
-        eventually(lambda: not client._engine._fsync_thread._is_running)
+        eventually(lambda: not is_syncing(client))
         synced.calls.clear()
         assert client.stats().accepted == 10 * (turn + 1)
         time.sleep(0.1)
@@ -125,7 +126,7 @@ def test_a_disk_that_fails_is_told_once_and_never_asked_again(
     eventually(lambda: "can't sync new records to disk" in caplog.text)
     synced.failing = ()
     track(client, range(20, 30))
-    eventually(lambda: not client._engine._fsync_thread._is_running)
+    eventually(lambda: not is_syncing(client))
     assert synced.by_name()[name] == 1
     assert (
         caplog.text.count("can't sync new records to disk, so a power cut may lose them: Input/output error")
@@ -204,7 +205,7 @@ def test_a_sender_brings_what_it_notes_to_the_disk_too(make, tmp_path, monkeypat
     monkeypatch.setenv("SYNCED", str(log))
     client = make(worker="process", fsync=fsync, flush_interval=3600)
     track(client, range(10))
-    eventually(lambda: client._engine._link._running is not None)
+    eventually(lambda: running_sender(client) is not None)
     assert client.flush(20)
     eventually(lambda: list((tmp_path / "journal").glob("*/*.ledger")))
     (ledger,) = (tmp_path / "journal").glob("*/*.ledger")
@@ -228,10 +229,10 @@ def test_a_relay_brings_what_it_notes_to_the_disk_too(server, tmp_path, monkeypa
         monkeypatch.setattr(os, "fsync", watched)
         thread.start()
         eventually(lambda: relay.stats().delivered == 10)
-        (reader,) = relay._queue.readers.values()
-        eventually(lambda: not relay._queue.wants_sync)
+        (reader,) = journals_of(relay).readers.values()
+        eventually(lambda: not journals_of(relay).wants_sync)
         assert str(reader.written_to.path) in ledgers
-        eventually(lambda: not relay._engine._fsync_thread._is_running)
+        eventually(lambda: not is_syncing(relay))
         ledgers.clear()
         time.sleep(0.1)
         assert ledgers == []
@@ -260,7 +261,7 @@ def test_a_ledger_that_can_not_be_synced_holds_up_nothing_and_is_told_once(
         track(client, range(10))
         relay = Relay(root, KEY, base_url=server.url, fsync="batch", flush_interval=0.01)
         relay.poll()
-        (reader,) = relay._queue.readers.values()
+        (reader,) = journals_of(relay).readers.values()
         synced.failing = (reader.written_to.path.stat().st_ino,)
         assert relay.drain(20)
         eventually(lambda: "can't sync new records to disk" in caplog.text)

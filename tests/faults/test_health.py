@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from inside import engine_of, projects_of
 from prometheus_client.parser import text_string_to_metric_families
 from tracking import track
 
@@ -171,7 +172,7 @@ def test_not_ready_while_the_api_fails(redis_server, server, eventually):
         assert "500" in ready(url)[1]["problems"][""]
         assert metrics(url)["windback_relay_held_up", ""] == 1
         server.faults([])
-        relay._projects[""]._engine.flush(20)  # which does not wait for the end of a pause
+        engine_of(projects_of(relay)[""]).flush(20)  # which does not wait for the end of a pause
         eventually(lambda: ready(url)[0] == 200, 20)
     assert len(server.events()) == 10
 

@@ -12,6 +12,7 @@ import tempfile
 import threading
 
 import pytest
+from inside import engine_of, link_of
 from tracking import JANE, is_lawful
 
 from windback import Windback
@@ -337,19 +338,19 @@ def client_struck(server, kind, journal, number):
         options["worker"] = "process"
     client = Windback(**OPTIONS, base_url=server.url, **options)
     if kind == "sender":
-        link = client._engine._link
+        link = link_of(client)
         # The sender itself, in a thread of this process, where a trace function reaches its workers.
         link._use_thread = True
         make = link._make_sender
 
         def made(*args):
             sender = make(*args)
-            struck.watch(sender._engine.threads)
+            struck.watch(engine_of(sender).threads)
             return sender
 
         link._make_sender = made
     else:
-        struck.watch(client._engine.threads)
+        struck.watch(engine_of(client).threads)
     return client, struck.strike
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from inside import adopt_later, journal_of, queue_of, scheduler_of
 from tracking import JANE, TOOLS, is_lawful, left_in, numbers, track
 
 from windback import AsyncWindback, Windback
@@ -64,7 +65,7 @@ def deliver_all(server, root, eventually, **options):
     options = {"flush_interval": 0.01, **options}
     with Windback(**OPTIONS, **options, base_url=server.url, journal=root) as client:
         track(client, [-1])
-        eventually(lambda: left_in(root) == [client._engine.queue._own.name] and not client.stats().pending)
+        eventually(lambda: left_in(root) == [journal_of(client).name] and not client.stats().pending)
         stats = client.stats()
     assert is_lawful(stats)
     assert left_in(root) == []
@@ -489,16 +490,16 @@ def test_flush_waits_for_what_was_accepted_before_it_whatever_is_adopted_meanwhi
     client = Windback(
         **OPTIONS, base_url=held.url, journal=root, flush_interval=3600, batch_size=100, max_in_flight=1
     )
-    client._engine.queue._to_adopt = deque()  # nothing, until the flush is on its way
+    adopt_later(queue_of(client), deque())  # nothing, until the flush is on its way
     track(client, range(100, 150))
-    flush = client._engine.scheduler.begin_flush(Waker(), has_timeout=True)
-    client._engine.queue._to_adopt = None
-    client._engine.scheduler.wake()
+    flush = scheduler_of(client).begin_flush(Waker(), has_timeout=True)
+    adopt_later(queue_of(client), None)
+    scheduler_of(client).wake()
     held.wait_until_holding(1)
     held.answer(1)  # whichever batch it was
     held.wait_until_seen(2)
     assert not flush.done
-    assert client._engine.scheduler.end_flush(flush).pending > 0
+    assert scheduler_of(client).end_flush(flush).pending > 0
     held.answer()
     assert client.flush(20)
     stats = client.stats()

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from inside import journal_of, queue_of, start_no_worker
 from tracking import left_in
 
 from windback import Windback
@@ -48,7 +49,7 @@ def deliver_rest(root, server, eventually):
     """Have a client deliver what is there; the numbers that have arrived."""
     with Windback(api_key="sk_test_1", base_url=server.url, journal=root, flush_interval=0.01) as client:
         client.track_event("login", "jane@example.com", {"n": -1})
-        eventually(lambda: not [name for name in names(root) if name != client._engine.queue._own.name])
+        eventually(lambda: not [name for name in names(root) if name != journal_of(client).name])
         assert client.flush(20)
     return sorted(event.properties["n"] for event in server.events())
 
@@ -157,7 +158,7 @@ def test_what_a_process_costs_before_its_first_event_and_after_it_near_the_bound
     before = taken_under(root)
     client = Windback(**options, journal=root, max_journal_bytes=BOUND)
     client.track_event("login", "jane@example.com")
-    client._engine.queue.maintain()
+    queue_of(client).maintain()
     assert taken_under(root) - before <= 3 * fmt.SMALL_BYTES + 4096
     client.close(0)
     assert (
@@ -178,14 +179,14 @@ os.kill(os.getpid(), signal.SIGKILL)
     client = Windback(
         api_key="sk_test_1", base_url=dead_url, journal=root, max_journal_bytes=BOUND, shutdown_timeout=0
     )
-    client._engine.scheduler._start_worker = lambda _: False
+    start_no_worker(client)
     while client.track_event("login", "jane@example.com", {"n": -2, "pad": "x" * 20_000}):
         pass
     assert taken_under(root) <= BOUND
-    mine = client._engine.queue._own.name
+    mine = journal_of(client).name
     others = sum(path.lstat().st_blocks * 512 for path in root.rglob("*.seg") if mine not in str(path))
     assert others < before
-    client._engine.queue.reset()
+    queue_of(client).reset()
     client.close(0)
     arrived = [n for n in deliver_rest(root, server, eventually) if n >= 0]
     assert arrived == list(range(110))

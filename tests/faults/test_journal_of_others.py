@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from inside import config_of
 from tracking import left_in, numbers, track
 
 from windback import ConfigurationError, Windback
@@ -151,7 +152,7 @@ def test_a_place_in_shared_memory_that_another_took_is_not_used(
     options = {"api_key": "sk_test_1", "base_url": server.url, "worker": "process"}
     monkeypatch.setattr("windback.directories._MEMORY", str(memory))
     first = Windback(**options)
-    place = first._config.journal
+    place = config_of(first).journal
     first.close()
     shutil.rmtree(place)
     if how == "a file":
@@ -168,21 +169,21 @@ def test_a_place_in_shared_memory_that_another_took_is_not_used(
         place.mkdir()
         os.chown(place, 12_345, -1)
     with Windback(**options) as client:
-        assert client._config.journal == memory / f"{place.name}-1"
+        assert config_of(client).journal == memory / f"{place.name}-1"
         track(client, range(10))
         assert client.flush(20)
     (line,) = [message for message in caplog.messages if str(place) in message]
     assert f"using {place}-1 instead" in line
     assert numbers(server) == list(range(10))
     with Windback(**options) as client:  # and the next process finds what the last one left
-        assert client._config.journal == memory / f"{place.name}-1"
+        assert config_of(client).journal == memory / f"{place.name}-1"
 
 
 def test_without_any_place_a_thread_sends_and_one_line_says_so(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("windback.directories._MEMORY", str(tmp_path / "nowhere"))
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "nothing"))
     with Windback("sk_test_1", base_url=server.url, worker="process") as client:
-        assert client._config.worker == "thread"
+        assert config_of(client).worker == "thread"
         track(client, range(10))
         assert client.flush(20)
     assert (
@@ -224,16 +225,16 @@ def test_a_mapping_is_used_only_where_blocks_stay(tmp_path, mounts, is_fit):
     mountinfo.write_text(mounts.format(root=root, upper=upper))
     mount = directory.mount_of(root, mountinfo)
     assert mount is not None
-    assert directory._keeps_blocks(root, mount, mountinfo) is is_fit
+    assert directory.keeps_blocks(root, mount, mountinfo) is is_fit
 
 
 def test_where_copies_may_share_blocks_no_mapping_is_used(tmp_path, monkeypatch):
     """XFS can be made either way, so two files there are asked to share a block."""
     mount = directory.Mount("xfs", tmp_path, ())
     monkeypatch.setattr(directory, "_shares_blocks", lambda _: True)
-    assert not directory._keeps_blocks(tmp_path, mount)
+    assert not directory.keeps_blocks(tmp_path, mount)
     monkeypatch.setattr(directory, "_shares_blocks", lambda _: False)
-    assert directory._keeps_blocks(tmp_path, mount)
+    assert directory.keeps_blocks(tmp_path, mount)
 
 
 def test_a_lease_with_damage_gets_the_same_key_after_each_kill(root, folder, server, held, eventually):

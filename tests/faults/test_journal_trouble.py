@@ -17,6 +17,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from inside import has_adopted, journal_of, queue_of, start_no_worker
 from tracking import is_lawful, left_in, numbers, track
 
 from windback import ConfigurationError, Windback
@@ -94,12 +95,12 @@ def attempt(run, server):
 def make_dead(root, numbers, *, leased=0):
     """Leave what a killed process would; return its directory. Nobody sends from it meanwhile."""
     client = Windback(**OPTIONS, base_url="http://127.0.0.1:9/api/v1", journal=root)
-    client._engine.scheduler._start_worker = lambda *_: False
+    start_no_worker(client)
     track(client, numbers)
     if leased:
-        client._engine.queue.outbox.take(Limits(leased, 500_000, 1.0))
-    folder = root / client._engine.queue._own.name
-    client._engine.queue.reset()
+        queue_of(client).outbox.take(Limits(leased, 500_000, 1.0))
+    folder = root / journal_of(client).name
+    queue_of(client).reset()
     client.close(0)
     return folder
 
@@ -111,16 +112,9 @@ def deliver(server, root, eventually):
     def deliver(*, left=0, adopted=None, **options):
         options = {"journal": root, "base_url": server.url, "flush_interval": 0.01, **options}
         with Windback(**OPTIONS, **options) as client:
-            queue = client._engine.queue
+            queue = queue_of(client)
             track(client, [-1])
-            eventually(
-                lambda: (
-                    not client.stats().pending
-                    and queue._reader is None
-                    and queue._to_adopt is not None
-                    and not queue._to_adopt
-                )
-            )
+            eventually(lambda: not client.stats().pending and has_adopted(queue))
             assert client.flush(10)
             stats, lost = client.stats(), queue.lost
         assert is_lawful(stats)

@@ -11,6 +11,7 @@ import time
 import anyio
 import pytest
 import trio
+from inside import scheduler_of
 from tracking import JANE, OPTIONS, is_lawful, numbers
 
 from windback import AsyncWindback
@@ -268,7 +269,7 @@ def test_a_cancelled_flush_loses_nothing(held, loop, worker):
             assert scope.cancelled_caught
             assert is_lawful(client.stats())
             assert client.stats().pending == 95
-        assert not client._engine.scheduler.flushes.are_urgent
+        assert not scheduler_of(client).flushes.are_urgent
         held.answer()
         assert await client.flush(10)
         assert client.stats().delivered == 95
@@ -361,7 +362,7 @@ def test_a_cancelled_caller_who_waits_for_room_was_not_accepted(held, loop, work
 
         async def waiting(count):
             with anyio.fail_after(10):
-                while len(client._engine.scheduler.parking.callers) < count:
+                while len(scheduler_of(client).parking.callers) < count:
                     await anyio.sleep(0)
 
         await track(client, range(5))

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 from deadlines import SLACK_S
+from inside import queue_of
 from tracking import JANE, TOOLS, is_lawful, numbers, track
 
 import windback
@@ -267,7 +268,7 @@ def test_a_full_journal_makes_the_caller_wait_until_a_relay_made_room(make, serv
     big = "x" * 60_000
     client = make(overflow="block", block_timeout=20, max_journal_bytes=8 << 20)
     accepted = 0
-    while client._engine.queue.intake.has_room_for(70_000):
+    while queue_of(client).intake.has_room_for(70_000):
         assert client.track_event("big", JANE, {"n": accepted, "big": big})
         accepted += 1
         assert accepted < 200

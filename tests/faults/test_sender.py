@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 from commands import SOURCE
+from inside import queue_of, running_sender
 from tracking import JANE, TOOLS, is_lawful, numbers, track
 
 from windback import AsyncWindback, ConfigurationError, QueueFullError, Windback
@@ -48,7 +49,7 @@ def children(pid):
 def sender_of(client):
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        running = client._engine._link._running
+        running = running_sender(client)
         if running is not None:
             return running.process.pid
         time.sleep(0.005)
@@ -91,7 +92,7 @@ def make(server, tmp_path):
 
     yield make
     for client in made:
-        running = client._engine._link._running
+        running = running_sender(client)
         client.close(0)
         if running is not None and running.process is not None:
             with suppress(ProcessLookupError):  # it would try for minutes to deliver what a test left
@@ -517,7 +518,7 @@ def test_who_waits_for_room_gets_it_as_soon_as_there_is_some(make, held):
     big = "x" * 60_000
     client = make(base_url=held.url, overflow="block", block_timeout=30, max_journal_bytes=8 << 20)
     accepted = 0
-    while client._engine.queue.intake.has_room_for(70_000):
+    while queue_of(client).intake.has_room_for(70_000):
         assert client.track_event("big", JANE, {"n": accepted, "big": big})
         accepted += 1
         assert accepted < 200
@@ -548,7 +549,7 @@ def test_idle_neither_of_the_two_wakes_up(make, eventually):
     client = make(flush_interval=0.01)
     track(client, range(10))
     assert client.flush(20)
-    eventually(lambda: client._engine.queue.intake.wake_at == 0)
+    eventually(lambda: queue_of(client).intake.wake_at == 0)
     pid = sender_of(client)
 
     def switches():

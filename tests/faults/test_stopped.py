@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager, suppress
 
 import pytest
+from inside import running_sender
 from servers import environment
 from tracking import JANE
 
@@ -46,7 +47,7 @@ def test_a_stopped_sender(server, mark, eventually):
     with Windback(f"sk_test_{mark}", base_url=server.url, worker="process", flush_interval=0.01) as client:
         assert client.track_event("login", JANE, {"n": 0})
         assert client.flush(30)
-        check(client, client._engine._link._running.process.pid, "the sender", eventually)
+        check(client, running_sender(client).process.pid, "the sender", eventually)
     assert len(server.events()) == 2
 
 

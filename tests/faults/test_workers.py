@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from deadlines import SLACK_S
+from inside import engine_of, scheduler_of, start_by
 from tracking import JANE, numbers
 
 from windback import AsyncWindback, Windback
@@ -68,7 +69,7 @@ def test_an_idle_worker_is_never_woken(server, monkeypatch, eventually, used):
         eventually(lambda: client.stats().delivered == client.stats().accepted)
         eventually(lambda: client.stats().workers == 1)
         steps = []
-        scheduler = client._engine.scheduler
+        scheduler = scheduler_of(client)
         next_step = scheduler.next_step
         # The worker looks it up at each step, so this sees the very next one.
         scheduler.next_step = lambda *args, **kwargs: steps.append(args) or next_step(*args, **kwargs)
@@ -378,9 +379,9 @@ def test_a_certificate_file_that_is_missing_is_named(run):
 def test_a_worker_that_dies_wakes_a_flush_only_once(dead_url):
     """Another may end the same flush before the flusher got to run."""
     client = Windback(**OPTIONS, base_url=dead_url)
-    scheduler = client._engine.scheduler
+    scheduler = scheduler_of(client)
     workers = []
-    scheduler._start_worker = lambda worker: workers.append(worker) or True  # this test is the workers
+    start_by(client, lambda worker: workers.append(worker) or True)  # this test is the workers
     client.track_event("login", JANE)
     from windback.api.answer import Answer
     from windback.delivery.workers.threads import ThreadWaker
@@ -442,7 +443,7 @@ def test_workers_come_as_soon_as_threads_can_be_started_again(server, no_threads
 
 def test_a_flush_of_the_caller_obeys_its_timeout(silent_url, no_threads):
     client = Windback(**OPTIONS, base_url=silent_url)
-    client._engine.transport()
+    engine_of(client).transport()
     track(client, 5)
     started_s = time.monotonic()
     result = client.flush(0.3)
@@ -529,7 +530,7 @@ def test_callers_who_gave_up_waiting_for_room_are_forgotten(held):
     track(client, 5)
     for _ in range(50):
         assert client.track_event("login", JANE) is False
-    assert not client._engine.scheduler.parking.callers
+    assert not scheduler_of(client).parking.callers
     assert client.stats().refused == {"queue_full": 50}
     held.answer()
     assert client.close(10)

@@ -861,7 +861,7 @@ class Receiver:
 
     def __init__(self, *statuses: int, delay_s: float = 0.0) -> None:
         self.taken: List[Tuple[Dict[str, str], bytes]] = []
-        self._statuses = list(statuses)
+        self.statuses = list(statuses)
         receiver = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -870,7 +870,7 @@ class Receiver:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 receiver.taken.append((headers, body))
                 time.sleep(delay_s)
-                self.send_response(receiver._statuses.pop(0) if receiver._statuses else 200)
+                self.send_response(receiver.statuses.pop(0) if receiver.statuses else 200)
                 self.send_header("location", "/elsewhere")
                 self.send_header("content-length", "0")
                 self.end_headers()

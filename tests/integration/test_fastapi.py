@@ -168,7 +168,7 @@ def test_each_reload_delivers(tmp_path, server):
             if not start:
                 (tmp_path / "app.py").write_text(code % 1, encoding="utf-8")
                 eventually(lambda: numbers(server) == list(range(50)), 50)
-                app._wait_until_up("/health")
+                app.wait_until_up("/health")
                 while '"1"' not in _version(app):
                     time.sleep(0.1)
         said = app.end()

@@ -29,8 +29,8 @@ class LambdaRuntime:
     """Runs a handler in AWS's own runtime client. Between invocations its process is stopped."""
 
     def __init__(self, folder: Path, handler: str, url: str, **more: str) -> None:
-        self._invocations: queue.Queue[Tuple[str, bytes, int]] = queue.Queue()
-        self._answers: queue.Queue[Answer] = queue.Queue()
+        self.invocations: queue.Queue[Tuple[str, bytes, int]] = queue.Queue()
+        self.answers: queue.Queue[Answer] = queue.Queue()
         self._count = 0
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._make_handler())
         self._server.daemon_threads = True
@@ -61,7 +61,7 @@ class LambdaRuntime:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                number, payload, deadline_ms = outer._invocations.get()
+                number, payload, deadline_ms = outer.invocations.get()
                 self.send_response(200)
                 self.send_header("Lambda-Runtime-Aws-Request-Id", number)
                 self.send_header("Lambda-Runtime-Deadline-Ms", str(deadline_ms))
@@ -76,7 +76,7 @@ class LambdaRuntime:
                 body = self.rfile.read(int(length)) if length else self._read_chunks()
                 # Lambda freezes the process when it has the answer.
                 outer.signal(signal.SIGSTOP)
-                outer._answers.put(Answer(self.path.rsplit("/", 1)[-1], json.loads(body)))
+                outer.answers.put(Answer(self.path.rsplit("/", 1)[-1], json.loads(body)))
                 self.send_response(202)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -99,10 +99,10 @@ class LambdaRuntime:
         """Run one invocation, which Lambda would end after *within_s*; stay frozen for some time after it."""
         self._count += 1
         deadline_ms = int((time.time() + within_s) * 1000)
-        self._invocations.put((f"request-{self._count}", json.dumps(payload).encode(), deadline_ms))
+        self.invocations.put((f"request-{self._count}", json.dumps(payload).encode(), deadline_ms))
         self.signal(signal.SIGCONT)
         try:
-            answer = self._answers.get(timeout=60)
+            answer = self.answers.get(timeout=60)
         except queue.Empty:
             raise AssertionError(f"the function did not answer:\n{self.output()}") from None
         time.sleep(frozen_s)

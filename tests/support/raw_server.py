@@ -22,7 +22,7 @@ class RawServer:
     def __init__(self, answer: Answer, tls: Optional[ssl.SSLContext] = None) -> None:
         self.requests: List[bytes] = []
         self.connections = 0
-        self._answer = answer
+        self.answer = answer
         self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -53,7 +53,7 @@ class RawServer:
                     if not request:
                         return
                     self.requests.append(request)
-                    self._answer(connection, request)
+                    self.answer(connection, request)
 
     @staticmethod
     def _read(connection: socket.socket) -> bytes:

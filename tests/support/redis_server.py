@@ -49,15 +49,15 @@ class RedisServer:
         self.folder = folder
         self.url = f"redis://127.0.0.1:{self.port}/0"
         common = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder))
-        self._command = [binary, *common, "--logfile", str(folder / "log")]
-        self._options = ["--appendonly", "yes", "--save", "", *options]
+        self.command = [binary, *common, "--logfile", str(folder / "log")]
+        self.options = ["--appendonly", "yes", "--save", "", *options]
         self._process: Optional[subprocess.Popen[bytes]] = None
         self.client = redis.Redis(port=self.port, protocol=2, decode_responses=True)
 
     def start(self) -> None:
         import redis
 
-        command = [*self._command, *self._options]
+        command = [*self.command, *self.options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 15
         while True:
@@ -77,8 +77,8 @@ class RedisServer:
         """Have it start as a Sentinel with this configuration, which it writes to."""
         path = self.folder / "sentinel.conf"
         path.write_text(text, encoding="utf-8")
-        self._command[1:1] = [str(path)]
-        self._options = ["--sentinel"]
+        self.command[1:1] = [str(path)]
+        self.options = ["--sentinel"]
 
     def signal(self, number: int) -> None:
         assert self._process is not None

@@ -72,12 +72,12 @@ class AppServer:
             start_new_session=True,
         )
         try:
-            self._wait_until_up(path)
+            self.wait_until_up(path)
         except BaseException:
             self.close()
             raise
 
-    def _wait_until_up(self, path: str) -> None:
+    def wait_until_up(self, path: str) -> None:
         deadline_s = time.monotonic() + STARTS_WITHIN_S
         while True:
             try:

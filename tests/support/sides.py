@@ -17,6 +17,10 @@ class Sides:
     def _part(self, name):
         return next((part for part in self.parts if hasattr(part, name)), self.parts[0])
 
+    def queued(self):
+        """Return how many events callers have put and no batch has."""
+        return len(self.outbox._items)
+
     def __getattr__(self, name):
         return getattr(self._part(name), name)
 

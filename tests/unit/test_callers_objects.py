@@ -10,6 +10,7 @@ import anyio
 import orjson
 import pytest
 import respx
+from inside import engine_of
 
 import windback
 from windback.event import encode
@@ -188,5 +189,5 @@ def test_a_client_that_is_pickled_or_deep_copied_says_what_to_do(client, copying
 
 def test_a_shallow_copy_shares_everything():
     made = windback.Windback(KEY, base_url=BASE)
-    assert copy.copy(made)._engine is made._engine
-    assert made.with_options(timeout=3)._engine is made._engine
+    assert engine_of(copy.copy(made)) is engine_of(made)
+    assert engine_of(made.with_options(timeout=3)) is engine_of(made)

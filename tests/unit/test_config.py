@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from inside import config_of
 
 from windback import AsyncWindback, ConfigurationError, Windback
 from windback.base_url import DEFAULT_BASE_URL, is_loopback
@@ -26,13 +27,13 @@ def bare_environment(monkeypatch):
 
 
 def config(**options):
-    return Windback(**{"api_key": KEY, **options})._config
+    return config_of(Windback(**{"api_key": KEY, **options}))
 
 
 def test_the_environment_fills_in_what_is_not_given(monkeypatch):
     for name, value in zip(VARIABLES, ("sk_env", "shop", "pub_env", "https://eu.example.com/v1/")):
         monkeypatch.setenv(name, value)
-    made = Windback()._config
+    made = config_of(Windback())
     assert (made.api_key, made.project_slug, made.public_key, made.base_url) == (
         Secret("sk_env"),
         "shop",
@@ -45,7 +46,7 @@ def test_a_value_from_the_environment_shows_in_repr_unless_it_is_a_key(monkeypat
     for name, value in zip(VARIABLES, ("sk_env", "shop", "pub_env", "https://eu.example.com/v1")):
         monkeypatch.setenv(name, value)
     assert repr(Windback()) == "<Windback project_slug='shop' base_url='https://eu.example.com/v1'>"
-    assert "env'" not in repr(Windback()._config)
+    assert "env'" not in repr(config_of(Windback()))
 
 
 def test_an_argument_wins_over_the_environment(monkeypatch):
@@ -76,12 +77,12 @@ def test_options_are_frozen():
 
 def test_the_worker_of_an_async_client_is_a_task_unless_told_otherwise():
     assert config().worker == "thread"
-    assert AsyncWindback(KEY)._config.worker == "task"
-    assert AsyncWindback(KEY, worker="thread")._config.worker == "thread"
+    assert config_of(AsyncWindback(KEY)).worker == "task"
+    assert config_of(AsyncWindback(KEY, worker="thread")).worker == "thread"
 
 
 def test_a_disabled_client_needs_no_key():
-    assert Windback(enabled=False)._config.api_key is None
+    assert config_of(Windback(enabled=False)).api_key is None
 
 
 @pytest.mark.parametrize(
@@ -229,13 +230,13 @@ def test_a_broker_without_its_extra_says_what_to_install(monkeypatch):
 
 def test_with_a_broker_no_key_is_needed_but_for_calls_to_the_api(monkeypatch):
     monkeypatch.setenv("WINDBACK_BROKER", "redis://localhost")
-    made = Windback()._config
+    made = config_of(Windback())
     assert (made.api_key, str(made.broker)) == (None, "redis://localhost:6379/0")
     with pytest.raises(ConfigurationError, match="needs a key") as caught:
         made.check_key()
     assert caught.value.code == "MISSING_API_KEY"
     config().check_key()
-    assert Windback(enabled=False)._config.broker is None
+    assert config_of(Windback(enabled=False)).broker is None
 
 
 def test_with_options_changes_a_copy_and_checks_it():
@@ -323,10 +324,10 @@ def test_resolve_takes_every_option_of_a_client():
 def test_a_variable_switches_clients_off_and_no_key_is_needed(monkeypatch, text):
     monkeypatch.setenv("WINDBACK_ENABLED", text)
     client = Windback()
-    assert not client._config.enabled
+    assert not config_of(client).enabled
     assert client.track_event("login", "jane@example.com") is False
     assert dict(client.stats().refused) == {"disabled": 1}
-    assert not AsyncWindback()._config.enabled
+    assert not config_of(AsyncWindback()).enabled
     with pytest.raises(ConfigurationError, match="no API key"):
         Windback(enabled=True)
 
@@ -334,8 +335,8 @@ def test_a_variable_switches_clients_off_and_no_key_is_needed(monkeypatch, text)
 @pytest.mark.parametrize("text", ["1", "true", "yes", "on", "On", "", " "])
 def test_a_variable_leaves_clients_on(monkeypatch, text):
     monkeypatch.setenv("WINDBACK_ENABLED", text)
-    assert Windback("sk_test_1")._config.enabled
-    assert not Windback(enabled=False)._config.enabled
+    assert config_of(Windback("sk_test_1")).enabled
+    assert not config_of(Windback(enabled=False)).enabled
 
 
 @pytest.mark.parametrize("text", ["2", "nein", "disabled", "none", "-"])

@@ -7,6 +7,7 @@ import threading
 from operator import methodcaller
 
 import pytest
+from inside import config_of
 
 from windback import DeliveryReport, Windback
 from windback.delivery.hooks import Hooks
@@ -235,7 +236,7 @@ def test_a_hook_that_has_returned_an_event_may_drop_as_many_as_it_likes(caplog):
 
 
 def made(**options):
-    return Hooks(Windback("sk_test_1", **options)._config)
+    return Hooks(config_of(Windback("sk_test_1", **options)))
 
 
 REPORT = DeliveryReport("delivered", 1, "ok")

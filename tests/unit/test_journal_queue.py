@@ -13,6 +13,7 @@ import time
 from collections import Counter
 
 import pytest
+from inside import writer_of
 from sides import journal_queue, memory_queue
 
 from windback import QueueFullError
@@ -780,7 +781,7 @@ def test_exceptions_from_outside_lose_nothing_that_was_accepted(make, root, eage
     taken += made.drain()
     # No segment went away with the thread that held it.
     made.queue.maintain()()
-    own = made.queue._own
+    own = writer_of(made.queue)
     unsealed = [each for each in own.segments.values() if not each.is_sealed]
     assert sorted(each.segment_id for each in unsealed) == sorted(
         each.segment_id for each in (*own.open, *own._spares)
@@ -821,7 +822,7 @@ def test_an_exception_in_the_middle_of_a_put_leaves_the_segment_usable(make, roo
     fill(made, 3, start=3)
     assert made.queue.counts()[2] == 6
     assert made.queue.size_bytes == 6
-    assert len(made.queue._own.open) == 1
+    assert len(writer_of(made.queue).open) == 1
     crash(made)
     # Nothing of what was half written is taken for damage later.
     after = make()
@@ -866,14 +867,14 @@ def test_the_end_waits_for_who_tends_the_files(make, root, monkeypatch):
     fill(made, 3)
     made.drain()
     entered, go_on = threading.Event(), threading.Event()
-    maintain = made.queue._own.maintain
+    maintain = writer_of(made.queue).maintain
 
     def slow():
         entered.set()
         assert go_on.wait(10)
         maintain()
 
-    monkeypatch.setattr(made.queue._own, "maintain", slow)
+    monkeypatch.setattr(writer_of(made.queue), "maintain", slow)
     tending = threading.Thread(target=made.queue.maintain)
     tending.start()
     assert entered.wait(10)
@@ -902,7 +903,7 @@ def test_without_a_mapping_everything_holds_too(make, root, unmapped):
     made = make()
     for n in range(10_000):
         assert made.put(b"%0200d" % n)
-    assert made.queue._own.open[-1].memory is None
+    assert writer_of(made.queue).open[-1].memory is None
     assert [int(record) for record in (made.take() or []).records] == list(range(100))
     crash(made)
     after = make()
@@ -955,7 +956,7 @@ def fill_segments(made, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("windback.journal.segment.create", refused)
-    own = made.queue._own
+    own = writer_of(made.queue)
     while own.open or own._spares:
         assert made.put(b"x" * (fmt.MAX_PAYLOAD_BYTES - 100))
         made.drain()

@@ -6,6 +6,7 @@ import gc
 import weakref
 
 import pytest
+from inside import engine_of
 
 import windback
 from windback import AsyncWindback, ConfigurationError, InvalidEventError, PreparedEvent, Windback
@@ -30,7 +31,7 @@ def make(request):
 
     yield make
     for client in made:
-        client._engine.close(0)
+        engine_of(client).close(0)
 
 
 def test_what_was_given_counts_not_what_it_became_and_it_is_sent_once(make):
@@ -91,7 +92,7 @@ def test_send_never_raises_for_a_full_queue(make, overflow):
 def test_send_after_close_is_refused(make):
     client = make()
     prepared = client.prepare("order", JANE)
-    client._engine.close(0)
+    engine_of(client).close(0)
     assert prepared.send() is False
     assert dict(client.stats().refused) == {"closed": 1}
 

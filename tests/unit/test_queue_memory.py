@@ -341,15 +341,15 @@ def test_eight_threads_overrun_the_bounds_by_no_more_than_they_are_and_lose_noth
         deadline = time.monotonic() + 0.7
         while time.monotonic() < deadline or min(crowd.taken) == 0 or settled < 10 * max_events:
             assert time.monotonic() < deadline + 20
-            most_waiting = max(most_waiting, len(made._items))
+            most_waiting = max(most_waiting, made.queued())
             with lock:
                 batch = made.take(LIMITS)
-                most_waiting = max(most_waiting, len(made._items))
+                most_waiting = max(most_waiting, made.queued())
                 accepted, evicted, pending, _ = made.counts()
                 assert accepted == settled + evicted + pending
                 if batch is not None:
                     held = sum(map(len, made.leased)) * size
-                    most_bytes = max(most_bytes, held + len(made._items) * size)
+                    most_bytes = max(most_bytes, held + made.queued() * size)
                     made.ack(batch)
                     settled += len(batch)
     assert most_waiting <= max_events + THREADS
@@ -370,10 +370,10 @@ def test_the_byte_bound_is_exact_with_eight_threads(eager_switches):
         deadline = time.monotonic() + 0.3
         while time.monotonic() < deadline or min(crowd.taken) == 0:
             assert time.monotonic() < deadline + 20
-            most = max(most, len(made._items) * 10)
+            most = max(most, made.queued() * 10)
             batch = made.take(LIMITS)
             if batch is not None:
-                most = max(most, batch.size_bytes + len(made._items) * 10)
+                most = max(most, batch.size_bytes + made.queued() * 10)
                 made.ack(batch)
     assert most == 1_000
     assert made.size_bytes == made.counts()[2] * 10
@@ -388,7 +388,7 @@ def test_a_batch_cut_by_bytes_leaves_no_room_for_more_than_the_bound(eager_switc
         while time.monotonic() < deadline or takes < 300:
             assert time.monotonic() < deadline + 20
             batch = made.take(Limits(100, 1_000, 1.0))
-            most = max(most, len(made._items))
+            most = max(most, made.queued())
             if batch is not None:
                 takes += 1
                 made.ack(batch)

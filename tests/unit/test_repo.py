@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import stat
@@ -133,6 +134,35 @@ def test_type_checkers_see_each_example_of_the_readme():
     checked = read(ROOT / "tests" / "typing" / "readme.py")
     assert len(examples) >= 4
     assert [example for example in examples if example not in checked] == []
+
+
+def private_reaches(path):
+    """Yield where a file of tests reads a private name of what it tests."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("windback"):
+            names = [each.name for each in node.names]
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in {"self", "cls"}:
+            names = [node.attr]
+        else:
+            continue
+        for name in names:
+            if name[0] == "_" and name[:2] != "__" and name not in NAMED_TUPLES:
+                yield f"{path.relative_to(ROOT)}:{node.lineno}: {name}"
+
+
+#: The public methods of named tuples begin so.
+NAMED_TUPLES = {"_asdict", "_fields", "_replace"}
+
+
+def test_tests_reach_into_few_private_parts():
+    """What many tests need from the inside is in tests/support/inside.py, which is found if it moves."""
+    found = [
+        each
+        for path in (ROOT / "tests").rglob("*.py")
+        if path.name != "inside.py"
+        for each in private_reaches(path)
+    ]
+    assert len(found) < 30, "\n".join(found)
 
 
 #: The client has both twins of each method side by side, and their docstrings.

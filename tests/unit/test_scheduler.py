@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from inside import config_of
 from sides import Sides
 
 import windback
@@ -43,7 +44,7 @@ class World:
 
     def __init__(self, **options):
         options = {"batch_size": 10, "flush_interval": LINGER, "max_in_flight": 3, **options}
-        config = windback.Windback("sk_test_1", base_url="http://127.0.0.1:9", **options)._config
+        config = config_of(windback.Windback("sk_test_1", base_url="http://127.0.0.1:9", **options))
         self.now = 1_000.0
         self.started = 0
         self.can_start = True

@@ -8,6 +8,7 @@ from contextlib import closing
 from decimal import Decimal
 
 import pytest
+from inside import encoder_of
 from raw_server import RawServer, response
 
 from windback import AsyncWindback, InvalidEventError, ValidationError, Windback, scrub
@@ -167,14 +168,14 @@ def test_numbers_and_names_and_what_is_deep_inside(make):
 
 
 def record_of(client, properties):
-    return client._encode("login", JANE, properties, None, 65_536)
+    return encoder_of(client)("login", JANE, properties, None, 65_536)
 
 
 def test_an_event_in_which_nothing_changes_is_the_same_bytes(no_environment):
     plain, scrubbed = Windback("sk_test_1"), Windback("sk_test_1", scrub=scrub.STANDARD)
     properties = {"a": 1.5, "b": [1, {"c": "x"}], "d": Decimal("1.10"), "e": None}
     stamp = "2025-12-01T10:00:00Z"
-    records = [each._encode("login", JANE, properties, stamp, 65_536) for each in (plain, scrubbed)]
+    records = [encoder_of(each)("login", JANE, properties, stamp, 65_536) for each in (plain, scrubbed)]
     assert records[0] == records[1]
 
 
@@ -272,7 +273,7 @@ def test_what_grows_too_large_is_refused(no_environment):
 def test_the_customer_is_looked_for_under_the_address_that_was_sent(make, api):
     client = make(scrub=lambda text, _: "[email]@" if text == JANE else text)
     answer = EVENT.replace(b'"[email]"', b'"[email]@"')
-    api._answer = lambda sock, _: sock.sendall(response("200 OK", answer))
+    api.answer = lambda sock, _: sock.sendall(response("200 OK", answer))
     run(client, lambda client: client.report_cancel_reason(JANE, "x"))
     assert b"/churn-events/1/cancel-reason" in api.requests[-1]
 

@@ -126,7 +126,7 @@ def open_root(root: Path) -> bool:
             "disk"
         )
         raise ConfigurationError(message)
-    return mount is not None and _keeps_blocks(root, mount)
+    return mount is not None and keeps_blocks(root, mount)
 
 
 def make_private(folder: Path) -> None:
@@ -138,7 +138,7 @@ def make_private(folder: Path) -> None:
         each.mkdir(0o700, exist_ok=True)
 
 
-def _keeps_blocks(root: Path, mount: Mount, mountinfo: Path = _MOUNTS) -> bool:
+def keeps_blocks(root: Path, mount: Mount, mountinfo: Path = _MOUNTS) -> bool:
     """Whether a store into an allocated block of a file there never needs another one."""
     if mount.kind == "overlay":
         upper = _upper_of(root, mount)

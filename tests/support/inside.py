@@ -1,0 +1,96 @@
+"""The inner parts of a client that a test waits for, breaks or looks at.
+
+Only this file reaches into them. So a part that moves is found here, and a test says what it needs.
+"""
+
+from __future__ import annotations
+
+
+def config_of(client):
+    """Return the checked options of a client."""
+    return client._config
+
+
+def engine_of(owner):
+    """Return the engine of a client, a sender or a relay."""
+    return owner._engine
+
+
+def queue_of(owner):
+    """Return the queue of a client, a sender or a relay."""
+    return engine_of(owner).queue
+
+
+def scheduler_of(owner):
+    """Return what decides for the workers of a client, a sender or a relay."""
+    return engine_of(owner).scheduler
+
+
+def writer_of(queue):
+    """Return what writes the journal of a queue."""
+    return queue._own
+
+
+def journal_of(client):
+    """Return what writes the journal of a client."""
+    return writer_of(queue_of(client))
+
+
+def link_of(client):
+    """Return a client's link to the process that sends."""
+    return engine_of(client)._link
+
+
+def running_sender(client):
+    """Return the sender that runs for a client; None while there is none."""
+    return link_of(client)._running
+
+
+def is_syncing(owner):
+    """Return whether the thread that syncs the journal to disk is at work."""
+    return engine_of(owner)._fsync_thread._is_running
+
+
+def start_by(client, start):
+    """Make *start* what starts a worker of a client."""
+    scheduler_of(client)._start_worker = start
+
+
+def start_no_worker(client):
+    """Make a client keep what it accepts: none of its workers starts."""
+    start_by(client, lambda *_: False)
+
+
+def adopt_later(queue, found):
+    """Make *found* what a queue has seen of exited processes; None: it has not looked yet."""
+    queue._to_adopt = found
+
+
+def has_adopted(queue):
+    """Return whether a queue has looked for exited processes, and has read all that they left."""
+    return queue._reader is None and queue._to_adopt is not None and not queue._to_adopt
+
+
+def reader_of(queue):
+    """Return what reads the journal of an exited process right now."""
+    return queue._reader
+
+
+def ledger_of(source):
+    """Return the file in which a journal notes what is settled."""
+    return source._ledger._current
+
+
+def journals_of(relay):
+    """Return the journals that a relay drains."""
+    return relay._queue
+
+
+def projects_of(relay):
+    """Return the relay of each project of a broker."""
+    return relay._projects
+
+
+def encoder_of(client):
+    """Return what makes bytes of an event, with the hooks of a client."""
+    return client._encode
