@@ -765,9 +765,9 @@ class Struck:
 
 
 def test_exceptions_from_outside_lose_nothing_that_was_accepted(make, root, eager_switches):
-    """What a greenlet's kill, a timeout or Ctrl-C may do to a caller, 2,000 times."""
+    """What a greenlet's kill, a timeout or Ctrl-C may do to a caller, 600 times."""
     made = make(max_journal_bytes=256 * MIB)
-    threads, strikes = 2, 2_000
+    threads, strikes = 2, 600
     struck = Struck(made.put, threads)
     dice = random.Random(4)
     taken = []

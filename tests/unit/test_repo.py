@@ -121,10 +121,9 @@ def test_no_file_names(pattern):
     files = list(project_files())
     assert Path(__file__).resolve() in files
     found = [
-        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
-        for path in files
-        for number, line in enumerate(read(path).splitlines(), 1)
-        if re.search(pattern, line)
+        f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, hit.start()) + 1}: {hit[0]}"
+        for path, text in ((path, read(path)) for path in files)
+        for hit in re.finditer(pattern, text)
     ]
     assert found == []
 

@@ -376,12 +376,12 @@ def _fuzzed(rng):
     return whole, rng.choice([signature, signature, signature.encode("utf-8", "surrogatepass"), None])
 
 
-def test_ten_thousand_fuzzed_requests_are_an_alert_or_a_webhook_error():
+def test_fuzzed_requests_are_an_alert_or_a_webhook_error():
     rng = random.Random(19)
     handled = []
     receiver = WebhookReceiver(handled.append, SECRET, tolerance=None)
     codes, statuses = set(), set()
-    for _ in range(10_000):
+    for _ in range(2_000):
         body, signature = _fuzzed(rng)
         try:
             assert parse(body, signature, SECRET, now=NOW)
