@@ -102,7 +102,7 @@ client = Windback(journal=root, flush_interval=0.01, shutdown_timeout=50)
 client.track_event("drain", "jane@example.com")
 
 def left():
-    name = client._engine.queue._own.name
+    name = client._engine.queue.writer.name
     return [path for path in root.iterdir() if path.name not in (name, "bad", "dead")]
 
 deadline = time.monotonic() + 50

@@ -133,7 +133,7 @@ class _Files:
                 for family in _metrics(self.clients):
                     for sample in family.samples:
                         self._write_one(family, sample.labels, sample.value)
-        except OSError as error:  # no room on the disk, or no directory
+        except OSError as error:  # the disk is full, or no directory
             logger.debug("the metrics of multiprocess mode can't be written", exc_info=error)
 
     def _write_one(self, family: Metric, labels: Mapping[str, str], value: float) -> None:

@@ -26,7 +26,7 @@ class Report:
         destination: Where events are sent: the URL of the API, or the broker.
         worker: "thread", "task", "process", or None if a relay sends; see the option.
         journal: The directory of the journal. None if events are in memory.
-        stats: The counters; `pending` is the length of the queue, and `problem` says why it can't be sent.
+        stats: The counters; `pending` is the length of the queue, and `problem` is why it can't be sent.
         oldest_s: The age of the oldest event that is not delivered (seconds). None if there is no such event.
             It counts from the event's timestamp, also if you gave one.
         lost_if_killed: How many events would be lost if this process were killed now.

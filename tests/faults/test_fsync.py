@@ -169,7 +169,7 @@ def test_an_exit_with_events_left_and_a_fork(run, dead_url, tmp_path):
     assert client.stats().accepted == (2 if pid else 1)
     if pid:
         os.waitpid(pid, 0)
-    segments = client._engine.queue._own.segments.values()
+    segments = client._engine.queue.writer.segments.values()
     say("written", os.getpid(), *(each.path.stat().st_ino for each in segments if each.count))
     if not pid:
         client.close()

@@ -10,6 +10,7 @@ import faulthandler
 import sys
 import tempfile
 import threading
+from collections import Counter
 
 import pytest
 from inside import engine_of, link_of
@@ -156,12 +157,15 @@ class Strike:
     """Raises at the *number*-th place in this package that a call passes; remembers whether there was one.
 
     A place is the entry of a function, or each line. Where a `with` block releases a lock, no signal handler
-    runs in between, but a trace function would: such lines are left out.
+    runs in between, but a trace function would: such lines are left out. visits: how often a place counts, at
+    most; a loop passes it many times.
     """
 
-    def __init__(self, number, *, lines, error=Interruption):
+    def __init__(self, number, *, lines, error=Interruption, visits=None):
         self._left = number
         self._lines = lines
+        self._visits = visits
+        self._passed = Counter()
         self._error = error
         self.place = None
 
@@ -185,6 +189,10 @@ class Strike:
         return self.trace
 
     def _count(self, frame):
+        place = frame.f_code, frame.f_lineno
+        self._passed[place] += 1
+        if self._visits is not None and self._passed[place] > self._visits:
+            return
         self._left -= 1
         if self._left == 0:
             self.place = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
@@ -311,10 +319,10 @@ def test_a_close_that_was_interrupted_can_be_called_again(server, lines):
 
 
 class Struck:
-    """A strike of `MemoryError` in the first worker thread that begins."""
+    """A strike of `MemoryError` in the first worker thread that begins, at a line's first or second run."""
 
     def __init__(self, number):
-        self.strike = Strike(number, lines=True, error=MemoryError)
+        self.strike = Strike(number, lines=True, error=MemoryError, visits=2)
         self._is_first = threading.Lock()
 
     def watch(self, threads):

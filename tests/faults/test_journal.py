@@ -239,7 +239,7 @@ def test_a_forked_child_has_a_directory_of_its_own_and_leaves_its_parents(server
     code = f"""\
     client = Windback(journal={str(root)!r}, flush_interval=3600, shutdown_timeout=20)
     track(client, range(50))
-    own = client._engine.queue._own
+    own = client._engine.queue.writer
     parents = own.name
     before = {{path: path.read_bytes() for path in own._home.folder.glob("*.seg")}}
     pids = []
@@ -248,8 +248,8 @@ def test_a_forked_child_has_a_directory_of_its_own_and_leaves_its_parents(server
         if pid == 0:
             assert client.stats().pending == 0
             track(client, range(100 * child + 100, 100 * child + 150))
-            assert client._engine.queue._own.name != parents
-            assert client._engine.queue._own.name in os.listdir({str(root)!r})
+            assert client._engine.queue.writer.name != parents
+            assert client._engine.queue.writer.name in os.listdir({str(root)!r})
             assert {{path: path.read_bytes() for path in before}} == before
             sys.exit(0)
         pids.append(pid)

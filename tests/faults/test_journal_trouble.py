@@ -48,7 +48,8 @@ TOOLS = """\
             time.sleep(0.002)
 
     def on_disk(client):
-        return sum(segment.count - segment.settled for segment in client._engine.queue._own.segments.values())
+        segments = client._engine.queue.writer.segments.values()
+        return sum(segment.count - segment.settled for segment in segments)
 
     def mount(source, target, kind, flags, options=None):
         encoded = [each if each is None else os.fsencode(each) for each in (source, target, kind, options)]
@@ -461,7 +462,7 @@ def test_a_full_disk_and_space_again(attempt, server, root):
     before = on_disk(client)
     assert before < 100
     (root / "ballast").unlink()
-    client._engine.queue._own._retry_at_s = 0
+    client._engine.queue.writer._retry_at_s = 0
     track(client, range(120, 130), 60_000)
     assert on_disk(client) == before + 10
     assert client.flush(20)
@@ -507,7 +508,7 @@ def test_a_limit_on_file_sizes_is_a_full_disk(attempt, server, root):
     track(client, range(50))
     assert on_disk(client) == 0
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    client._engine.queue._own._retry_at_s = 0
+    client._engine.queue.writer._retry_at_s = 0
     track(client, range(50, 100))
     assert on_disk(client) == 50
     assert client.flush(20)
@@ -563,7 +564,7 @@ def test_a_read_only_directory_and_a_writable_one_again(attempt, server, root):
     track(client, range(50))
     assert on_disk(client) == 0
     make_writable()
-    client._engine.queue._own._retry_at_s = 0
+    client._engine.queue.writer._retry_at_s = 0
     track(client, range(50, 100))
     assert on_disk(client) == 50
     assert client.flush(20)
@@ -591,7 +592,7 @@ def test_a_directory_that_becomes_read_only_holds_up_no_delivery(attempt, server
         mount(root, root, None, BIND)
         mount(None, root, None, BIND | REMOUNT | READ_ONLY)
     else:
-        client._engine.queue._own._home.folder.chmod(0o500)
+        client._engine.queue.writer._home.folder.chmod(0o500)
     track(client, range(10, 100), 60_000)
     assert client.flush(20)
     stats = client.stats()
@@ -637,7 +638,7 @@ def test_without_file_descriptors_events_wait_in_memory(attempt, server, root):
     track(client, range(50))
     assert on_disk(client) == 0
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    client._engine.queue._own._retry_at_s = 0
+    client._engine.queue.writer._retry_at_s = 0
     track(client, range(50, 100))
     assert on_disk(client) == 50
     assert client.flush(20)

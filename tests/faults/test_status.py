@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from calls import eventually
 from commands import COMMAND
+from inside import encoder_of, engine_of
 from servers import AppServer, environment
 from tracking import JANE, numbers
 
@@ -95,10 +96,10 @@ def test_a_report_says_what_is_queued_and_for_how_long(kind, dead_url):
     client = kind("sk_test_1", "shop", base_url=dead_url, shutdown_timeout=0, worker="thread")
     assert client.report().oldest_s is None
     assert "nothing would be lost" in str(client.report())
-    put = client._put
-    record = client._encode("login", JANE, None, "2020-02-29T12:00:00Z", 10_000)
+    put = engine_of(client).put
+    record = encoder_of(client)("login", JANE, None, "2020-02-29T12:00:00Z", 10_000)
     put(record)
-    put(client._encode("login", JANE, None, None, 10_000))
+    put(encoder_of(client)("login", JANE, None, None, 10_000))
     eventually(lambda: client.report().stats.problem is not None)
     report = client.report()
     assert (report.stats.pending, report.lost_if_killed) == (2, 2)
@@ -111,7 +112,7 @@ def test_a_report_says_what_is_queued_and_for_how_long(kind, dead_url):
     assert lines[5].startswith("if killed: 2 events would be lost")
     with pytest.raises(AttributeError):
         report.project = "other"
-    client._engine.close(0)
+    engine_of(client).close(0)
 
 
 def test_the_oldest_event_is_found_wherever_it_is(held, tmp_path):

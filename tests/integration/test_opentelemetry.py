@@ -9,6 +9,7 @@ import weakref
 import anyio
 import pytest
 from calls import eventually
+from inside import engine_of
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
@@ -282,7 +283,7 @@ def test_metrics_keep_no_client_alive(server, metrics, spans):
     )
     client.track_event("login", "jane@example.com")
     client.close()
-    engine = weakref.ref(client._engine)
+    engine = weakref.ref(engine_of(client))
     del client
     eventually(lambda: gc.collect() is not None and engine() is None)
     assert value(metrics.read(), "events", outcome="delivered") == 1

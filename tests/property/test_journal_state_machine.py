@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from inside import ledger_of, reader_of, writer_of
+from inside import ledger_of, reader_of
 from sides import journal_queue
 
 from windback.event.batch import Limits
@@ -209,7 +209,7 @@ class JournalMachine(RuleBasedStateMachine):
         record = self.record(size)
         assert self.queue.put(record) is True
         place = self.queue._places[-1]
-        path = writer_of(self.queue).segments[place >> OFFSET_BITS].path
+        path = self.queue.writer.segments[place >> OFFSET_BITS].path
         at = place & (fmt.SEGMENT_BYTES - 1)
         self.in_doubt.add(record)
         cut(path, at, at + fmt.padded(len(record)), how)
@@ -246,7 +246,7 @@ class JournalMachine(RuleBasedStateMachine):
     def remove_some(self, operations, end):
         left = [operations]
         remove = segment.remove
-        home = writer_of(self.queue)._home
+        home = self.queue.writer._home
 
         def removing(path):
             if not left[0]:
@@ -275,7 +275,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     def ledgers(self):
         """Where each ledger ends, by its file."""
-        sources = [writer_of(self.queue), *(filter(None, [reader_of(self.queue)]))]
+        sources = [self.queue.writer, *(filter(None, [reader_of(self.queue)]))]
         return {ledger_of(source).path: ledger_of(source).end for source in sources}
 
     def cut_ledger(self, before, how):

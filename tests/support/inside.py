@@ -26,14 +26,9 @@ def scheduler_of(owner):
     return engine_of(owner).scheduler
 
 
-def writer_of(queue):
-    """Return what writes the journal of a queue."""
-    return queue._own
-
-
 def journal_of(client):
     """Return what writes the journal of a client."""
-    return writer_of(queue_of(client))
+    return queue_of(client).writer
 
 
 def link_of(client):

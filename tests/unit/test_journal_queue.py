@@ -13,7 +13,6 @@ import time
 from collections import Counter
 
 import pytest
-from inside import writer_of
 from sides import journal_queue, memory_queue
 
 from windback import QueueFullError
@@ -22,7 +21,7 @@ from windback.journal import format as fmt
 from windback.journal import segment
 from windback.journal.directory import JournalDirectory, names
 from windback.journal.ledger import Ledger
-from windback.journal.writer import SPARES, OwnJournal
+from windback.journal.writer import SPARES, JournalWriter
 from windback.queue.intake import NEVER, NoRoomError
 
 pytest.importorskip("fcntl", reason="this system has no flock")
@@ -781,10 +780,10 @@ def test_exceptions_from_outside_lose_nothing_that_was_accepted(make, root, eage
     taken += made.drain()
     # No segment went away with the thread that held it.
     made.queue.maintain()()
-    own = writer_of(made.queue)
+    own = made.queue.writer
     unsealed = [each for each in own.segments.values() if not each.is_sealed]
     assert sorted(each.segment_id for each in unsealed) == sorted(
-        each.segment_id for each in (*own.open, *own._spares)
+        each.segment_id for each in (*own.open, *own.spares)
     )
     if sys.version_info >= (
         3,
@@ -822,7 +821,7 @@ def test_an_exception_in_the_middle_of_a_put_leaves_the_segment_usable(make, roo
     fill(made, 3, start=3)
     assert made.queue.counts()[2] == 6
     assert made.queue.size_bytes == 6
-    assert len(writer_of(made.queue).open) == 1
+    assert len(made.queue.writer.open) == 1
     crash(made)
     # Nothing of what was half written is taken for damage later.
     after = make()
@@ -867,14 +866,14 @@ def test_the_end_waits_for_who_tends_the_files(make, root, monkeypatch):
     fill(made, 3)
     made.drain()
     entered, go_on = threading.Event(), threading.Event()
-    maintain = writer_of(made.queue).maintain
+    maintain = made.queue.writer.maintain
 
     def slow():
         entered.set()
         assert go_on.wait(10)
         maintain()
 
-    monkeypatch.setattr(writer_of(made.queue), "maintain", slow)
+    monkeypatch.setattr(made.queue.writer, "maintain", slow)
     tending = threading.Thread(target=made.queue.maintain)
     tending.start()
     assert entered.wait(10)
@@ -903,7 +902,7 @@ def test_without_a_mapping_everything_holds_too(make, root, unmapped):
     made = make()
     for n in range(10_000):
         assert made.put(b"%0200d" % n)
-    assert writer_of(made.queue).open[-1].memory is None
+    assert made.queue.writer.open[-1].memory is None
     assert [int(record) for record in (made.take() or []).records] == list(range(100))
     crash(made)
     after = make()
@@ -956,8 +955,8 @@ def fill_segments(made, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("windback.journal.segment.create", refused)
-    own = writer_of(made.queue)
-    while own.open or own._spares:
+    own = made.queue.writer
+    while own.open or own.spares:
         assert made.put(b"x" * (fmt.MAX_PAYLOAD_BYTES - 100))
         made.drain()
 
@@ -982,7 +981,7 @@ def test_dead_letters_hold_what_was_rejected(make, root):
 
 def test_the_ids_of_a_directory_are_used_once(make, root, eager_switches):
     """By callers that make segments and by the drain side that makes ledgers, at the same time."""
-    own = OwnJournal(root, 1 << 40)
+    own = JournalWriter(root, 1 << 40)
     own.maintain()
     made = []
 

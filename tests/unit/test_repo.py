@@ -140,7 +140,7 @@ def private_reaches(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("windback"):
             names = [each.name for each in node.names]
-        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in {"self", "cls"}:
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in NOT_TESTED:
             names = [node.attr]
         else:
             continue
@@ -149,6 +149,8 @@ def private_reaches(path):
                 yield f"{path.relative_to(ROOT)}:{node.lineno}: {name}"
 
 
+#: The test itself, and the standard library.
+NOT_TESTED = {"self", "cls", "_thread", "os", "sys"}
 #: The public methods of named tuples begin so.
 NAMED_TUPLES = {"_asdict", "_fields", "_replace"}
 

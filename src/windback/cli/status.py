@@ -30,7 +30,7 @@ _MOST_BYTES = 1 << 20
 
 
 class Answer(NamedTuple):
-    """The answer of one client. report: None if it did not answer; error says why."""
+    """The answer of one client. report: None if it did not answer; error: why not."""
 
     name: str
     pid: int

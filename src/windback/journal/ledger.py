@@ -35,19 +35,9 @@ Extent = Tuple[int, int, int, int]
 _LOW_PART = 4
 
 
-def location_of(segment_id: int, at: int) -> Location:
-    """Return the location of the record at offset *at*."""
-    return segment_id << OFFSET_BITS | at
-
-
 def segment_of(location: Location) -> int:
     """Return the id of the segment that *location* is in."""
     return location >> OFFSET_BITS
-
-
-def offset_of(location: Location) -> int:
-    """Return the offset of *location* in its segment."""
-    return location & (fmt.SEGMENT_BYTES - 1)
 
 
 def extents_of(locations: Sequence[Location], lengths: Iterable[int]) -> List[Extent]:

@@ -287,7 +287,7 @@ class Reader:
 
     def lease(self, batch: Batch) -> None:
         """Record that *batch* will be sent under its key."""
-        with suppress(OSError):  # see OwnJournal
+        with suppress(OSError):  # see JournalWriter
             self._ledger.lease(batch.key, extents_of(batch.locations, map(len, batch.records)))
 
     def split(self, batch: Batch, halves: Sequence[Batch]) -> None:

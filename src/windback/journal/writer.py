@@ -50,7 +50,7 @@ _MAKING_S = 10.0
 _IN_HAND_S = 0.2
 
 
-class OwnJournal:
+class JournalWriter:
     """The journal that this process writes. max_bytes: of all files under *root*, also of exited processes.
 
     drains: this process also sends what it writes; else that is another's, and so is the ledger.
@@ -68,7 +68,7 @@ class OwnJournal:
         self.needs_maintenance = False
         #: Why nothing can be written right now.
         self.trouble: Optional[OSError] = None
-        self._spares: Deque[Segment] = deque()
+        self.spares: Deque[Segment] = deque()
         self._home: Optional[JournalDirectory] = None
         self._ledger: Optional[Ledger] = None
         #: Held while a segment is made; a caller takes it only if there is no spare.
@@ -116,7 +116,7 @@ class OwnJournal:
 
     def has_room_for(self, length: int) -> bool:
         """Whether an event of *length* bytes can be written, as far as the bound goes."""
-        if any(each.has_room_for(length) for each in (*self._spares, *list(self.open))):
+        if any(each.has_room_for(length) for each in (*self.spares, *list(self.open))):
             return True
         return self.trouble is None and self._limit(length) > 0
 
@@ -181,14 +181,14 @@ class OwnJournal:
         return True
 
     def _spare_for(self, length: int) -> Optional[Segment]:
-        for _ in range(len(self._spares)):
+        for _ in range(len(self.spares)):
             try:
-                spare = self._spares.popleft()
+                spare = self.spares.popleft()
             except IndexError:  # another was faster
                 break
             if spare.has_room_for(length):
                 return spare
-            self._spares.append(spare)  # for a shorter one
+            self.spares.append(spare)  # for a shorter one
         return None
 
     def _make(self, length: int, share: float = 1.0) -> Optional[Segment]:
@@ -373,11 +373,11 @@ class OwnJournal:
 
     def _make_spares(self) -> None:
         # Before the first event one will do.
-        while len(self._spares) < (SPARES if self._has_begun else 1):
+        while len(self.spares) < (SPARES if self._has_begun else 1):
             made = self._make(0, share=_SPARE_SHARE if self.segments else 1.0)
             if made is None:
                 break
-            self._spares.append(made)
+            self.spares.append(made)
 
     def written_to(self) -> List[Segment]:
         """Return what there is to sync."""
@@ -447,7 +447,7 @@ class OwnJournal:
         ours: Set[Segment] = set()
         deadline_s = clock.now_s() + _IN_HAND_S
         while True:
-            for each in (self.open, self._spares):
+            for each in (self.open, self.spares):
                 with contextlib.suppress(IndexError):
                     while True:
                         ours.add(each.pop())

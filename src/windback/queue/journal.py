@@ -34,7 +34,7 @@ from ..journal.format import (
 from ..journal.ledger import OFFSET_BITS
 from ..journal.reader import Found, Reader
 from ..journal.segment import Segment, sync_new
-from ..journal.writer import OwnJournal
+from ..journal.writer import JournalWriter
 from ..stats import DeliveryReport
 from .intake import NEVER, Refusals
 from .line import Line
@@ -65,25 +65,25 @@ class JournalIntake:
     """The callers' side: writes events into this process's own journal."""
 
     __slots__ = (
-        *("_bounds", "_claim", "_give_back", "_in_memory", "_line", "_move_bytes", "_own", "_places"),
+        *("_bounds", "_claim", "_give_back", "_in_memory", "_line", "_move_bytes", "writer", "_places"),
         *("max_waiting", "refusals", "wake", "wake_at", "wake_at_bytes"),
     )
 
     def __init__(
-        self, line: Line[JournalPlace], own: OwnJournal, bounds: MemoryBounds, refusals: Refusals
+        self, line: Line[JournalPlace], writer: JournalWriter, bounds: MemoryBounds, refusals: Refusals
     ) -> None:
         self._bounds = bounds
         self.refusals = refusals
         #: Set by what drains the queue.
         self.wake: Callable[[], None] = _nobody
-        self.reset(line, own)
+        self.reset(line, writer)
 
-    def reset(self, line: Line[JournalPlace], own: OwnJournal) -> None:
+    def reset(self, line: Line[JournalPlace], writer: JournalWriter) -> None:
         """Start anew with another line and journal, as in a forked child."""
         self._line = line
-        self._own = own
-        self._claim = own.open.pop
-        self._give_back = own.open.append
+        self.writer = writer
+        self._claim = writer.open.pop
+        self._give_back = writer.open.append
         self._places: Deque[Union[bytes, JournalPlace]] = line.items
         self._move_bytes = line.move_bytes
         self._in_memory = line.in_memory
@@ -137,24 +137,24 @@ class JournalIntake:
         return self.refusals.turn_away(self._line.announced, self._why_full)
 
     def _why_full(self) -> str:
-        if self._own.trouble is not None:
-            return f"the journal can't be written ({self._own.trouble}), and memory has no room for more"
+        if self.writer.trouble is not None:
+            return f"the journal can't be written ({self.writer.trouble}), and memory has no room for more"
         return "the journal is full, and max_journal_bytes allows no more"
 
     def _put_elsewhere(self, segment: Optional[Segment], record: bytes) -> bool:
         """Put an event into another segment than the one at hand, or into memory; whether it could be."""
-        own = self._own
-        item: Union[bytes, JournalPlace, None] = own.append_elsewhere(segment, record)
+        writer = self.writer
+        item: Union[bytes, JournalPlace, None] = writer.append_elsewhere(segment, record)
         if (
             item is None
-            and (own.trouble is not None or own.is_interrupted)
+            and (writer.trouble is not None or writer.is_interrupted)
             and self._has_memory_for(len(record))
         ):
             self._in_memory.add(len(record))
             item = record
         if item is not None:
             self._places.append(item)
-        if own.needs_maintenance:
+        if writer.needs_maintenance:
             self.wake()
         log.write()
         return item is not None
@@ -169,9 +169,9 @@ class JournalIntake:
 
     def has_room_for(self, size: int) -> bool:
         """Whether an event of *size* bytes would be accepted now."""
-        own = self._own
+        writer = self.writer
         return self.max_waiting > 0 and (
-            own.has_room_for(size) or (own.trouble is not None and self._has_memory_for(size))
+            writer.has_room_for(size) or (writer.trouble is not None and self._has_memory_for(size))
         )
 
     def close(self, reason: str) -> None:
@@ -198,13 +198,13 @@ class JournalQueue:
         self._fsync = fsync
         self._adopts = adopts
         line: Line[JournalPlace] = Line(UNBOUNDED)
-        self._own = self._make_own()
-        self.intake = JournalIntake(line, self._own, bounds, refusals)
+        self.writer = self._make_writer()
+        self.intake = JournalIntake(line, self.writer, bounds, refusals)
         self.outbox = Outbox(line, self._resolve, self._to_dead_letters)
         self._start()
 
-    def _make_own(self) -> OwnJournal:
-        return OwnJournal(self._root, self._max_journal_bytes, fsync=self._fsync)
+    def _make_writer(self) -> JournalWriter:
+        return JournalWriter(self._root, self._max_journal_bytes, fsync=self._fsync)
 
     def _start(self) -> None:
         self._reader: Optional[Reader] = None
@@ -224,12 +224,12 @@ class JournalQueue:
 
     def reset(self) -> None:
         """Become an empty queue with nothing on disk yet, as in a forked child, which owns nothing there."""
-        self._own.abandon()
+        self.writer.abandon()
         if self._reader is not None:
             self._reader.close()
         line: Line[JournalPlace] = Line(UNBOUNDED)
-        self._own = self._make_own()
-        self.intake.reset(line, self._own)
+        self.writer = self._make_writer()
+        self.intake.reset(line, self.writer)
         self.outbox.reset(line)
         self._start()
 
@@ -237,16 +237,16 @@ class JournalQueue:
         """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
         with suppress(OSError):  # the next maintenance meets it as well, and logs it
             open_root(self._root)
-        self._own.maintain()
+        self.writer.maintain()
         log.write()
 
     def _resolve(self, place: JournalPlace) -> Tuple[Source, int, bytes]:
         if isinstance(place, int):
-            return self._own, place, self._own.payload_at(place)
+            return self.writer, place, self.writer.payload_at(place)
         return place
 
     def _to_dead_letters(self, batch: Batch, report: DeliveryReport) -> bool:
-        return move_to_dead_letters(self._root, self._own.name, batch, report, self._max_journal_bytes)
+        return move_to_dead_letters(self._root, self.writer.name, batch, report, self._max_journal_bytes)
 
     def sync(self) -> bool:
         """Sync new records to disk. Returns whether there were any. Raises nothing.
@@ -257,7 +257,7 @@ class JournalQueue:
 
     def written_to(self) -> List[Segment]:
         """Return the segments that this process writes to."""
-        return self._own.written_to()
+        return self.writer.written_to()
 
     # -- a worker, without the drain side's lock -----------------------------------------------
 
@@ -269,12 +269,12 @@ class JournalQueue:
     @property
     def size_on_disk(self) -> int:
         """What this process's segments take on disk (bytes)."""
-        return self._own.size
+        return self.writer.size
 
     @property
     def needs_maintenance(self) -> bool:
         """Whether `maintain` would do something."""
-        if self._own.needs_maintenance or self._to_adopt is None:
+        if self.writer.needs_maintenance or self._to_adopt is None:
             return True
         reader = self._reader
         if reader is not None and reader.is_done:
@@ -317,7 +317,7 @@ class JournalQueue:
         return add
 
     def _maintain(self) -> Callable[[], None]:
-        self._own.maintain()
+        self.writer.maintain()
         if self._to_adopt is None:
             self._to_adopt = self._look()
         reader = self._reader
@@ -388,7 +388,7 @@ class JournalQueue:
     def _look(self) -> Deque[str]:
         with suppress(OSError):
             sweep(self._root)
-            left = left_behind(self._root, self._own.name)
+            left = left_behind(self._root, self.writer.name)
             return deque(name for name in left if name not in self._left_alone)
         return deque()
 
@@ -399,7 +399,7 @@ class JournalQueue:
             self.lost += reader.lost
             self._left_alone.add(reader.name)  # even if a part of it stays: it is checked once
             self._reader = None
-            self._own.recount()
+            self.writer.recount()
         return is_over
 
     def release(self) -> None:
@@ -410,7 +410,7 @@ class JournalQueue:
                 with suppress(OSError):
                     self._reader.clear()
                 self._reader.close()
-            self._own.release()
+            self.writer.release()
         log.write()
 
 

@@ -25,7 +25,7 @@ class RelayLink(Link):
 
     def _ensure(self) -> None:
         """Make the file in which a relay counts. Without one, all events count as pending."""
-        if not self._queue.has_home:
+        if not self._queue.writer.has_home:
             return
         path = self._queue.folder / COUNTERS
         if self._block is None or not self._block.is_at(path):

@@ -165,7 +165,7 @@ class Link(ABC):
                 retries=counters.retries,
                 worker_deaths=counters.worker_deaths,
                 adopted=counters.adopted,
-                journal_bytes=self._queue.size_on_disk,
+                journal_bytes=self._queue.writer.size,
                 problem=counters.problem or counters.last_failure,
             )
         )

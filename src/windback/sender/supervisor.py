@@ -153,9 +153,9 @@ class SenderLink(Link):
 
     def _ensure(self) -> None:
         """Start a sender, if none runs and there is a directory for it."""
-        if self._running is not None or not self._queue.has_home:
+        if self._running is not None or not self._queue.writer.has_home:
             return
-        if not self._queue.written and not self._looks.value():
+        if not self._queue.writer.written and not self._looks.value():
             return
         if self._block is None:
             self._block = Block.create()
@@ -192,7 +192,7 @@ class SenderLink(Link):
         sent = orjson.dumps(
             {
                 **options,
-                "name": self._queue.name,
+                "name": self._queue.writer.name,
                 "path": isolation.path(_NEEDED),
                 "api_key": config.api_key and config.api_key.reveal(),
                 "broker": config.broker.url.reveal() if config.broker is not None else False,
@@ -248,7 +248,7 @@ class SenderLink(Link):
         assert self._block is not None
         on_delivery = self._hooks.report if self._hooks.wants_reports else None
         config = replace(self.config, worker="thread", on_delivery=on_delivery)
-        return self._make_sender(config, self._queue.name, commands, answers, self._block)
+        return self._make_sender(config, self._queue.writer.name, commands, answers, self._block)
 
     def _send(self, *words: bytes) -> None:
         running = self._running
@@ -283,13 +283,13 @@ class SenderLink(Link):
     def _left_behind(self) -> Set[str]:
         assert self.config.journal is not None
         with contextlib.suppress(OSError):
-            return set(left_behind(self.config.journal, self._queue.name))
+            return set(left_behind(self.config.journal, self._queue.writer.name))
         return set()
 
     def _next_look(self) -> int:
         counters = self._counters()
         is_under_way = counters.adopted_pending > 0 or counters.looked < self._looks.value()
-        if not self._queue.has_home or not (is_under_way or self._left_behind()):
+        if not self._queue.writer.has_home or not (is_under_way or self._left_behind()):
             return 0
         return self._looks.add()
 
@@ -460,7 +460,7 @@ class SenderLink(Link):
         return left
 
     def _send_from_here(self, deadline_s: float) -> None:
-        if self._block is None or not self._queue.has_home:
+        if self._block is None or not self._queue.writer.has_home:
             return
         commands_there, commands = os.pipe()
         answers, answers_there = os.pipe()
