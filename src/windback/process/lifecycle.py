@@ -308,7 +308,7 @@ def _in_child() -> None:
     global _pid, exiting, loading  # noqa: PLW0603 - a child is another process
     if _waits and _waits.pop():
         loading.release()
-    else:  # nothing waited before the fork, or in vain: the holder may be a thread that does not exist here
+    else:  # nothing waited before the fork, or it gave up: the holder may be a thread of the parent
         loading = threading.RLock()
     _pid = os.getpid()
     exiting = False
