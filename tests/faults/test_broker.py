@@ -604,6 +604,35 @@ def test_a_drain_ends_only_when_what_became_of_the_last_batch_is_written(
     relay.close()
 
 
+def test_a_drain_waits_for_a_batch_that_a_worker_takes_late(redis_server, server, eventually, monkeypatch):
+    """It waits when the drain looks what is under way, and is taken while the drain looks for more."""
+    with Windback(broker=redis_server.url) as client:
+        assert client.track_event("login", POISON)
+    server.faults([{"path": "/track", "latency": 0.5}])
+    relay = BrokerRelay(redis_server.url, "sk_test_1", base_url=server.url)
+    (project,) = relay._projects.values()
+    look, next_step = project.poll, project._dispatcher.next_step
+    is_read, may_take = threading.Event(), threading.Event()
+
+    def look_while_it_is_taken():
+        is_busy = look()
+        if is_read.is_set():
+            may_take.set()
+            eventually(lambda: not project._polled.outbox.waiting().events)
+        is_read.set()
+        return is_busy
+
+    def take_late(*arguments, **options):
+        assert may_take.wait(30)
+        return next_step(*arguments, **options)
+
+    monkeypatch.setattr(project, "poll", look_while_it_is_taken)
+    monkeypatch.setattr(project._dispatcher, "next_step", take_late)
+    assert relay.drain(30)
+    assert [each.dead_letters for each in relay.standing()] == [1]
+    relay.close()
+
+
 def test_a_user_who_may_do_no_more_than_needed_is_enough(make_redis, server, eventually):
     """The commands and keys that the docs name."""
     redis_server = make_redis()

@@ -24,6 +24,7 @@ QUEUES = {
     "journal": "journal={root!r}",
     "process": "journal={root!r}, worker='process'",
     "relay": "journal={root!r}, worker=None",
+    "broker": "broker={broker!r}",
 }
 POLICIES = ["drop_newest", "drop_oldest", "block", "raise"]
 # A journal keeps what was accepted, so it discards nothing to make room.
@@ -31,7 +32,7 @@ COMBINATIONS = [
     (queue, overflow)
     for queue in QUEUES
     for overflow in POLICIES
-    if queue == "memory" or overflow != "drop_oldest"
+    if queue in ("memory", "broker") or overflow != "drop_oldest"
 ]
 
 CALLS = """\
@@ -117,24 +118,30 @@ os._exit(0)
 """
 
 
-def script(queue, overflow, root, code):
-    options = ", ".join(filter(None, [QUEUES[queue].format(root=str(root)), f"overflow={overflow!r}"]))
-    return CALLS.format(options=options) + code
+@pytest.fixture
+def script(request, tmp_path):
+    def script(queue, overflow, code):
+        broker = request.getfixturevalue("redis_server").url if queue == "broker" else None
+        chosen = QUEUES[queue].format(root=str(tmp_path / "journal"), broker=broker)
+        options = ", ".join(filter(None, [chosen, f"overflow={overflow!r}"]))
+        return CALLS.format(options=options) + code
+
+    return script
 
 
 @pytest.mark.parametrize(("queue", "overflow"), COMBINATIONS)
 def test_finalizers_that_track_never_wait_for_the_call_that_they_interrupt(
-    server, run, tmp_path, queue, overflow
+    server, run, script, queue, overflow
 ):
-    ended = run(script(queue, overflow, tmp_path / "journal", FINALIZERS), url=server.url, within_s=120.0)
+    ended = run(script(queue, overflow, FINALIZERS), url=server.url, within_s=120.0)
     assert ended.out == ["ended"], ended.err
 
 
 @pytest.mark.parametrize(("queue", "overflow"), COMBINATIONS)
 def test_signal_handlers_that_track_and_flush_never_wait_for_the_call_that_they_interrupt(
-    server, run, tmp_path, queue, overflow
+    server, run, script, queue, overflow
 ):
-    ended = run(script(queue, overflow, tmp_path / "journal", HANDLERS), url=server.url, within_s=120.0)
+    ended = run(script(queue, overflow, HANDLERS), url=server.url, within_s=120.0)
     assert ended.out == ["ended"], ended.err
 
 

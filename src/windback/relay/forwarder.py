@@ -117,8 +117,9 @@ class Forwarder:
         self.check_may_wait()
         deadline_s = None if timeout is None else clock.now_s() + timeout
         while not self.is_stopping:
-            # Before the check, which records the results of the last batches.
-            was_settled = not self._dispatcher.stats().in_flight
+            # Before the check, which records the results of the last batches. Not `in_flight`: a batch that
+            # waits now may be sent, and settled, while the check runs.
+            was_settled = not self._dispatcher.stats().pending
             is_busy = self.poll()
             if on_progress is not None:
                 on_progress()
