@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import subprocess
+import sys
 import weakref
 
 import anyio
@@ -17,9 +20,10 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
 
 import windback
-from windback import opentelemetry
+from windback import opentelemetry, prometheus
 from windback.relay import BrokerRelay, Relay
 
 
@@ -196,6 +200,85 @@ def test_a_log_handler_that_exports_does_not_call_itself(server, metrics, caplog
     assert len([record for record in caplog.records if record.name == "windback"]) < 20
 
 
+def test_nothing_on_the_way_of_an_event_is_another_with_metrics(server, metrics):
+    with make(server) as client:
+        before = client._encode, client._put, dict(client._engine.__dict__)
+        opentelemetry.instrument(client, meter_provider=metrics.provider)
+        prometheus.register(client, CollectorRegistry())
+        assert (client._encode, client._put, client._engine.__dict__) == before
+        assert client._put is before[1]
+
+
+#: Sentry's and OpenTelemetry's handlers on the root logger at DEBUG; each export makes a request, too.
+HANDLERS = """\
+import logging, sys, threading
+import httpx, sentry_sdk
+from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader, ConsoleMetricExporter
+from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from sentry_sdk.integrations.logging import LoggingIntegration
+import windback
+from windback.opentelemetry import instrument
+
+url = sys.argv[1]
+exported, records = [], []
+
+class Exporter:
+    def export(self, batch):
+        exported.extend(batch)
+        httpx.get(url + "/nowhere")
+        return None
+    def shutdown(self):
+        pass
+    def force_flush(self, timeout_millis=30000):
+        return True
+
+class Counting(logging.Handler):
+    def emit(self, record):
+        records.append(record.name)
+
+sentry_sdk.init(
+    dsn=url.replace("http://", "http://key@").replace("/api/v1", "/1"), traces_sample_rate=1.0,
+    integrations=[LoggingIntegration(level=logging.DEBUG, event_level=logging.WARNING)],
+)
+logs = LoggerProvider()
+logs.add_log_record_processor(BatchLogRecordProcessor(Exporter(), schedule_delay_millis=100))
+logging.basicConfig(level=logging.DEBUG, handlers=[LoggingHandler(logging.DEBUG, logs), Counting()])
+HTTPXClientInstrumentor().instrument()
+reader = PeriodicExportingMetricReader(ConsoleMetricExporter(out=open("/dev/null", "w")), 100)
+metrics = MeterProvider([reader])
+client = windback.Windback("sk_test_1", "shop", base_url=url, debug=True, max_retries=1)
+instrument(client, meter_provider=metrics)
+for n in range(100):
+    client.track_event("login", "jane@example.com", {"n": n})
+assert client.flush(30)
+client.close()
+metrics.shutdown()
+print(client.stats().delivered, records.count("windback"))
+"""
+
+
+def test_handlers_of_sentry_and_opentelemetry_at_debug_make_no_log_line_of_a_log_line(server, tmp_path):
+    server.faults([{"status": 503, "times": 1, "path": "/track"}])
+    done = subprocess.run(
+        [sys.executable, "-c", HANDLERS, server.url],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        # sentry-sdk imports eventlet, whose own DNS does not load beside httpcore2.
+        env={**os.environ, "EVENTLET_NO_GREENDNS": "yes"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "RecursionError" not in done.stderr
+    delivered, lines = map(int, done.stdout.split())
+    assert delivered == 100
+    assert 200 <= lines < 260, "two lines for each event with debug=True, and a few others"
+
+
 @pytest.mark.parametrize("kind", [windback.Windback, windback.AsyncWindback])
 @pytest.mark.parametrize("status", [200, 503])
 def test_the_duration_of_each_request_is_in_a_histogram(server, metrics, kind, status):
@@ -274,6 +357,20 @@ def test_a_relay_of_a_broker_reports_each_project(server, metrics, redis_server)
     for slug in ("one", "two"):
         assert found["windback.relay.events", ("outcome", "delivered"), ("windback.project", slug)] == 1
     relay.close()
+
+
+def test_a_forked_child_reports_its_own_events(server, metrics):
+    with make(server) as client:
+        opentelemetry.instrument(client, meter_provider=metrics.provider)
+        client.track_event("login", "jane@example.com")
+        assert client.flush(30)
+        child = os.fork()
+        if child == 0:
+            for _ in range(2):
+                client.track_event("login", "jane@example.com")
+            os._exit(int(value(metrics.read(), "accepted")))
+        assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 2
+        assert value(metrics.read(), "accepted") == 1
 
 
 def test_metrics_keep_no_client_alive(server, metrics, spans):
