@@ -55,40 +55,40 @@ REASONS = [
 ]
 
 
-def properties(name: str, dice: random.Random) -> Dict[str, object]:
+def properties(name: str, rng: random.Random) -> Dict[str, object]:
     """What such an event tells."""
-    plan = dice.choice(["starter", "pro", "pro", "team"])
+    plan = rng.choice(["starter", "pro", "pro", "team"])
     choices: Dict[str, Dict[str, object]] = {
         "feature_used": {
-            "feature": dice.choice(["exports", "dashboards", "alerts", "segments"]),
+            "feature": rng.choice(["exports", "dashboards", "alerts", "segments"]),
             "plan": plan,
-            "duration_s": dice.randint(4, 380),
+            "duration_s": rng.randint(4, 380),
         },
         "login": {
-            "method": dice.choice(["sso", "password", "passkey"]),
-            "device": dice.choice(["web", "ios"]),
+            "method": rng.choice(["sso", "password", "passkey"]),
+            "device": rng.choice(["web", "ios"]),
         },
         "api_call": {
-            "route": dice.choice(["/v2/reports", "/v2/users", "/v2/hooks"]),
-            "ms": dice.randint(8, 240),
+            "route": rng.choice(["/v2/reports", "/v2/users", "/v2/hooks"]),
+            "ms": rng.randint(8, 240),
         },
-        "invoice_paid": {"amount_cents": dice.choice([1900, 4900, 14900]), "currency": "usd", "plan": plan},
-        "nps_response": {"score": dice.randint(3, 10), "plan": plan},
-        "support_ticket_opened": {"topic": dice.choice(["billing", "import", "api"]), "priority": "normal"},
-        "data_export": {"format": "csv", "rows": dice.randint(800, 90_000)},
+        "invoice_paid": {"amount_cents": rng.choice([1900, 4900, 14900]), "currency": "usd", "plan": plan},
+        "nps_response": {"score": rng.randint(3, 10), "plan": plan},
+        "support_ticket_opened": {"topic": rng.choice(["billing", "import", "api"]), "priority": "normal"},
+        "data_export": {"format": "csv", "rows": rng.randint(800, 90_000)},
     }
-    return choices.get(name, {"plan": plan, "seats": dice.randint(1, 12)})
+    return choices.get(name, {"plan": plan, "seats": rng.randint(1, 12)})
 
 
 def fill(server: DevServer) -> None:
     """A minute in the life of a small company, with a deploy towards its end."""
-    dice = random.Random(7)
+    rng = random.Random(7)
     names, weights = list(EVENTS), list(EVENTS.values())
     emails = list(CUSTOMERS)
     with Windback(
         "sk_test_shop", "shop", base_url=server.url, flush_interval=0.2, batch_size=25
     ) as client, Windback(EXPIRED, "shop", base_url=server.url, flush_interval=0.2) as expired:
-        churn(client, server, dice)
+        churn(client, server, rng)
         for second in range(SECONDS):
             started_s = time.monotonic()
             if second == SECONDS - 12:
@@ -97,18 +97,18 @@ def fill(server: DevServer) -> None:
                 server.faults([{"path": "/track", "status": 503, "times": 2, "name": "deploy"}])
             if second in (11, 24, 37):
                 expired.track_event("login", "maya@northwind.example")
-            for _ in range(int(16 + 12 * math.sin(second / 9) + dice.random() * 9)):
-                (name,) = dice.choices(names, weights)
-                told = properties(name, dice)
+            for _ in range(int(16 + 12 * math.sin(second / 9) + rng.random() * 9)):
+                (name,) = rng.choices(names, weights)
+                told = properties(name, rng)
                 if name == "invoice_paid" and second >= SECONDS - 12:  # the deploy changed it
                     told["amount_cents"] = str(told["amount_cents"])
-                client.track_event(name, dice.choice(emails), told)
+                client.track_event(name, rng.choice(emails), told)
                 time.sleep(0.01)
             time.sleep(max(0.0, started_s + 1 - time.monotonic()))
         client.flush(timeout=30)
 
 
-def churn(client: Windback, server: DevServer, dice: random.Random) -> None:
+def churn(client: Windback, server: DevServer, rng: random.Random) -> None:
     """Customers who are about to leave, at each step of the way."""
     steps = [0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4, 4]
     for index, step in enumerate(steps):
@@ -116,8 +116,8 @@ def churn(client: Windback, server: DevServer, dice: random.Random) -> None:
         event = client.create_churn_event(
             email,
             customer_name=CUSTOMERS[email],
-            cancel_reason=dice.choice(REASONS),
-            mrr=dice.choice([1_900, 4_900, 4_900, 14_900, 29_900]),
+            cancel_reason=rng.choice(REASONS),
+            mrr=rng.choice([1_900, 4_900, 4_900, 14_900, 29_900]),
             plan_name="Pro",
         )
         if step == 0:

@@ -75,7 +75,7 @@ def test_an_event_stored_before_the_page_opened_is_shown(open_page, client):
     assert page.title() == "Inbox · windback dev"
 
 
-def test_an_empty_inbox_says_what_to_do_and_sends_a_test_event(open_page, server):
+def test_an_empty_inbox_reports_what_to_do_and_sends_a_test_event(open_page, server):
     page = open_page()
     page.get_by_role("heading", name="Nothing has arrived yet").wait_for()
     text = page.locator(".snippets").inner_text()
@@ -172,7 +172,7 @@ def test_requests_that_were_refused_are_listed(open_page, post):
     page.locator(".detail").get_by_text("1 event in it").wait_for()
 
 
-def test_an_event_that_the_api_would_ignore_says_why(open_page, post):
+def test_an_event_that_the_api_would_ignore_gives_the_reason(open_page, post):
     assert post("/track", {"events": [{"event": "login", "customer_email": "jane"}]}) == 200
     page = open_page()
     rows(page).first.click()
@@ -300,7 +300,7 @@ def test_the_whole_path_by_keyboard(open_page, client, server, until):
     page.get_by_role("heading", name="In force").wait_for()
 
 
-def test_paused_holds_what_comes_and_says_how_much(open_page, client):
+def test_paused_holds_what_comes_and_reports_how_much(open_page, client):
     track(client, "login")
     page = open_page()
     expect_count(rows(page), 1)
@@ -444,7 +444,7 @@ def test_charts_of_an_empty_time_say_so_and_lead_to_all(browser, tmp_path):
         page.close()
 
 
-def test_a_pause_before_a_good_answer_is_no_rejection(open_page, client, server):
+def test_a_pause_before_a_good_answer_is_not_a_rejection(open_page, client, server):
     server.faults([{"path": "/track", "latency": 0.01}])
     track(client, "login")
     page = open_page("/?s=charts")
@@ -521,7 +521,7 @@ def test_on_a_phone_the_copy_button_leaves_the_code_free_and_tables_are_whole(op
             assert cell["x"] + cell["width"] <= 360
 
 
-def test_a_link_to_an_event_that_is_gone_says_so(open_page, client, server):
+def test_a_link_to_an_event_that_is_gone_reports_it(open_page, client, server):
     track(client, "login", "feature_used")
     page = open_page(f"/?id={server.events()[-1].id + 100}")
     page.get_by_role("heading", name=re.compile("is not here any more")).wait_for()

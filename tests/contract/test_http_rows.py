@@ -504,7 +504,7 @@ def test_422_bisects_a_batch_down_to_the_poison(drive):
 
 
 @pytest.mark.parametrize("status", [401, 402, 403])
-def test_a_refused_key_pauses_for_long_with_one_line_and_flush_says_so(server, drive, caplog, status):
+def test_a_refused_key_pauses_for_long_with_one_line_and_flush_reports_it(server, drive, caplog, status):
     server.faults([{"path": "/track", "status": status, "body": '{"error": "no", "code": "NOT_YOU"}'}])
     driver = drive(server, batch_size=10, max_in_flight=1)
     driver.track(10)

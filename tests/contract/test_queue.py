@@ -180,7 +180,7 @@ def test_halves_have_keys_of_their_own_that_are_the_same_every_time(case):
     assert case.queue.counts() == (10, 0, 5, 5)
 
 
-def test_positions_tell_what_is_not_settled(case):
+def test_positions_show_what_is_not_settled(case):
     case.fill(0, 30)
     first, second = case.queue.take(LIMITS), case.queue.take(LIMITS)
     assert (case.queue.unsettled_before(1), case.queue.next_position()) == (10, 30)
@@ -213,7 +213,7 @@ def test_discard_drops_what_nobody_else_will_ever_see(case):
 
 
 @pytest.mark.parametrize("case", BACKENDS[1:], indirect=True, ids=["journal", "redis"])
-def test_who_comes_next_gets_what_was_not_acked_under_the_same_keys(case):
+def test_the_next_owner_gets_what_was_not_acked_under_the_same_keys(case):
     case.fill(0, 40)
     first, second, third = (case.queue.take(LIMITS) for _ in range(3))
     case.queue.ack(first)

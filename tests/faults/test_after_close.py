@@ -9,7 +9,7 @@ import time
 import anyio
 import pytest
 from inside import scheduler_of
-from tracking import JANE, is_lawful
+from tracking import JANE, adds_up
 
 from windback import AsyncWindback, ClosedError, Windback
 
@@ -33,7 +33,7 @@ def lines(caplog):
 
 @pytest.mark.parametrize("kind", SYNC)
 @pytest.mark.parametrize("overflow", ["drop_newest", "block", "raise"])
-def test_it_returns_false_and_counts_and_says_so_once(server, tmp_path, caplog, kind, overflow):
+def test_it_returns_false_and_counts_and_reports_it_once(server, tmp_path, caplog, kind, overflow):
     client = Windback(**options(kind, tmp_path), base_url=server.url, overflow=overflow)
     copy = client.with_options(max_retries=0)
     assert client.track_event("login", JANE) is True
@@ -42,7 +42,7 @@ def test_it_returns_false_and_counts_and_says_so_once(server, tmp_path, caplog, 
         assert each.track_event("login", JANE) is False
     stats = client.stats()
     assert (stats.accepted, dict(stats.refused)) == (1, {"closed": 3})
-    assert is_lawful(stats)
+    assert adds_up(stats)
     assert [each.levelno for each in lines(caplog)] == [logging.WARNING]
     for call in (client.flush, client.get_recovery_stats, lambda: client.track_events([])):
         with pytest.raises(ClosedError, match="closed"):

@@ -59,7 +59,7 @@ def test_a_local_server_refuses_a_long_head(server):
     assert send(server, "GET", "/_dev/counts", None)[1]["requests"] == 0
 
 
-def test_a_local_server_says_how_many_requests_it_does_not_keep():
+def test_a_local_server_reports_how_many_requests_it_does_not_keep():
     from windback.devserver.request_log import KEPT_INBOXES, KEPT_REQUESTS, Journal
 
     log = Journal()

@@ -19,7 +19,7 @@ import redis
 import trio
 from broker_torture import torture
 from inside import config_of, projects_of
-from tracking import JANE, TOOLS, is_lawful, numbers, track
+from tracking import JANE, TOOLS, adds_up, numbers, track
 
 import windback
 from windback import AsyncWindback, ConfigurationError, Windback
@@ -226,7 +226,7 @@ def test_while_redis_is_down_events_wait_and_go_on_when_it_is_back(make_redis, s
         result = client.flush()
         assert (result.pending, result.delivered) == (100, 0)
         assert result.problem.startswith(f"could not connect: {redis_server.url}: ")
-        assert is_lawful(client.stats())
+        assert adds_up(client.stats())
         redis_server.start()
         assert client.flush(20)
         redis_server.restart()  # its connections break
@@ -260,7 +260,7 @@ def test_a_redis_that_hangs_holds_up_neither_caller_nor_end(make, redis_server):
         ("nobody:wrong%40secret@", "wrong user name or password"),
     ],
 )
-def test_a_wrong_password_is_told_without_the_password(make_redis, server, user, says, caplog):
+def test_a_wrong_password_is_reported_without_the_password(make_redis, server, user, says, caplog):
     redis_server = make_redis("--requirepass", "right@secret")
     redis_server.start()
     url = f"redis://{user}127.0.0.1:{redis_server.port}/0"
@@ -271,7 +271,7 @@ def test_a_wrong_password_is_told_without_the_password(make_redis, server, user,
         assert time.monotonic() - started_s < 5  # for no try will help
         assert result.pending == 10
         assert result.problem.startswith(f"the broker refuses: {redis_server.url}: {says} (")
-        assert is_lawful(client.stats())
+        assert adds_up(client.stats())
         assert "secret" not in result.problem + repr(client) + repr(config_of(client))
     with pytest.raises(ConfigurationError, match=says) as caught:
         BrokerRelay(url, "sk_test_1", base_url=server.url)
@@ -282,7 +282,7 @@ def test_a_wrong_password_is_told_without_the_password(make_redis, server, user,
         assert client.flush(20)
 
 
-def test_a_key_of_another_type_is_told_and_nothing_is_lost(make, redis_server, make_relay):
+def test_a_key_of_another_type_is_reported_and_nothing_is_lost(make, redis_server, make_relay):
     redis_server.client.set(EVENTS, "mine")
     client = make()
     track(client, range(10))
@@ -305,7 +305,7 @@ def test_a_full_stream_keeps_the_batch_and_trims_nothing(make, redis_server, ser
     waiting = "3 batches wait there for a relay (max_broker_entries)"
     assert result.problem.startswith(f"the broker accepts no more: {redis_server.url}: {waiting}; ")
     assert redis_server.client.xlen(EVENTS) == 3
-    assert is_lawful(client.stats())
+    assert adds_up(client.stats())
     with relaying():
         eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
         assert client.flush(20)
@@ -355,7 +355,7 @@ def test_a_policy_that_deletes_events_is_warned_of(make, redis_server, make_rela
     assert "allkeys-lru" in lines[0]
 
 
-def test_a_replica_is_told_and_nothing_is_lost(make, redis_server):
+def test_a_replica_is_reported_and_nothing_is_lost(make, redis_server):
     redis_server.client.replicaof("127.0.0.1", 1)
     client = make(max_retries=0)
     track(client, range(10))
@@ -520,7 +520,7 @@ def test_in_a_cluster_each_project_has_a_slot_of_its_own(cluster, server, eventu
     broker.close()
 
 
-def test_a_url_of_the_wrong_kind_is_told(cluster, redis_server, server):
+def test_a_url_of_the_wrong_kind_is_reported(cluster, redis_server, server):
     slot = cluster[0].client.execute_command("CLUSTER KEYSLOT", EVENTS)
     one = f"redis://127.0.0.1:{cluster[slot * 3 // SLOTS - 1].port}/0"
     with pytest.raises(ConfigurationError, match="node of a Redis Cluster, whose URL starts with redis"):
@@ -547,7 +547,7 @@ def test_what_the_api_rejects_becomes_a_dead_letter_with_its_reason(make, redis_
     relay.close()
     stats = relay.stats()
     assert (stats.adopted, stats.delivered, stats.rejected) == (41, 40, 1)
-    assert is_lawful(stats)
+    assert adds_up(stats)
     assert numbers(server) == list(range(40))
     assert redis_server.client.xlen(MINE.events) == 0
     ((_, letter),) = redis_server.client.xrange(MINE.dead)
@@ -693,7 +693,7 @@ def test_an_entry_that_is_not_ours_is_set_aside_and_stops_nothing(
     name, value = next(iter(fields.items()))
     assert letter[f"of:{name}"] == value
     assert "is not a valid batch: " in caplog.text
-    assert is_lawful(relay.stats())
+    assert adds_up(relay.stats())
 
 
 def test_a_relay_waits_for_redis_and_goes_on_after_it_was_away(make_redis, server, eventually, caplog):
@@ -765,7 +765,7 @@ def test_a_relay_that_was_stopped_and_goes_on_sends_nothing_under_a_second_key(
     assert server.counts().by_status.get(409, 0) == 0  # no key came with another body
 
 
-def test_what_a_living_relay_holds_in_an_outage_stays_its_own(
+def test_what_a_running_relay_holds_in_an_outage_stays_its_own(
     make, redis_server, server, relaying, held, eventually
 ):
     client = make(batch_size=10)
@@ -853,7 +853,7 @@ def arrivals(server):
     ]
 
 
-def test_what_one_relay_is_told_to_wait_all_of_them_wait(make, redis_server, server, relaying, eventually):
+def test_what_one_relay_is_asked_to_wait_all_of_them_wait(make, redis_server, server, relaying, eventually):
     server.faults([{"path": "/track", "status": 429, "retry_after": 3, "times": 1}])
     client = make(batch_size=10, max_in_flight=1, flush_interval=60)
     track(client, range(10))

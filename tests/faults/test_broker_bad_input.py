@@ -129,7 +129,7 @@ def test_without_tls_where_it_is_needed_and_the_other_way_round(make_tls, redis_
 
 
 @pytest.mark.parametrize("missing", ["XADD", "XAUTOCLAIM"])
-def test_a_redis_without_the_commands_is_told_and_nothing_is_lost(make_redis, server, missing):
+def test_a_redis_without_the_commands_is_reported_and_nothing_is_lost(make_redis, server, missing):
     """As one before 5.0, which has no streams, and one before 6.2."""
     old = make_redis("--rename-command", missing, "")
     old.start()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tracking import JANE, OPTIONS, is_lawful
+from tracking import JANE, OPTIONS, adds_up
 
 from windback import AsyncWindback
 
 
-def test_all_tasks_cancelled_at_once_lose_nothing_that_an_open_client_accepted(server):
+def test_all_tasks_cancelled_together_lose_nothing_that_an_open_client_accepted(server):
     """The usual recipe of a program that shuts down: cancel all tasks, gather them, stop the loop."""
     clients = []
 
@@ -45,7 +45,7 @@ def test_all_tasks_cancelled_at_once_lose_nothing_that_an_open_client_accepted(s
     assert stopper.done()
     assert left == set()
     seen = clients[0].stats()
-    assert is_lawful(seen)
+    assert adds_up(seen)
     assert seen.accepted >= 300
     assert (seen.delivered, seen.dropped) == (seen.accepted, 0)
     assert server.counts().events == seen.accepted

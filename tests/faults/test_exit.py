@@ -207,14 +207,14 @@ def test_an_endpoint_that_drips_holds_the_exit_no_longer_than_asked(dripping_url
     assert only_line_about_the_rest(ended.err) == 200
 
 
-def test_an_exit_in_the_middle_of_a_backoff_tries_at_once_and_delivers(server, run):
+def test_an_exit_in_the_middle_of_a_backoff_tries_immediately_and_delivers(server, run):
     """The pause that the worker is in would outlast the exit."""
     server.faults([{"path": "/track", "status": 503, "times": 1}])
     code = """\
         import time, windback.delivery.retry
         from windback import Windback
 
-        windback.delivery.retry.backoff_s = lambda attempt, dice: 30.0
+        windback.delivery.retry.backoff_s = lambda attempt, rng: 30.0
         client = Windback(flush_interval=0.01, shutdown_timeout=10.0)
         client.track_event("login", "jane@example.com", {"n": 0})
         while client.stats().requests == 0:
@@ -232,7 +232,7 @@ def test_an_exit_in_the_middle_of_a_backoff_is_bounded_where_the_next_try_hangs(
         import time, windback.delivery.retry
         from windback import Windback
 
-        windback.delivery.retry.backoff_s = lambda attempt, dice: 30.0
+        windback.delivery.retry.backoff_s = lambda attempt, rng: 30.0
         client = Windback(flush_interval=0.01, shutdown_timeout=1.0)
         client.track_event("login", "jane@example.com", {"n": 0})
         while client.stats().requests == 0:

@@ -46,7 +46,7 @@ TOOLS = """\
 """
 
 
-def test_os_exit_ends_at_once_and_loses_what_waits(server, run):
+def test_os_exit_ends_immediately_and_loses_what_waits(server, run):
     code = """\
     client = make(flush_interval=3600)
     track(client)
@@ -116,7 +116,7 @@ def test_a_client_that_tracked_nothing_loads_nothing_at_exit(dead_url, run):
     assert (ended.status, ended.out, ended.err) == (0, ["[]"], "")
 
 
-def test_exit_handlers_of_others_may_track(server, run):
+def test_exit_handlers_of_other_libraries_may_track(server, run):
     """Those registered after the client are called before its own; for others it is closed and refuses."""
     code = """\
     def late():

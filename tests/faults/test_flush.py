@@ -65,7 +65,7 @@ def test_flush_is_true_only_if_the_server_has_everything(server):
                 assert server.counts().events == n == client.stats().delivered == before + result.delivered
 
 
-def test_flush_of_nothing_is_true_at_once_and_starts_nothing(dead_url):
+def test_flush_of_nothing_is_true_immediately_and_starts_nothing(dead_url):
     with Windback(**OPTIONS, base_url=dead_url) as client, Clock() as clock:
         assert client.flush()
         assert client.flush(0)
@@ -185,7 +185,7 @@ def test_async_flush_without_a_timeout_gives_up_after_one_round_of_retries(quick
     asyncio.run(main())
 
 
-def test_flush_is_false_when_the_key_is_refused_and_says_why(server):
+def test_flush_is_false_when_the_key_is_refused_and_gives_the_reason(server):
     server.faults([{"path": "/track", "status": 401}])
     client = Windback(**OPTIONS, base_url=server.url)
     client.track_event("login", JANE)
@@ -293,7 +293,7 @@ def test_async_close_is_idempotent(server):
     assert client.stats().delivered == server.counts().events == 1
 
 
-def test_close_from_many_threads_at_once(server):
+def test_close_from_many_threads_at_the_same_time(server):
     client = Windback(**OPTIONS, base_url=server.url, batch_size=10)
     for _ in range(95):
         client.track_event("login", JANE)

@@ -51,7 +51,7 @@ def test_a_server_that_fails(server, make, worker):
 
 
 @pytest.mark.parametrize("worker", WORKERS)
-def test_a_server_that_says_nothing(silent_url, make, worker):
+def test_a_server_that_sends_nothing(silent_url, make, worker):
     client = make(worker, base_url=silent_url, timeout=60)
     assert flushed(client, 0.3).problem == "time ran out before the first answer"
     client.close(0)

@@ -110,7 +110,7 @@ def free_port():
 
 
 @posix
-def test_connections_that_died_during_a_freeze_are_replaced_at_once(steps):
+def test_connections_that_died_during_a_freeze_are_replaced_immediately(steps):
     """The server is another one after the thaw; it knows nothing of the connections of the first."""
     port = free_port()
     code = """\
@@ -173,7 +173,7 @@ assert stats.accepted == stats.delivered + stats.rejected + stats.dropped + stat
 
 
 @posix
-def test_a_flush_that_was_frozen_beyond_its_deadline_returns_at_once(steps, silent_url):
+def test_a_flush_that_was_frozen_beyond_its_deadline_returns_immediately(steps, silent_url):
     code = """\
 client._engine.transport()
 track(0, 5)

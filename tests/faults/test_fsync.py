@@ -112,7 +112,7 @@ def test_an_interval_takes_all_of_a_burst_together(make, synced, eventually):
 
 
 @each_worker
-def test_a_disk_that_fails_is_told_once_and_never_asked_again(
+def test_a_disk_that_fails_is_logged_once_and_never_asked_again(
     make, synced, eventually, caplog, server, worker
 ):
     client = make(fsync="batch", worker=worker, flush_interval=3600)
@@ -253,7 +253,7 @@ def test_without_the_option_a_relay_syncs_nothing(server, tmp_path, synced, even
     assert synced.calls == []
 
 
-def test_a_ledger_that_can_not_be_synced_holds_up_nothing_and_is_told_once(
+def test_a_ledger_that_can_not_be_synced_holds_up_nothing_and_is_logged_once(
     server, tmp_path, synced, eventually, caplog
 ):
     root = tmp_path / "journal"

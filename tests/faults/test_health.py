@@ -89,7 +89,7 @@ def command(*options, **environment):
             process.kill()
 
 
-def test_the_command_tells_what_became_of_the_events_of_each_project(redis_server, server, eventually):
+def test_the_command_shows_what_became_of_the_events_of_each_project(redis_server, server, eventually):
     with Windback(broker=redis_server.url, project_slug="shop", batch_size=10) as client:
         track(client, range(100))
         assert client.track_event("login", POISON)

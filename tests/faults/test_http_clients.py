@@ -77,7 +77,7 @@ def test_the_async_client_takes_an_async_one(server, package):
     assert numbers(server) == list(range(5))
 
 
-def test_its_failures_are_told_apart(dead_url, silent_url, package):
+def test_its_failures_are_distinguished(dead_url, silent_url, package):
     with package.Client() as http_client:
         options = {**OPTIONS, "http_client": http_client, "timeout": 0.5, "max_retries": 0}
         with pytest.raises(WindbackTimeoutError):

@@ -14,7 +14,7 @@ from collections import Counter
 
 import pytest
 from inside import engine_of, link_of
-from tracking import JANE, is_lawful
+from tracking import JANE, adds_up
 
 from windback import Windback
 
@@ -297,7 +297,7 @@ def test_an_exception_at_any_place_of_a_call_loses_its_event_at_most(server, tmp
         result = client.flush(20)
         assert result, (place, result, client.stats())
         seen = client.stats()
-        assert is_lawful(seen), place
+        assert adds_up(seen), place
         expected = before + told.accepted
         assert expected <= seen.accepted <= expected + told.interrupted, place
         assert (seen.delivered, seen.pending) == (seen.accepted, 0), place
@@ -318,7 +318,7 @@ def test_a_close_that_was_interrupted_can_be_called_again(server, lines):
     for client, _, place in interrupt(make, lambda told: told.client.close(10), lines=lines):
         client.close(20)
         seen = client.stats()
-        assert is_lawful(seen), place
+        assert adds_up(seen), place
         assert (seen.delivered, seen.pending) == (3, 0), place
 
 
@@ -385,7 +385,7 @@ def test_no_memory_at_any_line_of_a_worker_loses_and_miscounts_nothing(server, t
         result = client.flush(30)
         seen = client.stats()
         assert result, (strike.place, result, seen)
-        assert is_lawful(seen), (strike.place, seen)
+        assert adds_up(seen), (strike.place, seen)
         assert (seen.accepted, seen.delivered, seen.pending) == (told, told, 0), strike.place
         assert client.close(20), strike.place
         struck += strike.place is not None

@@ -271,7 +271,7 @@ def test_a_script_that_delivered_everything_succeeds(server, run):
     assert numbers(server) == list(range(1000))
 
 
-def test_a_script_that_did_not_fails_and_says_why(dead_url, run):
+def test_a_script_that_did_not_fails_and_gives_the_reason(dead_url, run):
     ended = run(SCRIPT, url=dead_url, within_s=55)
     assert ended.status == 1
     assert "1000 events were not delivered before the process ended" in ended.err

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 from inside import adopt_later, journal_of, queue_of, scheduler_of
-from tracking import JANE, TOOLS, is_lawful, left_in, numbers, track
+from tracking import JANE, TOOLS, adds_up, left_in, numbers, track
 
 from windback import AsyncWindback, Windback
 
@@ -67,7 +67,7 @@ def deliver_all(server, root, eventually, **options):
         track(client, [-1])
         eventually(lambda: left_in(root) == [journal_of(client).name] and not client.stats().pending)
         stats = client.stats()
-    assert is_lawful(stats)
+    assert adds_up(stats)
     assert left_in(root) == []
     return stats
 
@@ -305,7 +305,7 @@ def test_forks_beside_threads_that_track_leave_the_parents_events_alone(server, 
 
 @FORK
 @pytest.mark.parametrize("uses_it", [True, False], ids=["a child that tracks", "a child that does not"])
-def test_a_living_child_does_not_keep_its_dead_parents_events(server, root, tmp_path, eventually, uses_it):
+def test_a_running_child_does_not_keep_its_dead_parents_events(server, root, tmp_path, eventually, uses_it):
     """The kernel frees a lock when its last copy is closed, and the child has one of its parent's."""
     code = f"""\
 import os, signal, sys, time
@@ -359,7 +359,7 @@ client.close()
 # Several at once
 
 
-def test_two_processes_that_start_at_once_deliver_twenty_directories_once(server, run, root, eventually):
+def test_two_processes_that_start_together_deliver_twenty_directories_once(server, run, root, eventually):
     code = f"""\
     for n in range(20):
         if os.fork() == 0:
@@ -396,7 +396,7 @@ def test_two_processes_that_start_at_once_deliver_twenty_directories_once(server
     eventually(lambda: left_in(root) == [])
 
 
-def test_many_living_processes_share_a_directory(server, run, root):
+def test_many_running_processes_share_a_directory(server, run, root):
     code = f"""\
     pids = []
     for n in range(6):
@@ -451,7 +451,7 @@ def test_an_async_client_has_a_journal_too(server, run, root, eventually, backen
             seen.append(client.stats())
 
     run_on(backend, work)
-    assert all(is_lawful(stats) for stats in seen)
+    assert all(adds_up(stats) for stats in seen)
     last = seen[-1]
     assert (last.accepted, last.delivered, last.adopted, last.pending) == (600, 600, 150, 0)
     assert numbers(server) == list(range(600))
@@ -478,7 +478,9 @@ def test_an_async_client_that_closes_without_a_server_leaves_its_events(
 # Flush and stats
 
 
-def test_flush_waits_for_what_was_accepted_before_it_whatever_is_adopted_meanwhile(server, run, root, held):
+def test_flush_waits_for_what_was_accepted_before_it_whatever_is_adopted_in_the_meantime(
+    server, run, root, held
+):
     """Events of a dead process are taken in between the call of flush and its end."""
     code = f"""\
     client = Windback(journal={str(root)!r}, flush_interval=3600)
@@ -513,12 +515,10 @@ class Waker:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_law_holds_at_every_instant_while_a_journal_is_adopted_and_much_fails(
+def test_the_counts_add_up_at_every_moment_while_a_journal_is_adopted_and_much_fails(
     server, run, root, monkeypatch, seed
 ):
-    monkeypatch.setattr(
-        "windback.delivery.retry.backoff_s", lambda attempt, dice, **_: dice * 0.004 * attempt
-    )
+    monkeypatch.setattr("windback.delivery.retry.backoff_s", lambda attempt, rng, **_: rng * 0.004 * attempt)
     monkeypatch.setattr("windback.delivery.gate.OUTAGE_CAP_S", 0.02)
     code = f"""\
     client = Windback(journal={str(root)!r}, flush_interval=3600)
@@ -554,7 +554,7 @@ def test_the_law_holds_at_every_instant_while_a_journal_is_adopted_and_much_fail
                 for name in ("accepted", "delivered", "rejected", "dropped", "adopted")
                 if getattr(stats, name) < getattr(last, name)
             ]
-            if falls or not is_lawful(stats) or stats.in_flight > stats.pending or stats.pending_bytes < 0:
+            if falls or not adds_up(stats) or stats.in_flight > stats.pending or stats.pending_bytes < 0:
                 wrong.append((falls, last, stats))
             last = stats
 

@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from tracking import is_lawful, left_in, numbers, track
+from tracking import adds_up, left_in, numbers, track
 
 from windback import AsyncWindback, Windback
 from windback.relay import Relay
@@ -54,7 +54,7 @@ def test_a_client_that_tracks_nothing_delivers_what_others_left(server, root, le
     assert numbers(server) == list(range(2_500))
     stats = client.stats()
     assert (stats.accepted, stats.adopted, stats.pending) == (2_500, 2_500, 0)
-    assert is_lawful(stats)
+    assert adds_up(stats)
     client.close()
     eventually(lambda: not left_in(root))  # its sender, if it has one, ends a little later
 
@@ -85,7 +85,7 @@ def test_a_flush_that_could_not_deliver_what_others_left_is_not_true(server, roo
 
 
 @pytest.mark.parametrize("worker", ["thread", "process"])
-def test_where_others_run_or_nothing_is_left_a_flush_is_done_at_once(server, root, run, worker):
+def test_where_other_processes_run_or_nothing_is_left_a_flush_is_done_immediately(server, root, run, worker):
     """No worker is started for it, and no sender process."""
     other = Windback(**OPTIONS, base_url=server.url, journal=root, worker=None)
     track(other, range(3))
@@ -231,7 +231,7 @@ def test_a_relay_serves_more_applications_than_it_has_descriptors_for(
     assert not [line for line in lines if "left alone" in line]
 
 
-def test_a_relay_that_is_short_of_descriptors_says_so(server, root, monkeypatch, eventually):
+def test_a_relay_that_is_short_of_descriptors_reports_it(server, root, monkeypatch, eventually):
     client = Windback(**OPTIONS, base_url=server.url, journal=root, worker=None)
     track(client, [1])
     relay = Relay(root, "sk_test_1", base_url=server.url, flush_interval=0.01)

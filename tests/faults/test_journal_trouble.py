@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from inside import has_adopted, journal_of, queue_of, start_no_worker
-from tracking import is_lawful, left_in, numbers, track
+from tracking import adds_up, left_in, numbers, track
 
 from windback import ConfigurationError, Windback
 from windback.event.batch import Limits
@@ -118,7 +118,7 @@ def deliver(server, root, eventually):
             eventually(lambda: not client.stats().pending and has_adopted(queue))
             assert client.flush(10)
             stats, lost = client.stats(), queue.lost
-        assert is_lawful(stats)
+        assert adds_up(stats)
         assert stats.worker_deaths == 0
         assert left is None or len(left_in(root)) == left
         assert adopted is None or stats.adopted == adopted
@@ -198,7 +198,7 @@ def test_the_type_of_a_file_system_is_that_of_the_innermost_mount(tmp_path, path
     assert filesystem(Path(path), mounts) == kind
 
 
-def test_where_nothing_tells_the_type_there_is_none(tmp_path):
+def test_where_nothing_shows_the_type_there_is_none(tmp_path):
     assert filesystem(Path("/"), tmp_path / "nothing") is None
 
 
@@ -209,7 +209,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_files_of_others_are_left_alone(root, deliver, server, caplog):
+def test_files_of_other_programs_are_left_alone(root, deliver, server, caplog):
     folder = make_dead(root, range(20))
     strangers = {
         root / "notes.txt": b"mine",
@@ -355,7 +355,7 @@ def test_whichever_file_is_missing_a_start_never_raises(tmp_path, root, server, 
         deliver(adopted=30 if subset == [holder] else 0)
 
 
-def test_a_segment_that_disappears_while_it_is_read_is_no_error(root, server, deliver, monkeypatch):
+def test_a_segment_that_disappears_while_it_is_read_is_not_an_error(root, server, deliver, monkeypatch):
     folder = make_dead(root, range(30))
     from windback.journal.reader import Reader
 

@@ -204,7 +204,7 @@ clients += [Windback() for _ in range(30)]
     assert "make one at start-up" in line
 
 
-def test_a_client_that_is_dropped_as_the_last_thing_of_all_says_nothing(server, run):
+def test_a_client_that_is_dropped_as_the_last_thing_of_all_logs_nothing(server, run):
     """What lives as long as the interpreter is finalized when the names of modules are None already."""
     code = """
 client = lifecycle.kept = Windback(flush_interval=3600)

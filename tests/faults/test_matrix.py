@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple
 
 import pytest
-from tracking import JANE, is_lawful, numbers
+from tracking import JANE, adds_up, numbers
 
 from windback import AsyncWindback, ClosedError, ConfigurationError, Windback, WindbackError, scrub
 from windback.relay import BrokerRelay, Relay
@@ -149,7 +149,7 @@ def test_all_arrives_once_and_the_numbers_agree(world, eventually):
             eventually(lambda: len(world.server.events()) == 30)
         stats = client.stats()
         assert stats.accepted == 30
-        assert is_lawful(stats)
+        assert adds_up(stats)
 
     asyncio.run(main())
     assert numbers(world.server) == list(range(30))
@@ -447,7 +447,7 @@ APART = {
 
 @pytest.mark.parametrize("make", [Windback, AsyncWindback])
 @pytest.mark.parametrize("pair", APART)
-def test_what_does_not_go_together_says_so(pair, make, no_environment):
+def test_what_does_not_go_together_reports_it(pair, make, no_environment):
     wanted, options, why = APART[pair]
     if "sync client" in pair and make is not wanted:
         return

@@ -294,7 +294,7 @@ def test_a_connection_that_the_server_closed_while_it_was_idle_is_replaced(serve
     assert len(server.requests) == server.connections == 3
 
 
-def test_a_batch_goes_out_again_at_once_if_the_server_closes_the_connection_as_it_comes(serve):
+def test_a_batch_goes_out_again_immediately_if_the_server_closes_the_connection_as_it_comes(serve):
     """Whether it had the batch is unknown, so the same one goes out again, once, under the same key."""
 
     def answer(connection, request):

@@ -47,7 +47,7 @@ def test_a_frozen_program_never_starts_a_copy_of_itself(server, run):
     assert numbers(server) == list(range(20))
 
 
-def test_from_an_archive_the_client_works_and_the_server_says_what_it_needs(server, run, tmp_path):
+def test_from_an_archive_the_client_works_and_the_server_reports_what_it_needs(server, run, tmp_path):
     package = Path(windback.__file__).parent
     staged = tmp_path / "staged" / "windback"
     shutil.copytree(package, staged, ignore=shutil.ignore_patterns("__pycache__"))

@@ -271,7 +271,7 @@ def test_uwsgi_with_threads(server, start, hooks, lazy):
     assert "delivery" not in program.said()
 
 
-def test_uwsgis_master_starts_no_thread_and_says_so(server, start):
+def test_uwsgis_master_starts_no_thread_and_reports_it(server, start):
     """It forks at any moment, without the interpreter's lock, and runs no exit handlers."""
     port = free_port()
     code = WSGI + "import threading\nassert client.stats().workers == 0\n"

@@ -150,7 +150,7 @@ def relay_command(broker, *options, **environment):
     )
 
 
-def test_events_of_a_project_without_a_key_stay_and_are_told_once(
+def test_events_of_a_project_without_a_key_stay_and_are_logged_once(
     redis_server, track, recorder, caplog, monkeypatch, eventually
 ):
     monkeypatch.setattr("windback.relay.broker.WATCH_S", 0.05)
@@ -195,7 +195,7 @@ def test_a_project_that_is_held_up_holds_up_no_other(redis_server, track, eventu
         assert sum(int(fields["count"]) for _, fields in left) == 2000
 
 
-def test_only_the_project_that_is_told_to_waits(redis_server, track, recorder, eventually):
+def test_only_the_project_that_is_asked_to_waits(redis_server, track, recorder, eventually):
     track("blog", range(10))
     track("shop", range(10))
     redis_server.client.set(keys_of("blog").pause, 1, px=60_000)
@@ -220,7 +220,7 @@ def test_an_entry_of_another_project_is_never_sent_with_this_ones_key(
     assert letter["of:events"] == '{"event":"login"}'
 
 
-def test_a_redis_that_forgot_the_projects_hears_of_them_again(redis_server, monkeypatch):
+def test_a_redis_that_forgot_the_projects_learns_of_them_again(redis_server, monkeypatch):
     monkeypatch.setattr("windback.broker.sink._NAMED_EVERY_S", 0.0)
     with Windback(broker=redis_server.url, project_slug="shop") as client:
         for n in range(2):
@@ -246,7 +246,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "says"), BAD, ids=[says for _, says in BAD])
-def test_keys_that_can_not_be_right_are_told_without_them(redis_server, options, says):
+def test_keys_that_can_not_be_right_are_reported_without_them(redis_server, options, says):
     with pytest.raises(ConfigurationError) as caught:
         BrokerRelay(redis_server.url, **options)
     assert says in str(caught.value)

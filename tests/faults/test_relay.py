@@ -18,7 +18,7 @@ import pytest
 import trio
 from deadlines import SLACK_S
 from inside import queue_of
-from tracking import JANE, TOOLS, is_lawful, numbers, track
+from tracking import JANE, TOOLS, adds_up, numbers, track
 
 import windback
 from windback import AsyncWindback, ConfigurationError, Windback
@@ -83,7 +83,7 @@ def start_relay(root, server):
     )
 
 
-def test_a_relay_delivers_for_the_living_which_see_it(make, server, relaying):
+def test_a_relay_delivers_for_running_processes_which_see_it(make, server, relaying):
     client = make()
     with relaying():
         track(client, range(1000))
@@ -117,7 +117,7 @@ def test_the_application_loads_no_http_client_and_connects_to_nobody(run, dead_u
     assert set(ended.out[1].split()) <= {"MainThread", "windback-maintenance"}
 
 
-def test_without_a_relay_flush_gives_up_and_says_so(make, root):
+def test_without_a_relay_flush_gives_up_and_reports_it(make, root):
     client = make()
     track(client, range(10))
     result = client.flush()
@@ -128,7 +128,7 @@ def test_without_a_relay_flush_gives_up_and_says_so(make, root):
     assert client.flush(0.3).pending == 10
     assert 0.3 <= time.monotonic() - started_s < 5
     assert re.fullmatch(wanted, client.stats().problem)
-    assert is_lawful(client.stats())
+    assert adds_up(client.stats())
 
 
 def test_close_and_exit_wait_for_nothing_and_a_later_relay_delivers(run, server, root):
@@ -191,7 +191,7 @@ def test_an_outage_is_seen(make, relaying, dead_url, eventually):
     assert "no relay" in client.stats().problem
 
 
-def test_relays_that_are_killed_lose_nothing_and_the_law_holds(make, server, root):
+def test_relays_that_are_killed_lose_nothing_and_the_counts_add_up(make, server, root):
     server.faults(
         [
             {"path": "/track", "status": 503, "rate": 0.1, "seed": 1},
@@ -212,7 +212,7 @@ def test_relays_that_are_killed_lose_nothing_and_the_law_holds(make, server, roo
                 for name in ("accepted", "delivered", "rejected")
                 if getattr(stats, name) < getattr(last, name)
             ]
-            if falls or not is_lawful(stats) or min(stats.delivered, stats.pending) < 0:
+            if falls or not adds_up(stats) or min(stats.delivered, stats.pending) < 0:
                 wrong.append((falls, last, stats))
             last = stats
             stop.wait(0.001)
@@ -302,7 +302,7 @@ def test_a_file_of_counters_with_damage_costs_no_event(make, server, root, relay
         eventually(lambda: len(server.events()) == 200)
         if damage != "a directory":
             assert client.flush(20)
-    assert is_lawful(client.stats())
+    assert adds_up(client.stats())
     assert numbers(server) == list(range(200))
 
 

@@ -175,7 +175,7 @@ def test_a_job_that_tracks_nothing_waits_for_nothing(tmp_path, redis_server, sil
     assert time.monotonic() - started_s < 60
 
 
-def test_an_outage_fails_no_job_and_takes_no_longer_than_told(tmp_path, redis_server, silent_url):
+def test_an_outage_fails_no_job_and_takes_no_longer_than_asked(tmp_path, redis_server, silent_url):
     rq = Rq(tmp_path, redis_server.url, silent_url, shutdown_timeout=0.2)
     rq.enqueue("track", 3)
     said = rq.work()

@@ -18,7 +18,7 @@ import pytest
 import trio
 from commands import SOURCE
 from inside import queue_of, running_sender
-from tracking import JANE, TOOLS, is_lawful, numbers, track
+from tracking import JANE, TOOLS, adds_up, numbers, track
 
 from windback import AsyncWindback, ConfigurationError, QueueFullError, Windback
 from windback.config import _shared_memory
@@ -202,12 +202,12 @@ client.close(20)
     assert not ran.exists(), ran.read_text(encoding="utf-8")
 
 
-def test_the_law_holds_while_it_sends(make):
+def test_the_counts_add_up_while_it_sends(make):
     client = make(batch_size=7)
     for start in range(0, 3000, 300):
         track(client, range(start, start + 300))
         stats = client.stats()
-        assert is_lawful(stats)
+        assert adds_up(stats)
         assert stats.accepted == start + 300
     assert client.flush(20)
     assert client.stats().delivered == 3000
@@ -248,7 +248,7 @@ def test_an_application_killed_before_its_sender_runs_leaves_its_events_to_the_n
         track(client, [50])
         eventually(lambda: numbers(server) == list(range(51)))
         eventually(lambda: client.stats().adopted == 50)
-        assert is_lawful(client.stats())
+        assert adds_up(client.stats())
     eventually(lambda: left_in(root) == [])
 
 
@@ -260,7 +260,7 @@ def test_a_killed_sender_is_replaced_and_counted(make, server, eventually):
         eventually(lambda: client.stats().in_flight)
         os.kill(sender_of(client), signal.SIGKILL)
         eventually(lambda round_=round_: client.stats().worker_deaths == round_ + 1)
-        assert is_lawful(client.stats())
+        assert adds_up(client.stats())
     assert client.flush(20)
     stats = client.stats()
     assert (stats.accepted, stats.delivered, stats.pending) == (400, 400, 0)
@@ -268,7 +268,7 @@ def test_a_killed_sender_is_replaced_and_counted(make, server, eventually):
     assert numbers(server) == list(range(400))
 
 
-def test_a_sender_that_dies_at_once_each_time_is_replaced_by_a_thread(
+def test_a_sender_that_dies_immediately_each_time_is_replaced_by_a_thread(
     make, server, monkeypatch, caplog, eventually
 ):
     monkeypatch.setattr("windback.sender.supervisor._BOOT", "raise SystemExit(1)")
@@ -300,7 +300,7 @@ def test_where_no_process_can_be_started_a_thread_sends(make, server, monkeypatc
 
 
 @pytest.mark.parametrize("executable", ["python", ""])
-def test_a_script_that_ends_at_once_delivers(server, run, eventually, executable):
+def test_a_script_that_ends_immediately_delivers(server, run, eventually, executable):
     code = f"""\
     sys.executable = sys.executable if {executable!r} else ""
     logging.getLogger("windback").setLevel(logging.ERROR)
@@ -339,7 +339,7 @@ def test_its_key_is_on_no_command_line_in_no_environment_and_in_no_file(make, tm
     assert not any(b"of_nobody" in path.read_bytes() for path in files)
 
 
-def test_flush_says_what_is_left_and_why(make, dead_url, eventually):
+def test_flush_reports_what_is_left_and_why(make, dead_url, eventually):
     client = make(base_url=dead_url, max_retries=0)
     track(client, range(30))
     eventually(lambda: client.stats().problem)
@@ -349,11 +349,11 @@ def test_flush_says_what_is_left_and_why(make, dead_url, eventually):
     assert "could not connect" in result.problem
     result = client.flush()  # without a timeout it gives up when a batch used up its retries
     assert result.pending == 30
-    assert is_lawful(client.stats())
+    assert adds_up(client.stats())
     assert client.close(0).pending == 30
 
 
-def test_an_outage_is_told_by_the_application_s_own_logger(make, server, caplog, eventually):
+def test_an_outage_is_logged_by_the_application_s_own_logger(make, server, caplog, eventually):
     server.faults([{"status": 503, "times": 1}])
     with caplog.at_level(logging.INFO, "windback"):
         client = make(max_retries=0)
@@ -464,7 +464,7 @@ def test_a_client_that_tracks_nothing_starts_nothing_and_leaves_nothing(make, tm
     assert left_in(tmp_path / "journal") == []
 
 
-def test_an_orphan_that_is_told_to_end_leaves_the_rest_to_the_next(
+def test_an_orphan_that_is_asked_to_end_leaves_the_rest_to_the_next(
     server, run, dead_url, tmp_path, eventually
 ):
     root = str(tmp_path / "journal")
@@ -506,7 +506,7 @@ def test_the_bound_of_the_journal_holds_and_room_comes_back(make, held, overflow
             refused += 1
         assert accepted < 200
     stats = client.stats()
-    assert is_lawful(stats)
+    assert adds_up(stats)
     assert (stats.accepted, stats.refused) == (accepted, {"queue_full": refused})
     assert stats.journal_bytes <= 8 << 20
     held.answer()

@@ -155,7 +155,7 @@ def test_a_second_signal_does_not_wait(silent_url, run):
     assert ended.took_s < 10
 
 
-def test_ctrl_c_is_a_keyboard_interrupt_at_once_and_the_exit_delivers(server, run):
+def test_ctrl_c_is_a_keyboard_interrupt_immediately_and_the_exit_delivers(server, run):
     code = """\
     client = Windback(handle_signals=True, flush_interval=3600)
     track(client)
@@ -192,7 +192,7 @@ SIGNAL_WHILE_HELD = {
 
 
 @pytest.mark.parametrize("end", SIGNAL_WHILE_HELD.values(), ids=SIGNAL_WHILE_HELD)
-def test_an_exit_and_a_signal_at_once_deliver_and_keep_the_signal(held, run, end):
+def test_an_exit_and_a_signal_together_deliver_and_keep_the_signal(held, run, end):
     code = f"""\
     def wait_until_under_way():
         while not client.stats().in_flight:
@@ -255,7 +255,7 @@ def test_a_forked_child_delivers_its_own(server, run):
     assert numbers(server) == [*range(5), *range(100, 110)]
 
 
-def test_where_no_thread_can_be_started_the_signal_is_passed_on_at_once(server, run):
+def test_where_no_thread_can_be_started_the_signal_is_passed_on_immediately(server, run):
     code = """\
     import _thread
 

@@ -92,7 +92,7 @@ def listed(folder):
 
 
 @pytest.mark.parametrize("kind", [Windback, AsyncWindback])
-def test_a_report_says_what_is_queued_and_for_how_long(kind, dead_url):
+def test_a_report_has_what_is_queued_and_for_how_long(kind, dead_url):
     client = kind("sk_test_1", "shop", base_url=dead_url, shutdown_timeout=0, worker="thread")
     assert client.report().oldest_s is None
     assert "nothing would be lost" in str(client.report())
@@ -152,7 +152,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pause_s", [0.0, 1.5], ids=["queued", "tried"])
-def test_a_kill_loses_what_the_report_says(server, dead_url, start, tmp_path, kind, pause_s):
+def test_a_kill_loses_what_the_report_shows(server, dead_url, start, tmp_path, kind, pause_s):
     process = start(dead_url, pause_s, **KINDS[kind])
     report = windback.Report.from_wire(json.loads(process.stdout.readline()))
     process.kill()
@@ -250,7 +250,7 @@ def test_a_stopped_process_does_not_stop_the_command(dead_url, start, folder):
     eventually(lambda: all("stats" in each for each in listed(folder)))
 
 
-def test_no_process_and_no_directory_are_told_apart(folder):
+def test_no_process_and_no_directory_are_distinguished(folder):
     done = status(folder)
     assert done.returncode == 1
     assert "does not exist" in done.stderr

@@ -67,7 +67,7 @@ def test_a_stopped_relay(server, tmp_path, eventually):
     assert len(server.events()) == 2
 
 
-def test_without_a_relay_it_says_for_how_long(dead_url, tmp_path, eventually):
+def test_without_a_relay_it_reports_for_how_long(dead_url, tmp_path, eventually):
     client = Windback("sk_test_1", base_url=dead_url, worker=None, journal=tmp_path / "journal")
     assert client.track_event("login", JANE)
     assert "(for 0 s)" in client.stats().problem

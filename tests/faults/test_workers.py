@@ -92,7 +92,7 @@ def is_at_rest(task):
 
 
 @pytest.mark.parametrize("kind", ["sync", "task", "thread"])
-def test_the_server_sees_no_more_requests_at_once_than_max_in_flight(held, kind):
+def test_the_server_sees_no_more_parallel_requests_than_max_in_flight(held, kind):
     options = {**OPTIONS, "base_url": held.url, "batch_size": 5, "max_in_flight": 3}
 
     most_workers = []

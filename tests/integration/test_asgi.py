@@ -331,7 +331,7 @@ def test_track_can_be_overridden(default, events):
     assert (calls, events) == ([("a", {"n": 1})], [])
 
 
-def test_track_without_the_middleware_says_so_once(default, events, caplog, monkeypatch):
+def test_track_without_the_middleware_reports_it_once(default, events, caplog, monkeypatch):
     monkeypatch.setattr("windback.fastapi._warned", set())
     app = FastAPI()
 

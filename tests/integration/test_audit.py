@@ -90,7 +90,7 @@ def test_an_advisory_with_a_fix_that_this_python_can_have_is_an_error(database, 
     assert {version for name, version in database.asked if name == "h11"} == {"0.14.0", "0.16.0"}
 
 
-def test_where_no_database_is_reached_it_says_so(database, tmp_path):
+def test_where_no_database_is_reached_it_reports_it(database, tmp_path):
     database.shutdown()
     database.server_close()
     status, output = audit(database.server_port, tmp_path)

@@ -113,7 +113,7 @@ def test_without_gunicorn_it_runs_in_the_server_of_the_standard_library(doctor, 
     assert found.status == (0 if signals else 1)
 
 
-def test_a_path_that_tracks_nothing_is_told_apart_from_a_loss(doctor):
+def test_a_path_that_tracks_nothing_is_distinguished_from_a_loss(doctor):
     found = doctor(FLASK)
     assert found.states["request"] == "ok"
     assert found.states["events"] == "problem"

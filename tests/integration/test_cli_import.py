@@ -189,7 +189,7 @@ def test_a_chosen_rate_is_kept(make, server, run):
     assert server.counts().events == 150
 
 
-def test_two_at_once_are_one_too_many(make, server, run):
+def test_two_together_are_one_too_many(make, server, run):
     path = make(HEAD + ROW * 1_000)
     process = start(path, "--rate", "100")
     wait_for_events(server, 1, process)
@@ -337,7 +337,7 @@ def test_a_quote_that_is_never_closed_and_a_line_without_end_cost_neither_memory
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
-def test_the_mark_at_the_start_or_an_option_says_the_encoding(make, server, run, encoding):
+def test_the_mark_at_the_start_or_an_option_reports_the_encoding(make, server, run, encoding):
     path = make(HEAD + "login,jane@example.com,,größer\n" * 3, encoding=encoding)
     options = ["--encoding", "cp1252"] if encoding == "cp1252" else []
     assert run(path, *options) == (0, "sent: 3, bad: 0, rejected: 0\n", "")
@@ -414,7 +414,7 @@ def test_without_a_key_nothing_begins(make, run):
     assert not path.with_name("rows.csv.windback").exists()
 
 
-def test_a_file_with_nothing_but_names_is_done_at_once(make, run):
+def test_a_file_with_nothing_but_names_is_done_immediately(make, run):
     assert run(make(HEAD)) == (0, "sent: 0, bad: 0, rejected: 0\n", "")
 
 

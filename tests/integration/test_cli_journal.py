@@ -179,7 +179,7 @@ def files_of(root: Path) -> Dict[str, bytes]:
 # stats
 
 
-def test_stats_counts_the_events_of_dead_and_living_processes(run, root):
+def test_stats_counts_the_events_of_exited_and_running_processes(run, root):
     gone = leave_behind(root, 30)
     with writing(root, "b") as writer:
         writer.track(12)
@@ -212,7 +212,7 @@ def test_stats_of_a_journal_whose_events_were_all_sent_are_zeros(run, root):
     assert (shown.status, shown.json["directories"], shown.json["total"]["waiting"]) == (0, [], 0)
 
 
-def test_stats_tells_what_is_leased_from_what_is_done(run, root, server):
+def test_stats_distinguishes_what_is_leased_from_what_is_done(run, root, server):
     name = leave_behind(root, 250)
     server.faults([{"path": "/track", "hang": True}])
     with relaying(root, "--shutdown-timeout", "0.2") as relay:
@@ -305,7 +305,7 @@ def test_drain_sends_what_dead_processes_left(root, server, as_json):
     assert listed(root) == []
 
 
-def test_drain_leaves_the_events_of_a_living_process_to_it(run, root, server):
+def test_drain_leaves_the_events_of_a_running_process_to_it(run, root, server):
     with writing(root) as writer:
         writer.track(5)
         done = run("journal", "drain", "--json", root)
@@ -313,7 +313,7 @@ def test_drain_leaves_the_events_of_a_living_process_to_it(run, root, server):
         assert server.counts().events == 0
 
 
-def test_drain_ends_in_time_and_says_what_is_left(run, root, server):
+def test_drain_ends_in_time_and_reports_what_is_left(run, root, server):
     leave_behind(root, 250)
     server.faults([{"path": "/track", "hang": True}])
     started_s = time.monotonic()
@@ -343,7 +343,7 @@ def test_a_signal_ends_what_sends_early_and_all_is_kept(run, root, server, comma
     assert arrived(server) == [0, 1, 2, 10, 11]
 
 
-def test_drain_gives_up_when_the_server_is_not_there_and_says_why(run, root, server):
+def test_drain_gives_up_when_the_server_is_not_there_and_gives_the_reason(run, root, server):
     leave_behind(root, 5)
     with contextlib.closing(socket.socket()) as taken:  # the port is ours, and nobody listens there
         taken.bind(("127.0.0.1", 0))
@@ -637,7 +637,7 @@ def test_check_sees_that_the_end_of_a_sealed_segment_is_zeros(run, root):
     assert found.json["lost"] >= 1
 
 
-def test_check_names_files_of_others_newer_versions_and_what_was_set_aside(run, root):
+def test_check_names_files_of_other_programs_newer_versions_and_what_was_set_aside(run, root):
     name = leave_behind(root, 5)
     newer = leave_behind(root, 5, "b")
     path = segment_with_events(root, newer)
@@ -666,7 +666,7 @@ def test_check_names_files_of_others_newer_versions_and_what_was_set_aside(run, 
     assert path.exists()
 
 
-def test_check_finds_what_is_no_dead_letter(run, root):
+def test_check_finds_what_is_not_a_dead_letter(run, root):
     write_letters(root, event(1))
     (path,) = dead.files(root)
     path.write_bytes(path.read_bytes() + b"{}\nrubbish\n")
@@ -731,7 +731,7 @@ def test_a_relay_ends_within_its_deadline_when_the_server_hangs(root, server, nu
     assert arrived(server) == list(range(250))
 
 
-def test_a_relay_says_nothing_of_customers_and_keys(root, server):
+def test_a_relay_shows_nothing_of_customers_and_keys(root, server):
     leave_behind(root, 3)
     server.faults([{"path": "/track", "status": 400, "body": f"no jane@example.com with {KEY}"}])
     done = run_process("relay", "--once", "--journal", root)
@@ -745,7 +745,7 @@ def test_a_relay_says_nothing_of_customers_and_keys(root, server):
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"drop": "before"}])
-def test_a_relay_that_is_run_once_says_by_its_status_that_not_all_went(root, server, fault):
+def test_a_relay_that_is_run_once_reports_by_its_status_that_not_all_went(root, server, fault):
     leave_behind(root, 3)
     server.faults([{"path": "/track", **fault}])
     done = run_process("relay", "--once", "--shutdown-timeout", "0.2", "--journal", root)

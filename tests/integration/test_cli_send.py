@@ -122,7 +122,7 @@ def test_send_refuses_what_can_not_be_sent(run, server, arguments, says):
     assert server.counts().requests == 0
 
 
-def test_send_says_what_the_api_has_against_it(run, server):
+def test_send_reports_what_the_api_has_against_it(run, server):
     done = run("send", "login", "--email", "jane@")
     assert done == (1, "", "windback send: 400: customer_email: must look like name@host\n")
     server.faults([{"path": "/track", "status": 402}])
@@ -134,7 +134,7 @@ def test_send_says_what_the_api_has_against_it(run, server):
 # doctor
 
 
-def test_doctor_finds_nothing_wrong_and_says_how_long_it_took(run, server):
+def test_doctor_finds_nothing_wrong_and_reports_how_long_it_took(run, server):
     done = run("doctor")
     assert (done.status, done.err) == (0, "")
     head, *rows, last = done.out.splitlines()
@@ -148,7 +148,7 @@ def test_doctor_finds_nothing_wrong_and_says_how_long_it_took(run, server):
     assert (event.event, event.customer_email) == ("windback_doctor", "doctor@example.com")
 
 
-def test_doctor_sends_no_event_if_told_so(run, server):
+def test_doctor_sends_no_event_if_asked_not_to(run, server):
     done = run("doctor", "--no-event", "--json")
     assert (done.status, done.json["ok"]) == (0, True)
     assert (done.states["clock"], done.states["test event"]) == ("ok", "skipped")
@@ -164,7 +164,7 @@ def test_doctor_sends_no_event_if_told_so(run, server):
         ("sk_live 1", "contains a space"),
     ],
 )
-def test_doctor_says_what_is_wrong_with_the_key(run, server, monkeypatch, key, says):
+def test_doctor_names_what_is_wrong_with_the_key(run, server, monkeypatch, key, says):
     monkeypatch.setenv("WINDBACK_API_KEY", key)
     done = run("doctor", "--json")
     assert done.status == 1
@@ -182,7 +182,7 @@ def test_doctor_says_what_is_wrong_with_the_key(run, server, monkeypatch, key, s
         ("https://windback.invalid/api/v1", "DNS", "windback.invalid was not found ("),
     ],
 )
-def test_doctor_says_what_is_wrong_with_the_address(run, url, check, says):
+def test_doctor_names_what_is_wrong_with_the_address(run, url, check, says):
     done = run("doctor", "--json", "--base-url", url)
     assert done.status == 1
     assert says in done.texts[check]
@@ -220,7 +220,7 @@ def test_doctor_sees_that_nobody_listens(run):
         (503, "the server, or a gateway in front of it, fails"),
     ],
 )
-def test_doctor_says_what_an_answer_means(run, server, status, says):
+def test_doctor_reports_what_an_answer_means(run, server, status, says):
     server.faults([{"path": "/track", "status": status}])
     done = run("doctor", "--json")
     assert done.status == 1
@@ -228,7 +228,7 @@ def test_doctor_says_what_an_answer_means(run, server, status, says):
     assert says in done.texts["test event"]
 
 
-def test_doctor_waits_no_longer_than_told(run, server):
+def test_doctor_waits_no_longer_than_asked(run, server):
     server.faults([{"path": "/track", "hang": True}])
     started_s = time.monotonic()
     done = run("doctor", "--json", "--timeout", "0.3")
@@ -316,7 +316,7 @@ def test_doctor_speaks_tls(run, make_other, tmp_path, monkeypatch):
         ("", "localhost", True, "and this machine have no TLS version in common"),
     ],
 )
-def test_doctor_says_what_is_wrong_with_tls(
+def test_doctor_names_what_is_wrong_with_tls(
     run, make_other, tmp_path, monkeypatch, certificate, host, is_known, says
 ):
     if is_known:

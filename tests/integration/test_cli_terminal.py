@@ -156,7 +156,7 @@ def test_an_import_shows_how_far_it_is_and_how_long_it_takes(make_terminal, serv
     assert server.counts().events == 2_000
 
 
-def test_ctrl_c_stops_an_import_and_it_says_how_to_go_on(make_terminal, server, tmp_path):
+def test_ctrl_c_stops_an_import_and_it_reports_how_to_go_on(make_terminal, server, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("event,customer_email\n" + "login,jane@example.com\n" * 2_000)
     terminal = make_terminal(*COMMAND, "import", str(path), "--rate", "200")
@@ -186,7 +186,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.usefixtures("home")
-def test_bash_completes_commands_options_and_choices_once_told_to(make_terminal):
+def test_bash_completes_commands_options_and_choices_once_set_up(make_terminal):
     first = make_terminal("bash", "-i")
     first.read_until(b"ready> ")
     first.type("windback --install-completion\n")
@@ -211,7 +211,7 @@ def test_bash_completes_commands_options_and_choices_once_told_to(make_terminal)
 
 
 @pytest.mark.parametrize("name", ["typer", "rich"])
-def test_without_the_extra_it_says_in_one_line_what_to_install(tmp_path, name):
+def test_without_the_extra_it_reports_in_one_line_what_to_install(tmp_path, name):
     # A module that cannot be found, as when it is not installed.
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"

@@ -80,7 +80,7 @@ def test_demo_loses_nothing_while_a_fifth_of_the_requests_fails(demo):
     kinds = {kind: int(count) for count, kind in re.findall(r"(\d+) ([^,]+)", line[3])}
     failures = sum(count for kind, count in kinds.items() if kind != "latency")
     assert sum(kinds.values()) == int(line[1])
-    # The dice are seeded and there are hundreds of requests, so a fifth is about a fifth in every run.
+    # The rng are seeded and there are hundreds of requests, so a fifth is about a fifth in every run.
     assert 0.15 < failures / int(line[2]) < 0.25
     for kind in ("status 503", "status 429", "drop before", "drop after", "latency"):
         assert kinds[kind] > 0

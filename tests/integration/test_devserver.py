@@ -201,7 +201,7 @@ def test_the_other_documented_forms_of_an_event_are_taken(server, event):
         "no UTF-8",
     ],
 )
-def test_a_body_that_is_no_batch_is_refused(server, body, text):
+def test_a_body_that_is_not_a_batch_is_refused(server, body, text):
     reply = track(server, body)
     assert reply.status == 400
     assert reply.json["error"].startswith(text)
@@ -584,7 +584,7 @@ def test_an_event_is_processing_while_its_variants_are_generated():
         )
 
 
-def test_one_of_two_generations_at_once_wins(server):
+def test_one_of_two_generations_at_the_same_time_wins(server):
     event = f"/projects/p/churn-events/{create(server)['id']}"
     replies = []
     threads = [
@@ -956,7 +956,7 @@ def test_the_documented_delays_are_the_default():
         assert server.log() == ""
 
 
-def test_a_receiver_that_takes_too_long_is_no_answer():
+def test_a_receiver_that_takes_too_long_is_not_an_answer():
     with Receiver(delay_s=7) as receiver, DevServer(webhook_url=receiver.url, webhook_delays=[]) as server:
         server.send_alert("jane@example.com", 1)
         delivery = settled(server)
@@ -1308,7 +1308,7 @@ def test_stop_and_kill_may_come_again(server):
         assert other.pid
 
 
-def test_a_server_that_cannot_start_says_why(server, tmp_path):
+def test_a_server_that_cannot_start_gives_the_reason(server, tmp_path):
     with pytest.raises(DevServerError, match=f"cannot listen on 127.0.0.1 port {server.port}"):
         DevServer(port=server.port).start()
     no_database = tmp_path / "notes.txt"
@@ -1467,7 +1467,7 @@ def test_an_option_that_makes_no_sense_is_a_usage_error(command, arguments, text
     assert text in done.stderr
 
 
-def test_without_the_extra_the_command_says_what_to_install(command, tmp_path):
+def test_without_the_extra_the_command_names_what_to_install(command, tmp_path):
     # A module that cannot be found, as when it is not installed.
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"

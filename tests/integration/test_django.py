@@ -180,7 +180,7 @@ def find_and_fail(request):
 # -- transactions ----------------------------------------------------------------------------------
 
 
-def test_outside_of_a_transaction_an_event_is_sent_at_once(events):
+def test_outside_of_a_transaction_an_event_is_sent_immediately(events):
     assert track_event("login", JANE)
     assert [each.event for each in events] == ["login"]
 
@@ -715,7 +715,7 @@ def test_windback_check_names_the_client_and_sends_an_event_if_asked(server):
 
 
 @pytest.mark.usefixtures("no_environment")
-def test_windback_check_says_what_is_wrong(server):
+def test_windback_check_reports_what_is_wrong(server):
     with override_settings(WINDBACK={}), pytest.raises(CommandError, match="no API key"):
         call_command("windback_check", stdout=io.StringIO())
     server.faults([{"status": 401}])

@@ -217,7 +217,7 @@ def test_an_application_without_a_lifespan_is_answered_for(tmp_path, server):
     assert numbers(server) == [1], said
 
 
-def test_without_a_key_requests_are_answered_and_one_line_says_so(tmp_path, server):
+def test_without_a_key_requests_are_answered_and_one_line_reports_it(tmp_path, server):
     with AppServer(tmp_path, {"app.py": APP}, SERVERS["uvicorn"], server.url, WINDBACK_API_KEY="") as app:
         assert app.get_all([f"/async/{n}" for n in range(5)]) == [200] * 5
         said = app.end()
@@ -232,7 +232,7 @@ def test_a_client_that_was_closed_refuses_and_requests_are_answered(tmp_path, se
     assert numbers(server) == []
 
 
-def test_a_dead_api_delays_the_shutdown_by_flush_timeout_and_says_what_is_left(tmp_path, server):
+def test_a_dead_api_delays_the_shutdown_by_flush_timeout_and_reports_what_is_left(tmp_path, server):
     code = APP.replace("flush_timeout=40", "flush_timeout=0.5")
     with AppServer(tmp_path, {"app.py": code}, SERVERS["uvicorn"], server.url) as app:
         server.faults([{"latency": 600}])

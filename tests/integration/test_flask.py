@@ -321,7 +321,7 @@ def test_flask_run_delivers_at_its_end(tmp_path, server, how):
     assert sorted(stored.properties["n"] for stored in server.events("login")) == list(range(50)), said
 
 
-def test_without_a_key_requests_are_answered_and_one_line_says_so(tmp_path, server):
+def test_without_a_key_requests_are_answered_and_one_line_reports_it(tmp_path, server):
     with AppServer(tmp_path, {"app.py": APP}, [*GUNICORN, "app:app"], server.url, WINDBACK_API_KEY="") as app:
         assert app.get_all([f"/{n}" for n in range(5)]) == [200] * 5
         said = app.end()

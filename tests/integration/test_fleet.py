@@ -34,7 +34,7 @@ def test_what_goes_in_at_nginx_comes_out_at_the_api():
     assert "arrived: 3,000, lost: 0, doubled: 0" in done.stdout
 
 
-def test_the_runner_says_what_is_wrong_and_leaves_nothing_behind(tmp_path):
+def test_the_runner_reports_what_is_wrong_and_leaves_nothing_behind(tmp_path):
     """gunicorn, which is not there, ends at once."""
     for path in FLEET.iterdir():
         if path.is_file():

@@ -206,7 +206,7 @@ def test_the_search_language(server, key, query, expected):
     ],
 )
 @pytest.mark.parametrize("path", ["events", "count", "wait", "requests", "stream"])
-def test_a_bad_query_says_at_which_column(server, path, query, column, text):
+def test_a_bad_query_reports_at_which_column(server, path, query, column, text):
     reply = call(server, "GET", f"/_dev/{path}?q={quote(query)}")
     assert (reply.status, reply.json["code"], reply.json["column"]) == (400, "INVALID_QUERY", column)
     assert reply.json["error"].startswith(f"column {column}: ")
@@ -302,7 +302,7 @@ def test_wait_blocks_until_enough_have_come(server, key):
     assert [event.properties["n"] for event in events] == [2, 3]
 
 
-def test_wait_says_at_its_end_what_came_and_what_nearly_did(server, key):
+def test_wait_reports_at_its_end_what_came_and_what_nearly_did(server, key):
     mark = server.mark()
     other = key + "_other"
     track(server, key, {"event": "login"}, {"event": "Login"}, {"event": "logn"}, {"event": "else"})
@@ -558,7 +558,7 @@ def test_old_bodies_make_room_for_new_ones(key):
 # The stream
 
 
-def test_an_event_is_told_at_once_with_what_it_changed(server, key):
+def test_an_event_is_sent_immediately_with_what_it_changed(server, key):
     with closing(Stream(server, f"?key={key}")) as stream:
         first = stream.until("state")
         assert (first["faults"], first["counts"]["events"]) == ([], 0)
@@ -579,7 +579,7 @@ def test_an_event_is_told_at_once_with_what_it_changed(server, key):
         assert stream.until("cleared")["counts"]["events"] == 0
 
 
-def test_nothing_is_lost_or_told_twice_over_a_cut_stream(server, key):
+def test_nothing_is_lost_or_sent_twice_over_a_cut_stream(server, key):
     told: List[object] = []
     last_id = None
     for round_number in range(4):
@@ -607,7 +607,7 @@ def test_a_stream_goes_on_from_a_list(server, key):
     assert call(server, "GET", "/_dev/stream?since=nonsense").status == 400
 
 
-def test_a_burst_is_told_in_few_messages_and_whole(server, key):
+def test_a_burst_is_sent_in_few_messages_and_whole(server, key):
     with closing(Stream(server, f"?key={key}")) as stream:
         stream.until("state")
         for first in range(0, 3_000, 100):
@@ -620,7 +620,7 @@ def test_a_burst_is_told_in_few_messages_and_whole(server, key):
         assert messages <= 30
 
 
-def test_a_change_of_a_churn_event_is_told(server, key):
+def test_a_change_of_a_churn_event_is_reported(server, key):
     with closing(Stream(server, f"?key={key}")) as stream:
         stream.until("state")
         event = create(server, key)
@@ -752,7 +752,7 @@ def test_the_board_moves_along_legal_steps_only(server, key):
     assert columns["lost"]["cards"][0]["since"] > columns["recovered"]["cards"][0]["since"]
 
 
-def test_the_series_says_what_happened_each_second(server, key):
+def test_the_series_reports_what_happened_each_second(server, key):
     for n in range(10):
         track(server, key, {"event": f"e{n}"}, {"event": "often"}, {"event": "dropped", "customer_email": 1})
     call(server, "POST", "/api/v1/track", b"{", {"x-api-key": key})
@@ -786,7 +786,7 @@ def test_the_series_says_what_happened_each_second(server, key):
     assert kept["last_at"] == get(server, "events", key=key, limit=1, order="desc")["data"][0]["received_at"]
 
 
-def test_a_pause_before_a_good_answer_is_no_reason_and_one_before_an_error_is(server, key):
+def test_a_pause_before_a_good_answer_is_not_a_reason_and_one_before_an_error_is(server, key):
     server.faults([{"latency": 0.01, "times": 1}, {"latency": 0.01, "status": 503, "times": 1}], key=key)
     assert [track(server, key, {"event": "x"}).status for _ in range(2)] == [503, 200]
     assert len(get(server, "series", seconds=60, key=key)["reasons"]) == 1
@@ -1166,7 +1166,7 @@ class Command:
             _, self.errors = self.process.communicate(timeout=30)
 
 
-def test_the_banner_says_all_that_one_needs():
+def test_the_banner_reports_all_that_one_needs():
     with Command("--port", "0") as running:
         port = running.server.port
         url = f"http://127.0.0.1:{port}"
@@ -1247,7 +1247,7 @@ def take_default_port() -> Optional[socket.socket]:
     return holder
 
 
-def test_a_named_port_that_is_taken_ends_it_with_2_and_says_by_whom(server):
+def test_a_named_port_that_is_taken_ends_it_with_2_and_reports_by_whom(server):
     done = subprocess.run(
         [*COMMAND, "--port", str(server.port)],
         capture_output=True,
@@ -1263,7 +1263,7 @@ def test_a_named_port_that_is_taken_ends_it_with_2_and_says_by_whom(server):
         assert f"by another windback dev (pid {server.pid})" in done.stderr
 
 
-def test_a_ready_file_tells_a_test_where_and_when(tmp_path):
+def test_a_ready_file_shows_a_test_where_and_when(tmp_path):
     path = tmp_path / "ready.json"
     with Command("--port", "0", "--ready-file", str(path)) as running:
         ready = json.loads(path.read_text())
@@ -1307,7 +1307,7 @@ def test_help_lists_what_lan_and_docker_need():
         assert option in done.stdout
 
 
-def test_ctrl_c_ends_it_at_once_with_streams_and_waits_open(key):
+def test_ctrl_c_ends_it_immediately_with_streams_and_waits_open(key):
     running = Command("--port", "0")
     with running:
         stream = Stream(running.server)

@@ -199,7 +199,7 @@ def test_the_fixture_lists_events_in_the_order_of_the_calls(run_pytest):
                 early.track_events([{"event": "a", "customer_email": "nobody"}])
             assert windback_events == []
 
-        def test_one_says_what_there_is(windback_events):
+        def test_one_reports_what_there_is(windback_events):
             early.track_event("login", JANE)
             with pytest.raises(AssertionError, match="'signup' was tracked 0 times, not 1; 1 event was:"):
                 windback_events.one("signup")

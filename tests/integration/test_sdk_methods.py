@@ -497,7 +497,7 @@ def limited():
     assert server.log() == ""
 
 
-def test_over_a_documented_limit_a_call_says_when_it_may_come_again(make, limited):
+def test_over_a_documented_limit_a_call_reports_when_it_may_come_again(make, limited):
     limited.reset()
     client = make(limited)
     for n in range(10):

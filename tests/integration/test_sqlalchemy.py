@@ -172,11 +172,11 @@ def test_an_event_of_a_mapper_that_a_flush_calls(engine, tracked):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_events_and_rows_agree_whatever_a_session_does(engine, tracked, seed):
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     session = Session(engine)
     for n in range(60):
         add(session, n)
-        action = dice.choice(["", "", "", "flush", "savepoint", "savepoint", "release", "undo", *LAST])
+        action = rng.choice(["", "", "", "flush", "savepoint", "savepoint", "release", "undo", *LAST])
         nested = session.get_nested_transaction()
         if action == "savepoint":
             session.begin_nested()
@@ -186,7 +186,7 @@ def test_events_and_rows_agree_whatever_a_session_does(engine, tracked, seed):
             nested.rollback()
         elif action in LAST or action == "flush":
             getattr(session, action)()
-    dice.choice([session.commit, session.rollback])()
+    rng.choice([session.commit, session.rollback])()
     session.close()
     assert sorted(tracked()) == rows(engine)
     assert not session.info["windback"], "nothing stays with the session"
@@ -275,7 +275,7 @@ def test_a_mistake_raises_at_its_line_and_the_transaction_goes_on(engine, tracke
     assert tracked() == rows(engine) == [1]
 
 
-def test_another_client_and_one_that_is_closed_meanwhile(engine):
+def test_another_client_and_one_that_is_closed_in_the_meantime(engine):
     other = AsyncWindback("sk_test_1", base_url="http://127.0.0.1:9/api/v1", shutdown_timeout=0)
     with Session(engine) as session:
         assert track_on_commit(session, "row_added", JANE, client=other)
@@ -308,7 +308,7 @@ def test_a_session_that_must_be_begun(engine, tracked):
     assert tracked() == [2]
 
 
-def test_without_sqlalchemy_the_error_says_what_to_install(monkeypatch):
+def test_without_sqlalchemy_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
     monkeypatch.delitem(sys.modules, "windback.sqlalchemy")
     with pytest.raises(ImportError, match=r"pip install 'windback\[sqlalchemy\]'"):

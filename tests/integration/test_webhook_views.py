@@ -388,7 +388,7 @@ def test_the_command_sends_wrong_ones_on_demand(app, capsys, monkeypatch, option
     assert [line.split()[1] for line in ended.out.splitlines()] == statuses
 
 
-def test_the_command_says_why_an_answer_is_not_the_right_one(app, capsys, monkeypatch):
+def test_the_command_reports_why_an_answer_is_not_the_right_one(app, capsys, monkeypatch):
     set_environment(monkeypatch, WEBHOOK_SECRET=f"{SECRET}_other")
     ended = sent(capsys, app)
     assert ended.status == 1

@@ -30,7 +30,7 @@ def numbers(server):
     return sorted(stored.properties["n"] for stored in server.events())
 
 
-def is_lawful(stats):
+def adds_up(stats):
     return stats.accepted == stats.delivered + stats.rejected + stats.dropped + stats.pending
 
 

@@ -327,7 +327,7 @@ def test_a_bad_argument_of_a_plain_call_is_named_and_nothing_is_sent(
     assert not router.calls
 
 
-def test_a_call_that_needs_a_slug_says_so(router):
+def test_a_call_that_needs_a_slug_reports_it(router):
     with windback.Windback(KEY, base_url=BASE) as client:
         with pytest.raises(windback.ConfigurationError, match="this call needs project_slug"):
             client.create_churn_event(EMAIL)
@@ -383,7 +383,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("overflow", ["drop_newest", "drop_oldest", "block", "raise"])
-def test_a_call_after_close_says_so(router, call, overflow):
+def test_a_call_after_close_reports_it(router, call, overflow):
     client = windback.Windback(KEY, "shop", base_url=BASE, overflow=overflow)
     client.close()
     with pytest.raises(
@@ -400,7 +400,7 @@ def anyio_backend():
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.anyio
-async def test_an_async_call_after_close_says_so(router, call):
+async def test_an_async_call_after_close_reports_it(router, call):
     client = windback.AsyncWindback(KEY, "shop", base_url=BASE)
     await client.close()
     with pytest.raises(windback.ClosedError, match="this client is closed"):
@@ -408,7 +408,7 @@ async def test_an_async_call_after_close_says_so(router, call):
     assert not router.calls
 
 
-def test_a_listing_after_close_says_so(router):
+def test_a_listing_after_close_reports_it(router):
     for client in (windback.Windback(KEY, "shop", base_url=BASE), windback.AsyncWindback(KEY, "shop")):
         anyio.run(client.close) if isinstance(client, windback.AsyncWindback) else client.close()
         with pytest.raises(windback.ClosedError, match="this client is closed"):

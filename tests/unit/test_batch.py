@@ -52,10 +52,10 @@ def test_an_event_too_large_for_any_batch_travels_alone():
 
 
 def test_chunks_lose_nothing_keep_the_order_and_keep_the_limits():
-    dice = random.Random(7)
+    rng = random.Random(7)
     for _ in range(200):
-        records = [b"%d" % n * dice.randint(1, 40) for n in range(dice.randint(0, 50))]
-        limits = Limits(dice.randint(1, 12), dice.randint(20, 300), 1.0)
+        records = [b"%d" % n * rng.randint(1, 40) for n in range(rng.randint(0, 50))]
+        limits = Limits(rng.randint(1, 12), rng.randint(20, 300), 1.0)
         parts = chunks(records, limits)
         assert [each for part in parts for each in part] == records
         for part, following in zip(parts, [*parts[1:], []]):

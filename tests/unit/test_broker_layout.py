@@ -45,7 +45,7 @@ def test_a_batch_comes_back_byte_for_byte():
         ({b"project": b""}, "another"),
     ],
 )
-def test_what_is_not_ours_is_told(changes, says):
+def test_what_is_not_ours_is_reported(changes, says):
     fields = {**stored(fields_of([b"{}", b"{}"], "key", "shop")), **changes}
     fields = {name: value for name, value in fields.items() if value is not None}
     with pytest.raises(ForeignError, match=says):
@@ -62,7 +62,7 @@ def test_any_bytes_at_all_are_read_or_told():
             continue
 
 
-def test_a_dead_letter_says_all_there_is_to_say():
+def test_a_dead_letter_reports_all_there_is_to_say():
     entry = entry_of(b"1-0", stored(fields_of([b"{}", b'{"n":2}'], "key", "shop")), "shop")
     report = DeliveryReport("rejected", 1, "invalid", 422, "no such plan")
     (letter,) = letters_of(entry, [b'{"n":2}'], "key-1", report)

@@ -179,7 +179,7 @@ def test_an_offset_of_minutes_stays():
 @pytest.mark.parametrize(
     "copying", [pickle.dumps, copy.deepcopy, lambda client: copy.deepcopy({"a": [client]})]
 )
-def test_a_client_that_is_pickled_or_deep_copied_says_what_to_do(client, copying):
+def test_a_client_that_is_pickled_or_deep_copied_reports_what_to_do(client, copying):
     made = client(KEY, base_url=BASE)
     with pytest.raises(
         TypeError, match=f"{client.__name__} can't be pickled or deep-copied: .* share the one"

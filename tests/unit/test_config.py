@@ -128,7 +128,7 @@ def test_a_slug_of_plain_characters_is_taken(slug):
     assert config(project_slug=slug).slug() == slug
 
 
-def test_a_call_that_needs_a_slug_says_so():
+def test_a_call_that_needs_a_slug_reports_it():
     with pytest.raises(
         ConfigurationError, match="this call needs project_slug; pass it to the client or set"
     ):
@@ -222,7 +222,7 @@ def test_a_broker_that_can_not_work_is_told_without_its_password(url, message, p
     assert "s3cret" not in str(caught.value) + str([frame.locals for frame in frames])
 
 
-def test_a_broker_without_its_extra_says_what_to_install(monkeypatch):
+def test_a_broker_without_its_extra_names_what_to_install(monkeypatch):
     monkeypatch.setattr("windback.secrets.find_spec", lambda _: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'windback\[redis\]'"):
         config(broker="redis://localhost")
@@ -340,7 +340,7 @@ def test_a_variable_leaves_clients_on(monkeypatch, text):
 
 
 @pytest.mark.parametrize("text", ["2", "nein", "disabled", "none", "-"])
-def test_a_variable_that_says_neither_is_named(monkeypatch, text):
+def test_a_variable_with_neither_value_is_named(monkeypatch, text):
     monkeypatch.setenv("WINDBACK_ENABLED", text)
     with pytest.raises(ConfigurationError, match=f"WINDBACK_ENABLED must be 1, .* or off, not '{text}'"):
         Windback("sk_test_1")
@@ -358,7 +358,7 @@ def test_a_key_and_a_slug_that_are_swapped_are_told_without_the_key():
         assert "SECRET" not in "".join(traceback.format_exception(caught.type, caught.value, None))
 
 
-def test_the_address_of_windback_without_its_path_is_told():
+def test_the_address_of_windback_without_its_path_is_reported():
     with pytest.raises(ConfigurationError, match=f"lacks the path of the API; it is {DEFAULT_BASE_URL}"):
         config(base_url="https://api.windbackai.com/")
     assert config(base_url="https://proxy.example.com").base_url == "https://proxy.example.com"

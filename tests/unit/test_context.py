@@ -187,7 +187,7 @@ def test_an_async_resolver_is_awaited_at_the_end_of_the_scope_for_the_sync_clien
     assert calls == [1]
 
 
-def test_an_async_resolver_is_awaited_by_the_async_client_at_once(events):
+def test_an_async_resolver_is_awaited_by_the_async_client_immediately(events):
     client = AsyncWindback(**OPTIONS)
 
     async def resolver():
@@ -232,7 +232,7 @@ def test_events_of_an_async_resolver_that_fails_are_counted(monkeypatch, events,
     assert client.stats().hook_errors == (1 if how in ("raises", "is slow") else 0)
 
 
-def test_an_async_resolver_in_a_sync_with_is_an_error_that_says_what_to_write(events, caplog):
+def test_an_async_resolver_in_a_sync_with_is_an_error_that_reports_what_to_write(events, caplog):
     client = Windback(**OPTIONS)
 
     async def resolver():

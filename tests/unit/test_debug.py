@@ -131,7 +131,7 @@ def test_a_client_that_is_made_while_events_are_captured_needs_no_key(kind, no_e
         kind()
 
 
-def test_a_plain_call_while_events_are_captured_says_which_fixture_answers(no_environment):
+def test_a_plain_call_while_events_are_captured_reports_which_fixture_answers(no_environment):
     with capturing():
         client = Windback(project_slug="shop")
         with pytest.raises(DisabledError, match="use the fixture windback_dev"):

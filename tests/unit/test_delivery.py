@@ -215,7 +215,7 @@ def test_retry_after_lengthens_the_backoff_and_never_shortens_it():
     assert retry_delay_s(answer(500), 1, 1.0, WALL) == 0.5
 
 
-def test_a_broken_connection_is_tried_again_at_once_the_first_time():
+def test_a_broken_connection_is_tried_again_immediately_the_first_time():
     assert retry_delay_s(failed(Failure.BROKEN), 1, 1.0, WALL) == 0.0
     assert retry_delay_s(failed(Failure.BROKEN), 2, 1.0, WALL) == 1.0
     assert retry_delay_s(failed(Failure.CONNECT), 1, 1.0, WALL) == 0.5
@@ -331,14 +331,14 @@ def test_an_error_keeps_the_request_id_and_what_the_server_asks_to_wait():
         (Failure.BROKEN, windback.WindbackConnectionError),
     ],
 )
-def test_no_answer_is_an_error_that_says_why(failure, kind):
+def test_no_answer_is_an_error_that_gives_the_reason(failure, kind):
     made = error(failed(failure, "name not known"))
     assert type(made) is kind
     assert made.message == f"{failure.value}: name not known"
     assert error(failed(failure)).message == failure.value
 
 
-def test_a_redirect_says_where_to():
+def test_a_redirect_reports_where_to():
     made = error(answer(307, b"<html>", location="https://elsewhere.example.com/"))
     assert type(made) is windback.WindbackError
     assert "https://elsewhere.example.com/" in made.message
@@ -417,7 +417,7 @@ def test_a_success_while_the_server_wants_us_to_wait_leaves_the_gate_closed():
     assert gate.problem(130.0) is None
 
 
-def test_a_gate_that_another_sender_was_told_to_close_says_so():
+def test_a_gate_that_another_sender_was_told_to_close_reports_it():
     gate = Gate(4)
     gate.hold(130.0)
     assert gate.problem(100.0) == (

@@ -88,7 +88,7 @@ def test_400_is_an_error_and_no_bisection():
     assert caught.value.message == "bad"
 
 
-def test_an_error_in_the_middle_says_how_many_were_delivered_before():
+def test_an_error_in_the_middle_reports_how_many_were_delivered_before():
     send = direct(250)
     settle(send, OK)
     with pytest.raises(windback.WindbackConnectionError) as caught:

@@ -92,7 +92,7 @@ def test_an_error_has_the_documented_attributes():
     assert (bare.status, bare.code, bare.request_id, bare.retry_after) == (None, None, None, None)
 
 
-def test_an_invalid_event_says_where():
+def test_an_invalid_event_reports_where():
     error = InvalidEventError("is empty", path="event")
     assert (str(error), error.path, error.index) == ("INVALID_EVENT: event: is empty", "event", None)
     third = error.at(2)

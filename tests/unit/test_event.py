@@ -282,7 +282,7 @@ def test_a_value_whose_own_conversion_fails_is_named(value):
     assert caught.value.path == "properties.a[0]"
 
 
-def test_a_null_in_a_text_is_no_reason_to_refuse():
+def test_a_null_in_a_text_is_not_a_reason_to_refuse():
     assert sent({"a": "null", "b": None})["properties"] == {"a": "null", "b": None}
 
 

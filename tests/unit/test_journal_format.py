@@ -33,14 +33,12 @@ def scanned(data, seed=SEED):
     return [(record.at, record.sequence, record.payload) for record in fmt.scan(bytes(data), seed)]
 
 
-def payloads_of(count, dice, longest=300):
-    return [
-        dice.getrandbits(8 * length).to_bytes(length, "little") for length in lengths(count, dice, longest)
-    ]
+def payloads_of(count, rng, longest=300):
+    return [rng.getrandbits(8 * length).to_bytes(length, "little") for length in lengths(count, rng, longest)]
 
 
-def lengths(count, dice, longest):
-    return [dice.randint(1, longest) for _ in range(count)]
+def lengths(count, rng, longest):
+    return [rng.randint(1, longest) for _ in range(count)]
 
 
 # What is whole
@@ -90,9 +88,9 @@ def test_a_prefix_ends_where_no_valid_record_stands():
 @pytest.mark.parametrize("length", [1, 5, 8, 16, 40, 301])
 def test_a_record_cut_at_any_byte_is_no_record(length):
     """Each prefix of the payload, then each prefix of the header: nothing until the last that matters."""
-    dice = random.Random(length)
-    before = payloads_of(3, dice)
-    payload = bytes(dice.randrange(1, 256) for _ in range(length))
+    rng = random.Random(length)
+    before = payloads_of(3, rng)
+    payload = bytes(rng.randrange(1, 256) for _ in range(length))
     whole, places = built([*before, payload], size=8_192)
     at = places[-1]
     expected = [(each, n, body) for n, (each, body) in enumerate(zip(places, before))]
@@ -115,8 +113,8 @@ def test_a_record_cut_at_any_byte_is_no_record(length):
 
 def test_a_header_whose_payload_did_not_arrive_is_no_record():
     """Pages reach the disk in any order: the header may be there and the payload not."""
-    dice = random.Random(1)
-    payloads = payloads_of(20, dice)
+    rng = random.Random(1)
+    payloads = payloads_of(20, rng)
     data, places = built(payloads, size=16_384)
     for lost, (at, payload) in enumerate(zip(places, payloads)):
         for count in {1, len(payload) // 2 + 1, len(payload)}:
@@ -170,8 +168,8 @@ def test_a_flipped_bit_costs_at_most_the_record_it_hits():
 
 @pytest.mark.parametrize("damage", ["zeroed", "swapped", "of another segment"])
 def test_a_damaged_sector_costs_only_the_records_in_it(damage):
-    dice = random.Random(512)
-    payloads = payloads_of(300, dice)
+    rng = random.Random(512)
+    payloads = payloads_of(300, rng)
     data, places = built(payloads, size=131_072)
     other, _ = built(payloads, size=131_072, seed=fmt.seed(NONCE, SEGMENT_ID + 1, fmt.EVENTS))
     whole = scanned(data)
@@ -184,7 +182,7 @@ def test_a_damaged_sector_costs_only_the_records_in_it(damage):
         if damage == "zeroed":
             damaged[start : start + 512] = bytes(512)
         elif damage == "swapped":
-            away = (start + 512 * dice.randint(1, 8)) % (used // 512 * 512)
+            away = (start + 512 * rng.randint(1, 8)) % (used // 512 * 512)
             damaged[start : start + 512] = data[away : away + 512]
             damaged[away : away + 512] = data[start : start + 512]
             hit.add(away)
@@ -277,13 +275,13 @@ def test_a_length_around_the_end_is_checked_before_it_is_used(around):
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_any_length_anywhere_ends_the_scan_in_good_order(length):
-    dice = random.Random(length)
+    rng = random.Random(length)
     data, places = built([b"an event"] * 100, size=8_192)
     whole = scanned(data)
     for at in range(fmt.HEADER_BYTES, 8_192 - fmt.RECORD_BYTES, 8):
         fuzzed = bytearray(data)
         fuzzed[at : at + fmt.RECORD_BYTES] = struct.pack(
-            "<IIII", length, dice.getrandbits(32), dice.choice([0, 1, 2**32 - 1]), dice.choice([0, 0, 1])
+            "<IIII", length, rng.getrandbits(32), rng.choice([0, 1, 2**32 - 1]), rng.choice([0, 0, 1])
         )
         found = scanned(fuzzed)
         assert not [record for record in found if record not in whole]
@@ -332,7 +330,7 @@ def test_no_rubbish_makes_a_scan_copy_a_segment_again_and_again(apart):
 # The header of a segment
 
 
-def test_a_header_says_what_was_written_into_it():
+def test_a_header_reports_what_was_written_into_it():
     packed = fmt.pack_header(HEADER)
     assert len(packed) == fmt.HEADER_BYTES
     assert fmt.read_header(packed) == HEADER

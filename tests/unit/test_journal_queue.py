@@ -209,7 +209,7 @@ def test_reclaimed_leases_come_back_in_order(make, kind):
     assert made.queue.counts() == (250, 0, 250, 250)
 
 
-def test_a_position_says_what_is_left_of_what_was_accepted_before(make, kind):
+def test_a_position_reports_what_is_left_of_what_was_accepted_before(make, kind):
     made = make(kind)
     fill(made, 150)
     target = made.queue.next_position()
@@ -768,11 +768,11 @@ def test_exceptions_from_outside_lose_nothing_that_was_accepted(make, root, eage
     made = make(max_journal_bytes=256 * MIB)
     threads, strikes = 2, 600
     struck = Struck(made.put, threads)
-    dice = random.Random(4)
+    rng = random.Random(4)
     taken = []
     for _ in range(strikes):
-        struck.strike(dice.randrange(threads))
-        batch = made.take() if dice.random() < 0.3 else None
+        struck.strike(rng.randrange(threads))
+        batch = made.take() if rng.random() < 0.3 else None
         if batch is not None:
             taken += batch.records
             made.queue.ack(batch)
@@ -1020,7 +1020,7 @@ def test_a_ledger_of_a_dead_process_goes_on_in_the_same_file(root):
     last.close()
 
 
-def test_a_segment_that_cannot_be_removed_is_no_error_and_does_not_come_again(
+def test_a_segment_that_cannot_be_removed_is_not_an_error_and_does_not_come_again(
     make, root, monkeypatch, caplog
 ):
     made = make()

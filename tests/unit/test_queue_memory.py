@@ -136,7 +136,7 @@ def test_discard_takes_out_all_that_waits_and_leaves_what_is_leased():
     assert made.counts() == (150, 0, 0, 0)
 
 
-def test_a_position_says_what_is_left_of_what_was_accepted_before():
+def test_a_position_reports_what_is_left_of_what_was_accepted_before():
     made = queue(max_events=500)
     fill(made, 150)
     target = made.next_position()

@@ -85,7 +85,7 @@ def test_what_no_other_try_would_change_ends_it(run):
     assert seen.events == [DOWN, ("failed", DOWN), "sleep", BAD, ("failed", BAD)]
 
 
-def test_without_time_no_try_is_made_and_none_is_told(run):
+def test_without_time_no_try_is_made_and_none_is_reported(run):
     seen = run([], RetryPolicy(3, 10.0, deadline_s=clock.now_s() - 1))
     assert seen.answer == Answer(None, failure=Failure.TIMEOUT)
     assert seen.events == []

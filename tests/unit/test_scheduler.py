@@ -168,7 +168,7 @@ def test_events_that_came_while_a_batch_was_out_wait_no_longer_than_the_interval
     assert len(worker.step().batch) == 2
 
 
-def test_a_full_batch_wakes_the_worker_and_is_due_at_once(world):
+def test_a_full_batch_wakes_the_worker_and_is_due_immediately(world):
     world.put()
     worker = world.worker()
     worker.step()
@@ -297,7 +297,7 @@ def test_a_helper_is_asked_for_when_a_full_batch_waits(world):
     assert (len(second.batch), second.helper) == (10, False)
 
 
-def test_a_helper_waits_for_a_server_that_may_answer_at_once(world):
+def test_a_helper_waits_for_a_server_that_may_answer_immediately(world):
     world.put(50)
     first, helper = world.worker(), world.worker()
     batch = first.step().batch
@@ -419,7 +419,7 @@ def test_nothing_at_all_is_sent_while_the_server_asked_to_wait(world):
     assert world.worker().step().batch is None, "one at a time"
 
 
-def test_halves_are_sent_before_anything_else_and_at_once(world):
+def test_halves_are_sent_before_anything_else_and_immediately(world):
     world.put(14)
     worker = world.worker()
     batch = worker.step().batch
@@ -483,7 +483,7 @@ def test_reclaimed_batches_are_sent_by_whoever_comes_next(world):
     assert {world.worker().step().batch, world.worker().step().batch} == batches
 
 
-def test_the_law_holds_after_every_step(world):
+def test_the_counts_add_up_after_every_step(world):
     answers = [OK, Answer(500), Answer(413), Answer(400), Answer(401), Answer(429), NOT_ALLOWED, OK] * 4
     worker = world.worker()
     for answer in answers:
@@ -500,7 +500,7 @@ def test_the_law_holds_after_every_step(world):
 # Flush and close
 
 
-def test_a_flush_sends_at_once_what_would_wait_for_more(world):
+def test_a_flush_sends_immediately_what_would_wait_for_more(world):
     world.put(3)
     worker = world.worker()
     worker.step()
@@ -516,7 +516,7 @@ def test_a_flush_sends_at_once_what_would_wait_for_more(world):
     assert world.scheduler.end_flush(flush) == windback.FlushResult(0, 3, 0, 0)
 
 
-def test_a_flush_of_nothing_is_done_at_once(world):
+def test_a_flush_of_nothing_is_done_immediately(world):
     flush = world.scheduler.begin_flush(Waker(), has_timeout=False)
     assert flush.done
     assert world.scheduler.end_flush(flush)

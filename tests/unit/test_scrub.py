@@ -98,7 +98,7 @@ def test_emails(text, wanted):
     assert emails(text, NOTE) == (text if wanted is None else wanted)
 
 
-def test_the_address_that_says_whose_event_it_is_stays():
+def test_the_address_that_identifies_the_customer_stays():
     assert emails("bob@example.com", Place("create_churn_event", ("customer_email",))) == "bob@example.com"
 
 

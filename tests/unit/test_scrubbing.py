@@ -93,7 +93,7 @@ def test_a_scrubber_gets_your_own_texts_and_the_ready_made_leave_them(make, api,
     assert (scrub.Place(call, ("body",)), "to help@shop.com") in seen
 
 
-def test_every_request_with_a_body_says_whose_texts_they_are():
+def test_every_request_with_a_body_reports_whose_texts_they_are():
     made = [
         endpoints.create_churn_event(
             "s",

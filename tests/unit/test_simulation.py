@@ -57,7 +57,7 @@ def test_too_few_relays_never_catch_up(simulate, figures, assumed):
     assert day.caught_up_s != day.caught_up_s
 
 
-def test_an_api_that_takes_its_time_wants_more_requests_at_once(simulate, figures, assumed):
+def test_an_api_that_takes_its_time_wants_more_parallel_requests(simulate, figures, assumed):
     slow = assumed._replace(api_latency_s=1.0, concurrency=4)
     plan = simulate.plan(10_000, figures, slow)
     assert plan.relays_of_cell == 51  # 400 events/s each, half of which are asked for, and a spare one

@@ -21,7 +21,7 @@ def eager_switches():
     sys.setswitchinterval(before)
 
 
-def test_a_counter_adds_and_says_the_new_value():
+def test_a_counter_adds_and_reports_the_new_value():
     counter = AtomicCounter()
     assert counter.value() == 0
     assert counter.add() == 1

@@ -176,7 +176,7 @@ def test_a_secret_that_can_not_work_is_an_error_of_the_configuration(use, secret
 
 
 @pytest.mark.parametrize("text", [None, "", " , "])
-def test_a_missing_secret_says_where_it_is_set(monkeypatch, text):
+def test_a_missing_secret_reports_where_it_is_set(monkeypatch, text):
     monkeypatch.delenv(SECRET_VARIABLE, raising=False)
     if text is not None:
         monkeypatch.setenv(SECRET_VARIABLE, text)

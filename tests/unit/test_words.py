@@ -27,7 +27,7 @@ INSTEAD = {
     r"_?attend(s|ed)?|_?tend(s|ed|ing)?|_?tid(y|ies|ied)|keepers?|upkeep": "maintain, maintenance",
     r"syncer": "fsync thread",
     r"leave word": "notify",
-    r"dice|law": "jitter, random; invariant",
+    r"rng|law": "jitter, random; invariant",
     r"spots?|_spots?": "location, offset",
     r"told|says|hears?|knows of": "receives, returns, reads, has",
     r"mend(s|ed|ing)?": "fix",

@@ -17,9 +17,7 @@ THREADS = 8
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     """The pauses of an outage, made so short that many of them fit into a test."""
-    monkeypatch.setattr(
-        "windback.delivery.retry.backoff_s", lambda attempt, dice, **_: dice * 0.004 * attempt
-    )
+    monkeypatch.setattr("windback.delivery.retry.backoff_s", lambda attempt, rng, **_: rng * 0.004 * attempt)
     monkeypatch.setattr("windback.delivery.gate.OUTAGE_CAP_S", 0.02)
 
 
@@ -39,10 +37,10 @@ LOST = [{"drop": "after"}]
 FINAL = [{"status": 400}, {"status": 413}, {"status": 422, "event": "poison", "rate": 1}]
 
 
-def random_faults(dice, kinds):
+def random_faults(rng, kinds):
     """A fifth to a half of all requests go wrong, each in its way."""
     return [
-        {"path": "/track", "rate": 0.02 + 0.06 * dice.random(), "seed": dice.randrange(1 << 30), **kind}
+        {"path": "/track", "rate": 0.02 + 0.06 * rng.random(), "seed": rng.randrange(1 << 30), **kind}
         for kind in (*PASSING, *kinds)
     ]
 

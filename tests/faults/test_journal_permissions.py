@@ -179,7 +179,7 @@ def test_a_place_in_shared_memory_that_another_took_is_not_used(
         assert config_of(client).journal == memory / f"{place.name}-1"
 
 
-def test_without_any_place_a_thread_sends_and_one_line_says_so(server, tmp_path, monkeypatch, caplog):
+def test_without_any_place_a_thread_sends_and_one_line_reports_it(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("windback.directories._MEMORY", str(tmp_path / "nowhere"))
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "nothing"))
     with Windback("sk_test_1", base_url=server.url, worker="process") as client:
