@@ -1,4 +1,8 @@
 """Who sends what, and when: the schedule, the verdict on an answer, retries, the gate, flushes, the workers.
 
+What a status code means is in `verdict`; a batch that is too large (413) is split by `queue.outbox`. How
+long a flush or a close may take is in `engine`, how long tries go on in `retry`, a pause of the whole queue
+in `gate`.
+
 Imports: `http`, `queue`, `api`, `event`, `process`.
 """
