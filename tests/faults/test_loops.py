@@ -395,7 +395,7 @@ def test_a_cancelled_caller_who_waits_for_room_was_not_accepted(held, loop, work
     assert (stats.accepted, stats.delivered) == (14, 14)
 
 
-# On a busy machine they are cancelled while they connect: see `test_loops_of_others`.
+# On a busy machine they are cancelled while they connect: see `test_event_loop_libraries`.
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
 )
