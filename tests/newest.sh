@@ -17,6 +17,7 @@ in_root() {
         for each in proc sys dev tmp "$here"; do
             mkdir -p "$root/${each#/}"; mount --rbind "/${each#/}" "$root/${each#/}"
         done
+        export LC_ALL=C.UTF-8 HOME=/tmp
         exec chroot "$root" sh -c "cd \"\$0\" && exec \"\$@\"" "$here" "$@"' sh "$root" "$here" "$@"
 }
 
@@ -35,7 +36,7 @@ END
     export APT_CONFIG="$apt/apt.conf"
     apt-get update --quiet=2
     apt-get install --quiet=2 --yes --download-only --no-install-recommends \
-        "python$version" "python$version-venv" libstdc++6 bash coreutils ca-certificates git make procps redis-server
+        "python$version" "python$version-venv" libstdc++6 base-files libc-bin dash coreutils ca-certificates git make procps redis-server
     for each in "$apt"/cache/archives/*.deb; do dpkg --extract "$each" "$root"; done
     unset APT_CONFIG
     cp -L /etc/resolv.conf /etc/hosts /etc/passwd /etc/group "$root/etc/"
@@ -48,9 +49,9 @@ if [ ! -e "$venv/.installed" ]; then
     cp "$uv" "$root/usr/local/bin/uv"
     in_root uv venv --quiet --clear --python "/usr/bin/python$version" "$venv"
     # Without a compiler in there, what has no wheel is left out.
-    in_root uv pip install --quiet --python "$venv/bin/python" --editable .
+    in_root uv pip install --quiet --compile-bytecode --python "$venv/bin/python" --editable .
     sed -n '/^test = \[/,/^\]/s/^  "\([^"]*\)".*/\1/p' pyproject.toml | while read -r each; do
-        in_root uv pip install --quiet --python "$venv/bin/python" --only-binary :all: --no-binary windback "$each" \
+        in_root uv pip install --quiet --compile-bytecode --python "$venv/bin/python" --only-binary :all: --no-binary windback "$each" \
             </dev/null || echo "left out: $each"
     done
     touch "$venv/.installed"

@@ -394,9 +394,9 @@ if __name__ == "__main__":
 def test_modules_that_are_loaded_lazily_stay_unloaded_when_a_process_forks(server, run):
     code = """\
     import importlib.util, os, sys
-    spec = importlib.util.find_spec("turtledemo")
+    spec = importlib.util.find_spec("colorsys")
     spec.loader = importlib.util.LazyLoader(spec.loader)
-    lazy = sys.modules["turtledemo"] = importlib.util.module_from_spec(spec)
+    lazy = sys.modules["colorsys"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lazy)
     from windback import Windback
 
