@@ -48,6 +48,8 @@ def test_it_prints_the_lines_and_changes_nothing(tmp_path, init, name):
     ended = init(name)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[: len(ADDED[name]) + 1] == ["# main.py", *ADDED[name]]
+    assert "\\n" not in ended.stdout
+    assert "\n\n# CI, such as a workflow of GitHub\n" in ended.stdout
     assert (tmp_path / "main.py").read_text(encoding="utf-8") == APPS[name]
     assert [path.name for path in tmp_path.iterdir()] == ["main.py"]
 

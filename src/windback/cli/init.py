@@ -98,13 +98,13 @@ def init(
     found, reason = _find(framework, recipe, file)
     _print_lines(recipe, found)
     if found is None:
-        write_line(f"\nnothing is changed: {reason}")
+        _write_part(f"nothing is changed: {reason}")
         return 1 if write else 0
     if not write:
-        write_line(f"\n--write puts them into {found.path} and {TEST_PATH}")
+        _write_part(f"--write puts them into {found.path} and {TEST_PATH}")
         return 0
     found.path.write_bytes(found.changed.encode())
-    write_line(f"\n{found.path}: written")
+    _write_part(f"{found.path}: written")
     if TEST_PATH.exists():
         write_line(f"{TEST_PATH}: is there, and left alone")
     else:
@@ -112,6 +112,11 @@ def init(
         TEST_PATH.write_text(TEST, encoding="utf-8")
         write_line(f"{TEST_PATH}: written")
     return 0
+
+
+def _write_part(text: str) -> None:
+    write_line("")
+    write_line(text)
 
 
 class _Found(NamedTuple):
@@ -128,13 +133,13 @@ def _print_lines(recipe: _Recipe, found: Optional[_Found]) -> None:
     write_line("# the application" if found is None else f"# {found.path}")
     for line in lines:
         write_line(line)
-    write_line(f"\n# {TEST_PATH}")
+    _write_part(f"# {TEST_PATH}")
     for line in TEST.splitlines():
         write_line(line)
-    write_line("\n# CI, such as a workflow of GitHub")
+    _write_part("# CI, such as a workflow of GitHub")
     for line in CI.splitlines():
         write_line(line)
-    write_line(f"\n# more: docs/integrations/{recipe.page}.md; the key is read from WINDBACK_API_KEY")
+    _write_part(f"# more: docs/integrations/{recipe.page}.md; the key is read from WINDBACK_API_KEY")
 
 
 def _find(framework: Framework, recipe: _Recipe, file: Optional[Path]) -> Tuple[Optional[_Found], str]:
