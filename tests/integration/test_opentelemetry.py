@@ -12,7 +12,7 @@ import weakref
 import anyio
 import pytest
 from calls import eventually
-from inside import engine_of
+from inside import engine_of, way_of
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
@@ -202,11 +202,11 @@ def test_a_log_handler_that_exports_does_not_call_itself(server, metrics, caplog
 
 def test_nothing_on_the_way_of_an_event_is_another_with_metrics(server, metrics):
     with make(server) as client:
-        before = client._encode, client._put, dict(client._engine.__dict__)
+        before = way_of(client)
         opentelemetry.instrument(client, meter_provider=metrics.provider)
         prometheus.register(client, CollectorRegistry())
-        assert (client._encode, client._put, client._engine.__dict__) == before
-        assert client._put is before[1]
+        assert way_of(client) == before
+        assert way_of(client)[1] is before[1]
 
 
 #: Sentry's and OpenTelemetry's handlers on the root logger at DEBUG; each export makes a request, too.

@@ -89,3 +89,8 @@ def projects_of(relay):
 def encoder_of(client):
     """Return what makes bytes of an event, with the hooks of a client."""
     return client._encode
+
+
+def way_of(client):
+    """What an event passes in a client: two functions, and the attributes of the engine."""
+    return client._encode, client._put, dict(client._engine.__dict__)

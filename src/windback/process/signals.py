@@ -150,7 +150,8 @@ def _is_heard_elsewhere(handler: object) -> bool:
 
     return all(
         step.opname in ("RESUME", "NOP", "RETURN_VALUE")
-        or (step.opname in ("LOAD_CONST", "RETURN_CONST") and step.argval is None)
+        # The last is how Python 3.15 loads None.
+        or (step.opname in ("LOAD_CONST", "RETURN_CONST", "LOAD_COMMON_CONSTANT") and step.argval is None)
         for step in dis.get_instructions(code)
     )
 
