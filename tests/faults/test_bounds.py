@@ -11,7 +11,10 @@ from contextlib import closing
 import pytest
 
 import windback
-from windback.devserver import DevServer, faults
+from windback.devserver import DevServer, faults, request_log, store, tracked
+from windback.devserver.exchange import Exchange
+from windback.devserver.limits import KEPT_KEYS, Limits
+from windback.devserver.validation import Acceptance, ChurnFields, TemplateFields
 from windback.devserver.web import MAX_BODY_BYTES
 
 MIB = 1024 * 1024
@@ -73,6 +76,62 @@ def test_a_local_server_reports_how_many_requests_it_does_not_keep():
     assert log.total.requests == KEPT_REQUESTS + 7
     log.reset()
     assert log.forgotten == 0
+
+
+def test_a_local_server_says_how_many_it_does_not_keep_of_each_kind(monkeypatch):
+    """Answers to a repeat, churn events and the like; what is kept is the newest."""
+    monkeypatch.setattr(store, "KEPT_ANSWERS", 5)
+    monkeypatch.setattr(store, "KEPT_ROWS", 5)
+    with closing(store.Store()) as kept:
+        for number in range(12):
+            kept.keep_answer("POST /track", str(number), store.StoredAnswer(b"", 200, b"{}", 1))
+            fields = ChurnFields(f"{number}@b.co", None, "cancel", None, None, 1, "USD", None, None, "x")
+            event = kept.add_churn_event("p", fields, 1.0, "inbox")
+            kept.add_variants(str(event["id"]), [{"subject": "x"}], 1.0)
+            kept.add_cancel_flow(f"{number}@b.co", str(event["id"]), None, None, 1.0)
+            kept.add_acceptance(Acceptance(f"{number}@b.co", "price", "discount"), 1.0)
+            kept.add_template("p", TemplateFields(str(number), "x", "y", "z", is_active=True), 1.0)
+        seven = ("answers", "churn_events", "variants", "cancel_flows", "accepted_offers", "templates")
+        assert kept.forgotten() == dict.fromkeys(seven, 7)
+        assert kept.answer_for("POST /track", "6") is None
+        assert kept.answer_for("POST /track", "7") is not None
+        assert kept.counts()["churn_events"] == kept.counts()["templates"] == 5
+        kept.reset()
+        assert kept.forgotten() == {}
+
+
+def test_each_table_of_the_local_server_has_a_bound():
+    growing = {*store.GROWING, "answers", "answer_keys", "webhooks"}
+    # These have bounds of their own: --keep-events, and one offer for each reason in one body.
+    assert {*store.TABLES} - growing == {*tracked.TABLES, "offers"}
+
+
+def test_limits_and_statistics_of_many_keys_have_a_bound():
+    limits = Limits()
+    for number in range(KEPT_KEYS + 3):
+        limits.take(str(number), 1.0)
+        limits.take_cancel_flow(str(number), 1.0)
+    assert limits.forgotten == 6
+    spans = request_log.Spans(1, 600, 100)
+    for number in range(1_000):
+        span = spans.at(1.0, str(number))
+        exchange = exchange_of(number)
+        exchange.names = {f"{number}-{each}": 1 for each in range(10)}
+        span.add(exchange)
+    shown = list(spans.of(None))
+    assert len(shown) <= request_log.KEPT_INBOXES_OF_A_SPAN + 1
+    assert max(len(span.names) for span in shown) <= 2 * request_log.KEPT_NAMES
+    assert sum(sum(span.by_class.values()) for span in shown) == 1_000
+
+
+def exchange_of(number):
+    exchange = Exchange(number, "POST", "/api/v1/track", b"", [])
+    exchange.status = 200
+    return exchange
+
+
+def test_counts_have_what_is_not_kept(server):
+    assert server.counts().forgotten == {}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")

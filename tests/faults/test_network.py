@@ -507,6 +507,8 @@ ROUTES = [
     ({"ALL_PROXY": "http://proxy:1"}, "http://proxy:1", "ALL_PROXY is http://proxy:1", None),
     ({"ALL_PROXY": "socks://proxy:1"}, None, "ALL_PROXY has the scheme socks", "without a proxy"),
     ({"ALL_PROXY": "http://[::1"}, None, "ALL_PROXY is not a URL", "without a proxy"),
+    ({"ALL_PROXY": "0.300.0.0"}, None, "ALL_PROXY has a host that is not valid", "without a proxy"),
+    ({"ALL_PROXY": "http://u:p@00.0.0.0:1"}, None, "ALL_PROXY has a host that is not", "without a proxy"),
     ({"ALL_PROXY": "http://p:1", "NO_PROXY": "*"}, None, "NO_PROXY has *", None),
     ({"ALL_PROXY": "http://p:1", "NO_PROXY": "other.org, .example.com"}, None, "NO_PROXY has .example", None),
     ({"ALL_PROXY": "http://p:1", "NO_PROXY": "example.com"}, None, "NO_PROXY has example.com", None),

@@ -54,8 +54,17 @@ class Control:
         """What arrived, by kind and by status; what has no inbox is None where one is asked for."""
         requests = self._journal.tally_of(inbox).describe()
         if inbox is None:
-            return {**requests, **self._store.counts()}
+            return {**requests, **self._store.counts(), "forgotten": self._forgotten()}
         return {**requests, **self._store.tracked.counts(inbox), **dict.fromkeys(_OF_ALL)}
+
+    def _forgotten(self) -> Dict[str, int]:
+        """What is not kept any more, by kind: only the newest of each kind are."""
+        of_requests = {
+            "requests": self._journal.forgotten,
+            "inboxes": self._journal.forgotten_inboxes,
+            "rate_limits": self._limits.forgotten,
+        }
+        return {**{name: count for name, count in of_requests.items() if count}, **self._store.forgotten()}
 
     async def _counts(self, request: Request) -> Response:
         return answer(self.counts(inbox_of(request)))

@@ -277,8 +277,10 @@ class DevServer:
         """What the server has counted so far; of one inbox, what has no inbox counts as 0."""
         answer = self._call("GET", "/counts" + _query(key=key))
         by_status = cast("Mapping[str, int]", answer.pop("by_status"))
+        forgotten = cast("Mapping[str, int]", answer.pop("forgotten", {}))
         numbers = {name: cast("int", count or 0) for name, count in answer.items()}
-        return Counts(by_status={int(status): count for status, count in by_status.items()}, **numbers)
+        by_number = {int(status): count for status, count in by_status.items()}
+        return Counts(by_status=by_number, forgotten=forgotten, **numbers)
 
     def distinct_events(self) -> int:
         """How many stored events differ in at least one field that the client sent."""

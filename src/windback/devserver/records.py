@@ -126,6 +126,8 @@ class Counts:
     cancel_flows: int
     #: Offers that customers took.
     accepted_offers: int
+    #: How many of each kind ("requests", "inboxes", "answers", "churn_events", …) made room for newer ones.
+    forgotten: Mapping[str, int]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ KEPT_BODIES = 50_000_000
 #: How many seconds have statistics of their own, and how many minutes: a week.
 KEPT_SECONDS, KEPT_MINUTES = 600, 7 * 24 * 60
 
+#: Inboxes and event names that a second or a minute has statistics of; of names, the most frequent ones.
+KEPT_INBOXES_OF_A_SPAN, KEPT_NAMES = 100, 500
+
 #: Event names that a series shows one by one, and durations that are kept of a second and of a minute.
 SHOWN_NAMES, KEPT_DURATIONS, KEPT_OF_A_MINUTE = 8, 1_000, 100
 
@@ -94,6 +97,8 @@ class Span:
         """Count a request that is over."""
         if exchange.names:
             self.names.update(exchange.names)
+            if len(self.names) > 2 * KEPT_NAMES:
+                self.names = Counter(dict(self.names.most_common(KEPT_NAMES)))
             self.events += exchange.events - exchange.ignored
         status = exchange.status
         self.by_class["none" if status is None else f"{status // 100}xx"] += 1
@@ -123,6 +128,8 @@ class Spans:
             while self._spans[0][0] <= at - self._kept_s:
                 self._spans.popleft()
         newest, inboxes = self._spans[-1]
+        if inbox not in inboxes and len(inboxes) >= KEPT_INBOXES_OF_A_SPAN:
+            inbox = None  # counted in what is shown of all
         span = inboxes.get(inbox)
         if span is None:
             span = inboxes[inbox] = Span(newest, self._kept_durations)

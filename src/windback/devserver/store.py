@@ -11,6 +11,7 @@ Tables:
     webhooks     one row for each alert: its body, the tries, and the result
     accepted_offers   what `POST /cancel-flow/accept-offer` recorded
     answers      the first answer to each Idempotency-Key, by `scope` (method, path and key of the caller)
+    answer_keys  the order of these
 """
 
 from __future__ import annotations
@@ -58,14 +59,20 @@ CREATE TABLE IF NOT EXISTS webhooks (seq INTEGER PRIMARY KEY, id TEXT NOT NULL U
 CREATE TABLE IF NOT EXISTS answers (
     scope TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, status INTEGER NOT NULL,
     body BLOB NOT NULL, events INTEGER NOT NULL, PRIMARY KEY (key, scope)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answer_keys (seq INTEGER PRIMARY KEY, scope TEXT NOT NULL, key TEXT NOT NULL);
 """
 )
-_TABLES = (
+TABLES = (
     *tracked.TABLES,
     *("churn_events", "variants", "templates", "cancel_flows", "offers"),
-    *("accepted_offers", "webhooks", "answers"),
+    *("accepted_offers", "webhooks", "answers", "answer_keys"),
 )
 
+#: Answers that are kept for repeats of their request; a repeat of an older one is processed again.
+KEPT_ANSWERS = 100_000
+#: Rows that are kept of each other kind; the oldest make room for newer ones.
+KEPT_ROWS = 100_000
+GROWING = ("churn_events", "variants", "cancel_flows", "accepted_offers", "templates")
 #: Alerts that are kept; an older one is not delivered any more either.
 KEPT_ALERTS = 1_000
 #: Changes of churn events that are remembered for those who watch.
@@ -158,7 +165,7 @@ class Store:
     def reset(self) -> None:
         """Delete every row."""
         with self.transaction():
-            for table in _TABLES:
+            for table in TABLES:
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - a name of ours
             self.tracked.reset()
 
@@ -174,6 +181,23 @@ class Store:
             "cancel_flows": self._count("cancel_flows"),
             "accepted_offers": self._count("accepted_offers"),
         }
+
+    def forgotten(self) -> Dict[str, int]:
+        """How many of the oldest made room for newer ones, by kind, without kinds of which none did."""
+        firsts = {
+            table: self._db.execute(f"SELECT min(seq) FROM {table}").fetchone()[0]  # noqa: S608 - a name of ours
+            for table in (*GROWING, "answer_keys", "webhooks")
+        }
+        names = {"answer_keys": "answers", "webhooks": "alerts"}
+        return {
+            names.get(table, table): first - 1 for table, first in firsts.items() if first not in (None, 1)
+        }
+
+    def _forget_oldest(self, table: str, kept: int) -> None:
+        self._db.execute(
+            f"DELETE FROM {table} WHERE seq <= (SELECT max(seq) FROM {table}) - ?",  # noqa: S608 - a name of ours
+            (kept,),
+        )
 
     def _count(self, table: str) -> int:
         (count,) = self._db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608 - a name of ours
@@ -191,6 +215,12 @@ class Store:
     def keep_answer(self, scope: str, key: str, answer: StoredAnswer) -> None:
         """Remember *answer* for the next request with the same *key*."""
         self._db.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", (scope, key, *answer))
+        cursor = self._db.execute("INSERT INTO answer_keys (scope, key) VALUES (?, ?)", (scope, key))
+        oldest = (cursor.lastrowid or 0) - KEPT_ANSWERS
+        if oldest > 0:
+            rows = self._db.execute("SELECT scope, key FROM answer_keys WHERE seq <= ?", (oldest,)).fetchall()
+            self._db.executemany("DELETE FROM answers WHERE scope = ? AND key = ?", rows)
+            self._forget_oldest("answer_keys", KEPT_ANSWERS)
 
     # Churn events
 
@@ -210,6 +240,7 @@ class Store:
                 *(fields.customer_email.lower(), inbox, orjson.dumps(doc).decode()),
             ),
         )
+        self._forget_oldest("churn_events", KEPT_ROWS)
         self._note_change(str(doc["id"]))
         return doc
 
@@ -295,6 +326,7 @@ class Store:
             "INSERT INTO variants (id, event_id, doc) VALUES (?, ?, ?)",
             [(doc["id"], event_id, orjson.dumps(doc).decode()) for doc in docs],
         )
+        self._forget_oldest("variants", KEPT_ROWS)
         return docs
 
     def variants(self, event_id: str) -> List[Doc]:
@@ -324,6 +356,7 @@ class Store:
             "INSERT OR IGNORE INTO templates (id, slug, cancel_reason, doc) VALUES (?, ?, ?, ?)",
             (doc["id"], slug, fields.cancel_reason, orjson.dumps(doc).decode()),
         )
+        self._forget_oldest("templates", KEPT_ROWS)
         return doc if cursor.rowcount else None
 
     def templates(self, slug: str) -> List[Doc]:
@@ -379,6 +412,7 @@ class Store:
             " VALUES (?, ?, ?, ?, ?)",
             (email.lower(), now, event_id, feedback_text, selected_offer),
         )
+        self._forget_oldest("cancel_flows", KEPT_ROWS)
 
     # Offers
 
@@ -409,6 +443,7 @@ class Store:
             " VALUES (?, ?, ?, ?)",
             (*acceptance, iso(now)),
         )
+        self._forget_oldest("accepted_offers", KEPT_ROWS)
 
     # Webhooks
 
@@ -417,9 +452,7 @@ class Store:
         self._db.execute(
             "INSERT INTO webhooks (id, doc) VALUES (?, ?)", (delivery["id"], orjson.dumps(delivery).decode())
         )
-        self._db.execute(
-            "DELETE FROM webhooks WHERE seq <= (SELECT max(seq) FROM webhooks) - ?", (KEPT_ALERTS,)
-        )
+        self._forget_oldest("webhooks", KEPT_ALERTS)
 
     def update_webhook(self, delivery: Doc) -> None:
         """Write back what became of an alert, unless it has been deleted."""

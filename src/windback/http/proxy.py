@@ -120,7 +120,7 @@ def _matches(entry: str, host: str, port: Optional[int], unread: List[str]) -> b
     return is_same and wanted_port in (None, port)
 
 
-def _wrong_with(proxy: str) -> Optional[str]:
+def _wrong_with(proxy: str) -> Optional[str]:  # noqa: PLR0911 - one for each reason
     """Return why a proxy can't be used, without its password; None: it can."""
     try:
         parts = urlsplit(proxy)
@@ -129,6 +129,8 @@ def _wrong_with(proxy: str) -> Optional[str]:
         return "is not a URL"
     if not host:
         return "has no host"
+    if parts.scheme in (*_SCHEMES, *_SOCKS) and not _is_read_by_httpx(proxy):
+        return "has a host that is not valid"
     if parts.scheme in _SCHEMES:
         return None
     if parts.scheme in _SOCKS:
@@ -138,3 +140,14 @@ def _wrong_with(proxy: str) -> Optional[str]:
             return None
         return "is a SOCKS proxy, which needs: pip install 'httpx[socks]'"
     return f"has the scheme {parts.scheme}, which is not supported"
+
+
+def _is_read_by_httpx(proxy: str) -> bool:
+    """Whether httpx takes it: it refuses hosts such as 0.300.0.0, neither a name nor an address."""
+    import httpx
+
+    try:
+        httpx.Proxy(proxy)
+    except (httpx.InvalidURL, ValueError):
+        return False
+    return True
