@@ -34,6 +34,7 @@ from windback import (
     RateLimitError,
     RecoveryStats,
     RecoveryTemplate,
+    Report,
     ServerError,
     Stats,
     SubscriptionExpiredError,
@@ -209,6 +210,7 @@ def use(client: Windback) -> None:
     assert_type(client.flush(), FlushResult)
     read_flush(client.flush(timeout=2.5))
     read_stats(client.stats())
+    read_report(client.report())
     assert_type(client.with_options(max_retries=0), Windback)
     assert_type(client.with_options(timeout=2.5, max_retries=0), Windback)
     with client as same:
@@ -279,6 +281,7 @@ async def use_async(client: AsyncWindback) -> None:
     read_flush(await client.flush())
     read_flush(await client.flush(timeout=2.5))
     read_stats(client.stats())
+    read_report(client.report())
     assert_type(client.with_options(max_retries=0), AsyncWindback)
     async with client as same:
         assert_type(same, AsyncWindback)
@@ -357,6 +360,13 @@ def read_flush(result: FlushResult) -> None:
     assert_type(result.delivered, int)
     assert_type(result.rejected, int)
     assert_type(result.dropped, int)
+
+
+def read_report(report: Report) -> None:
+    assert_type(report.project, Optional[str])
+    assert_type(report.stats, Stats)
+    assert_type(report.oldest_s, Optional[float])
+    assert_type(report.lost_if_killed, int)
 
 
 def read_stats(stats: Stats) -> None:
