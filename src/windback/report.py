@@ -73,8 +73,8 @@ class Report:
         some = f" ({sending:,} in a request, which may arrive)" if sending else ""
         lost = f"{counted(self.lost_if_killed, 'event')} would be lost{some}"
         if self.journal is None:
-            return f"{lost}: they are in memory; with journal=DIRECTORY they would be kept"
-        return f"{lost}: the disk had no room for them" + (f"; {self._who_sends(kept)}" if kept else "")
+            return f"{lost}, from memory; journal=DIRECTORY keeps events on disk"
+        return f"{lost}, from memory: the disk had no room" + (f"; {self._who_sends(kept)}" if kept else "")
 
     def _who_sends(self, kept: int) -> str:
         who = {None: "the relay", "process": "the sender process, or the next process that uses the journal,"}
