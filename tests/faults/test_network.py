@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import gzip
 import json
 import socket
@@ -405,9 +406,26 @@ def test_a_2xx_that_the_api_does_not_send_is_not_a_delivery(make, serve, caplog,
     assert "set base_url to the API" in line
 
 
-def test_an_empty_2xx_is_a_delivery(make, serve):
-    client = make(serve(always(response("204 No Content", b""))).url())
-    assert client.send(3, 10).delivered == 3
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+ODD_BUT_TAKEN = {
+    "empty": response("204 No Content", b""),
+    "205": response("205 Reset Content", b""),
+    "blanks": response("200 OK", b" \r\n"),
+    "byte order mark": response("200 OK", codecs.BOM_UTF8 + b'{"status": "ok"}'),
+    "early hints": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + response("200 OK", b"{}"),
+    "still processing": b"HTTP/1.1 102 Processing\r\n\r\n" * 50 + response("200 OK", b"{}"),
+    "trailers": CHUNKED + b"Trailer: X\r\n\r\n2\r\n{}\r\n0\r\nX: y\r\n\r\n",
+    "60 kB of headers": response("200 OK", b"{}", extra="X: " + "a" * 60_000 + "\r\n"),
+    "no reason": b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\n{}",
+    "bare line feeds": b"HTTP/1.1 200 OK\nContent-Length: 2\n\n{}",
+}
+
+
+@pytest.mark.parametrize("data", ODD_BUT_TAKEN.values(), ids=ODD_BUT_TAKEN)
+def test_an_odd_2xx_is_a_delivery_and_nothing_is_sent_twice(make, serve, data):
+    server = serve(always(data))
+    assert make(server.url()).send(3, 10).delivered == 3
+    assert len(server.requests) == 1
 
 
 UNREADABLE = {

@@ -5,6 +5,7 @@ Nothing here raises for what a network or a server does: every outcome is an Ans
 
 from __future__ import annotations
 
+import codecs
 import zlib
 from typing import AsyncIterator, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
@@ -104,6 +105,8 @@ class Wire:
             if is_success and request.method == "GET":
                 return Answer(None, failure=Failure.BROKEN, detail="the body of the answer could not be read")
             return Answer(status, headers)
+        if body.startswith(codecs.BOM_UTF8):  # no part of JSON, but some servers send it
+            body = body[len(codecs.BOM_UTF8) :]
         if is_success and body.strip() and not is_json_object(body):
             kind = headers.get("content-type", "no content type").partition(";")[0]
             detail = f"{self.url(request)} answered {status} with {kind}: set base_url to the API"
