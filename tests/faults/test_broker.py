@@ -18,7 +18,7 @@ import pytest
 import redis
 import trio
 from broker_torture import torture
-from inside import config_of, projects_of
+from inside import config_of, projects_of, scheduler_of
 from tracking import JANE, TOOLS, adds_up, numbers, track
 
 import windback
@@ -610,15 +610,16 @@ def test_a_drain_waits_for_a_batch_that_a_worker_takes_late(redis_server, server
         assert client.track_event("login", POISON)
     server.faults([{"path": "/track", "latency": 0.5}])
     relay = BrokerRelay(redis_server.url, "sk_test_1", base_url=server.url)
-    (project,) = relay._projects.values()
-    look, next_step = project.poll, project._dispatcher.next_step
+    (project,) = projects_of(relay).values()
+    scheduler, look = scheduler_of(project), project.poll
+    next_step = scheduler.next_step
     is_read, may_take = threading.Event(), threading.Event()
 
     def look_while_it_is_taken():
         is_busy = look()
         if is_read.is_set():
             may_take.set()
-            eventually(lambda: not project._polled.outbox.waiting().events)
+            eventually(lambda: not project.queue.outbox.waiting().events)
         is_read.set()
         return is_busy
 
@@ -627,7 +628,7 @@ def test_a_drain_waits_for_a_batch_that_a_worker_takes_late(redis_server, server
         return next_step(*arguments, **options)
 
     monkeypatch.setattr(project, "poll", look_while_it_is_taken)
-    monkeypatch.setattr(project._dispatcher, "next_step", take_late)
+    monkeypatch.setattr(scheduler, "next_step", take_late)
     assert relay.drain(30)
     assert [each.dead_letters for each in relay.standing()] == [1]
     relay.close()

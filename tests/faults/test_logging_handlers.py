@@ -12,10 +12,10 @@ import threading
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import pytest
+from inside import locks_held
 from tracking import JANE, OPTIONS
 
 from windback import AsyncWindback, Windback
-from windback.process import lifecycle
 from windback.relay import BrokerRelay, Relay
 
 #: This server takes it for no email address, the client does.
@@ -30,7 +30,7 @@ class Loop:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._client = AsyncWindback(**options)
-        self.stats, self._engine = self._client.stats, self._client._engine
+        self.stats = self._client.stats
 
     def _run(self, call):
         return asyncio.run_coroutine_threadsafe(call, self._loop).result(60)
@@ -78,20 +78,7 @@ class Handler(logging.Handler):
 
     def hold(self, *_):
         """Note which locks of the package the calling thread has."""
-        self.held |= {name for name, lock in locks() if lock._is_owned()}
-
-
-def locks():
-    """All reentrant locks of the package, which know their thread."""
-    yield "loading", lifecycle.loading
-    yield "noticing", lifecycle._noticing
-    for engine in lifecycle.engines():
-        scheduler = getattr(engine, "scheduler", None)
-        if scheduler is not None:
-            yield "scheduler", scheduler.lock
-        maintaining = getattr(getattr(engine, "queue", None), "_maintaining", None)
-        if maintaining is not None:
-            yield "maintaining", maintaining
+        self.held |= locks_held()
 
 
 @contextmanager

@@ -5,6 +5,8 @@ Only this file reaches into them. So a part that moves is found here, and a test
 
 from __future__ import annotations
 
+from windback.process import lifecycle
+
 
 def config_of(client):
     """Return the checked options of a client."""
@@ -94,3 +96,12 @@ def encoder_of(client):
 def way_of(client):
     """What an event passes in a client: two functions, and the attributes of the engine."""
     return client._encode, client._put, dict(client._engine.__dict__)
+
+
+def locks_held():
+    """Return which locks of the package the calling thread has, of those that know their thread."""
+    locks = [("loading", lifecycle.loading), ("noticing", lifecycle._noticing)]
+    for engine in lifecycle.engines():
+        locks.append(("scheduler", getattr(getattr(engine, "scheduler", None), "lock", None)))
+        locks.append(("maintaining", getattr(getattr(engine, "queue", None), "_maintaining", None)))
+    return {name for name, lock in locks if lock is not None and lock._is_owned()}
