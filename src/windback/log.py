@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from contextlib import suppress
 from typing import Deque, Tuple
 
 logger = logging.getLogger("windback")
@@ -27,4 +28,5 @@ def write() -> None:
             level, message, arguments = _lines.popleft()
         except IndexError:  # another thread was faster
             return
-        logger.log(level, message, *arguments)
+        with suppress(Exception):  # of a handler: it must end neither a worker nor the caller's call
+            logger.log(level, message, *arguments)

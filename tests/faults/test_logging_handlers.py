@@ -67,12 +67,13 @@ class Handler(logging.Handler):
     def emit(self, record):
         self.hold()
         self.lines.append(record.getMessage())
-        if self.track is None or getattr(self._inside, "it", False):
+        track = self.track
+        if track is None or getattr(self._inside, "it", False):
             return
         self._inside.it = True
         try:
             with self.around_lines:
-                self.track("line", JANE, {"text": record.getMessage()})
+                track("line", JANE, {"text": record.getMessage()})
         finally:
             self._inside.it = False
 
@@ -170,3 +171,30 @@ def test_a_handler_that_ships_log_lines_as_events_never_waits(server, handler, m
         handler.track = None
     assert client.flush(30)
     assert handler.held == set()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_handler_that_raises_stops_nothing(server, handler, make, eventually, kind):
+    """Neither a worker, nor the thread that hears from a sender, nor a call."""
+    reports = []
+    client = make(kind, on_delivery=reports.append)
+
+    def fail(*_):
+        message = "the handler's own fault"
+        raise RuntimeError(message)
+
+    handler.track = fail
+    server.faults([{"path": "/track", "status": 503}])
+    client.track_event("login", JANE)
+    eventually(lambda: any("cannot deliver" in line for line in handler.lines))
+    server.faults([])
+    client.flush(10)
+    client.track_event("login", POISON)
+    eventually(lambda: any("rejects events" in line for line in handler.lines))
+    reports.clear()
+    client.track_event("login", JANE)
+    assert client.flush(30)
+    eventually(lambda: any(report.outcome == "delivered" for report in reports))
+    assert client.stats().worker_deaths == 0
+    handler.track = None

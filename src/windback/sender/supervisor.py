@@ -34,7 +34,6 @@ from .protocol import FLUSH, FLUSH_END, LOOK, SLEEP_ON, WAKE
 if TYPE_CHECKING:
     import subprocess
 
-logger = logging.getLogger("windback")
 
 _BOOT = """\
 import json, os, sys
@@ -325,7 +324,8 @@ class SenderLink(Link):
             self._send(SLEEP_ON)
         elif "log" in message:
             level, text = message["log"]
-            logger.log(level, "%s", text)
+            log.later(level, "%s", text)
+            log.write()
         elif "gave_up" in message:
             self._gave_up.add(int(message["gave_up"]))
         elif "report" in message:
