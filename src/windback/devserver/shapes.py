@@ -21,7 +21,14 @@ MANY_VALUES = 100
 #: The newest events that are looked at, and what is kept of odd data.
 MAX_EVENTS, MAX_NAMES, MAX_PROPERTIES = 100_000, 500, 200
 
-_KINDS = {str: "text", bool: "boolean", int: "number", float: "number", list: "list", dict: "object"}
+_KINDS: Dict[type, str] = {
+    str: "text",
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    list: "list",
+    dict: "object",
+}
 
 
 class Property:

@@ -183,7 +183,8 @@ class Views:
         inbox = inbox_of(request)
         midnight = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
         today = [each for each in self._journal.minutes(inbox) if each.at >= midnight.timestamp()]
-        by_class = sum((each.by_class for each in today), Counter[str]())
+        none: Counter[str] = Counter()
+        by_class = sum((each.by_class for each in today), none)
         money = {status: self._store.people.column(status, inbox)[1] for status in churn.STATUSES}
         at_risk: Counter[str] = Counter()
         for status, sums in money.items():
