@@ -32,7 +32,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "PYTHON=python3.8 chooses the interpreter; ARGS='...' goes to pytest, nox, the demo or the benchmarks."
 
 .PHONY: demo
@@ -62,6 +62,10 @@ ends: $(DEV)  ## unit and contract tests: the oldest Python with the oldest depe
 .PHONY: audit
 audit: $(DEV)  ## look both ends of the dependency ranges up in an advisory database; says NOT AUDITED where none is reached
 	@case $(VERSION) in 3.8|3.9) echo "NOT AUDITED: pip-audit needs Python 3.10 or newer";; *) $(NOX) --session audit $(ARGS);; esac
+
+.PHONY: release-check
+release-check: $(DEV)  ## build twice, compare, inspect, install into empty environments; ARGS='--no-install' needs no network
+	PATH="$(PYENV_BINS)$$PATH" $(BIN)/python tests/release.py $(ARGS)
 
 .PHONY: programs
 programs:  ## check that the programs are there that the tests run for real; on Debian, root installs the missing ones

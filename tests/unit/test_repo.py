@@ -35,7 +35,8 @@ def project_files():
         folders[:] = [
             name
             for name in folders
-            if (name == ".ci" or not name.startswith(".")) and name not in {"__pycache__", "build", "dist"}
+            if (name in {".ci", ".github"} or not name.startswith("."))
+            and name not in {"__pycache__", "build", "dist"}
         ]
         # In a linked worktree `.git` is a file.
         kept = (name for name in names if name != ".git" and not name.startswith(".coverage"))
@@ -46,8 +47,10 @@ def read(path):
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def test_the_version_is_the_same_everywhere():
-    assert PYPROJECT["project"]["version"] == windback.__version__
+def test_the_version_is_in_one_place():
+    assert PYPROJECT["project"]["dynamic"] == ["version"]
+    assert PYPROJECT["tool"]["hatch"]["version"] == {"path": "src/windback/__init__.py"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", windback.__version__)
 
 
 def test_the_oldest_python_is_the_same_everywhere():
@@ -126,6 +129,14 @@ def test_no_file_names(pattern):
         for hit in re.finditer(pattern, text)
     ]
     assert found == []
+
+
+def test_actions_of_workflows_are_pinned_to_a_commit_and_name_its_version():
+    workflow = read(ROOT / ".github" / "workflows" / "publish.yml")
+    used = re.findall(r"uses: (.+)", workflow)
+    assert len(used) >= 5
+    assert [line for line in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)] == []
+    assert re.findall(r"^ +(3\.\d+)$", workflow, re.MULTILINE) == PYTHONS
 
 
 def test_type_checkers_see_each_example_of_the_readme():
