@@ -1,7 +1,8 @@
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 from windback import Windback
 
-posthog = SimpleNamespace(capture=print)
+posthog = Mock()
 user = SimpleNamespace(id=7, email="jane@example.com")
 client = Windback()
