@@ -119,6 +119,7 @@ screenshots: $(DEV) programs  ## the pictures in docs/images, of a server with b
 docs: $(DOCS)  ## the documentation's site in .site/, strictly and without a network; Python 3.10 or newer
 	.venv-docs/bin/python docs/generate.py
 	NO_COLOR=1 .venv-docs/bin/zensical build --clean --strict
+	.venv-docs/bin/python docs/generate.py --site .site
 
 .PHONY: format
 format: $(DEV)  ## let ruff format and fix

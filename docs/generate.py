@@ -1,15 +1,21 @@
-"""Write the generated parts of the docs: `python docs/generate.py`. A test fails when they are old."""
+"""Write the generated parts of the docs: `python docs/generate.py`. A test fails when they are old.
+
+`--site DIR` adds the Markdown of each page, and `llms.txt`, to a site that is built.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Callable, Dict
 
 from windback.config import OPTIONS
 from windback.delivery.verdict import CLASSES, STATUSES, Action, Rule
 from windback.options import Option
 
-REFERENCE = Path(__file__).with_name("reference.md")
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
 
 
 def options_table() -> str:
@@ -65,22 +71,84 @@ def _plain(rule: Rule) -> str:
     return "retried" if rule.is_unprocessed else "retried, unless it must happen only once"
 
 
-#: What is written between `<!-- NAME -->` and `<!-- /NAME -->`.
-PARTS = {"options": options_table, "statuses": statuses_table}
+#: The clients that are measured beside this one, as the results name them and as a reader does.
+_CLIENTS = {
+    "windback": "**windback**",
+    "opentelemetry-logs": "OpenTelemetry (logs)",
+    "sentry-logs": "sentry (logs)",
+    "segment": "segment",
+    "posthog": "posthog",
+}
+#: Heading in the results, column there, column here.
+_COLUMNS = (
+    ("The call, in µs", "1 thread p50", "a call (µs, median)"),
+    ("The call while the threads are busy, in µs", "8 busy p99", "with 8 busy threads (µs, p99)"),
+    ("End to end", "CPU ms / 1,000", "CPU of 1,000 events (ms)"),
+    ("End to end", "events/s", "events a second"),
+)
 
 
-def generated(text: str) -> str:
-    """Return *text* with its generated parts as they should be."""
-    for name, make in PARTS.items():
+def peers_table() -> str:
+    """Return the newest measured numbers of this client and of its peers."""
+    newest = max((ROOT / "benchmarks" / "results").glob("*.md"))
+    text = newest.read_text(encoding="utf-8")
+    found = [_column(text, heading, column) for heading, column, _ in _COLUMNS]
+    head = " | ".join(["", *(name for _, _, name in _COLUMNS)])
+    rows = [" | ".join([name, *(column[client] for column in found)]) for client, name in _CLIENTS.items()]
+    return "\n".join([f"|{head} |", "| --- |" + " ---: |" * len(_COLUMNS), *(f"| {row} |" for row in rows)])
+
+
+def _column(text: str, heading: str, column: str) -> Dict[str, str]:
+    first_table = re.search(r"(^\|.*\n)+", text.partition(f"## {heading}\n")[2], re.MULTILINE)
+    assert first_table is not None
+    lines = first_table[0].splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    place = table[0].index(column)
+    return {row[0]: row[place] for row in table[2:]}
+
+
+#: What is written between `<!-- NAME -->` and `<!-- /NAME -->` of which page.
+PARTS: Dict[str, Dict[str, Callable[[], str]]] = {
+    "index.md": {"peers": peers_table},
+    "reference.md": {"options": options_table, "statuses": statuses_table},
+}
+
+
+def generated(page: str) -> str:
+    """Return the text of *page* with its generated parts as they should be."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for name, make in PARTS[page].items():
         head, _, rest = text.partition(f"<!-- {name} -->\n")
         _, mark, tail = rest.partition(f"<!-- /{name} -->")
         if not mark:
-            message = f"{REFERENCE.name} has no part between <!-- {name} --> and <!-- /{name} -->"
+            message = f"{page} has no part between <!-- {name} --> and <!-- /{name} -->"
             raise SystemExit(message)
         text = f"{head}<!-- {name} -->\n{make()}\n{mark}{tail}"
     return text
 
 
+def write_texts(site: Path) -> None:
+    """Put the Markdown of each page beside its HTML, and `llms.txt`, which lists them, at the top."""
+    described = [
+        "# windback",
+        "",
+        "> The Python SDK of Windback. `track_event` queues an event; a worker sends, retries and counts.",
+    ]
+    for page in sorted(DOCS.rglob("*.md")):
+        name = page.relative_to(DOCS).as_posix()
+        text = page.read_text(encoding="utf-8")
+        target = site / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        title = re.search(r"^# (.+)$", text, re.MULTILINE)
+        described.append(f"- [{title[1] if title else name}]({name})")
+    (site / "llms.txt").write_text("\n".join([*described[:3], "", *described[3:]]) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    REFERENCE.write_text(generated(REFERENCE.read_text(encoding="utf-8")), encoding="utf-8")
-    sys.stdout.write(f"{REFERENCE.name} is up to date\n")
+    if sys.argv[1:2] == ["--site"]:
+        write_texts(Path(sys.argv[2]))
+    else:
+        for each in PARTS:
+            (DOCS / each).write_text(generated(each), encoding="utf-8")
+            sys.stdout.write(f"{each} is up to date\n")

@@ -67,7 +67,20 @@ def test_every_default_passes_its_own_check():
             assert said.check(name, said.default) == said.default
 
 
-def test_the_generated_parts_of_the_reference_are_up_to_date():
-    module = runpy.run_path(str(ROOT / "docs" / "generate.py"))
-    text = module["REFERENCE"].read_text(encoding="utf-8")
-    assert module["generated"](text) == text, "run: python docs/generate.py"
+GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+
+
+@pytest.mark.parametrize("page", sorted(GENERATE["PARTS"]))
+def test_the_generated_parts_of_a_page_are_up_to_date(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert GENERATE["generated"](page) == text, "run: python docs/generate.py"
+
+
+def test_a_site_has_the_markdown_of_each_page_and_a_list_of_them(tmp_path):
+    GENERATE["write_texts"](tmp_path)
+    listed = re.findall(
+        r"^- \[.+\]\((.+)\)$", (tmp_path / "llms.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    docs = ROOT / "docs"
+    assert sorted(listed) == sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+    assert all((tmp_path / name).read_bytes() == (docs / name).read_bytes() for name in listed)

@@ -17,9 +17,11 @@ import pytest
 from django.core.asgi import get_asgi_application
 from django.db import connection, models, transaction
 from django.http import HttpResponse
+from django.urls import path
 
 INSTALLED_APPS = []
 MIDDLEWARE = []
+urlpatterns = []
 
 
 class Order(models.Model):  # noqa: DJ008
