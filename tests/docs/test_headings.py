@@ -9,9 +9,9 @@ import pytest
 import typer
 
 from windback import errors
+from windback.api.answer import Answer
 from windback.cli.app import app
 from windback.config import OPTIONS
-from windback.api.answer import Answer
 from windback.delivery.verdict import judge
 from windback.stats import Stats
 

@@ -25,7 +25,7 @@ def sentences(text):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_sentence_is_long(path):
     counted = {
-        text: len(re.findall(r"\w[\w'’.,-]*", text)) for text in sentences(path.read_text(encoding="utf-8"))
+        text: len(re.findall(r"\w[\w'.,-]*", text)) for text in sentences(path.read_text(encoding="utf-8"))
     }
     assert [text for text, words in counted.items() if words > LIMIT] == []
 
