@@ -66,7 +66,7 @@ def encode(
         or type(customer_email) is not str
         or "@" not in customer_email
         or not customer_email.isprintable()
-        or type(properties) is not dict
+        or (type(properties) is not dict and properties is not None)
         or timestamp is not None
     ):
         return encode_built(build(event, customer_email, properties, timestamp), max_event_bytes)
@@ -74,23 +74,20 @@ def encode(
     since, until, text = _stamp
     if not since <= now < until:
         text = _stamp_of(now)
-    payload: Dict[str, object] = {
-        "event": event,
-        "customer_email": customer_email,
-        "timestamp": text,
-        "properties": properties,
-    }
-    for value in properties.values():
-        kind = type(value)
-        # Not by `in`, which takes three times as long. The difference is NaN for NaN and infinity.
-        if not (
-            kind is str
-            or kind is int
-            or kind is bool
-            or value is None
-            or (kind is float and value - value == 0.0)
-        ):
-            return _encode_any(payload, properties.values(), max_event_bytes, kind)
+    payload: Dict[str, object] = {"event": event, "customer_email": customer_email, "timestamp": text}
+    if properties is not None:
+        payload["properties"] = properties
+        for value in properties.values():
+            kind = type(value)
+            # Not by `in`, which takes three times as long. The difference is NaN for NaN and infinity.
+            if not (
+                kind is str
+                or kind is int
+                or kind is bool
+                or value is None
+                or (kind is float and value - value == 0.0)
+            ):
+                return _encode_any(payload, properties.values(), max_event_bytes, kind)
     try:
         data = dumps(payload)
     except Exception:  # noqa: BLE001 - a key that is not a string, or text that is not valid
