@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement  # pytest brings it
 
 import windback
 
@@ -377,8 +378,9 @@ def test_a_fragment_is_one_json_value_or_an_error(earlier, tmp_path):
 def lowest():
     """The oldest orjson that pyproject.toml allows here."""
     text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    bounds = re.findall(r'"orjson>=([0-9.]+)[^;]*; python_version ([<>]=?) \'3\.10\'"', text)
-    (bound,) = [bound for bound, sign in bounds if (sign == ">=") is (sys.version_info >= (3, 10))]
+    requirements = map(Requirement, re.findall(r'^  "(orjson>=[^"]+)"', text, re.MULTILINE))
+    (wanted,) = [each for each in requirements if each.marker is None or each.marker.evaluate()]
+    (bound,) = [each.version for each in wanted.specifier if each.operator == ">="]
     return f"orjson=={bound}"
 
 
