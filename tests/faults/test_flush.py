@@ -113,6 +113,21 @@ def test_flush_obeys_its_timeout_and_counts_what_is_left(request, endpoint, time
     assert clock.took_s <= timeout + SLACK_S
 
 
+def test_a_program_that_seeds_random_gets_the_numbers_it_expects(dead_url, run):
+    code = """\
+    import random
+    import httpx  # loads rich, if it is there, which takes one
+    from windback import Windback
+    random.seed(1)
+    state = random.getstate()
+    client = Windback(max_retries=1)
+    client.track_event("login", "jane@example.com")
+    print(bool(client.flush(1)), client.stats().retries > 0, random.getstate() == state)
+    """
+    ended = run(code, url=dead_url, WINDBACK_SHUTDOWN_TIMEOUT="0.1")
+    assert (ended.status, ended.out) == (0, ["False True True"]), ended.err
+
+
 @pytest.mark.parametrize("worker", ["task", "thread"])
 @pytest.mark.parametrize("endpoint", ["silent_url", "dripping_url", "dead_url"])
 def test_async_flush_obeys_its_timeout_and_counts_what_is_left(request, endpoint, worker):

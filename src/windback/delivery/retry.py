@@ -1,10 +1,11 @@
 """Whether a request is tried again, and after how long.
 
-Pure: times and random numbers are arguments.
+Pure, but for `jitter`: times and random numbers are arguments.
 """
 
 from __future__ import annotations
 
+from random import SystemRandom
 from typing import Callable, NamedTuple, Optional
 
 from ..api.answer import Answer, Failure, retry_after_s
@@ -12,6 +13,9 @@ from .verdict import is_retryable, is_throttle
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 8.0
+#: A random number in [0, 1), from the system: a program that seeds `random` gets the numbers it expects, and
+#: forked processes do not wait equally long.
+jitter: Callable[[], float] = SystemRandom().random
 
 
 def backoff_s(

@@ -7,13 +7,12 @@ before tenacity is asked: nearly always it succeeds, and tenacity's loop would c
 from __future__ import annotations
 
 import importlib
-import random
 import time
 from typing import TYPE_CHECKING, Awaitable, Callable, Optional
 
 from .. import clock, event_loops
 from ..api.answer import Answer, Failure
-from .retry import RetryPolicy, retry_delay_s
+from .retry import RetryPolicy, jitter, retry_delay_s
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -106,7 +105,7 @@ class _Plan:
     def retry(self, state: RetryCallState) -> bool:
         answer = _last_answer(state)
         # Older versions of tenacity ask for the wait after the stop, which depends on it.
-        self._delay_s = retry_delay_s(answer, state.attempt_number, random.random(), time.time())
+        self._delay_s = retry_delay_s(answer, state.attempt_number, jitter(), time.time())
         return self._policy.allows_retry(answer, state.attempt_number)
 
     def stop(self, state: RetryCallState) -> bool:

@@ -18,7 +18,6 @@ a worker that ended.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from typing import Callable, List, Optional
 
@@ -36,7 +35,7 @@ from .hooks import Hooks, report_of
 from .lines import Lines
 from .pace import Pace
 from .parking import Parking, Step, Waker, Worker
-from .retry import RetryPolicy
+from .retry import RetryPolicy, jitter
 from .verdict import Action, is_throttle, judge
 
 #: A worker beyond the first goes when it had nothing to do for this long.
@@ -316,7 +315,7 @@ class Scheduler:
         if action is Action.PAUSE:
             self.gate.refused(now_s, problem)
         elif action is Action.KEEP:
-            self.gate.failed(now_s, random.random(), problem, is_new=is_new)
+            self.gate.failed(now_s, jitter(), problem, is_new=is_new)
         elif not self.gate.is_stuck(self._config.max_retries, problem):
             return False  # `try_failed` closed the gate; that is not an outage yet
         self.lines.trouble(now_s, problem)
@@ -370,7 +369,7 @@ class Scheduler:
                 self._deaths_in_a_row += 1
                 if self._deaths_in_a_row >= _DEATHS_IN_A_ROW:
                     # Starting one after the other would get nowhere, and busily.
-                    self.gate.failed(now_s, random.random(), "each worker that is started ends immediately")
+                    self.gate.failed(now_s, jitter(), "each worker that is started ends immediately")
                     hopeless = self.flushes.hopeless(also_with_timeout=False)
         self.flushes.end(hopeless)
         self.parking.wake_worker()  # it does what this worker would have done next
@@ -398,7 +397,7 @@ class Scheduler:
             self._open_gate()
             self.gate.last_failure = failure
             if is_throttled:
-                self.gate.throttled(now_s, random.random(), retry_after_s(answer, wall_s))
+                self.gate.throttled(now_s, jitter(), retry_after_s(answer, wall_s))
         if is_throttled and self._on_throttle is not None:
             self._on_throttle(self.gate.blocked_s(now_s))
 
