@@ -181,11 +181,16 @@ class _Running:
     def wait_until_up(self, request: _Request) -> bool:
         """Return whether it answers the first request."""
         deadline_s = clock.now_s() + _START_S
-        while self._process.poll() is None and clock.now_s() < deadline_s:
+        while not self._has_failed and clock.now_s() < deadline_s:
             if isinstance(self.get(*request), int):
                 return True
             clock.sleep(0.05)
         return False
+
+    @property
+    def _has_failed(self) -> bool:
+        # gunicorn replaces a worker that fails at its start for ever, and logs these words.
+        return self._process.poll() is not None or "exited with code" in self.output()
 
     def get(self, path: str, headers: Mapping[str, str], timeout_s: float) -> object:
         """Return the status of a request, or why there is none."""
