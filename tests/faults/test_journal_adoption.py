@@ -130,7 +130,7 @@ for n in range(20):
 for n in range(20):
     os.wait()
 until = time.monotonic() + 60
-while os.listdir({str(root)!r}) != [client._engine.queue.name] and time.monotonic() < until:
+while os.listdir({str(root)!r}) != [client._engine.queue.writer.name] and time.monotonic() < until:
     time.sleep(0.02)
 stats = client.stats()
 print(stats.adopted == stats.accepted - {int(tracks)}, time.monotonic() < until)

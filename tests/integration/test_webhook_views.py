@@ -413,10 +413,9 @@ def test_the_command_refuses_what_can_not_work(capsys, monkeypatch, url, variabl
 
 
 #: As the page has it.
-SEEN = re.findall(r"```python\n(class SeenInRedis:.*?)```", PAGE, re.DOTALL)[0]
+SEEN = re.findall(r"```python\n(import redis\n\n\nclass SeenInRedis:.*?)```", PAGE, re.DOTALL)[0]
 WITH_REDIS = f"""\
 import os
-import redis
 from flask import Flask
 from windback.flask import webhook_blueprint
 
