@@ -305,7 +305,7 @@ def test_an_exception_at_any_place_of_a_call_loses_its_event_at_most(server, tmp
         assert client.close(20), place
         interrupted += place is not None
     faulthandler.cancel_dump_traceback_later()
-    assert interrupted > 5
+    assert interrupted > (5 if lines else 2)  # an event enters few functions
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["function", "line"])

@@ -141,6 +141,14 @@ def test_a_timestamp_that_only_before_send_made_does_not_stop_a_report(dead_url)
     client.close(0)
 
 
+def is_running(process: Path) -> bool:
+    """Whether a process of /proc has not ended; one that nobody waited for has."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 KINDS = {
     "memory": {},
     "oldest dropped": {"overflow": "drop_oldest", "max_queue_size": 15},
@@ -173,6 +181,7 @@ def test_a_kill_loses_what_the_report_shows(server, dead_url, start, tmp_path, k
                 in (sender / "cmdline").read_bytes() + os.readlink(sender / "cwd").encode()
             ):
                 os.kill(int(sender.name), signal.SIGKILL)
+                eventually(lambda each=sender: not is_running(each))  # until then it has the lock
     if left:
         with Windback("sk_test_1", base_url=server.url, journal=root) as client:
             assert client.flush(30)
