@@ -40,30 +40,30 @@ _QUIET_S = 2.0
 #: Seconds that events may come after the server's end: a sender process outlives it.
 _LATER_S = 5.0
 
-#: Prints what kind of application it is, as the last line. Runs in a process of its own.
-_LOOK = """\
-import inspect, json, sys
+#: Imports the application. This and the next two run in processes of their own.
+_IMPORT = """\
+import sys
 sys.path.insert(0, "")
 from importlib import import_module
 module, _, name = sys.argv[1].partition(":")
 app = import_module(module)
 for part in name.split("."):
     app = getattr(app, part)
+"""
+#: Prints what kind of application it is, as the last line.
+_LOOK = f"""\
+{_IMPORT}
+import inspect, json
 call = app if inspect.isroutine(app) else type(app).__call__
 is_async = inspect.iscoroutinefunction(call) or len(inspect.signature(app).parameters) == 3
 roots = [each.__module__.partition(".")[0] for each in type(app).__mro__]
 known = [each for each in roots if each in ("fastapi", "starlette", "flask", "django")]
-print("\\n" + json.dumps({"kind": "ASGI" if is_async else "WSGI", "framework": known[0] if known else ""}))
+print("\\n" + json.dumps(dict(kind="ASGI" if is_async else "WSGI", framework=known[0] if known else "")))
 """
-_WSGIREF = """\
-import sys
-sys.path.insert(0, "")
-from importlib import import_module
+#: Serves it.
+_WSGIREF = f"""\
+{_IMPORT}
 from wsgiref.simple_server import make_server
-module, _, name = sys.argv[1].partition(":")
-app = import_module(module)
-for part in name.split("."):
-    app = getattr(app, part)
 make_server("127.0.0.1", int(sys.argv[2]), app).serve_forever()
 """
 
