@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "support"))
 
 from broker_torture import Relays  # noqa: E402
+from calls import ends  # noqa: E402
 from counting_server import CountingServer, Counts  # noqa: E402
 from redis_server import MISSING, RedisServer, find_redis_server  # noqa: E402
 
@@ -42,6 +43,8 @@ class Result(NamedTuple):
 
     events: int
     counts: Counts
+    #: Some of the events that did not arrive.
+    missing: List[int]
     samples: List[Sample]
     relays_killed: int
     redis_restarts: int
@@ -88,7 +91,7 @@ class Result(NamedTuple):
         first, final = self.rate(0, 0.1), self.rate(0.9, 1)
         rows = [
             ("events", f"{self.events:,} in {self.seconds:.0f} s"),
-            ("lost", f"{self.lost:,}{f' such as {counts.missing}' if self.lost else ''}"),
+            ("lost", f"{self.lost:,}{f' such as {self.missing}' if self.lost else ''}"),
             ("doubled under another key", f"{counts.doubled:,}"),
             ("keys with two bodies", f"{counts.conflicts:,}"),
             ("refused", f"{last['refused']:,}"),
@@ -143,13 +146,22 @@ def soak(events: int, folder: Path, *, kill_every_s: float, redis_restarts: int)
                 redis_server.restart()
                 restarted += restarted < redis_restarts
         said = application.end()
-        if not _wait_until_arrived(server, events):
+        if not ends(
+            lambda: server.counts().arrived == events, lambda: server.counts().arrived, HANGS_AFTER_S
+        ):
             said.append("nothing arrives any more")
         said.append(relays.end())
-        counts = server.counts()
+        counts, missing = server.counts(), server.missing()
     seconds = time.monotonic() - started_s
     return Result(
-        events, counts, application.samples, killed, restarted, seconds, "; ".join(filter(None, said))
+        events,
+        counts,
+        missing,
+        application.samples,
+        killed,
+        restarted,
+        seconds,
+        "; ".join(filter(None, said)),
     )
 
 
@@ -209,19 +221,6 @@ class _Application:
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._stderr.close()
-
-
-def _wait_until_arrived(server: CountingServer, events: int) -> bool:
-    """Wait until each event has arrived; False if none arrives for so long that none will."""
-    arrived, deadline_s = -1, 0.0
-    while arrived < events:
-        before, arrived = arrived, server.counts().arrived
-        if arrived != before:
-            deadline_s = time.monotonic() + HANGS_AFTER_S
-        elif time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def draw(result: Result, path: Path) -> None:

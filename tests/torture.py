@@ -26,6 +26,11 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, NamedTuple, Set
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
+
+from calls import ends
+from tracking import left_in
+
 import windback
 from windback.devserver import DevServer
 
@@ -198,7 +203,7 @@ class Torturer:
             drained = self._drain(root)
             failed += drained.returncode != 0
             said += drained.stderr
-        elif not self._wait_until_empty(root):
+        elif not ends(lambda: not left_in(root), lambda: self._server.counts().track_requests, HANGS_AFTER_S):
             failed += 1
         return self._judge(name, accepted, failed, said)
 
@@ -211,18 +216,6 @@ class Torturer:
             timeout=HANGS_AFTER_S,
             check=False,
         )
-
-    def _wait_until_empty(self, root: Path) -> bool:
-        """Wait until the sender delivered all of it; False if nothing happens for so long that it hangs."""
-        requests, deadline_s = -1, 0.0
-        while any(path.name not in ("bad", "dead") for path in root.iterdir()):
-            before, requests = requests, self._server.counts().track_requests
-            if requests != before:
-                deadline_s = time.monotonic() + HANGS_AFTER_S
-            elif time.monotonic() > deadline_s:
-                return False
-            time.sleep(0.05)
-        return True
 
     def _judge(self, name: str, accepted: Set[str], failed: int, said: str) -> Run:
         # What comes again under the same key is stored once; with another body it would be refused.
@@ -354,7 +347,6 @@ def kill_often(mode: str, kills: int, seed: int) -> List[Run]:
 
 
 def torture_broker(options: argparse.Namespace) -> Result:
-    sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
     from broker_torture import torture
     from redis_server import MISSING, RedisServer, find_redis_server
 

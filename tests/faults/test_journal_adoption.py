@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from tracking import adds_up, left_in, numbers, track
+from tracking import LEAVE, adds_up, left_in, numbers, track
 
 from windback import AsyncWindback, Windback
 from windback.relay import Relay
@@ -17,14 +17,6 @@ from windback.relay import Relay
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
 OPTIONS = {"api_key": "sk_test_1"}
-LEAVE = """\
-import os, signal, sys
-from windback import Windback
-client = Windback(journal={root!r}, flush_interval=3600)
-for n in range({start}, {end}):
-    client.track_event("login", "jane@example.com", {{"n": n}})
-os.kill(os.getpid(), signal.SIGKILL)
-"""
 
 
 @pytest.fixture

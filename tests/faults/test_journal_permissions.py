@@ -12,7 +12,7 @@ import time
 
 import pytest
 from inside import config_of
-from tracking import left_in, numbers, track
+from tracking import LEAVE, left_in, numbers, track
 
 from windback import ConfigurationError, Windback
 from windback.journal import directory
@@ -22,14 +22,6 @@ from windback.relay import Relay
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
 OPTIONS = {"api_key": "sk_test_1"}
-LEAVE = """\
-import os, signal, sys
-from windback import Windback
-client = Windback(journal={root!r}, flush_interval=3600)
-for n in range(20):
-    client.track_event("login", "jane@example.com", {{"n": n}})
-os.kill(os.getpid(), signal.SIGKILL)
-"""
 
 
 @pytest.fixture
@@ -40,7 +32,7 @@ def root(tmp_path):
 @pytest.fixture
 def folder(run, root, dead_url):
     """The directory of a killed process with twenty events."""
-    assert run(LEAVE.format(root=str(root)), url=dead_url).status == -signal.SIGKILL
+    assert run(LEAVE.format(root=str(root), start=0, end=20), url=dead_url).status == -signal.SIGKILL
     (name,) = directory.names(root)
     return root / name
 

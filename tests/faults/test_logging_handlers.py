@@ -138,6 +138,17 @@ def make(server, tmp_path, request):
         yield make
 
 
+def fail_and_reject(client, server, handler, eventually):
+    """Let a batch fail and one be rejected; the handler gets a line of each."""
+    server.faults([{"path": "/track", "status": 503}])
+    client.track_event("login", JANE)
+    eventually(lambda: any("cannot deliver" in line for line in handler.lines))
+    server.faults([])
+    client.flush(10)
+    client.track_event("login", POISON)
+    eventually(lambda: any("rejects events" in line for line in handler.lines))
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_handler_that_ships_log_lines_as_events_never_waits(server, handler, make, eventually, kind):
@@ -158,13 +169,7 @@ def test_a_handler_that_ships_log_lines_as_events_never_waits(server, handler, m
     application = threading.Thread(target=call_under_the_lock)
     application.start()
     try:
-        server.faults([{"path": "/track", "status": 503}])
-        client.track_event("login", JANE)
-        eventually(lambda: any("cannot deliver" in line for line in handler.lines))
-        server.faults([])
-        client.flush(10)
-        client.track_event("login", POISON)
-        eventually(lambda: any("rejects events" in line for line in handler.lines))
+        fail_and_reject(client, server, handler, eventually)
     finally:
         is_over.set()
         application.join()
@@ -185,13 +190,7 @@ def test_a_handler_that_raises_stops_nothing(server, handler, make, eventually, 
         raise RuntimeError(message)
 
     handler.track = fail
-    server.faults([{"path": "/track", "status": 503}])
-    client.track_event("login", JANE)
-    eventually(lambda: any("cannot deliver" in line for line in handler.lines))
-    server.faults([])
-    client.flush(10)
-    client.track_event("login", POISON)
-    eventually(lambda: any("rejects events" in line for line in handler.lines))
+    fail_and_reject(client, server, handler, eventually)
     reports.clear()
     client.track_event("login", JANE)
     assert client.flush(30)

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
+from calls import ends
 from redis_server import RedisServer
 
 import windback
@@ -185,7 +186,12 @@ def torture(
         _, err = application.communicate(timeout=HANGS_AFTER_S + seconds)
         if application.returncode:
             said.append(f"the application: {err}")
-        if not _wait_until_empty(server, redis_server):
+        # Until all is acknowledged.
+        if not ends(
+            lambda: not redis_server.client.xlen(keys_of(None).events),
+            lambda: server.counts().track_requests,
+            HANGS_AFTER_S,
+        ):
             said.append("nothing happens any more")
         said.append(fleet.end())
     arrived = Counter(stored.properties["n"] for stored in server.events())
@@ -200,16 +206,3 @@ def torture(
         seconds=time.monotonic() - started_s,
         said="; ".join(filter(None, said)),
     )
-
-
-def _wait_until_empty(server: DevServer, redis_server: RedisServer) -> bool:
-    """Wait until all is acknowledged; False if nothing happens for so long that it hangs."""
-    requests, deadline_s = -1, 0.0
-    while redis_server.client.xlen(keys_of(None).events):
-        before, requests = requests, server.counts().track_requests
-        if requests != before:
-            deadline_s = time.monotonic() + HANGS_AFTER_S
-        elif time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.05)
-    return True

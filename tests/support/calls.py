@@ -51,3 +51,16 @@ def eventually(check: Callable[[], object], within_s: float = 20.0) -> None:
     while not check():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
+
+
+def ends(is_over: Callable[[], object], progress: Callable[[], object], hangs_after_s: float) -> bool:
+    """Wait until *is_over* holds; False if *progress* stays the same for so long that it hangs."""
+    last, deadline_s = progress(), time.monotonic() + hangs_after_s
+    while not is_over():
+        now = progress()
+        if now != last:
+            last, deadline_s = now, time.monotonic() + hangs_after_s
+        elif time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.05)
+    return True

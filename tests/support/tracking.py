@@ -18,6 +18,15 @@ TOOLS = """\
             assert client.track_event("login", "jane@example.com", {"n": n})
 
 """
+#: A program that tracks numbered events into the journal *root*, from *start* up to *end*, and is killed.
+LEAVE = """\
+import os, signal, sys
+from windback import Windback
+client = Windback(journal={root!r}, flush_interval=3600)
+for n in range({start}, {end}):
+    client.track_event("login", "jane@example.com", {{"n": n}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def track(client, numbers):
