@@ -19,7 +19,7 @@ from __future__ import annotations
 import ssl
 import sys
 from contextlib import suppress
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional
 from urllib.parse import urlsplit
 
 import h11
@@ -37,6 +37,9 @@ from .wire import KEEPALIVE_S, MAX_ANSWER_BYTES, Wire
 
 #: The head of an answer is not larger. httpcore has the same bound.
 _MAX_HEAD_BYTES = 100 * 1024
+#: What h11 is told of each request, so that it expects an answer; its bytes are not sent. It checks each
+#: header anew, which took a tenth of a batch's time. Config has checked what ours are made of.
+_ASKED = h11.Request(method="POST", target="/", headers=[("Host", "api"), ("Content-Length", "0")])
 _RECEIVE_BYTES = 64 * 1024
 
 
@@ -119,7 +122,7 @@ class Lane:
         is_kept = False
         raw: Optional[bytes] = None
         try:
-            connection.send(self._head(request), request.body)
+            connection.send(self._head(request) + request.body)
             response = connection.read_head()
             try:
                 raw = connection.read_body()
@@ -133,9 +136,10 @@ class Lane:
             self._idle.append(connection)
         return self._wire.read(request, response.status_code, _headers_of(response), raw)
 
-    def _head(self, request: Request) -> h11.Request:
-        target = self._wire.url(request).raw_path
-        return h11.Request(method=request.method, target=target, headers=self._wire.headers(request))
+    def _head(self, request: Request) -> bytes:
+        first = b"%b %b HTTP/1.1\r\n" % (request.method.encode(), self._wire.url(request).raw_path)
+        headers = [b"%b: %b\r\n" % header for header in self._wire.headers(request)]
+        return b"".join((first, *headers, b"\r\n"))
 
     def abandon(self) -> None:
         """Let go of the sockets in a forked child, where they are the parent's."""
@@ -161,10 +165,10 @@ class _Connection:
         self._idle_since_s: Optional[float] = None
         self._is_answered = False
 
-    def send(self, head: h11.Request, body: bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Send a request, in one write."""
-        events: Tuple[h11.Event, ...] = (head, h11.Data(body), h11.EndOfMessage())
-        data = b"".join(filter(None, map(self._h11.send, events)))
+        self._h11.send(_ASKED)
+        self._h11.send(h11.EndOfMessage())
         self._is_answered = False
         # A server may answer and close before it has read everything, as with 413: its answer counts.
         with suppress(httpx.WriteError), mapped(httpx.WriteTimeout, httpx.WriteError):
