@@ -23,10 +23,14 @@ OnEngine = Callable[[Engine, str], object]
 
 
 class Seen(NamedTuple):
-    """The counters of a project, and the age of its oldest event (seconds; 0 if there is none)."""
+    """The counters of a project, and the age of its oldest event (seconds; 0 if there is none).
+
+    has_journal: it has had bytes in a journal.
+    """
 
     stats: Stats
     oldest_s: float = 0.0
+    has_journal: bool = False
 
 
 def check_client(client: Optional[Client]) -> None:
@@ -91,7 +95,11 @@ class Observed:
 def _sum(several: List[Seen]) -> Seen:
     if len(several) == 1:
         return several[0]
-    return Seen(sum_of_stats(each.stats for each in several), max(each.oldest_s for each in several))
+    return Seen(
+        sum_of_stats(each.stats for each in several),
+        max(each.oldest_s for each in several),
+        any(each.has_journal for each in several),
+    )
 
 
 class _Engine:
@@ -101,6 +109,7 @@ class _Engine:
         self.engine: Callable[[], Optional[Engine]] = ref(engine)
         self.project = project
         self._last = Stats()
+        self._has_journal = False
         self._pid = os.getpid()
         _watched.add(self)
         if _look_at_last not in lifecycle.on_close:
@@ -117,10 +126,14 @@ class _Engine:
             gone = replace(
                 self._last, pending=0, in_flight=0, pending_bytes=0, journal_bytes=0, workers=0, problem=None
             )
-            return Seen(gone)
-        report = engine.report()
-        self._last = report.stats
-        return Seen(report.stats, report.oldest_s or 0.0)
+            return Seen(gone, has_journal=self._has_journal)
+        stats, oldest_s = engine.stats(), 0.0
+        if stats.pending:
+            report = engine.report()
+            stats, oldest_s = report.stats, report.oldest_s or 0.0
+        self._last = stats
+        self._has_journal = self._has_journal or stats.journal_bytes > 0
+        return Seen(stats, oldest_s, self._has_journal)
 
 
 def _nothing() -> None:

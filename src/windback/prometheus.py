@@ -81,7 +81,7 @@ class _Collector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Return the families without values: reading them now would make the default client."""
-        return client_metrics({}, {})
+        return client_metrics({}, {}, ())
 
     def collect(self) -> Generator[Metric, None, None]:
         """Yield all metrics."""
@@ -91,7 +91,9 @@ class _Collector(Collector):
 def _metrics(clients: Observed) -> Generator[Metric, None, None]:
     found = clients.by_project()
     stats = {project: each.stats for project, each in found.items()}
-    return client_metrics(stats, {project: each.oldest_s for project, each in found.items()})
+    oldest_s = {project: each.oldest_s for project, each in found.items()}
+    journals = {project for project, each in found.items() if each.has_journal}
+    return client_metrics(stats, oldest_s, journals)
 
 
 _collectors: WeakKeyDictionary[CollectorRegistry, _Collector] = WeakKeyDictionary()

@@ -35,7 +35,12 @@ class AtomicCounter:
 
 def nonzero(counters: Mapping[str, AtomicCounter]) -> Dict[str, int]:
     """Return the values of counters that any thread may add to, without those that are 0."""
-    return {name: counter.value() for name, counter in list(counters.items()) if counter.value()}
+    found = {}
+    for name, counter in list(counters.items()):
+        value = counter.value()
+        if value:
+            found[name] = value
+    return found
 
 
 @dataclass(frozen=True)

@@ -386,6 +386,24 @@ def test_metrics_keep_no_client_alive(server, metrics, spans):
     assert value(metrics.read(), "events", outcome="delivered") == 1
 
 
+@pytest.mark.parametrize("worker", ["process", None])
+def test_requests_that_another_process_makes_have_no_durations_and_those_of_a_sender_are_counted(
+    server, metrics, worker, tmp_path
+):
+    with make(server, worker=worker, journal=tmp_path) as client:
+        opentelemetry.instrument(client, meter_provider=metrics.provider)
+        client.track_event("login", "jane@example.com")
+        if worker is None:
+            relay = Relay(tmp_path, "sk_test_1", base_url=server.url)
+            assert relay.drain(30)
+            relay.close()
+        assert client.flush(30)
+        found = metrics.read()
+        assert value(found, "requests") == client.stats().requests == (worker == "process")
+        assert value(found, "events", outcome="delivered") == 1
+        assert metrics.histogram("windback.client.send.duration") == []
+
+
 @pytest.mark.parametrize(
     "arguments", [{"client": "client"}, {"meter_provider": "provider"}, {"tracer_provider": "provider"}]
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import re
+import shlex
 import signal
 import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from calls import eventually
@@ -19,6 +21,8 @@ from servers import AppServer
 
 import windback
 from windback import prometheus
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def scrape(registry):
@@ -104,6 +108,21 @@ def test_a_counter_does_not_fall_when_a_client_goes(server):
     del client
     gc.collect()
     assert value(scrape(registry), "sent_events_total") == 1
+
+
+@pytest.mark.parametrize("worker", ["thread", "process", None])
+def test_a_client_that_is_closed_with_pending_events_is_still_reported(worker, tmp_path):
+    registry = CollectorRegistry()
+    client = windback.Windback(
+        "sk_test_1", "shop", base_url="http://127.0.0.1:9", worker=worker, journal=tmp_path
+    )
+    prometheus.register(client, registry)
+    client.track_event("login", "jane@example.com")
+    client.close(0)
+    found, report = scrape(registry), client.report()
+    assert value(found, "accepted_events_total") == 1 == report.stats.accepted
+    left = value(found, "pending_events") + value(found, "dropped_events_total")
+    assert left == 1, report
 
 
 def test_the_default_client_is_the_one_at_the_time_of_a_scrape(server, no_environment):
@@ -281,6 +300,59 @@ print(generate_latest(registry).decode())
     alone, several = scrape(registry), values(done.stdout)
     assert set(several) == set(alone)
     assert value(several, "sent_events_total") == 1
+
+
+def blocks_of_page(language):
+    page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    section = page[page.index("### Several processes") : page.index("### What to alert on")]
+    return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
+
+
+def test_the_example_of_the_page_adds_up_the_workers_of_gunicorn(server, tmp_path):
+    application, config = blocks_of_page("python")
+    (shell,) = blocks_of_page("sh")
+    command = shlex.split(shell.splitlines()[-1])
+    assert command[0] == "gunicorn"
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    command = [sys.executable, "-m", *command, "--bind=127.0.0.1:{port}"]
+    files = {"app.py": application, "gunicorn.conf.py": config}
+    with AppServer(tmp_path, files, command, server.url, PROMETHEUS_MULTIPROC_DIR=str(folder)) as app:
+
+        def get(path):
+            with urllib.request.urlopen(f"http://127.0.0.1:{app.port}{path}") as answer:
+                return answer.read().decode()
+
+        for _ in range(20):
+            assert get("/") == "hello"
+        accepted = "windback_client_accepted_events_total", "my-project", None
+        # AppServer has asked for a page, too, to see that the application is there.
+        eventually(lambda: values(get("/metrics")).get(accepted, 0) >= 20, within_s=60)
+        eventually(lambda: values(get("/metrics")).get(accepted) == len(server.events()), within_s=60)
+
+
+def test_a_program_in_order_has_no_series_of_what_never_happened(server, tmp_path):
+    registry = CollectorRegistry()
+    rare = {"repeated_requests_total", "worker_deaths_total", "hook_errors_total", "journal_bytes"}
+
+    def found():
+        return {name[len("windback_client_") :] for name, *_ in scrape(registry)} & rare
+
+    def fail(_):
+        raise ValueError
+
+    with make(server) as client, make(server, journal=tmp_path, on_delivery=fail) as other:
+        prometheus.register(client, registry)
+        client.track_event("login", "jane@example.com")
+        assert client.flush(30)
+        assert found() == set()
+        prometheus.register(other, registry)
+        assert found() == {"journal_bytes"}
+        server.faults([{"status": 503, "times": 1}])
+        other.track_event("login", "jane@example.com")
+        assert other.flush(30)
+        assert found() == {"repeated_requests_total", "hook_errors_total", "journal_bytes"}
+    assert "journal_bytes" in found()  # a gauge does not go away again
 
 
 def test_a_scrape_of_100_clients_costs_little():

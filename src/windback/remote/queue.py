@@ -84,9 +84,11 @@ class SharedQueue:
         """Return the oldest event that is not settled, by what is on disk; None if it can't be read."""
         from ..journal import inspect  # for people alone: a process that sends needs none of it
 
-        with suppress(OSError):
-            for record in inspect.events_in(self.folder):
-                return record.payload
+        folder = self.folder
+        if folder.is_dir():  # not before the first event, and not after close
+            with suppress(OSError):
+                for record in inspect.events_in(folder):
+                    return record.payload
         return None
 
     def remove_settled(self, settled: Dict[int, int], seen: int) -> None:
