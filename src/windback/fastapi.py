@@ -24,9 +24,11 @@ from .webhooks import (
     Handler,
     SecretOrSecrets,
     Seen,
+    WebhookError,
     WebhookReceiver,
     hidden_secrets,
     too_large,
+    unreadable,
 )
 
 try:
@@ -34,6 +36,7 @@ try:
     from fastapi.concurrency import run_in_threadpool
     from fastapi.requests import HTTPConnection, Request
     from fastapi.responses import JSONResponse
+    from starlette.requests import ClientDisconnect
     from typing_extensions import Annotated
 except ImportError as error:
     message = 'windback.fastapi needs FastAPI: pip install "windback[fastapi]"'
@@ -102,9 +105,9 @@ def webhook_router(
 
     async def receive_webhook(request: Request) -> JSONResponse:
         body = await _read(request)
-        signature = request.headers.get(SIGNATURE_HEADER)
-        if body is None:
-            status, answer = receiver.refuse(too_large())
+        signature = ", ".join(request.headers.getlist(SIGNATURE_HEADER)) or None  # as WSGI joins them
+        if isinstance(body, WebhookError):
+            status, answer = receiver.refuse(body)
         elif receiver.is_async:
             status, answer = await receiver.receive_async(body, signature)
         else:
@@ -118,14 +121,17 @@ def webhook_router(
     return router
 
 
-async def _read(request: Request) -> Optional[bytes]:
-    """Return the body, or None as soon as it is clear that it is too long."""
+async def _read(request: Request) -> Union[bytes, WebhookError]:
+    """Return the body, or the error as soon as it is clear that it is too long."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > MAX_BODY_BYTES:
-        return None
+        return too_large()
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            return None
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                return too_large()
+    except ClientDisconnect:
+        return unreadable()
     return body

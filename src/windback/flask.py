@@ -37,13 +37,16 @@ from .webhooks import (
     Handler,
     SecretOrSecrets,
     Seen,
+    WebhookError,
     WebhookReceiver,
     hidden_secrets,
     too_large,
+    unreadable,
 )
 
 try:
     import flask
+    from werkzeug.exceptions import HTTPException
 except ImportError as error:
     message = 'windback.flask needs Flask: pip install "windback[flask]"'
     raise ImportError(message) from error
@@ -286,10 +289,15 @@ def webhook_blueprint(
     blueprint = flask.Blueprint(f"windback_webhook{path.replace('/', '_').replace('.', '_')}", __name__)
 
     def receive_webhook() -> flask.Response:
-        body = _read_body()
         signature = flask.request.headers.get(SIGNATURE_HEADER)
-        if body is None:
-            status, answer = receiver.refuse(too_large())
+        try:
+            body = _read_body()
+        except HTTPException:  # the application's own bound
+            raise
+        except Exception:  # noqa: BLE001 - each server has its own: the sender has gone, or a chunk is malformed
+            body = unreadable()
+        if isinstance(body, WebhookError):
+            status, answer = receiver.refuse(body)
         elif receiver.is_async:
             receive = flask.current_app.ensure_sync(receiver.receive_async)
             status, answer = receive(body, signature)
@@ -303,14 +311,14 @@ def webhook_blueprint(
     return blueprint
 
 
-def _read_body() -> Optional[bytes]:
-    """Return the body, or None as soon as it is known to be too long."""
+def _read_body() -> Union[bytes, WebhookError]:
+    """Return the body, or the error as soon as it is known to be too long."""
     request = flask.request
     if (request.content_length or 0) > MAX_BODY_BYTES:
-        return None
+        return too_large()
     # The stream is empty where the application has read the body already, which then keeps it.
     body = request.stream.read(MAX_BODY_BYTES + 1) or request.get_data()
-    return body if len(body) <= MAX_BODY_BYTES else None
+    return body if len(body) <= MAX_BODY_BYTES else too_large()
 
 
 __all__: List[str] = ["FlaskWindback", "webhook_blueprint"]

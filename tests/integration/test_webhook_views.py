@@ -274,6 +274,50 @@ def test_a_body_without_an_end_is_read_no_further(app):
         assert connection.recv(12) == b"HTTP/1.1 413"
 
 
+def chunks(body, size=7):
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+def post_raw(app, body, *signatures):
+    """Return the status of a delivery whose body is sent as it is, in chunks."""
+    lines = ["POST /windback HTTP/1.1", "Host: x", "Connection: close", "Transfer-Encoding: chunked"]
+    lines += [f"X-Windback-Signature: {each}" for each in signatures]
+    with socket.create_connection(("127.0.0.1", app.port), timeout=60) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+        return int(connection.recv(12).split()[1])
+
+
+def test_a_body_in_chunks_is_received(app):
+    body = alert("chunks")
+    assert post_raw(app, chunks(body), sign(body, SECRET)) == 200
+    assert handled(app, "alert_chunks") == 1
+    assert post_raw(app, chunks(body + b" "), sign(body, SECRET)) == 401
+
+
+def test_malformed_chunks_are_the_senders_fault(app):
+    body = alert("malformed")
+    assert post_raw(app, b"zz\r\n" + body, sign(body, SECRET)) == 400
+    assert handled(app, "alert_malformed") == 0
+
+
+def test_two_signatures_are_none_whichever_comes_first(app):
+    body = alert("two")
+    right, wrong = sign(body, SECRET), "0" * 64
+    for signatures in ((right, wrong), (wrong, right)):
+        assert post_raw(app, chunks(body), *signatures) == 401
+    assert handled(app, "alert_two") == 0
+
+
+def test_a_sender_that_goes_away_is_no_error_of_the_application(app):
+    for number in range(5):
+        with socket.create_connection(("127.0.0.1", app.port), timeout=60) as connection:
+            head = "POST /windback HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n"
+            connection.sendall(head.encode() + b"x" * number)
+    assert post(app, alert("after it")) == 200
+    assert "Disconnect" not in app.output()
+
+
 def test_a_get_is_not_a_delivery(app):
     assert app.get("/windback") == 405
 

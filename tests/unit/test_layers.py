@@ -108,8 +108,14 @@ LOADED_ALREADY = {
     # httpx is built on httpcore, and that on h11: it is never there without them.
     *(("http.network", ":httpcore"), ("http.transport", ":httpcore"), ("http.lane", ":h11")),
     ("base_url", ":idna"),
-    *(("fastapi", ":fastapi"), ("fastapi", ":typing_extensions")),
-    *(("flask", ":flask"), ("flask", ":flask_login"), ("django.middleware", ":asgiref")),
+    # FastAPI is built on Starlette, and Flask on Werkzeug.
+    *(("fastapi", ":fastapi"), ("fastapi", ":starlette"), ("fastapi", ":typing_extensions")),
+    *(
+        ("flask", ":flask"),
+        ("flask", ":werkzeug"),
+        ("flask", ":flask_login"),
+        ("django.middleware", ":asgiref"),
+    ),
     *(
         (f"django{name}", ":django")
         for name in (

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Awaitable, Callable, Optional, Union
+from typing import Awaitable, Callable, Optional, Protocol, Union, cast
 
 import orjson
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
-from django.http.request import UnreadablePostError
 
 from ..webhooks import (
     MAX_BODY_BYTES,
@@ -21,7 +20,13 @@ from ..webhooks import (
     WebhookReceiver,
     hidden_secrets,
     too_large,
+    unreadable,
 )
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
 
 View = Callable[[HttpRequest], Union[HttpResponse, Awaitable[HttpResponse]]]
 
@@ -77,10 +82,18 @@ def _read(request: HttpRequest, receiver: WebhookReceiver) -> Union[bytes, HttpR
     if announced.isdecimal() and int(announced[:20]) > MAX_BODY_BYTES:
         return _response(receiver.refuse(too_large()))
     try:
-        body = request.read(MAX_BODY_BYTES + 1)
-    except UnreadablePostError:  # the sender has gone
-        return HttpResponse(status=400)
+        body = _stream(request).read(MAX_BODY_BYTES + 1)
+    except Exception:  # noqa: BLE001 - each server has its own: the sender has gone, or a chunk is malformed
+        return _response(receiver.refuse(unreadable()))
     return _response(receiver.refuse(too_large())) if len(body) > MAX_BODY_BYTES else body
+
+
+def _stream(request: HttpRequest) -> _Readable:
+    """Return what the body is read from."""
+    meta = request.META
+    # Under WSGI Django takes a body without a length for an empty one. The server says where it ends.
+    is_chunked = "CONTENT_LENGTH" not in meta and meta.get("wsgi.input_terminated")
+    return cast("_Readable", meta["wsgi.input"] if is_chunked else request)
 
 
 def _response(answer: WebhookAnswer) -> HttpResponse:

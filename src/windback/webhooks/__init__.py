@@ -183,6 +183,15 @@ def too_large() -> WebhookError:
     return refusal("too_large", f"the body is larger than {MAX_BODY_BYTES // 1024} kB")
 
 
+def unreadable() -> WebhookError:
+    """Return the error for a body that the server could not read.
+
+    Returns:
+        The error, with status 400.
+    """
+    return refusal("bad_payload", "the body broke off, or its chunks are malformed")
+
+
 def _verify(body: bytes, signature: object, keys: Sequence[Secret]) -> None:
     given = signature
     if isinstance(given, str):
