@@ -143,21 +143,24 @@ clean:  ## remove whatever these commands made
 	rm -rf .venv .venv-demo .venv-bench .venv-docs .site .nox .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist .coverage .coverage.* .cache
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Installs $(1) and, if named, the dependency group $(2). `pip install --group` is not there on Python 3.8, so the group
+# is written out as a list of requirements, on every Python.
 # A missing stamp means another interpreter, or an installation that broke off: begin anew.
 # An old one means that pyproject.toml changed: install on top.
 define install
 @echo "installing into $(@D) (Python $(VERSION))"
 @test -f $@ || $(PYTHON) -m venv --clear $(@D)
-@$(@D)/bin/python -m pip install --quiet --upgrade pip
-@$(@D)/bin/python -m pip install --quiet $(1)
+@$(@D)/bin/python -m pip install --quiet --upgrade pip $(if $(2),'dependency-groups>=1.3')
+@$(if $(2),$(@D)/bin/python -m dependency_groups --output $(@D)/$(2).txt $(2))
+@$(@D)/bin/python -m pip install --quiet $(1) $(if $(2),--requirement $(@D)/$(2).txt)
 @touch $@
 endef
 
 $(DEV): pyproject.toml
-	$(call install,--editable '.[dev]')
+	$(call install,--editable .,dev)
 
 $(DEMO): pyproject.toml
-	$(call install,--editable '.[demo]')
+	$(call install,--editable '.[dev-server]',demo)
 
 $(DOCS): pyproject.toml docs/requirements.txt
 	$(call install,--editable . --requirement docs/requirements.txt)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Sequence
 
 import nox
 
@@ -21,22 +22,26 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 #: The oldest, and the newest that this machine has.
 ENDS = [PYTHONS[0], next((each for each in reversed(PYTHONS) if shutil.which(f"python{each}")), PYTHONS[-1])]
-#: What users install; `dev` and `test` are for those who work on the project.
-EXTRAS = [name for name in PYPROJECT["project"]["optional-dependencies"] if name not in ("dev", "test")]
+EXTRAS = list(PYPROJECT["project"]["optional-dependencies"])
+
+
+def group(name: str) -> Sequence[str]:
+    """Return the requirements of a dependency group."""
+    return nox.project.dependency_groups(PYPROJECT, name)
 
 
 def install(session: nox.Session, dependencies: str) -> None:
     """Install the built wheel with the oldest or the newest dependencies that the ranges allow."""
     tmp = Path(session.create_tmp())
     session.install("uv")
-    arguments = [f"windback[test] @ {build_wheel(session, tmp).as_uri()}"]
+    arguments = [f"windback @ {build_wheel(session, tmp).as_uri()}", *group("test")]
     if dependencies == "lowest":
-        # Only our own ranges are taken at their lower end: the tools of the `test` extra stay new.
+        # Only our own ranges are taken at their lower end: the tools of the group `test` stay new.
         pins = tmp / "lowest.txt"
         session.run_install(
             *("uv", "pip", "compile", "--quiet", "--no-deps", "--resolution=lowest-direct"),
             *(f"--extra={name}" for name in EXTRAS),
-            *(f"--output-file={pins}", "pyproject.toml"),
+            *("--group=demo", f"--output-file={pins}", "pyproject.toml"),
             silent=True,
         )
         arguments.append(f"--constraint={pins}")
@@ -91,7 +96,7 @@ def types_ends(session: nox.Session) -> None:
 
 def check_types(session: nox.Session) -> None:
     """Run both type checkers; the public surface must be clean in each."""
-    session.install("--editable", ".[dev]")
+    session.install("--editable", ".", *group("dev"))
     session.run("mypy")
     python = session.run("python", "-c", "import sys; print(sys.executable)", silent=True) or ""
     session.run("pyright", "--pythonpath", python.strip())

@@ -71,8 +71,9 @@ def compiled(python: str, *arguments: str) -> List[str]:
 
 
 def pins_of(python: str, end: str) -> List[str]:
-    """Return what a user of *python* gets with all extras, at the lowest or highest end of our ranges."""
+    """Return what *python* gets with all extras and the demo, at the lowest or highest end of our ranges."""
     extras = [f"--extra={name}" for name in extras_of(PYPROJECT.read_text(encoding="utf-8"))]
+    extras.append("--group=demo")
     if end == "highest":
         return compiled(python, *extras, str(PYPROJECT))
     with tempfile.TemporaryDirectory() as folder:
@@ -83,10 +84,9 @@ def pins_of(python: str, end: str) -> List[str]:
 
 
 def extras_of(pyproject: str) -> List[str]:
-    """Return the extras of users: not `dev` and `test`."""
+    """Return the names of all extras."""
     section = pyproject.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
-    names = re.findall(r"^([a-z-]+) = \[", section, re.MULTILINE)
-    return [name for name in names if name not in ("dev", "test")]
+    return re.findall(r"^([a-z-]+) = \[", section, re.MULTILINE)
 
 
 def fixes_for(finding: Finding, python: str) -> List[str]:

@@ -84,6 +84,16 @@ def test_each_dependency_has_a_lower_bound(extra):
     assert [line for line in dependencies if ">=" not in line.split(";")[0]] == []
 
 
+def test_what_developers_install_is_in_groups_and_not_published():
+    groups = PYPROJECT["dependency-groups"]
+    assert {"include-group": "test"} in groups["dev"]
+    assert {"include-group": "demo"} in groups["test"]
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert set(extras) & {"dev", "test", "demo"} == set()
+    (tested,) = (line for line in groups["test"] if str(line).startswith("windback["))
+    assert set(tested[len("windback[") : -1].split(",")) == set(extras)
+
+
 def test_the_ci_script_calls_make_test_and_can_be_run():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & stat.S_IXUSR
