@@ -11,15 +11,19 @@ import re
 import shutil
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
+import orjson
 import pytest
 from packaging.requirements import Requirement  # pytest brings it
 
 import windback
+from windback.event.encode import encode
 
 PROGRAM = """
 import collections, dataclasses, datetime, enum, gc, os, sys, threading, uuid
+from decimal import Decimal
 import windback
 
 @dataclasses.dataclass
@@ -111,10 +115,10 @@ def cycle_of_enum():
     inner.append(member)
     return member
 
-def old_tuple(levels):
+def old_tuple(levels, make=lambda v: (v,)):
     value = 1
     for _ in range(levels):
-        value = (value,)
+        value = make(value)
         gc.collect(0)  # which stops tracking a tuple of plain values
     assert not gc.is_tracked(value)
     return value
@@ -201,7 +205,11 @@ VALUES = {
     "endless mappings": lambda: nest(lambda v: Mapping(a=v, b=v), 100),
     "endless behind a key": lambda: {1: nest(lambda v: Mapping(a=v, b=v), 100)},
     "endless behind a wrong value": lambda: [object(), nest(lambda v: {"a": v, "b": v}, 100)],
+    "endless old tuples": lambda: old_tuple(100, lambda v: (v, v)),
+    "endless old tuples in a dict of a list": lambda: [{"a": old_tuple(100, lambda v: (v, v))}],
     "wide": lambda: [[0] * 100_000] * 100_000,
+    "wide dicts": lambda: [dict.fromkeys(map(str, range(100_000)), 0)] * 100_000,
+    "huge Decimals": lambda: [Decimal("1E400"), Decimal("-1E999999"), Decimal("sNaN"), Decimal("1" * 9999)],
 }
 for levels in (100, 200, 260, 1100, 2000, 20000):
     if levels < 10000:
@@ -326,6 +334,8 @@ PLACES = {
     "a property": lambda v: v,
     "a list": lambda v: [1, v],
     "a dict in a list": lambda v: [{"a": {"b": v}}],
+    "the last of many rows": lambda v: [*({"a": 1, "b": "x"} for _ in range(50)), {"a": 1, "b": v}],
+    "a tuple in a dict": lambda v: {"a": (1, v)},
     "a tuple": lambda v: ((v,),),
     "a set": lambda v: {v},
     "a mapping": lambda v: collections.UserDict(a=v),
@@ -360,9 +370,9 @@ main(int(sys.argv[1]))
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("earlier", [0, 100])
+@pytest.mark.parametrize("earlier", [0, 1_500])
 def test_a_fragment_is_one_json_value_or_an_error(earlier, tmp_path):
-    """Whatever is in it, nothing else of the event or of its batch changes."""
+    """Whatever is in it, nothing else of the event or of its batch changes. So it is with later events."""
     program = tmp_path / "program.py"
     program.write_text(FRAGMENTS, encoding="utf-8")
     done = subprocess.run(
@@ -382,6 +392,17 @@ def lowest():
     (wanted,) = [each for each in requirements if each.marker is None or each.marker.evaluate()]
     (bound,) = [each.version for each in wanted.specifier if each.operator == ">="]
     return f"orjson=={bound}"
+
+
+def test_a_number_that_no_reader_takes_is_an_error_and_the_largest_one_is_sent():
+    """A Decimal is written as it is, and an API that cannot read it would refuse its whole batch."""
+    with windback.Windback("sk_test_1", base_url="http://127.0.0.1:9/api/v1", shutdown_timeout=0.01) as client:
+        for wrong in ("1E308", "-1E+400", "1E999999", "1" * 400):
+            with pytest.raises(windback.InvalidEventError, match="properties.x.*send it as a string"):
+                client.track_event("e", "a@b.co", {"x": Decimal(wrong)})
+    for right in ("9.99E307", "-9.99E307", "1E-400", "0E+5", "1" * 308, "-0"):
+        data = encode("e", "a@b.co", {"x": Decimal(right)}, None, 1_000)
+        assert orjson.loads(data)["properties"]["x"] == float(right)
 
 
 @pytest.mark.timeout(400)

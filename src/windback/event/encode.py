@@ -12,8 +12,7 @@ from datetime import date, datetime, time, timezone
 from decimal import Decimal
 from enum import Enum
 from functools import partial
-from gc import is_tracked
-from itertools import count
+from itertools import chain
 from math import isfinite
 from time import time as wall_clock
 from typing import Callable, Collection, Dict, List, Mapping, NoReturn, Optional, Tuple, Union
@@ -38,6 +37,8 @@ _MAX_DEPTH = 200  # a cycle must end somewhere
 _MAX_CONVERTED_DEPTH = 60  # in one converted value; 254 of those may be in one another
 # Types of values that contain nothing, and are sent as they are.
 _ATOMS = frozenset((str, int, float, bool, type(None)))
+_ONLY_DICTS = {dict}
+_MAX_EXPONENT = 307  # of a number that each reader of JSON takes
 _TOO_MANY = "has more values than max_event_bytes allows bytes"
 
 # A millisecond that begins, the next one, and the text of the first: formatting a time costs more than
@@ -122,7 +123,7 @@ def _to_jsonable(room: List[int], value: object) -> object:
     """
     found = _convert(value)
     if type(value) is not Decimal:  # whose fragment is a number
-        room[0] = _inspect((found,), _MAX_CONVERTED_DEPTH, _is_not_atom, room[0])
+        room[0] = _inspect((found,), _MAX_CONVERTED_DEPTH, room[0])
     return found
 
 
@@ -144,6 +145,9 @@ def _convert(value: object) -> object:  # noqa: PLR0911 - one line a type
     if isinstance(value, Decimal):
         if not Decimal.is_finite(value):
             message = f"{value} is not a JSON number"
+            raise _UnfitError(message)
+        if Decimal.adjusted(value) > _MAX_EXPONENT:  # a reader would refuse it, and its batch with it
+            message = f"is a Decimal of more than {_MAX_EXPONENT + 1} digits; send it as a string"
             raise _UnfitError(message)
         return orjson.Fragment(Decimal.__str__(value).encode())  # a subclass may write itself in another way
     if isinstance(value, (set, frozenset)):
@@ -191,28 +195,41 @@ def _fields_of(value: object) -> Dict[str, object]:
     return {name: getattr(value, name) for name in names if not name.startswith("_") and hasattr(value, name)}
 
 
-def _inspect(values: Collection[object], levels: int, may_harm: Callable[[object], bool], room: int) -> int:
+def _inspect(values: Collection[object], levels: int, room: int) -> int:
     """Raise TypeError for anything in *values*, down to *levels*, that must not reach orjson.
 
     orjson ends the process for an Enum or a UUID which raises when its value is read, and in 3.12.0 and
     3.13.0 for tuples that are nested too deeply. It copies a Fragment as it is, which may add to the batch.
     And objects that contain another one twice can be endless without being deep.
 
-    may_harm: which values are looked at. room: how many values there may be. Returns how many are left.
+    room: how many values there may be. Returns how many are left. The types in a container are compared by
+    one expression, because lines of Python for each value would take longer than to encode it.
     """
-    for value in filter(may_harm, values):
-        if not levels:
-            message = "is nested too deeply, or contains itself"
-            raise _UnfitError(message)
-        if type(value) is dict:
-            parts: Collection[object] = value.values()
+    for value in values:
+        kind = type(value)
+        if kind is dict:
+            parts: Collection[object] = value.values()  # type: ignore[attr-defined]
+        elif kind is list:
+            parts = value  # type: ignore[assignment]
+        elif kind in _ATOMS:
+            continue
         else:
-            parts = value if type(value) is list else _parts_of(value)
+            parts = _parts_of(value)
         room -= len(parts)
         if room < 0:
             raise _UnfitError(_TOO_MANY)
-        if True in map(may_harm, parts):
-            room = _inspect(parts, levels - 1, may_harm, room)
+        kinds = set(map(type, parts))
+        if kinds <= _ATOMS:
+            continue
+        if not levels:
+            message = "is nested too deeply, or contains itself"
+            raise _UnfitError(message)
+        if kinds == _ONLY_DICTS:  # rows: looked at together
+            count = sum(map(len, parts))  # type: ignore[arg-type]
+            if count <= room and set(map(type, chain.from_iterable(map(dict.values, parts)))) <= _ATOMS:  # type: ignore[arg-type]
+                room -= count
+                continue
+        room = _inspect(parts, levels - 1, room)
     return room
 
 
@@ -237,38 +254,11 @@ def _parts_of(value: object) -> Collection[object]:
 
 def _check_fragment(value: object) -> None:
     """Raise TypeError for a fragment that is anything but one JSON value."""
-    global _looks_closely  # noqa: PLW0603 - see below
-    _looks_closely = True
     try:
         orjson.loads(orjson.dumps(value))
     except Exception as error:  # noqa: BLE001 - orjson's, of several types
         message = f"is an orjson.Fragment, and not one valid JSON value: {error}"
         raise _UnfitError(message) from None
-
-
-def _has_limit_for_tuples() -> bool:
-    """Whether this orjson refuses tuples that are nested too deeply. What is tried here harms no version."""
-    nested: object = 0
-    for _ in range(300):
-        nested = (nested,)
-    try:
-        orjson.dumps(nested)
-    except TypeError:
-        return True
-    return False
-
-
-def _is_not_atom(value: object) -> bool:
-    return type(value) not in _ATOMS
-
-
-# The garbage collector tracks neither plain values nor a dict or tuple that holds nothing else. So one call
-# that costs next to nothing shows that most dicts in lists are harmless, but for two things that it does not
-# track: a tuple in a tuple, and a Fragment. To look at each value takes longer than to encode it. So that is
-# done for the first 1,000 events that are nested, for each 128th, and for all after the first Fragment. The
-# API refuses a batch with a Fragment that was missed, and halves are sent until its event is alone.
-_nested_events = count()
-_looks_closely = not _has_limit_for_tuples()
 
 
 def _in_order(values: Union[set[object], frozenset[object]]) -> List[object]:
@@ -346,10 +336,8 @@ def _encode_any(
     payload: Dict[str, object], values: Collection[object], max_event_bytes: int, kind: type
 ) -> bytes:
     """Encode *payload*, in which *values* are to be looked at. kind: the type of one that is not plain."""
-    number = next(_nested_events)
-    may_harm = is_tracked if number & 127 and number > 1_000 and not _looks_closely else _is_not_atom
     try:
-        room = _inspect(values, _MAX_DEPTH, may_harm, max_event_bytes)
+        room = _inspect(values, _MAX_DEPTH, max_event_bytes)
         try:
             # Containers seldom have something to convert, and a partial costs more than to look at them.
             data = dumps(
@@ -534,7 +522,7 @@ class _Search:
         for key, item in items:
             place = f"{path}.{_name_of(key)}" if path else _name_of(key)
             try:
-                _inspect((key,), _MAX_CONVERTED_DEPTH, _is_not_atom, self._room[0])
+                _inspect((key,), _MAX_CONVERTED_DEPTH, self._room[0])
                 if isinstance(key, (datetime, time)):
                     key.utcoffset()  # orjson ends the process if this raises
                 dumps({key: 0}, option=_OPTIONS | orjson.OPT_NON_STR_KEYS)
