@@ -12,7 +12,7 @@ from datetime import date, datetime, time, timezone
 from decimal import Decimal
 from enum import Enum
 from functools import partial
-from itertools import chain
+from gc import get_referents
 from math import isfinite
 from time import time as wall_clock
 from typing import Callable, Collection, Dict, List, Mapping, NoReturn, Optional, Tuple, Union
@@ -35,8 +35,8 @@ FIELDS = ("event", "customer_email", "properties", "timestamp")
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 _MAX_DEPTH = 200  # a cycle must end somewhere
 _MAX_CONVERTED_DEPTH = 60  # in one converted value; 254 of those may be in one another
-# Types of values that contain nothing, and are sent as they are.
-_ATOMS = frozenset((str, int, float, bool, type(None)))
+# Types of values that contain no other ones.
+_ATOMS = frozenset((str, int, float, bool, type(None), datetime, date, time, Decimal, bytes))
 _ONLY_DICTS = {dict}
 _MAX_EXPONENT = 307  # of a number that each reader of JSON takes
 _TOO_MANY = "has more values than max_event_bytes allows bytes"
@@ -127,7 +127,7 @@ def _to_jsonable(room: List[int], value: object) -> object:
     return found
 
 
-def _convert(value: object) -> object:  # noqa: PLR0911 - one line a type
+def _convert(value: object) -> object:  # noqa: C901, PLR0911 - one line a type
     """Turn a value that orjson does not know into one it does; TypeError for an unknown type.
 
     Sets become lists, Decimals exact numbers, paths and dates text, bytes base64; dataclasses, attrs classes
@@ -224,9 +224,10 @@ def _inspect(values: Collection[object], levels: int, room: int) -> int:
         if not levels:
             message = "is nested too deeply, or contains itself"
             raise _UnfitError(message)
-        if kinds == _ONLY_DICTS:  # rows: looked at together
+        if kinds == _ONLY_DICTS and len(parts) > 1:  # rows: looked at together
             count = sum(map(len, parts))  # type: ignore[arg-type]
-            if count <= room and set(map(type, chain.from_iterable(map(dict.values, parts)))) <= _ATOMS:  # type: ignore[arg-type]
+            # The referents of a dict are its values, and its keys if one is not a string.
+            if count <= room and set(map(type, get_referents(*parts))) <= _ATOMS:
                 room -= count
                 continue
         room = _inspect(parts, levels - 1, room)
