@@ -396,7 +396,9 @@ def lowest():
 
 def test_a_number_that_no_reader_takes_is_an_error_and_the_largest_one_is_sent():
     """A Decimal is written as it is, and an API that cannot read it would refuse its whole batch."""
-    with windback.Windback("sk_test_1", base_url="http://127.0.0.1:9/api/v1", shutdown_timeout=0.01) as client:
+    with windback.Windback(
+        "sk_test_1", base_url="http://127.0.0.1:9/api/v1", shutdown_timeout=0.01
+    ) as client:
         for wrong in ("1E308", "-1E+400", "1E999999", "1" * 400):
             with pytest.raises(windback.InvalidEventError, match="properties.x.*send it as a string"):
                 client.track_event("e", "a@b.co", {"x": Decimal(wrong)})
