@@ -57,7 +57,8 @@ class Stats:
         delivered: Events that the API answered with a success.
         rejected: Events that the API will never accept; `rejected_by_reason` has the reasons.
         dropped: Events that were discarded after they were accepted. `dropped_by_reason` has the reasons:
-            "queue_full" with overflow="drop_oldest", "closed" when the deadline of close() passed.
+            "queue_full" with overflow="drop_oldest", "closed" when the deadline of close() passed,
+            "journal_removed" when somebody removed the journal's files.
         pending: Events that are not settled yet; `in_flight` of them are in a request.
         pending_bytes: The encoded size of these events.
         requests: HTTP requests for batches.

@@ -48,7 +48,7 @@ def webhook_codes():
 def test_each_code_and_each_reason_has_a_heading_and_each_heading_is_one():
     codes = {code for text in SOURCES for code in re.findall(r'code="([A-Z_]+)"', text)} | OF_THE_API
     reasons = set(re.findall(r'"([a-z_]+)"', (Stats.__doc__ or "").split("delivered:")[0]))
-    reasons |= {"queue_full", "closed", "status_N"} | verdicts()
+    reasons |= {"queue_full", "closed", "journal_removed", "status_N"} | verdicts()
     assert {"QUEUE_FULL", "MISSING_API_KEY"} <= codes
     assert {"no_customer", "scrub_error"} <= reasons
     assert sorted(headings("errors.md")) == sorted(codes | webhook_codes() | reasons)

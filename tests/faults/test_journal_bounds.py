@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import List
 
 import pytest
 from inside import journal_of, queue_of, start_no_worker
@@ -206,3 +208,83 @@ os.kill(os.getpid(), signal.SIGKILL)
         os.truncate(path, max(end, fmt.HEADER_BYTES))
     assert deliver_rest(root, server, eventually) == list(range(-1, 50))
     assert not (root / "bad").exists()
+
+
+@pytest.mark.parametrize("fsync", [None, "batch"])
+@pytest.mark.parametrize("worker", ["thread", "process"])
+def test_a_long_outage_takes_no_more_descriptors_than_a_short_one(root, server, worker, fsync):
+    """An application has 1,024 of them by default, and its own files and connections need them."""
+    server.faults([{"status": 503}])
+    client = Windback(
+        api_key="sk_test_1",
+        base_url=server.url,
+        journal=root,
+        worker=worker,
+        fsync=fsync,
+        flush_interval=0.01,
+    )
+    most = {}
+    numbers = iter(range(10_000))
+    for segments in (10, 40):
+        while len(list(root.rglob("*.seg"))) < segments:
+            assert client.track_event("login", "jane@example.com", {"n": next(numbers), "pad": "x" * 30_000})
+            most[segments] = max(most.get(segments, 0), len(list(Path("/dev/fd").iterdir())))
+    assert most[40] < most[10] + 20  # each of the 30 segments in between had two
+    server.clear_faults()
+    assert client.flush(30)
+    stats = client.stats()
+    client.close()
+    assert stats.accepted == stats.delivered == next(numbers)
+    assert sorted(event.properties["n"] for event in server.events()) == list(range(stats.accepted))
+
+
+@pytest.fixture
+def waiting(root, server):
+    """A client whose journal holds 30 MiB that the server did not take yet; most of its files are closed."""
+    server.faults([{"status": 503}])
+    client = Windback(api_key="sk_test_1", base_url=server.url, journal=root, flush_interval=0.01)
+    while len(list(root.rglob("*.seg"))) < 30:
+        assert client.track_event("login", "jane@example.com", {"pad": "x" * 30_000})
+    yield client
+    client.close()
+
+
+def test_closed_files_are_read_as_soon_as_the_process_has_a_descriptor_again(waiting, server, eventually):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: List[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 8, limits[1]))  # noqa: PTH208
+        server.clear_faults()
+
+        def is_short() -> bool:
+            with suppress(OSError):
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+            return "the journal can't be read" in (waiting.stats().problem or "")
+
+        eventually(is_short, within_s=30)
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert waiting.flush(60)
+    stats = waiting.stats()
+    assert (stats.delivered, stats.worker_deaths) == (stats.accepted, 0)
+    assert server.count() == stats.accepted
+
+
+def test_events_whose_files_somebody_removed_are_counted_and_the_others_delivered(
+    waiting, root, server, caplog
+):
+    removed = sorted(root.rglob("*.seg"))[10:20]
+    for path in removed:
+        path.unlink()
+    server.clear_faults()
+    assert waiting.flush(60)
+    stats = waiting.stats()
+    assert stats.dropped_by_reason == {"journal_removed": stats.dropped}
+    assert stats.accepted == stats.delivered + stats.dropped
+    assert server.count() == stats.delivered
+    assert 10 * 30 <= stats.dropped <= 10 * 36
+    assert "somebody removed the file" in caplog.text

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Callable, List, Optional
+from collections import deque
+from typing import Callable, Deque, List, Optional
 
 from .. import clock, log
 from ..api.answer import Answer, error_of, retry_after_s
@@ -96,6 +97,8 @@ class Scheduler:
         self.lines = Lines(self.queue, self.accounts)
         self._deaths_in_a_row = 0
         self._reported_evictions = 0
+        #: How many events each batch had that was missing, to report them.
+        self._missing: Deque[int] = deque()
 
     @property
     def workers(self) -> int:
@@ -170,6 +173,9 @@ class Scheduler:
         if step.batch is not None:
             self._wake_callers()
         log.write()
+        if self._missing:
+            self._deliver_reports(DeliveryReport("dropped", self._missing.popleft(), "journal_removed"))
+            self.flushes.look()
         return step
 
     def _next_step(self, worker: Worker, now_s: float, waker: Waker, *, idle: bool) -> Step:
@@ -220,11 +226,27 @@ class Scheduler:
     def _try_lease(self, worker: Worker, now_s: float, waiting: Waiting) -> Optional[Step]:
         if self.pace.due_in(now_s, waiting) != 0.0:
             return None
-        batch = self.queue.take(self._limits)
+        try:
+            batch = self.queue.take(self._limits)
+        except OSError as error:  # of the disk, or the process has no descriptor left to read a file
+            problem = f"the journal can't be read ({error.strerror or error})"
+            self._is_trouble(Action.KEEP, problem, now_s, is_new=False)
+            return None
         if batch is None:
             return None
+        if batch.is_missing:
+            self._drop_missing(batch)
+            return Step(wait_s=0.0)
         worker.batch = batch
         return Step(batch=batch, helper=self.pace.took(batch, waiting, now_s))
+
+    def _drop_missing(self, batch: Batch) -> None:
+        """Count events as dropped whose file somebody removed."""
+        self.queue.ack(batch, self.accounts.dropped("journal_removed"))
+        self._missing.append(len(batch))
+        log.later(
+            logging.ERROR, "journal: %d events are lost: somebody removed the file that held them", len(batch)
+        )
 
     def _park(self, worker: Worker, now_s: float, waker: Waker) -> Step:
         """Put a worker to sleep, unless there is work after all."""

@@ -120,6 +120,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.records) - self.seen
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether its events are gone with the file that held them. Such a batch has no others."""
+        return not self.records[self.seen]
+
     def halves(self) -> List[Batch]:
         """Split in two. Their keys derive from this one's, so splitting again gives the same keys."""
         middle = len(self.records) // 2

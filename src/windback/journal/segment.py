@@ -47,8 +47,8 @@ class Segment:
     """
 
     __slots__ = (
-        *("count", "descriptor", "end", "is_sealed", "limit", "memory", "path", "seed", "segment_id"),
-        *("settled", "synced"),
+        *("count", "descriptor", "end", "is_sealed", "limit", "memory", "path", "read_back", "seed"),
+        *("segment_id", "settled", "synced"),
     )
 
     def __init__(
@@ -67,6 +67,8 @@ class Segment:
         self.settled = 0
         #: How many of them are synced to disk, if fsync is used.
         self.synced = 0
+        #: What is in the file, if it was closed before all of it was read.
+        self.read_back: Optional[bytes] = None
 
     def has_room_for(self, length: int) -> bool:
         """Whether a payload of *length* bytes fits behind the last one."""
@@ -118,22 +120,37 @@ class Segment:
         return self.memory[at : self.limit]
 
     def payload_at(self, at: int) -> bytes:
-        """Return the payload of the record at offset *at*, which this process wrote there."""
-        if self.memory is None:
-            length = fmt.RECORD.unpack(os.pread(self.descriptor, fmt.RECORD_BYTES, at))[0]
-            return os.pread(self.descriptor, length, at + fmt.RECORD_BYTES)
-        length = fmt.RECORD.unpack_from(self.memory, at)[0]
-        return self.memory[at + fmt.RECORD_BYTES : at + fmt.RECORD_BYTES + length]
+        """Return the payload of the record at offset *at*, which this process wrote there.
+
+        A closed segment is read again, whole: its other records are wanted next. Raises OSError.
+        """
+        payload = b""
+        if self.read_back is None:
+            try:
+                if self.memory is None:
+                    length = fmt.RECORD.unpack(os.pread(self.descriptor, fmt.RECORD_BYTES, at))[0]
+                    payload = os.pread(self.descriptor, length, at + fmt.RECORD_BYTES)
+                else:
+                    length = fmt.RECORD.unpack_from(self.memory, at)[0]
+                    payload = self.memory[at + fmt.RECORD_BYTES : at + fmt.RECORD_BYTES + length]
+            except Exception:
+                if not self.is_closed:
+                    raise
+        if not self.is_closed:  # asked last: another thread may have closed it in between
+            return payload
+        if self.read_back is None:
+            self.read_back = read_file(self.path)
+        length = fmt.RECORD.unpack_from(self.read_back, at)[0]
+        return self.read_back[at + fmt.RECORD_BYTES : at + fmt.RECORD_BYTES + length]
 
     def seal(self) -> None:
         """Mark the segment as finished."""
-        memory = self.memory
-        self.is_sealed = True
-        with contextlib.suppress(OSError, ValueError):  # only a hint; and from here on release may close it
-            if memory is None:
+        with contextlib.suppress(OSError):  # only a hint
+            if self.memory is None:
                 os.pwrite(self.descriptor, fmt.END.pack(self.end), fmt.END_AT)
             else:
-                memory[fmt.END_AT : fmt.END_AT + fmt.END.size] = fmt.END.pack(self.end)
+                self.memory[fmt.END_AT : fmt.END_AT + fmt.END.size] = fmt.END.pack(self.end)
+        self.is_sealed = True  # from here on others may close it
 
     def copy_descriptor(self) -> Optional[int]:
         """Return a descriptor to sync while other threads close this one; None if it is closed.
@@ -150,12 +167,12 @@ class Segment:
         return self.descriptor < 0
 
     def close(self) -> None:
-        """Close the file."""
-        if self.memory is not None:
-            self.memory.close()
-            self.memory = None
-        if not self.is_closed:
-            descriptor, self.descriptor = self.descriptor, -1
+        """Close the file. Other threads may be reading it; see `payload_at`."""
+        descriptor, self.descriptor = self.descriptor, -1
+        memory, self.memory = self.memory, None
+        if memory is not None:
+            memory.close()
+        if descriptor >= 0:
             os.close(descriptor)
 
     def unlink(self) -> None:

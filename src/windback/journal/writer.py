@@ -29,6 +29,8 @@ from .segment import Segment, sync_new
 
 #: Full segments come one after the other in a burst; each takes a worker 2 ms to replace.
 SPARES = 3
+#: So many finished segments stay open; only an outage makes more.
+_FINISHED_OPEN = 4
 #: How much of a segment is allocated: of the first, as little as possible, for many processes track a few
 #: events; of later ones all of it or, near the bound, the most that fits.
 _LIMITS = (fmt.SEGMENT_BYTES, 4 * fmt.SMALL_BYTES, fmt.SMALL_BYTES)
@@ -211,11 +213,22 @@ class JournalWriter:
                 self._check_free(limit)
                 made = self._home.new_segment(fmt.EVENTS, limit)
                 self.segments[made.segment_id] = made
+                self._close_finished()
         except OSError as error:
             self._fail(error)
             return None
         self._recover()
         return made
+
+    def _close_finished(self) -> None:
+        """Close finished segments but a few: an outage makes many, and a process may have few descriptors.
+
+        Whatever reads one later opens it for that.
+        """
+        finished = [each for each in list(self.segments.values()) if each.is_sealed and not each.is_closed]
+        for segment in finished[_FINISHED_OPEN:]:
+            if not self._fsync or segment.synced >= segment.count:
+                segment.close()
 
     def _recover(self) -> None:
         if self.trouble is not None:
@@ -312,8 +325,12 @@ class JournalWriter:
     # -- the drain side, under its lock --------------------------------------------------------
 
     def payload_at(self, location: Location) -> bytes:
-        """Return the event at a location."""
-        return self.segments[location >> OFFSET_BITS].payload_at(location & (fmt.SEGMENT_BYTES - 1))
+        """Return the event at a location; nothing if somebody removed its file. Raises OSError."""
+        segment = self.segments[location >> OFFSET_BITS]
+        try:
+            return segment.payload_at(location & (fmt.SEGMENT_BYTES - 1))
+        except FileNotFoundError:
+            return b""
 
     def lease(self, batch: Batch) -> None:
         """Record that *batch* is about to be sent under its key."""

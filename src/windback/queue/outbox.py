@@ -165,7 +165,7 @@ class Outbox(Generic[Place]):
             else:
                 of, offset, record = self._resolve(item)
             room -= len(record) + 1
-            if records and (room < 0 or of is not source):
+            if records and (room < 0 or of is not source or bool(record) != bool(records[0])):
                 self.is_cut = of is not source
                 break
             source = of
