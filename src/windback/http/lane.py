@@ -37,7 +37,7 @@ from .wire import KEEPALIVE_S, MAX_ANSWER_BYTES, Wire
 
 #: The head of an answer is not larger. httpcore has the same bound.
 _MAX_HEAD_BYTES = 100 * 1024
-#: What h11 is told of each request, so that it expects an answer; its bytes are not sent. It checks each
+#: What h11 gets for each request, so that it expects an answer; its bytes are not sent. It checks each
 #: header anew, which took a tenth of a batch's time. Config has checked what ours are made of.
 _ASKED = h11.Request(method="POST", target="/", headers=[("Host", "api"), ("Content-Length", "0")])
 _RECEIVE_BYTES = 64 * 1024
