@@ -91,7 +91,7 @@ def _read(request: HttpRequest, receiver: WebhookReceiver) -> Union[bytes, HttpR
 def _stream(request: HttpRequest) -> _Readable:
     """Return what the body is read from."""
     meta = request.META
-    # Under WSGI Django takes a body without a length for an empty one. The server says where it ends.
+    # Under WSGI Django takes a body without a length for an empty one. The server ends it where it is over.
     is_chunked = "CONTENT_LENGTH" not in meta and meta.get("wsgi.input_terminated")
     return cast("_Readable", meta["wsgi.input"] if is_chunked else request)
 
