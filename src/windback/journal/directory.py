@@ -412,24 +412,28 @@ def trim(root: Path, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def growing(root: Path, most_s: float) -> Generator[None, None, None]:
-    """Be the only process to make a segment under *root* while a block of code runs, for up to *most_s*."""
+def growing(root: Path, most_s: float) -> Generator[bool, None, None]:
+    """Be the only process to make a segment under *root* while a block of code runs.
+
+    The block gets whether it is: another one is waited for, but only for *most_s*.
+    """
     import fcntl
 
     try:
         descriptor = os.open(root, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     except OSError:  # not there yet, or too many open files: the next step reports it
-        yield
+        yield True
         return
+    is_alone = False
     try:
         deadline_s = clock.now_s() + most_s
-        while clock.now_s() < deadline_s:
+        while not is_alone and clock.now_s() < deadline_s:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                is_alone = True
             except OSError:
                 clock.sleep(0.001)
-        yield
+        yield is_alone
     finally:
         os.close(descriptor)
 
