@@ -8,17 +8,101 @@ string for `id` and `status`: the editions of the API's docs differ in what they
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Literal, Mapping, Optional, Tuple
+from typing import Callable, Literal, Mapping, Optional, Tuple, Type, TypeVar
 
 JSONObject = Mapping[str, object]
 #: The values that the API accepts (docs page "Churn Events"). Its answers may have more, and remain text.
 EventType = Literal["cancellation", "payment_failed"]
 
 
+def _text(raw: JSONObject, name: str) -> Optional[str]:
+    value = raw.get(name)
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _integer(raw: JSONObject, name: str) -> Optional[int]:
+    value = raw.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(raw: JSONObject, name: str) -> Optional[float]:
+    value = raw.get(name)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _flag(raw: JSONObject, name: str) -> Optional[bool]:
+    value = raw.get(name)
+    return value if isinstance(value, bool) else None
+
+
+# Before Python 3.11 datetime.fromisoformat reads neither "Z" nor other than 3 or 6 digits of a second.
+_ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?", re.IGNORECASE)
+
+
+def parse_time(text: str) -> Optional[datetime]:
+    """Read an ISO 8601 time.
+
+    Args:
+        text: The time. UTC if it has no zone.
+
+    Returns:
+        An aware datetime; None if *text* is not a time.
+    """
+    match = _ISO.fullmatch(text)
+    if match is None:
+        return None
+    day, clock, fraction, zone = match.groups()
+    if zone is None or zone in "Zz":
+        zone = "+00:00"
+    elif ":" not in zone:
+        zone = f"{zone[:3]}:{zone[3:]}"
+    try:
+        at = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '0')[:6]:0<6}{zone}")
+    except ValueError:
+        return None
+    return at
+
+
+def _time(raw: JSONObject, name: str) -> Optional[datetime]:
+    value = raw.get(name)
+    return parse_time(value) if isinstance(value, str) else None
+
+
+#: How a field is read, by its type as it is written in its model. A model reads its other fields itself.
+_READERS: Mapping[str, Callable[[JSONObject, str], object]] = {
+    "str": lambda raw, name: _text(raw, name) or "",
+    "Optional[str]": _text,
+    "Optional[int]": _integer,
+    "Optional[float]": _number,
+    "Optional[bool]": _flag,
+    "Optional[datetime]": _time,
+    "JSONObject": lambda raw, _: raw,
+}
+_Model = TypeVar("_Model", bound="_Answer")
+
+
+class _Answer:
+    """A dataclass whose fields have the names of the API's. Each is read by its type."""
+
+    @classmethod
+    def from_json(cls: Type[_Model], raw: JSONObject) -> _Model:
+        """Read an answer.
+
+        Args:
+            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
+
+        Returns:
+            The model.
+        """
+        make: Callable[..., _Model] = cls
+        readers = ((each.name, _READERS.get(str(each.type))) for each in fields(cls))  # type: ignore[arg-type]
+        return make(**{name: read(raw, name) for name, read in readers if read is not None})
+
+
 @dataclass(frozen=True)
-class Variant:
+class Variant(_Answer):
     """A recovery email to a customer, with one strategy (docs page "Recovery").
 
     Attributes:
@@ -44,36 +128,9 @@ class Variant:
     created_at: Optional[datetime] = None
     raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
 
-    @classmethod
-    def from_json(cls, raw: JSONObject) -> Variant:
-        """Read an answer.
-
-        Args:
-            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
-
-        Returns:
-            The variant.
-        """
-        return cls(
-            id=_text(raw, "id") or "",
-            churn_event_id=_text(raw, "churn_event_id"),
-            strategy=_text(raw, "strategy"),
-            subject=_text(raw, "subject"),
-            body=_text(raw, "body"),
-            status=_text(raw, "status"),
-            recommended=_flag(raw, "recommended"),
-            coupon_code=_text(raw, "coupon_code"),
-            coupon_percent=_integer(raw, "coupon_percent"),
-            sent_at=_time(raw, "sent_at"),
-            opened_at=_time(raw, "opened_at"),
-            clicked_at=_time(raw, "clicked_at"),
-            created_at=_time(raw, "created_at"),
-            raw=raw,
-        )
-
 
 @dataclass(frozen=True)
-class ChurnEvent:
+class ChurnEvent(_Answer):
     """A customer about to leave, or who could not pay (docs page "Churn Events").
 
     Attributes:
@@ -111,32 +168,19 @@ class ChurnEvent:
         Returns:
             The churn event.
         """
-        mrr = _integer(raw, "mrr")
-        variants = raw.get("variants")
-        return cls(
-            id=_text(raw, "id") or "",
-            status=_text(raw, "status") or "",
-            project_id=_text(raw, "project_id"),
-            customer_email=_text(raw, "customer_email"),
-            customer_name=_text(raw, "customer_name"),
-            event_type=_text(raw, "event_type"),
-            cancel_reason=_text(raw, "cancel_reason"),
-            mrr=mrr if mrr is not None else _integer(raw, "mrr_cents"),
-            currency=_text(raw, "currency"),
-            plan_name=_text(raw, "plan_name"),
-            tenure_days=_integer(raw, "tenure_days"),
-            provider=_text(raw, "provider"),
-            created_at=_time(raw, "created_at"),
-            updated_at=_time(raw, "updated_at"),
-            variants=tuple(Variant.from_json(row) for row in variants if isinstance(row, dict))
-            if isinstance(variants, list)
+        event = super().from_json(raw)
+        rows = raw.get("variants")
+        return replace(
+            event,
+            mrr=_integer(raw, "mrr_cents") if event.mrr is None else event.mrr,
+            variants=tuple(Variant.from_json(row) for row in rows if isinstance(row, dict))
+            if isinstance(rows, list)
             else (),
-            raw=raw,
         )
 
 
 @dataclass(frozen=True)
-class Offer:
+class Offer(_Answer):
     """An offer that may make a customer stay (docs page "Retention Offers")."""
 
     offer_type: str
@@ -146,26 +190,6 @@ class Offer:
     discount_percent: Optional[int] = None
     extension_days: Optional[int] = None
     raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def from_json(cls, raw: JSONObject) -> Offer:
-        """Read an answer.
-
-        Args:
-            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
-
-        Returns:
-            The offer.
-        """
-        return cls(
-            offer_type=_text(raw, "offer_type") or "",
-            title=_text(raw, "title"),
-            description=_text(raw, "description"),
-            cta_button_text=_text(raw, "cta_button_text"),
-            discount_percent=_integer(raw, "discount_percent"),
-            extension_days=_integer(raw, "extension_days"),
-            raw=raw,
-        )
 
 
 @dataclass(frozen=True)
@@ -209,28 +233,16 @@ class CancelFlowResult:
 
 
 @dataclass(frozen=True)
-class OfferAcceptance:
+class OfferAcceptance(_Answer):
     """The answer to accept_offer (docs-tree page "Cancel Flow")."""
 
     success: Optional[bool] = None
     message: Optional[str] = None
     raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
 
-    @classmethod
-    def from_json(cls, raw: JSONObject) -> OfferAcceptance:
-        """Read an answer.
-
-        Args:
-            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
-
-        Returns:
-            The confirmation.
-        """
-        return cls(success=_flag(raw, "success"), message=_text(raw, "message"), raw=raw)
-
 
 @dataclass(frozen=True)
-class RecoveryTemplate:
+class RecoveryTemplate(_Answer):
     """Your own recovery email for one cancel reason (docs page "API Reference")."""
 
     id: str
@@ -244,32 +256,9 @@ class RecoveryTemplate:
     updated_at: Optional[datetime] = None
     raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
 
-    @classmethod
-    def from_json(cls, raw: JSONObject) -> RecoveryTemplate:
-        """Read an answer.
-
-        Args:
-            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
-
-        Returns:
-            The template.
-        """
-        return cls(
-            id=_text(raw, "id") or "",
-            project_id=_text(raw, "project_id"),
-            cancel_reason=_text(raw, "cancel_reason"),
-            name=_text(raw, "name"),
-            subject=_text(raw, "subject"),
-            body=_text(raw, "body"),
-            is_active=_flag(raw, "is_active"),
-            created_at=_time(raw, "created_at"),
-            updated_at=_time(raw, "updated_at"),
-            raw=raw,
-        )
-
 
 @dataclass(frozen=True)
-class RecoveryStats:
+class RecoveryStats(_Answer):
     """The numbers of a project's churn events (docs-tree page "Stats").
 
     Amounts are integer minor units: 4999 for 49.99. recovery_rate is a percentage, 0 to 100.
@@ -283,30 +272,6 @@ class RecoveryStats:
     recovered_mrr: Optional[int] = None
     recovery_rate: Optional[float] = None
     raw: JSONObject = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def from_json(cls, raw: JSONObject) -> RecoveryStats:
-        """Read an answer.
-
-        Args:
-            raw: The decoded JSON object. Unknown fields stay in `.raw`; missing ones become None.
-
-        Returns:
-            The numbers.
-        """
-        rate = raw.get("recovery_rate")
-        return cls(
-            total_events=_integer(raw, "total_events"),
-            new_events=_integer(raw, "new_events"),
-            recovered_events=_integer(raw, "recovered_events"),
-            lost_events=_integer(raw, "lost_events"),
-            total_mrr_at_risk=_integer(raw, "total_mrr_at_risk"),
-            recovered_mrr=_integer(raw, "recovered_mrr"),
-            recovery_rate=float(rate)
-            if isinstance(rate, (int, float)) and not isinstance(rate, bool)
-            else None,
-            raw=raw,
-        )
 
 
 @dataclass(frozen=True)
@@ -325,51 +290,3 @@ class TrackResult:
     sent: int
     requests: int
     refused: int = 0
-
-
-def _text(raw: JSONObject, name: str) -> Optional[str]:
-    value = raw.get(name)
-    return value if value is None or isinstance(value, str) else str(value)
-
-
-def _integer(raw: JSONObject, name: str) -> Optional[int]:
-    value = raw.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _flag(raw: JSONObject, name: str) -> Optional[bool]:
-    value = raw.get(name)
-    return value if isinstance(value, bool) else None
-
-
-# Before Python 3.11 datetime.fromisoformat reads neither "Z" nor other than 3 or 6 digits of a second.
-_ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:?\d\d)?", re.IGNORECASE)
-
-
-def parse_time(text: str) -> Optional[datetime]:
-    """Read an ISO 8601 time.
-
-    Args:
-        text: The time. UTC if it has no zone.
-
-    Returns:
-        An aware datetime; None if *text* is not a time.
-    """
-    match = _ISO.fullmatch(text)
-    if match is None:
-        return None
-    day, clock, fraction, zone = match.groups()
-    if zone is None or zone in "Zz":
-        zone = "+00:00"
-    elif ":" not in zone:
-        zone = f"{zone[:3]}:{zone[3:]}"
-    try:
-        at = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '0')[:6]:0<6}{zone}")
-    except ValueError:
-        return None
-    return at
-
-
-def _time(raw: JSONObject, name: str) -> Optional[datetime]:
-    value = raw.get(name)
-    return parse_time(value) if isinstance(value, str) else None
