@@ -24,7 +24,7 @@ from windback import ConfigurationError, Windback
 from windback.event.batch import Limits
 from windback.journal import dead
 from windback.journal import format as fmt
-from windback.journal.directory import Mount, filesystem
+from windback.journal.directory import Mount, mount_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
@@ -195,11 +195,11 @@ odd
 def test_the_type_of_a_file_system_is_that_of_the_innermost_mount(tmp_path, path, kind):
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
-    assert filesystem(Path(path), mounts) == kind
+    assert mount_of(Path(path), mounts).kind == kind
 
 
 def test_where_nothing_shows_the_type_there_is_none(tmp_path):
-    assert filesystem(Path("/"), tmp_path / "nothing") is None
+    assert mount_of(Path("/"), tmp_path / "nothing") is None
 
 
 # Files of others

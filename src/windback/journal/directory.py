@@ -72,12 +72,6 @@ class Mount(NamedTuple):
     options: Sequence[str]
 
 
-def filesystem(path: Path, mountinfo: Path = _MOUNTS) -> Optional[str]:
-    """Return the type of the file system of *path*, as Linux names it; None if it is unknown."""
-    mount = mount_of(path, mountinfo)
-    return None if mount is None else mount.kind
-
-
 def mount_of(path: Path, mountinfo: Path = _MOUNTS) -> Optional[Mount]:
     """Return the file system of *path*; None if it is unknown."""
     try:

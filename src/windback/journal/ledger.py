@@ -35,11 +35,6 @@ Extent = Tuple[int, int, int, int]
 _LOW_PART = 4
 
 
-def segment_of(location: Location) -> int:
-    """Return the id of the segment that *location* is in."""
-    return location >> OFFSET_BITS
-
-
 def extents_of(locations: Sequence[Location], lengths: Iterable[int]) -> List[Extent]:
     """Return the runs that records at *locations*, with payloads of *lengths*, form."""
     extents: List[Extent] = []
