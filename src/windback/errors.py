@@ -24,7 +24,11 @@ the request's headers, and so the key.
 
 from __future__ import annotations
 
+import sys
 from typing import Dict, Optional, Tuple, Type
+
+#: Where the documentation is: docs/decisions/addresses.md.
+DOCS = "https://docs.windbackai.com/python/"
 
 
 class WindbackError(Exception):
@@ -62,6 +66,13 @@ class WindbackError(Exception):
         self.code = code
         self.request_id = request_id
         self.retry_after = retry_after
+        if sys.version_info >= (3, 11):
+            self.add_note(f"Cause and cure: {self.url}")
+
+    @property
+    def url(self) -> str:
+        """The place in the documentation that has the cause and the cure of this error."""
+        return f"{DOCS}errors/#{(self.code or 'errors').lower()}"
 
     def __str__(self) -> str:
         head = " ".join(str(part) for part in (self.status, self.code) if part is not None)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 import typer
+from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
+from prometheus_client import CollectorRegistry
 
-from windback import errors
+from windback import AsyncWindback, Windback, errors
 from windback.api.answer import Answer
 from windback.cli.app import app
 from windback.config import OPTIONS
 from windback.delivery.verdict import judge
+from windback.opentelemetry import instrument
+from windback.prometheus import register
+from windback.relay import Relay
+from windback.relay.health import answering
 from windback.stats import Stats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,3 +100,89 @@ def test_each_environment_variable_is_in_the_reference_and_is_read():
 def test_each_counter_is_in_the_reference(field):
     section = page("reference.md").partition("## Numbers\n")[2].partition("\n## ")[0]
     assert re.search(rf"^\| `{field}` \|", section, re.MULTILINE), field
+
+
+def test_each_option_has_a_row_and_each_row_is_an_option():
+    table = page("reference.md").partition("<!-- options -->\n")[2].partition("<!-- /options -->")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| .+ \|$", table, re.MULTILINE)
+    for kind in (Windback, AsyncWindback):
+        assert rows == [name for name in inspect.signature(kind).parameters if name != "self"]
+
+
+def names_in(name, prefix):
+    """Return the names of metrics in the tables of a page; `…_x` stands for the prefix before it."""
+    rows = "\n".join(re.findall(r"^\| .+$", page(name), re.MULTILINE))
+    return set(re.findall(rf"`({re.escape(prefix)}[a-z_.]+)(?:{{reason}})?`", rows))
+
+
+def test_each_metric_of_a_client_has_a_row_and_each_row_is_a_metric():
+    registry = CollectorRegistry()
+    with Windback("sk_test_local", base_url="http://127.0.0.1:9") as client:
+        register(client, registry)
+        found = {
+            family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()
+        }
+    assert names_in("monitoring.md", "windback_client_") == found
+
+
+def test_each_metric_of_a_relay_has_a_row_and_each_row_is_a_metric(tmp_path):
+    relay = Relay(tmp_path, "sk_test_local", base_url="http://127.0.0.1:9")
+    with answering(relay, "127.0.0.1", 0) as url:
+        text = httpx.get(f"{url}/metrics").text
+    kinds = dict(re.findall(r"^# TYPE (windback_relay_\w+) (\w+)$", text, re.MULTILINE))
+    assert {"windback_relay_read_events_total", "windback_relay_held_up"} <= set(kinds)
+    assert names_in("journal-cli.md", "windback_relay_") == set(kinds)
+    health = (ROOT / "src" / "windback" / "relay" / "health.py").read_text(encoding="utf-8")
+    assert names_in("journal-cli.md", "windback_broker_") == set(
+        re.findall(r'"(windback_broker_\w+)"', health)
+    )
+
+
+def test_each_metric_of_opentelemetry_has_a_row_and_each_row_is_a_metric():
+    made = set()
+
+    class Meter(NoOpMeter):
+        """Notes which instruments are made."""
+
+        def create_histogram(self, name, *rest, **more):
+            made.add(name)
+            return super().create_histogram(name, *rest, **more)
+
+        def create_observable_counter(self, name, *rest, **more):
+            made.add(name)
+            return super().create_observable_counter(name, *rest, **more)
+
+        def create_observable_up_down_counter(self, name, *rest, **more):
+            made.add(name)
+            return super().create_observable_up_down_counter(name, *rest, **more)
+
+        def create_observable_gauge(self, name, *rest, **more):
+            made.add(name)
+            return super().create_observable_gauge(name, *rest, **more)
+
+    class Provider(NoOpMeterProvider):
+        def get_meter(self, name, *_, **__):
+            return Meter(name)
+
+    with Windback("sk_test_local", base_url="http://127.0.0.1:9") as client:
+        instrument(client, meter_provider=Provider())
+    assert names_in("monitoring.md", "windback.client.") == {
+        name for name in made if name.startswith("windback.client.")
+    }
+
+
+@pytest.mark.parametrize("name", ["windback.relay.read"])
+def test_what_only_a_relay_has_is_named(name):
+    assert f"`{name}`" in page("monitoring.md")
+
+
+def test_each_option_of_each_command_has_a_help():
+    def walk(command, path):
+        for child_name, child in getattr(command, "commands", {}).items():
+            yield from walk(child, f"{path} {child_name}")
+        for parameter in command.params:
+            yield f"{path} {parameter.name}", getattr(parameter, "help", None) or ""
+
+    found = dict(walk(typer.main.get_command(app), "windback"))
+    assert "windback send email" in found
+    assert [name for name, text in found.items() if not text] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -24,7 +25,8 @@ pytestmark = [pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM"), pyt
 
 
 def section(page: str) -> str:
-    return (PAGES / f"{page}.md").read_text(encoding="utf-8").partition("## See it")[2].partition("\n## ")[0]
+    text = (PAGES / f"{page}.md").read_text(encoding="utf-8")
+    return re.split(r"^## (?:A whole .+|See it)\n", text, flags=re.MULTILINE)[1].partition("\n## ")[0]
 
 
 def blocks(page: str, language: str) -> List[str]:
@@ -94,16 +96,42 @@ def test_the_application_of_the_page_delivers_at_sigterm(page, tmp_path, server)
         assert tracked(server) == [("export", "jane@example.com", {"rows": 3})] * 20, running.log()
 
 
-def test_the_django_project_of_the_page_delivers_what_was_committed(tmp_path, server):
+def django_project(folder, server):
+    """Make the project of the page."""
     subprocess.run(
         [sys.executable, "-m", "django", "startproject", "shop", "."],
-        cwd=tmp_path,
+        cwd=folder,
         env=environment(server.url),
         check=True,
     )
     for name, text in zip(("settings.py", "urls.py"), blocks("django", "python")):
-        with (tmp_path / "shop" / name).open("a", encoding="utf-8") as file:
+        with (folder / "shop" / name).open("a", encoding="utf-8") as file:
             file.write(text)
+
+
+def test_the_last_command_of_the_django_page_shows_what_survives(tmp_path, server):
+    django_project(tmp_path, server)
+    text = (PAGES / "django.md").read_text(encoding="utf-8")
+    command, output = re.findall(
+        r"^```console\n\$ (windback doctor --app .+)\n([^`]+)```", text, re.MULTILINE
+    )[-1]
+    ended = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command)],
+        cwd=tmp_path,
+        env=environment(server.url, PATH=f"{BIN}:{os.environ['PATH']}"),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+    def found(lines: str) -> List[str]:
+        return [" ".join(re.sub(r"[\d,]+ ms", "", line).split()) for line in lines.splitlines()]
+
+    assert found(ended.stdout) == found(output)
+
+
+def test_the_django_project_of_the_page_delivers_what_was_committed(tmp_path, server):
+    django_project(tmp_path, server)
     port = free_port()
     with Running(tmp_path, [*program("django"), str(port), "--noreload"], server.url) as running:
         paths = ["/order/99", "/order/2000"] * 5

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,30 @@ def test_what_developers_install_is_in_groups_and_not_published():
     assert set(extras) & {"dev", "test", "demo"} == set()
     (tested,) = (line for line in groups["test"] if str(line).startswith("windback["))
     assert set(tested[len("windback[") : -1].split(",")) == set(extras)
+
+
+def test_the_changelog_has_a_place_for_what_comes_and_no_line_twice():
+    text = read(ROOT / "CHANGELOG.md")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+ - \d{4}-\d\d-\d\d", each) for each in headings[1:])
+    begins = [line[:60] for line in re.findall(r"^- (.+)$", text, re.MULTILINE)]
+    assert [each for each in begins if begins.count(each) > 1] == []
+
+
+def test_the_docs_have_one_address():
+    urls = PYPROJECT["project"]["urls"]
+    site = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["site_url"]
+    assert windback.errors.DOCS == urls["Documentation"] == site
+    assert windback.QueueFullError("no room", code="QUEUE_FULL").url == f"{site}errors/#queue_full"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="earlier Pythons have no notes")
+def test_a_traceback_ends_with_the_address_of_cause_and_cure():
+    error = windback.InvalidEventError("must be text", path="event")
+    shown = "".join(traceback.format_exception_only(type(error), error))
+    assert shown.endswith("\nCause and cure: https://docs.windbackai.com/python/errors/#invalid_event\n")
+    assert "docs.windbackai" not in str(error)
 
 
 def test_the_ci_script_calls_make_test_and_can_be_run():
