@@ -72,7 +72,7 @@ class WindbackError(Exception):
     @property
     def url(self) -> str:
         """The place in the documentation that has the cause and the cure of this error."""
-        return f"{DOCS}errors/#{(self.code or 'errors').lower()}"
+        return f"{DOCS}errors.html#{(self.code or 'errors').lower()}"
 
     def __str__(self) -> str:
         head = " ".join(str(part) for part in (self.status, self.code) if part is not None)

@@ -108,14 +108,14 @@ def test_the_docs_have_one_address():
     urls = PYPROJECT["project"]["urls"]
     site = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["site_url"]
     assert windback.errors.DOCS == urls["Documentation"] == site
-    assert windback.QueueFullError("no room", code="QUEUE_FULL").url == f"{site}errors/#queue_full"
+    assert windback.QueueFullError("no room", code="QUEUE_FULL").url == f"{site}errors.html#queue_full"
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="earlier Pythons have no notes")
 def test_a_traceback_ends_with_the_address_of_cause_and_cure():
     error = windback.InvalidEventError("must be text", path="event")
     shown = "".join(traceback.format_exception_only(type(error), error))
-    assert shown.endswith("\nCause and cure: https://docs.windbackai.com/python/errors/#invalid_event\n")
+    assert shown.endswith("\nCause and cure: https://docs.windbackai.com/python/errors.html#invalid_event\n")
     assert "docs.windbackai" not in str(error)
 
 
