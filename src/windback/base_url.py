@@ -10,7 +10,7 @@ import ipaddress
 import re
 
 from .errors import ConfigurationError
-from .secrets import kind_of
+from .secrets import Secret, kind_of
 
 WINDBACK = "https://api.windbackai.com"
 PATH = "/api/v1"  # docs page "API Overview"
@@ -27,10 +27,13 @@ _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<path>(?:/[A-Za-z0-9._~!$&'()*+,;=:-]+)*)/*"
 )
+_CREDENTIALS = "must not contain credentials (…@host); pass the API key as api_key"
 
 
 def base_url(value: object) -> str:
     """Return the address without a slash at its end. Raises ConfigurationError, which names the mistake."""
+    if isinstance(value, Secret):
+        raise ConfigurationError(f"base_url {_CREDENTIALS}")
     if not isinstance(value, str):
         raise ConfigurationError(f"base_url must be a string, not {kind_of(value)}")
     match = _URL.fullmatch(value)
@@ -43,7 +46,7 @@ def base_url(value: object) -> str:
 def _problem(url: str) -> str:
     """Return why this does not have the form of an address."""
     if "@" in url:  # it is not repeated: there may be a password before it
-        return "must not contain credentials (…@host); pass the API key as api_key"
+        return _CREDENTIALS
     if "?" in url or "#" in url:
         return "must not have a query or a fragment; it ends with the path, such as /api/v1"
     if re.search(r"[^!-~]", url):

@@ -363,10 +363,11 @@ def naming_options(init: Init) -> Init:
         # What `init` raises is shown with the local variables of this frame.
         args = tuple(map(hidden, args[:1])) + tuple(map(hidden_if_key, args[1:]))
         given = {name: hidden_option(name, value) for name, value in given.items()}
-        for name in given:
-            if name not in names:
-                message = f"{type(self).__name__}() has no argument {name!r}{nearest(name, names)}"
-                raise TypeError(message)
+        unknown = next((name for name in given if name not in names), None)
+        if unknown is not None:
+            args, given = (), {}  # what this would be for is not known, and it may contain a key
+            message = f"{type(self).__name__}() has no argument {unknown!r}{nearest(unknown, names)}"
+            raise TypeError(message)
         init(self, *args, **given)
 
     return cast("Init", checked_init)

@@ -86,8 +86,11 @@ def hidden(value: object) -> object:
 
 
 def hidden_if_key(value: object) -> object:
-    """Return a text that looks like a key as a `Secret`, and anything else as it is."""
-    return Secret(value) if isinstance(value, str) and _KEY_PREFIX.match(value.strip().lower()) else value
+    """Return a text that looks like a key or a URL with a password as a `Secret`, and anything else as it is."""
+    is_secret = isinstance(value, str) and (
+        _KEY_PREFIX.match(value.strip().lower()) or ("//" in value and "@" in value)
+    )
+    return Secret(value) if is_secret else value  # type: ignore[arg-type]
 
 
 def hidden_option(name: str, value: object) -> object:

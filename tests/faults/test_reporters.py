@@ -35,6 +35,14 @@ def bad_broker(): windback.Windback(broker=os.environ["WINDBACK_BROKER"] + "&oth
 def bad_broker_worker(): windback.Windback(broker=os.environ["WINDBACK_BROKER"], worker=None, journal="/tmp")
 def swapped(): windback.Windback("my-project", os.environ["WINDBACK_API_KEY"])
 def key_with_a_line_break(): windback.Windback(os.environ["WINDBACK_API_KEY"] + "\\n")
+def url_with_a_password(): windback.Windback(base_url="https://user:" + os.environ["PASSWORD"] + "@example.com/v1")
+def url_with_a_password_async():
+    windback.AsyncWindback(base_url="https://user:" + os.environ["PASSWORD"] + "@example.com/v1")
+def relay_with_a_password():
+    from windback.relay import Relay
+    Relay("/tmp/windback-none", base_url="https://user:" + os.environ["PASSWORD"] + "@example.com/v1")
+def unknown_url(): windback.Windback(proxy="http://user:" + os.environ["PASSWORD"] + "@example.com:3128")
+def unknown_keys(): windback.Windback(keys={"shop": os.environ["WINDBACK_API_KEY"]})
 def key_as_argument(): windback.Windback(
     os.environ["WINDBACK_API_KEY"], "a b", public_key=os.environ["WINDBACK_PUBLIC_KEY"])
 def unreachable(): windback.Windback(project_slug="p", timeout=1, max_retries=0).get_churn_event("x")
@@ -199,6 +207,7 @@ ENVIRONMENT = {
     "WINDBACK_PUBLIC_KEY": PUBLIC,
     "WINDBACK_BROKER": BROKER,
     "WINDBACK_WEBHOOK_SECRET": WEBHOOK,
+    "PASSWORD": PASSWORD,
     "WINDBACK_BASE_URL": "http://127.0.0.1:9/api/v1",
     "PYTHONPATH": str(SOURCE),
     "EVENTLET_NO_GREENDNS": "yes",  # sentry-sdk imports it, and its own DNS does not load beside httpcore2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -133,3 +134,60 @@ def test_a_file_that_is_named(tmp_path, init):
     assert init("celery", "--write", "--file", "two.py").returncode == 0
     assert (tmp_path / "one.py").read_text(encoding="utf-8") == APPS["celery"]
     assert init("celery", "--file", "three.py").returncode == 2
+
+
+@pytest.mark.parametrize("what", ["test_windback.py", "tests"])
+def test_it_writes_nothing_through_a_link(tmp_path, init, what):
+    """A link in a project of somebody else would name any place that its user may write to."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    project = tmp_path / "project"
+    (project / "tests").mkdir(parents=True)
+    (project / "main.py").write_text(APPS["fastapi"], encoding="utf-8")
+    if what == "tests":
+        (project / "tests").rmdir()
+        (project / "tests").symlink_to(outside)
+    else:
+        (project / "tests" / what).symlink_to(outside / "made.py")  # which does not exist
+    ended = subprocess.run(
+        [*COMMAND, "init", "fastapi", "--write"],
+        cwd=project,
+        env={"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == (1 if what == "tests" else 0), ended.stderr
+    assert list(outside.iterdir()) == []
+    assert "add_middleware" in (project / "main.py").read_text(encoding="utf-8")
+
+
+def test_odd_files_beside_the_application_stop_nothing(tmp_path, init):
+    (tmp_path / "main.py").write_text(APPS["fastapi"], encoding="utf-8")
+    os.mkfifo(tmp_path / "fifo.py")
+    with (tmp_path / "sparse.py").open("wb") as file:
+        file.truncate(2**40)
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "link.py").symlink_to("/dev/zero")
+    (tmp_path / "minus.py").write_text(f"x = {'-' * 100_000}1\n", encoding="utf-8")
+    (tmp_path / "brackets.py").write_text(f"x = {'(' * 50_000}{')' * 50_000}\n", encoding="utf-8")
+    (tmp_path / "zero.py").write_bytes(b"x = '\0'")
+    ended = init("fastapi")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "--write puts them into main.py" in ended.stdout
+    for name in ("fifo.py", "folder.py"):
+        ended = init("fastapi", "--file", name)
+        assert ended.returncode == 2, ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("separator", ["\x0c", "\x1c", "\x85", "\u2028", "\v"])
+def test_lines_are_those_that_python_counts(tmp_path, init, separator):
+    before = f'from fastapi import FastAPI\nTEXT = "a{separator}b{separator}c"\napp = FastAPI()\nafter = 1\n'
+    (tmp_path / "main.py").write_bytes(before.encode())
+    assert init("fastapi", "--write").returncode == 0
+    lines = (tmp_path / "main.py").read_bytes().decode().split("\n")
+    place = lines.index("app.add_middleware(WindbackMiddleware)")
+    assert (lines[place - 1], lines[place + 1]) == ("app = FastAPI()", "after = 1")
+    assert "\n".join(each for each in lines if "Middleware" not in each) == before

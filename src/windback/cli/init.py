@@ -7,6 +7,8 @@ and the lines are printed with the reason.
 from __future__ import annotations
 
 import ast
+import io
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional, Tuple
@@ -19,6 +21,9 @@ from .terminal import write_line
 _SKIPPED = {"node_modules", "site-packages", "build", "dist", "venv", "env", "migrations", "tests", "test"}
 #: More files than an application of its own has: this is not the folder of one.
 _MOST_FILES = 2_000
+_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
+#: Longer than the file of an application, in bytes: most of those are data.
+_LONGEST_FILE = 1_000_000
 
 
 class Framework(str, Enum):
@@ -105,11 +110,21 @@ def init(
         return 0
     found.path.write_bytes(found.changed.encode())
     _write_part(f"{found.path}: written")
-    if TEST_PATH.exists():
+    return _write_test()
+
+
+def _write_test() -> int:
+    """Write the test, if nothing is in its place; the exit code. It is written below this folder only."""
+    if TEST_PATH.parent.is_symlink():
+        write_line(f"{TEST_PATH}: not written, because {TEST_PATH.parent} is a symbolic link")
+        return 1
+    TEST_PATH.parent.mkdir(exist_ok=True)
+    try:
+        with TEST_PATH.open("x", encoding="utf-8") as file:  # follows no link
+            file.write(TEST)
+    except FileExistsError:
         write_line(f"{TEST_PATH}: is there, and left alone")
     else:
-        TEST_PATH.parent.mkdir(exist_ok=True)
-        TEST_PATH.write_text(TEST, encoding="utf-8")
         write_line(f"{TEST_PATH}: written")
     return 0
 
@@ -147,12 +162,8 @@ def _find(framework: Framework, recipe: _Recipe, file: Optional[Path]) -> Tuple[
     places: List[_Found] = []
     reason = ""
     for path in [file] if file is not None else _files():
-        try:
-            text = path.read_bytes().decode()
-            tree = ast.parse(text)
-        except OSError as error:
-            raise CommandError(f"{path}: {error.strerror}") from None
-        except (SyntaxError, ValueError, UnicodeDecodeError):
+        text, tree = _read(path)
+        if tree is None:
             reason = f"{path} is not Python that can be read" if file is not None else reason
             continue
         statements = _places(framework, recipe, tree)
@@ -177,17 +188,39 @@ def _find(framework: Framework, recipe: _Recipe, file: Optional[Path]) -> Tuple[
     return None, reason or f"no {framework.value} application was found here"
 
 
+def _read(path: Path) -> Tuple[str, Optional[ast.Module]]:
+    """Return the text of a file and its syntax tree; None for what is not Python, or too long or too deep."""
+    try:
+        # A FIFO is not to be waited for.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NONBLOCK)) as file:
+            if not path.is_file():
+                raise CommandError(f"{path}: is not a file")
+            data = file.read(_LONGEST_FILE + 1)
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}") from None
+    if len(data) > _LONGEST_FILE:
+        return "", None
+    try:
+        text = data.decode()
+        return text, ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "", None
+
+
 def _files() -> Iterator[Path]:
     count = 0
     waiting = [Path()]
     while waiting:
-        for path in sorted(waiting.pop().iterdir()):
+        folder = waiting.pop()
+        if not os.access(folder, os.R_OK | os.X_OK):  # of another user
+            continue
+        for path in sorted(folder.iterdir()):
             if path.is_symlink() or path.name.startswith(".") or path.name in _SKIPPED:
                 continue
             if path.is_dir():
-                if not (path / "pyvenv.cfg").exists():
+                if os.access(path, os.X_OK) and not (path / "pyvenv.cfg").exists():
                     waiting.append(path)
-            elif path.suffix == ".py":
+            elif path.suffix == ".py" and path.is_file() and os.access(path, os.R_OK):
                 count += 1
                 if count > _MOST_FILES:
                     raise CommandError(
@@ -251,7 +284,7 @@ def _import_of(recipe: _Recipe, tree: ast.Module) -> List[_Change]:
 
 def _changed(text: str, changes: List[_Change]) -> str:
     """Return *text* with lines inserted; the ends of its lines stay as they are."""
-    lines = text.splitlines(keepends=True)
+    lines = [*io.StringIO(text, newline="")]  # as Python counts them; `splitlines` ends some within a string
     end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
     for after, new in sorted(changes, reverse=True):
         if after and not lines[after - 1].endswith(("\n", "\r")):

@@ -38,7 +38,6 @@ _MAX_CONVERTED_DEPTH = 60  # in one converted value; 254 of those may be in one 
 # Types of values that contain no other ones.
 _ATOMS = frozenset((str, int, float, bool, type(None), datetime, date, time, Decimal, bytes))
 _ONLY_DICTS = {dict}
-_MAX_EXPONENT = 307  # of a number that each reader of JSON takes
 _TOO_MANY = "has more values than max_event_bytes allows bytes"
 
 # A millisecond that begins, the next one, and the text of the first: formatting a time costs more than
@@ -146,10 +145,11 @@ def _convert(value: object) -> object:  # noqa: C901, PLR0911 - one line a type
         if not Decimal.is_finite(value):
             message = f"{value} is not a JSON number"
             raise _UnfitError(message)
-        if Decimal.adjusted(value) > _MAX_EXPONENT:  # a reader would refuse it, and its batch with it
-            message = f"is a Decimal of more than {_MAX_EXPONENT + 1} digits; send it as a string"
+        text = Decimal.__str__(value)  # a subclass may write itself in another way
+        if not isfinite(float(text)):  # a reader would refuse it, and its batch with it
+            message = "is a Decimal beyond 1.8e308, the largest number of most readers; send it as a string"
             raise _UnfitError(message)
-        return orjson.Fragment(Decimal.__str__(value).encode())  # a subclass may write itself in another way
+        return orjson.Fragment(text.encode())
     if isinstance(value, (set, frozenset)):
         return _in_order(value)
     if isinstance(value, Mapping):

@@ -31,7 +31,7 @@ from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
 from ..errors import ConfigurationError
 from ..options import seconds
-from ..secrets import Secret, broker_address, hidden, hidden_keys
+from ..secrets import Secret, broker_address, hidden, hidden_if_key, hidden_keys
 from ..stats import DeliveryReport, FlushResult, Stats, sum_of_results, sum_of_stats
 from .forwarder import POLL_S, Forwarder
 from .keys import relay_keys
@@ -105,7 +105,8 @@ class BrokerRelay:
             ConfigurationError: An option is wrong, or Redis refuses. An unreachable Redis is waited for.
         """
         address, given = hidden(broker), (hidden(api_key), project_slug, hidden_keys(api_keys))
-        broker = api_key = api_keys = None
+        url = hidden_if_key(base_url)
+        broker = api_key = api_keys = base_url = None
         keys = relay_keys(*given)
         if address is None:
             address = hidden(os.environ.get("WINDBACK_BROKER") or None)
@@ -123,7 +124,7 @@ class BrokerRelay:
         def make(project: str, key: Secret) -> _ProjectRelay:
             config = resolve_for_sender(
                 api_key=key,
-                base_url=base_url,
+                base_url=url,
                 timeout=timeout,
                 max_retries=max_retries,
                 max_in_flight=concurrency,

@@ -15,7 +15,7 @@ from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
 from ..journal.directory import open_root
 from ..options import PathLike
-from ..secrets import hidden
+from ..secrets import hidden, hidden_if_key
 from ..stats import DeliveryReport, Stats
 from .forwarder import POLL_S, Forwarder
 from .queue import RelayQueue
@@ -93,11 +93,11 @@ class Relay(JournalSender):
         Raises:
             ConfigurationError: An option is wrong.
         """
-        key = hidden(api_key)
-        api_key = None
+        key, url = hidden(api_key), hidden_if_key(base_url)
+        api_key = base_url = None
         config = resolve_for_sender(
             api_key=key,
-            base_url=base_url,
+            base_url=url,
             journal=journal,
             timeout=timeout,
             max_retries=max_retries,
