@@ -86,7 +86,7 @@ def hidden(value: object) -> object:
 
 
 def hidden_if_key(value: object) -> object:
-    """Return a text that looks like a key or a URL with a password as a `Secret`, and anything else as it is."""
+    """Return a text that looks like a key, or like a URL with a password, as a `Secret`; else as it is."""
     is_secret = isinstance(value, str) and (
         _KEY_PREFIX.match(value.strip().lower()) or ("//" in value and "@" in value)
     )

@@ -50,6 +50,23 @@ def test_a_journal_that_others_may_write_to_is_refused(root, server, mode):
     Windback(**OPTIONS, journal=root).close()
 
 
+@pytest.mark.parametrize("below", [(), ("deeper", "still")])
+def test_a_link_of_another_user_on_the_way_is_refused_and_an_own_one_is_not(tmp_path, server, below):
+    """Its owner could point it at a journal of another project, whose events would go out with this key."""
+    place, link = tmp_path / "place", tmp_path / "link"
+    place.mkdir(0o700)
+    link.symlink_to(place)
+    root = link.joinpath(*below)
+    Windback(**OPTIONS, journal=root).close()
+    if os.geteuid():
+        pytest.skip("only root can give a link away")
+    os.lchown(link, 12_345, -1)
+    with pytest.raises(ConfigurationError, match=f"goes through '{link}', a symbolic link of another user"):
+        Windback(**OPTIONS, journal=root)
+    with pytest.raises(ConfigurationError, match=f"goes through '{link}', a symbolic link of another user"):
+        Relay(root, "sk_test_1", base_url=server.url)
+
+
 def test_missing_parents_are_made_for_this_user_alone(tmp_path):
     before = os.umask(0)
     try:

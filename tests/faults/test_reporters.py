@@ -35,7 +35,8 @@ def bad_broker(): windback.Windback(broker=os.environ["WINDBACK_BROKER"] + "&oth
 def bad_broker_worker(): windback.Windback(broker=os.environ["WINDBACK_BROKER"], worker=None, journal="/tmp")
 def swapped(): windback.Windback("my-project", os.environ["WINDBACK_API_KEY"])
 def key_with_a_line_break(): windback.Windback(os.environ["WINDBACK_API_KEY"] + "\\n")
-def url_with_a_password(): windback.Windback(base_url="https://user:" + os.environ["PASSWORD"] + "@example.com/v1")
+def url_with_a_password():
+    windback.Windback(base_url="https://user:" + os.environ["PASSWORD"] + "@example.com/v1")
 def url_with_a_password_async():
     windback.AsyncWindback(base_url="https://user:" + os.environ["PASSWORD"] + "@example.com/v1")
 def relay_with_a_password():

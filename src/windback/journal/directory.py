@@ -102,6 +102,13 @@ def open_root(root: Path) -> bool:
 
     Raises ConfigurationError for a place that can't hold a journal, and OSError for one that can't now.
     """
+    for place in (root, *root.parents):
+        if place.is_symlink() and place.lstat().st_uid not in (0, os.geteuid()):
+            message = (
+                f"journal {str(root)!r} goes through {str(place)!r}, a symbolic link of another user, "
+                "who can point it anywhere; choose a directory of your own"
+            )
+            raise ConfigurationError(message)
     make_private(root)
     status = root.stat()
     if status.st_uid != os.geteuid():
