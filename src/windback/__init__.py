@@ -1,5 +1,10 @@
 """The Python SDK of Windback.
 
+`client` has the public classes. They turn arguments into bytes (`event`) or a request (`api`), queue
+events (`queue`, `journal`) and send them (`delivery`, `http`), from this process or from another (`remote`,
+`sender`, `relay`, `broker`). `process` notices a fork and the exit. `secrets` hides keys and passwords
+from a `repr`, a log line and a traceback.
+
 Importing this package starts no thread, opens no socket and registers no signal handler. Each name is
 loaded when it is first used, so `import windback` is fast.
 """

@@ -7,6 +7,7 @@ Only what stands under `if TYPE_CHECKING:` does not count: it never runs.
 from __future__ import annotations
 
 import ast
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -265,6 +266,20 @@ def test_imports_make_no_circle():
     for found in INSIDE:
         edges.setdefault(found.source, set()).add(found.target)
     assert circle(edges) == []
+
+
+#: The packages that users import from, and the command.
+USERS = {"cli", "django", "testing", "webhooks", APART}
+
+
+@pytest.mark.parametrize("name", sorted({top(name) for name in PACKAGES} - {"", *USERS}))
+def test_a_package_says_which_others_it_imports(name):
+    """The docstring is what a reader sees first."""
+    docstring = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8"))) or ""
+    said = set(re.findall(r"`(\w+)`", docstring.partition("Imports: ")[2]))
+    targets = {top(found.target) for found in INSIDE if top(found.source) == name} - {name}
+    assert "Imports: " in docstring
+    assert targets & PACKAGES - {""} <= said <= targets
 
 
 def test_the_root_loads_its_names_when_they_are_used():

@@ -1,4 +1,4 @@
 """Redis between applications and relays: its contents, and the code that writes and reads them.
 
-Imports: `delivery`, `queue`, `event`.
+Imports: `http`, `queue`, `api`, `event`.
 """

@@ -4,5 +4,5 @@ What a status code means is in `verdict`; a batch that is too large (413) is spl
 long a flush or a close may take is in `engine`, how long tries go on in `retry`, a pause of the whole queue
 in `gate`.
 
-Imports: `http`, `queue`, `api`, `event`, `process`.
+Imports: `broker`, `http`, `process`, `queue`, `api`, `event`.
 """

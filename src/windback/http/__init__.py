@@ -3,5 +3,5 @@
 One deadline covers all of a request: `names` looks up the host within it, and `network` connects, sends and
 receives.
 
-Imports: `api`, `event`.
+Imports: `api`.
 """

@@ -1,4 +1,4 @@
 """Files that keep events after a process has ended: segments, ledgers of leases, directories and their locks.
 
-Imports: `event`, `config`.
+Imports: `event`.
 """

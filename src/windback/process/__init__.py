@@ -2,5 +2,5 @@
 
 `lifecycle` notices a fork and has the deadline of the exit.
 
-Imports: nothing above `errors`.
+Imports: no other package.
 """

@@ -1,4 +1,7 @@
 """Where accepted events wait: in memory, or in a journal on disk. `put` takes no lock.
 
-Imports: `journal`, `event`, `stats`.
+`intake` decides what a full or a closed queue answers. `outbox` leases batches, takes them back, and splits
+one that is too large.
+
+Imports: `journal`, `event`.
 """

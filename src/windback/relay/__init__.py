@@ -1,6 +1,6 @@
 """Sends the events of other processes: from their journals, or from a stream in Redis (`windback relay`).
 
-Imports: everything but `client`, `cli`, `testing` and `sender`.
+Imports: `remote`, `delivery`, `broker`, `queue`, `journal`, `api`, `event`.
 """
 
 from .broker import BrokerRelay

@@ -1,4 +1,4 @@
 """The client's side when another process sends: what it writes, how it asks, and the counters they share.
 
-Imports: `delivery`, `queue`, `journal`.
+Imports: `delivery`, `process`, `queue`, `journal`.
 """
