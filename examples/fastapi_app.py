@@ -6,7 +6,8 @@ $ curl localhost:8000/export -H "X-User: jane@example.com"
 
 from typing import Optional
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from fastapi.requests import HTTPConnection
 from starlette.types import Scope
 
 from windback import get_client
@@ -14,8 +15,8 @@ from windback.fastapi import Track, WindbackMiddleware
 
 
 def find_customer(scope: Scope) -> Optional[str]:
-    """Return who makes the request."""
-    return Request(scope).headers.get("X-User")
+    """Return who makes the request, or opened the WebSocket."""
+    return HTTPConnection(scope).headers.get("X-User")
 
 
 app = FastAPI()

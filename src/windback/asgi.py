@@ -33,6 +33,7 @@ from .context import Scope, close_scope, current, open_scope
 from .default import client_or_none
 from .errors import ConfigurationError, WindbackError
 from .event.encode import Properties, Timestamp
+from .options import naming_options
 from .process import lifecycle
 
 logger = logging.getLogger("windback")
@@ -72,6 +73,7 @@ class WindbackMiddleware:
         ConfigurationError: An argument is wrong.
     """
 
+    @naming_options
     def __init__(
         self,
         app: ASGIApp,

@@ -31,7 +31,7 @@ import orjson
 from . import clock, context, debugging
 from .api import endpoints as api
 from .api.answer import Answer, error_of
-from .config import Config, Fsync, Overflow, Worker, naming_options, resolve
+from .config import Config, Fsync, Overflow, Worker, resolve
 from .delivery import retry_loop
 from .delivery.engine import Engine, LocalEngine
 from .delivery.retry import RetryPolicy
@@ -53,7 +53,7 @@ from .models import (
     TrackResult,
     Variant,
 )
-from .options import PathLike
+from .options import PathLike, naming_options
 from .process import lifecycle
 from .process.orphans import Handle
 from .queue.intake import NoRoomError

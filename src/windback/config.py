@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
@@ -18,9 +17,7 @@ from typing import (
     Optional,
     Sequence,
     Tuple,
-    TypeVar,
     Union,
-    cast,
 )
 
 from .base_url import DEFAULT_BASE_URL
@@ -47,20 +44,16 @@ from .secrets import (
     broker_address,
     checked_key,
     fingerprint,
-    hidden,
     hidden_if_key,
     hidden_option,
     redact,
 )
 from .wording import nearest
 
-Init = TypeVar("Init", bound=Callable[..., None])
-
 logger = logging.getLogger("windback")
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import FunctionType
 
     from .event.encode import BeforeSend
     from .event.scrubbing import Scrubber
@@ -340,9 +333,13 @@ OPTIONS = options_of(Config)
 PREFIX = "WINDBACK_"
 #: Variables of the environment that others than a client read.
 _OTHER_VARIABLES = ("WINDBACK_API_KEYS", "WINDBACK_WEBHOOK_SECRET")
+#: What is None unless it is given, so that its variable counts.
+_UNSET: Mapping[str, object] = {"base_url": None, "debug": None, "enabled": None}
 #: The options of a client that a relay and a sender process don't have, because they have no callers.
 _WITHOUT_CALLERS: Mapping[str, object] = {
     "broker": False,
+    "debug": False,
+    "enabled": True,
     "status": False,
     "worker": "thread",
     "max_event_bytes": 1,
@@ -351,26 +348,6 @@ _WITHOUT_CALLERS: Mapping[str, object] = {
     "max_queue_size": 1 << 62,
     "max_queue_bytes": 1 << 62,
 }
-
-
-def naming_options(init: Init) -> Init:
-    """Decorate an `__init__`: its error for an argument that does not exist names the most similar one."""
-    code = cast("FunctionType", init).__code__
-    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-
-    @functools.wraps(init)
-    def checked_init(self: object, *args: object, **given: object) -> None:
-        # What `init` raises is shown with the local variables of this frame.
-        args = tuple(map(hidden, args[:1])) + tuple(map(hidden_if_key, args[1:]))
-        given = {name: hidden_option(name, value) for name, value in given.items()}
-        unknown = next((name for name in given if name not in names), None)
-        if unknown is not None:
-            args, given = (), {}  # what this would be for is not known, and it may contain a key
-            message = f"{type(self).__name__}() has no argument {unknown!r}{nearest(unknown, names)}"
-            raise TypeError(message)
-        init(self, *args, **given)
-
-    return cast("Init", checked_init)
 
 
 def unread(given: Iterable[str], read: Iterable[str], place_of_options: str) -> Iterator[str]:
@@ -402,7 +379,7 @@ def resolve(*, is_async: bool, needs_key: object = True, **given: object) -> Con
 
     needs_key: without it, a client that has no key is one with enabled=False.
     """
-    options = {**{name: said.default for name, said in OPTIONS.items()}, "base_url": None, **given}
+    options = {**{name: said.default for name, said in OPTIONS.items()}, **_UNSET, **given}
     options["debug"] = switched(OPTIONS["debug"], options["debug"])
     enabled = options["enabled"] = switched(OPTIONS["enabled"], options["enabled"]) and (
         bool(needs_key) or any(given_option(options, name) is not None for name in ("api_key", "broker"))

@@ -65,6 +65,10 @@ class Loop(Protocol):
         """Whether the loop was closed while tasks remained; the tasks are not notified of that."""
         ...
 
+    def is_running(self) -> bool:
+        """Whether the loop may call something; false between two runs of it, too."""
+        ...
+
     async def in_thread(self, call: Callable[[], T]) -> T:
         """Call a slow function in a thread. Raises NoThreadError if none can be started."""
         ...
@@ -135,6 +139,9 @@ class _AsyncioLoop:
     def is_closed(self) -> bool:
         return self._loop.is_closed()
 
+    def is_running(self) -> bool:
+        return self._loop.is_running()
+
     async def in_thread(self, call: Callable[[], T]) -> T:
         done = self._loop.create_future()
 
@@ -192,6 +199,9 @@ class _TrioLoop:
 
     def is_closed(self) -> bool:
         return False  # trio cancels every task before it ends
+
+    def is_running(self) -> bool:
+        return False  # as above: what has ended starts nothing
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         done = self._trio.Event()

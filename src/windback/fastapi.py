@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Optional, Set, Union
 
 from .asgi import KEY, Tracker, WindbackMiddleware
+from .options import naming_options
 from .webhooks import (
     MAX_BODY_BYTES,
     SIGNATURE_HEADER,
@@ -74,6 +75,7 @@ _TRACKER = Tracker()
 Track = Annotated[Tracker, Depends(get_tracker)]
 
 
+@naming_options
 def webhook_router(
     handler: Union[Handler, AsyncHandler],
     secret: SecretOrSecrets = None,

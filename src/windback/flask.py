@@ -28,6 +28,7 @@ from .context import Scope, close_scope, current, open_scope
 from .default import SETTINGS, GetSetting, client_from, client_or_none
 from .errors import ConfigurationError, WindbackError
 from .event.encode import Properties, Timestamp
+from .options import naming_options
 from .process import signals
 from .webhooks import (
     MAX_BODY_BYTES,
@@ -80,6 +81,7 @@ class FlaskWindback:
         ConfigurationError: The client is not a `Windback`.
     """
 
+    @naming_options
     def __init__(self, app: Optional[flask.Flask] = None, client: Optional[Windback] = None) -> None:
         if client is not None and not isinstance(client, Windback):
             message = f"client must be a Windback, not {type(client).__name__}"
@@ -255,6 +257,7 @@ class _Request:
             prepared.send()
 
 
+@naming_options
 def webhook_blueprint(
     handler: Union[Handler, AsyncHandler],
     secret: SecretOrSecrets = None,

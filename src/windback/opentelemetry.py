@@ -22,6 +22,7 @@ from .delivery.track_events import Encode
 from .errors import ConfigurationError
 from .event.encode import Properties, Timestamp
 from .observed import AnyRelay, Client, Observed, OnEngine, Seen, check_client
+from .options import naming_options
 from .process import lifecycle
 from .relay import BrokerRelay, Relay
 
@@ -57,6 +58,7 @@ _Read = Callable[[Seen], Iterable[_Value]]
 _BOUNDS_S = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0]
 
 
+@naming_options
 def instrument(
     client: Union[Client, AnyRelay, None] = None,
     *,

@@ -4,18 +4,24 @@
 line and the reference table read them from there. A test compares the signatures, which type checkers and
 editors read from the source.
 
-Pure. Imports: `errors`.
+Pure. Imports: `errors`, `secrets`, `wording`.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, field, fields
-from typing import Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple, Type, TypeVar
+from itertools import chain, repeat
+from types import FunctionType
+from typing import Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple, Type, TypeVar, cast
 
 from .errors import ConfigurationError
+from .secrets import hidden_option
+from .wording import nearest
 
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., object])
 Check = Callable[[str, object], object]
 
 _KEY = "option"
@@ -169,3 +175,25 @@ def hook(name: str, value: object) -> Optional[Callable[..., object]]:
         message = f"{name} must be a function, not {value!r}"
         raise ConfigurationError(message)
     return value
+
+
+def naming_options(function: Function) -> Function:
+    """Decorate what takes options: its error for one that does not exist names the most similar one."""
+    code = cast("FunctionType", function).__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    is_init = function.__name__ == "__init__"
+
+    @functools.wraps(function)
+    def checked_call(*args: object, **given: object) -> object:
+        # What the function raises is shown with the local variables of this frame.
+        args = tuple(hidden_option(name, value) for name, value in zip(chain(names, repeat("")), args))
+        given = {name: hidden_option(name, value) for name, value in given.items()}
+        unknown = next((name for name in given if name not in names), None)
+        if unknown is not None:
+            called = type(args[0]).__name__ if is_init else function.__name__
+            args, given = (), {}  # what this would be for is not known, and it may contain a key
+            message = f"{called}() has no argument {unknown!r}{nearest(unknown, names)}"
+            raise TypeError(message)
+        return function(*args, **given)
+
+    return cast("Function", checked_call)

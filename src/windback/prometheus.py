@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from .delivery.workers.maintenance import MaintenanceThread
 from .errors import ConfigurationError
 from .observed import Client, Observed, check_client
+from .options import naming_options
 from .process import lifecycle
 
 try:
@@ -41,6 +42,7 @@ _WRITE_S = 5.0
 _HIGHEST = ("windback_client_held_up", "windback_client_oldest_event_seconds")
 
 
+@naming_options
 def register(client: Optional[Client] = None, registry: Optional[CollectorRegistry] = None) -> None:
     """Add the metrics of a client to a registry. A second call for the same client does nothing.
 

@@ -18,8 +18,8 @@ from .errors import ConfigurationError
 
 #: A key that was cut off is still found in a text if this much of its secret part is there.
 _TRACE_CHARS = 8
-#: Options of a client that are hidden as soon as they are read.
-_SECRET_OPTIONS = frozenset(("api_key", "public_key", "broker"))
+#: Options of a client or a relay that are hidden as soon as they are read.
+_SECRET_OPTIONS = frozenset(("api_key", "public_key", "broker", "secret"))
 _KEY_PREFIX = re.compile(r"(?:sk|pub)_(?:(?:live|test)_)?")
 
 
@@ -95,6 +95,10 @@ def hidden_if_key(value: object) -> object:
 
 def hidden_option(name: str, value: object) -> object:
     """Return the value of the option *name*, hidden if it is a secret, or looks like a key."""
+    if name == "api_keys":
+        return hidden_keys(value)
+    if isinstance(value, (list, tuple)):
+        return [hidden_option(name, each) for each in value] if name == "secret" else value
     return hidden(value) if name in _SECRET_OPTIONS else hidden_if_key(value)
 
 

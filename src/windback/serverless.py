@@ -28,6 +28,7 @@ from weakref import WeakKeyDictionary
 from . import clock
 from .client import AsyncWindback, Windback
 from .errors import ConfigurationError
+from .options import naming_options
 from .process import lifecycle
 from .stats import FlushResult, Stats
 
@@ -50,6 +51,7 @@ def flush_after(
 ) -> Callable[[Function], Function]: ...
 
 
+@naming_options
 def flush_after(
     client: Union[Windback, AsyncWindback, Function, None] = None,
     *,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 import threading
 import time
 
 import anyio
 import pytest
 import trio
-from inside import scheduler_of
+from inside import scheduler_of, state_of_loop
 from tracking import JANE, OPTIONS, adds_up, numbers
 
 from windback import AsyncWindback
@@ -238,6 +239,35 @@ def test_one_client_in_loops_of_several_threads_at_the_same_time(server, worker)
     asyncio.run(end())
     assert numbers(server) == list(range(400))
     assert adds_up(client.stats())
+
+
+def test_loops_that_begin_at_the_same_time_keep_what_each_has():
+    """Connections and workers of a loop end with it, so a client must not forget any of them."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    forgotten = []
+
+    def run(client, together):
+        async def main():
+            together.wait()
+            mine = state_of_loop(client)
+            together.wait()
+            if state_of_loop(client) is not mine:
+                forgotten.append(mine)
+
+        asyncio.run(main())
+
+    try:
+        for _ in range(200):
+            client, together = AsyncWindback(**OPTIONS), threading.Barrier(8)
+            threads = [threading.Thread(target=run, args=(client, together)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval_s)
+    assert forgotten == []
 
 
 def test_a_loop_that_ends_while_others_live_leaves_its_work_to_them(server):

@@ -639,6 +639,16 @@ def test_no_key_while_enabled_is_e001_with_a_hint():
         assert ids() == []
 
 
+@pytest.mark.usefixtures("no_environment")
+def test_sending_that_is_switched_off_in_the_environment_needs_no_key(monkeypatch):
+    """As in the build of an image: `migrate` and `check` run there."""
+    monkeypatch.setenv("WINDBACK_ENABLED", "0")
+    with override_settings(WINDBACK={}):
+        assert ids() == []
+        monkeypatch.setenv("WINDBACK_ENABLED", "perhaps")
+        assert ids() == ["windback.E002"]
+
+
 def test_an_unknown_key_is_e002_with_the_nearest_name():
     with changed(REQEST_EVENT="x"):
         (found,) = checks_found()

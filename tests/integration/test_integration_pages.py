@@ -96,6 +96,26 @@ def test_the_application_of_the_page_delivers_at_sigterm(page, tmp_path, server)
         assert tracked(server) == [("export", "jane@example.com", {"rows": 3})] * 20, running.log()
 
 
+def test_the_customer_of_the_fastapi_page_is_found_for_a_websocket_too(tmp_path, server):
+    chat = """
+from fastapi.testclient import TestClient
+from fastapi.websockets import WebSocket
+
+@app.websocket("/chat")
+async def chat(socket: WebSocket, track: Track):
+    await socket.accept()
+    track("message", {"text": await socket.receive_text()})
+    await socket.close()
+
+with TestClient(app) as browser:
+    with browser.websocket_connect("/chat", headers={"X-User": "jane@example.com"}) as socket:
+        socket.send_text("hello")
+"""
+    (tmp_path / "main.py").write_text(blocks("fastapi", "python")[0] + chat, encoding="utf-8")
+    subprocess.run([sys.executable, "main.py"], cwd=tmp_path, env=environment(server.url), check=True)
+    assert tracked(server) == [("message", "jane@example.com", {"text": "hello"})]
+
+
 def django_project(folder, server):
     """Make the project of the page."""
     subprocess.run(

@@ -43,6 +43,11 @@ def running_sender(client):
     return link_of(client)._running
 
 
+def state_of_loop(client):
+    """Return what a client has in the running event loop, made at the first call."""
+    return engine_of(client).loops.current()
+
+
 def is_syncing(owner):
     """Return whether the thread that syncs the journal to disk is at work."""
     return engine_of(owner)._fsync_thread._is_running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import traceback
 
 import anyio
@@ -425,6 +426,40 @@ def test_an_argument_that_does_not_exist_is_named_with_the_nearest(kind):
     frames = [each[0].f_locals for each in traceback.walk_tb(caught.tb)][1:]  # the first is this test's
     assert frames
     assert "sk_live_secret" not in repr(frames)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "wrong", "right"),
+    [
+        ("relay", "Relay", "batchsize", "batch_size"),
+        ("relay", "BrokerRelay", "claimafter", "claim_after"),
+        ("asgi", "WindbackMiddleware", "custmer", "customer"),
+        ("flask", "FlaskWindback", "cliant", "client"),
+        ("fastapi", "webhook_router", "pth", "path"),
+        ("flask", "webhook_blueprint", "tolerance_s", "tolerance"),
+        ("django.webhooks", "webhook_view", "sean", "seen"),
+        ("webhooks", "WebhookReceiver", "secrets", "secret"),
+        ("serverless", "flush_after", "time_out", "timeout"),
+        ("opentelemetry", "instrument", "metre_provider", "meter_provider"),
+        ("prometheus", "register", "registry_", "registry"),
+    ],
+)
+def test_whatever_takes_options_names_the_nearest(module, name, wrong, right):
+    function = getattr(importlib.import_module(f"windback.{module}"), name)
+    with pytest.raises(TypeError) as caught:
+        function(**{wrong: "sk_live_secret"})
+    assert str(caught.value) == f"{name}() has no argument '{wrong}'; did you mean '{right}'?"
+    frames = [each[0].f_locals for each in traceback.walk_tb(caught.tb)][1:]
+    assert "sk_live_secret" not in repr(frames)
+
+
+def test_a_webhook_secret_of_a_misspelt_call_is_in_no_frame():
+    receiver = importlib.import_module("windback.webhooks").WebhookReceiver
+    with pytest.raises(TypeError) as caught:
+        receiver(print, ["whsec_1", "whsec_2"], tolerance_=None)
+    frames = [each[0].f_locals for each in traceback.walk_tb(caught.tb)][1:]
+    assert frames
+    assert "whsec" not in repr(frames)
 
 
 def test_a_class_of_your_own_may_have_other_arguments():

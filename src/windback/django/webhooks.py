@@ -8,6 +8,7 @@ from typing import Awaitable, Callable, Optional, Protocol, Union, cast
 import orjson
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 
+from ..options import naming_options
 from ..webhooks import (
     MAX_BODY_BYTES,
     SIGNATURE_HEADER,
@@ -31,6 +32,7 @@ class _Readable(Protocol):
 View = Callable[[HttpRequest], Union[HttpResponse, Awaitable[HttpResponse]]]
 
 
+@naming_options
 def webhook_view(
     handler: Union[Handler, AsyncHandler],
     secret: SecretOrSecrets = None,

@@ -30,7 +30,7 @@ from ..config import resolve_for_sender
 from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
 from ..errors import ConfigurationError
-from ..options import seconds
+from ..options import naming_options, seconds
 from ..secrets import Secret, broker_address, hidden, hidden_if_key, hidden_keys
 from ..stats import DeliveryReport, FlushResult, Stats, sum_of_results, sum_of_stats
 from .forwarder import POLL_S, Forwarder
@@ -63,6 +63,7 @@ class BrokerRelay:
     has its own queue, gate, workers and connections, so none waits for another.
     """
 
+    @naming_options
     def __init__(
         self,
         broker: Optional[str] = None,

@@ -14,7 +14,7 @@ from ..config import Config, resolve_for_sender
 from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
 from ..journal.directory import open_root
-from ..options import PathLike
+from ..options import PathLike, naming_options
 from ..secrets import hidden, hidden_if_key
 from ..stats import DeliveryReport, Stats
 from .forwarder import POLL_S, Forwarder
@@ -53,6 +53,7 @@ class JournalSender(Forwarder):
 class Relay(JournalSender):
     """A relay of journals. Safe to use from several threads; `run` and `drain` are for one of them."""
 
+    @naming_options
     def __init__(
         self,
         journal: Union[str, PathLike],

@@ -37,6 +37,7 @@ from typing import (
 )
 
 from ..errors import ConfigurationError, WebhookError
+from ..options import naming_options
 from ..secrets import Secret, hidden, kind_of
 from .alert import ChurnRiskAlert, Signal, read_alert, refusal
 
@@ -387,6 +388,7 @@ class WebhookReceiver:
         ConfigurationError: There is no secret, or an argument is wrong.
     """
 
+    @naming_options
     def __init__(
         self,
         handler: Union[Handler, AsyncHandler],

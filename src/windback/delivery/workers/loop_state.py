@@ -271,8 +271,11 @@ class LoopStates:
         loop = current_loop()
         state = self._states.get(loop.key)
         if state is None:
-            # An ended loop stays known until there is another, so that nothing starts anew in it.
-            self._states = {key: other for key, other in self._states.items() if not other.ended}
+            # An ended state stays known while its loop still runs, so that nothing starts anew in there.
+            # Loops of other threads do the same at this moment: each step below is one of the dict's own.
+            for key, other in list(self._states.items()):
+                if other.ended and not other.loop.is_running():
+                    self._states.pop(key, None)
             state = self._states[loop.key] = LoopState(loop)
         return state
 
@@ -295,7 +298,7 @@ class LoopStates:
 
     def closed(self) -> List[LoopState]:
         """Return the states of loops that were closed over their workers."""
-        return [state for state in self._states.values() if state.workers and state.loop.is_closed()]
+        return [state for state in list(self._states.values()) if state.workers and state.loop.is_closed()]
 
     async def waker(self) -> TaskWaker:
         """Return something the current task can sleep on."""
