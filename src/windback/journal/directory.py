@@ -20,9 +20,8 @@ import os
 import re
 import secrets
 import stat
-import time
 from pathlib import Path
-from typing import Generator, List, NamedTuple, Optional, Sequence
+from typing import Generator, List, NamedTuple, Optional, Sequence, Set
 
 from .. import clock
 from ..errors import ConfigurationError
@@ -45,10 +44,8 @@ _TRANSIENT = frozenset(
         "ENOSPC",
     )
 )
-_NAME = re.compile(r"[0-9a-f]{16}")
-_UNFINISHED = ".new"
-#: A directory takes a moment to make; one that takes this long belongs to a process that has exited.
-_UNFINISHED_S = 3600.0
+NAME = re.compile(r"[0-9a-f]{16}")
+UNFINISHED = ".new"
 _MOUNTS = Path("/proc/self/mountinfo")
 #: Where a store into a mapping of allocated blocks can't fail for lack of space, unless files share blocks.
 _MAPPED = frozenset({"ext2", "ext3", "ext4", "ramfs", "tmpfs", "xfs"})
@@ -186,7 +183,7 @@ def _shares_blocks(root: Path) -> bool:
 
 def names(root: Path) -> List[str]:
     """Return the names of the directories of all writers under *root*, exited and running."""
-    return sorted(name for name in segment.listed(root) if _NAME.fullmatch(name))
+    return sorted(name for name in segment.listed(root) if NAME.fullmatch(name))
 
 
 def used_bytes(root: Path, without: str) -> int:
@@ -198,6 +195,32 @@ class HeldError(BlockingIOError):
     """A lock that another process has."""
 
 
+class Held:
+    """An open file that has a lock, until it is closed."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.pid = os.getpid()
+        _all_held.add(self)
+
+    def close(self) -> None:
+        """Close the file. The lock is freed when no forked copy is open either."""
+        _all_held.discard(self)
+        if self.descriptor >= 0:
+            descriptor, self.descriptor = self.descriptor, -1
+            os.close(descriptor)
+
+
+_all_held: Set[Held] = set()
+
+
+def close_inherited() -> None:
+    """Close the parent's locks in a forked child. A thread that does not exist here may have had some."""
+    for held in list(_all_held):
+        if held.pid != os.getpid():
+            held.close()
+
+
 class Lock:
     """A locked file."""
 
@@ -207,10 +230,10 @@ class Lock:
 
         self.name = path.name
         while True:
-            self.descriptor = segment.open_file(path, os.O_RDWR | os.O_CREAT)
+            self._held = Held(segment.open_file(path, os.O_RDWR | os.O_CREAT))
             try:
-                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_same(self.descriptor, path):
+                fcntl.flock(self._held.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_same(self._held.descriptor, path):
                     return
             except BlockingIOError as error:
                 self.close()
@@ -221,10 +244,8 @@ class Lock:
             self.close()  # it was removed or replaced after it was opened
 
     def close(self) -> None:
-        """Close the file. The lock is freed when no forked copy is open either."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        """Close the file."""
+        self._held.close()
 
 
 class JournalDirectory:
@@ -247,28 +268,32 @@ class JournalDirectory:
     @classmethod
     def create(cls, root: Path, *, mapped: bool, synced: bool, drains: bool) -> JournalDirectory:
         """Make a directory of this process. drains: this process also sends its events. Raises OSError."""
+        home = cls.begin(root, (OWNER, DRAIN) if drains else (OWNER,), mapped=mapped, synced=synced)
+        try:
+            home.publish()
+        except BaseException:
+            home.close()
+            remove_unfinished(home.folder)
+            raise
+        return home
+
+    @classmethod
+    def begin(
+        cls, root: Path, names_of_locks: Sequence[str], *, mapped: bool, synced: bool
+    ) -> JournalDirectory:
+        """Make a directory that no other process sees before `publish`. Raises OSError."""
         nonce = secrets.randbits(64)
         name = f"{nonce:016x}"
-        locks = cls._make(root, name, (OWNER, DRAIN) if drains else (OWNER,))
-        if synced:
-            segment.sync_folder(root)
-        return cls(root, name, nonce, locks, mapped=mapped, synced=synced)
+        home = cls(root, name, nonce, _make(root, name, names_of_locks), mapped=mapped, synced=synced)
+        home.folder = root / (name + UNFINISHED)
+        return home
 
-    @staticmethod
-    def _make(root: Path, name: str, names_of_locks: Sequence[str]) -> List[Lock]:
-        """Make a directory that no other process sees before it is locked."""
-        unfinished = root / (name + _UNFINISHED)
-        unfinished.mkdir(0o700)
-        locks: List[Lock] = []
-        try:
-            locks = _lock_all(unfinished, names_of_locks)
-            unfinished.rename(root / name)
-        except BaseException:
-            for lock in locks:
-                lock.close()
-            _remove_unfinished(unfinished)
-            raise
-        return locks
+    def publish(self) -> None:
+        """Let other processes see the directory. Raises OSError."""
+        self.folder.rename(self.root / self.name)
+        self.folder = self.root / self.name
+        if self.synced:
+            segment.sync_folder(self.root)
 
     @classmethod
     def adopt(cls, root: Path, name: str) -> Optional[JournalDirectory]:
@@ -340,7 +365,16 @@ class JournalDirectory:
         if self.folder.is_dir():
             return False
         make_private(self.root)
-        gone, self._locks = self._locks, self._make(self.root, self.name, [lock.name for lock in self._locks])
+        unfinished = self.root / (self.name + UNFINISHED)
+        locks = _make(self.root, self.name, [lock.name for lock in self._locks])
+        try:
+            unfinished.rename(self.folder)
+        except BaseException:
+            for lock in locks:
+                lock.close()
+            remove_unfinished(unfinished)
+            raise
+        gone, self._locks = self._locks, locks
         for lock in gone:
             lock.close()
         return True
@@ -394,24 +428,6 @@ class JournalDirectory:
         self._locks.clear()
 
 
-def trim(root: Path, name: str) -> bool:
-    """Free the unused space of an exited process; False if its writer runs, or if it is drained.
-
-    Files without events are removed, and the directory too if nothing else is in it.
-    """
-    try:
-        home = JournalDirectory.adopt(root, name)
-    except OSError:
-        return False
-    if home is None:
-        return False
-    if home.trim():
-        home.close()
-    else:
-        home.remove()
-    return True
-
-
 @contextlib.contextmanager
 def growing(root: Path, most_s: float) -> Generator[bool, None, None]:
     """Be the only process to make a segment under *root* while a block of code runs.
@@ -421,7 +437,7 @@ def growing(root: Path, most_s: float) -> Generator[bool, None, None]:
     import fcntl
 
     try:
-        descriptor = os.open(root, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+        held = Held(os.open(root, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY))
     except OSError:  # not there yet, or too many open files: the next step reports it
         yield True
         return
@@ -430,29 +446,32 @@ def growing(root: Path, most_s: float) -> Generator[bool, None, None]:
         deadline_s = clock.now_s() + most_s
         while not is_alone and clock.now_s() < deadline_s:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(held.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 is_alone = True
             except OSError:
                 clock.sleep(0.001)
         yield is_alone
     finally:
-        os.close(descriptor)
+        held.close()
 
 
-def sweep(root: Path) -> None:
-    """Remove directories that were left unfinished long ago. Raises OSError."""
-    for name in segment.listed(root):
-        stem = name[: -len(_UNFINISHED)]
-        if name.endswith(_UNFINISHED) and _NAME.fullmatch(stem):
-            made_s = (root / name).stat().st_mtime
-            if abs(time.time() - made_s) > _UNFINISHED_S:
-                _remove_unfinished(root / name)
+def _make(root: Path, name: str, names_of_locks: Sequence[str]) -> List[Lock]:
+    """Make a directory under an unfinished name, with its locks. Raises OSError."""
+    unfinished = root / (name + UNFINISHED)
+    unfinished.mkdir(0o700)
+    try:
+        return _lock_all(unfinished, names_of_locks)
+    except BaseException:
+        remove_unfinished(unfinished)
+        raise
 
 
-def _remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
+    """Remove a directory that was never published, or the files of ours in one."""
     # Not by rmtree, which needs a file descriptor: a lack of descriptors may be why it is unfinished.
     with contextlib.suppress(OSError):
-        for name in (OWNER, DRAIN):
+        ours = [name for name in segment.listed(folder) if segment.is_segment(name)]
+        for name in (*ours, COUNTERS, DRAIN, OWNER):
             segment.remove(folder / name)
         folder.rmdir()
 

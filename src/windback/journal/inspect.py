@@ -410,7 +410,7 @@ def _foreign(root: Path) -> List[Path]:
 
 
 def _is_unfinished_home(name: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{16}\.new", name) is not None
+    return re.fullmatch(r"[0-9a-f]{16}(\.new|\.[0-9a-f]{16}\.old)", name) is not None
 
 
 def _time(nanoseconds: int) -> str:

@@ -220,11 +220,7 @@ class Ledger:
         self._current.append(self._snapshot())
 
     def _snapshot(self) -> bytes:
-        done = {str(segment_id): ranges.parts for segment_id, ranges in list(self.state.done.items())}
-        snapshot = orjson.dumps({"leases": self.state.leases, "segments": done})
-        if len(snapshot) > fmt.MAX_PAYLOAD_BYTES:  # happens only in a test
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        return snapshot
+        return pack_snapshot(self.state)
 
     def close(self) -> None:
         """Close the files."""
@@ -237,6 +233,15 @@ class Ledger:
         self._current.unlink()
         if self._next is not None:
             self._next.unlink()
+
+
+def pack_snapshot(state: State) -> bytes:
+    """Return the first record of a ledger. Raises OSError if it would be too long for a segment."""
+    done = {str(segment_id): ranges.parts for segment_id, ranges in list(state.done.items())}
+    snapshot = orjson.dumps({"leases": state.leases, "segments": done})
+    if len(snapshot) > fmt.MAX_PAYLOAD_BYTES:  # happens only in a test
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return snapshot
 
 
 def _limit_for(snapshot_bytes: int) -> int:

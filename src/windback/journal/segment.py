@@ -31,7 +31,7 @@ _SUFFIXES = {fmt.EVENTS: ".seg", fmt.LEDGER: ".ledger"}
 _UNFINISHED = ".tmp"
 #: How every file is opened: a FIFO must not make this process wait, and a link must not lead it elsewhere.
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-_PAGE_BYTES = 4096
+PAGE_BYTES = 4096
 #: The unit in which `stat` counts the space of a file on disk.
 _BLOCK_BYTES = 512
 #: More records than a segment has room for.
@@ -201,7 +201,7 @@ def create(
             _sync(descriptor)
         if mapped:
             memory = mmap.mmap(descriptor, fmt.SEGMENT_BYTES)
-            for at in range(fmt.END_AT, limit, _PAGE_BYTES):
+            for at in range(fmt.END_AT, limit, PAGE_BYTES):
                 memory[at] = 0  # the first store into a page costs hundreds of µs, now and not in a request
         unfinished.rename(path)
         if synced:
@@ -261,12 +261,12 @@ def trim(path: Path) -> bool:
     try:
         status = os.fstat(descriptor)
         # The header is in the first page. Where that is the only one, the rest is a hole.
-        is_trimmed = allocated(status) <= _PAGE_BYTES
-        data = os.pread(descriptor, _PAGE_BYTES if is_trimmed else fmt.SEGMENT_BYTES, 0)
+        is_trimmed = allocated(status) <= PAGE_BYTES
+        data = os.pread(descriptor, PAGE_BYTES if is_trimmed else fmt.SEGMENT_BYTES, 0)
         end = max(fmt.HEADER_BYTES, len(data.rstrip(b"\0")))
         if status.st_size != fmt.SEGMENT_BYTES:
             return True
-        if allocated(status) > -(-end // _PAGE_BYTES) * _PAGE_BYTES:
+        if allocated(status) > -(-end // PAGE_BYTES) * PAGE_BYTES:
             os.ftruncate(descriptor, end)
             os.ftruncate(descriptor, fmt.SEGMENT_BYTES)
     finally:

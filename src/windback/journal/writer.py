@@ -7,10 +7,12 @@ worker; only if none is left does a caller make one, and only then may it have t
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import logging
 import os
+import secrets
 import sys
 import threading
 import time
@@ -24,8 +26,17 @@ from ..event.batch import Batch
 from ..stats import AtomicCounter
 from ..steps import call, in_one_step
 from . import format as fmt
-from .directory import JournalDirectory, growing, names, open_root, trim, used_bytes
+from .directory import (
+    JournalDirectory,
+    close_inherited,
+    growing,
+    left_behind,
+    names,
+    open_root,
+    used_bytes,
+)
 from .ledger import OFFSET_BITS, Ledger, Location, extents_of
+from .merging import merge, sweep
 from .segment import Segment, sync_new
 
 #: Full segments come one after the other in a burst; each takes a worker 2 ms to replace.
@@ -47,6 +58,8 @@ _COUNT_S, _COUNT_PART = 0.1, 0.05
 _GROWING_S = 0.1
 #: Spares are made only while less than this part of the bound is used: another process can't use them.
 _SPARE_SHARE = 0.25
+#: A new process merges what exited ones left if there are so many, and up to this many of them.
+_MANY, _MANY_AT_ONCE = 16, 64
 #: How long a caller waits for another thread that makes a segment (seconds).
 _MAKING_S = 10.0
 #: How long the end waits for a caller in the middle of a `put`, which takes a few µs of its own time.
@@ -83,8 +96,8 @@ class JournalWriter:
         self._count_at_s = 0.0
         #: Whether there was an event.
         self._has_begun = False
-        #: Directories that were looked at for what can be given back.
-        self._trimmed: Set[str] = set()
+        #: Directories of exited processes that need no more space than their events.
+        self._merged: Set[str] = set()
         self._has_failed = False
         self._retry_at_s = 0.0
         self._retry_s = _RETRY_FIRST_S
@@ -270,20 +283,20 @@ class JournalWriter:
         return limit
 
     def _give_back(self) -> bool:
-        """Free the space that exited processes did not use. Returns whether any was checked."""
+        """Free the space that exited processes take and don't need. Returns whether any was checked."""
         new: Set[str] = set()
         with contextlib.suppress(OSError):
-            new = {name for name in names(self._root) if name not in self._trimmed and name != self.name}
-            for name in new:
-                if trim(self._root, name):
-                    self._trimmed.add(name)
-        return bool(new & self._trimmed)
+            sweep(self._root)
+            new = merge(self._root, [name for name in names(self._root) if name not in self._merged])
+            self._merged |= new
+        return bool(new)
 
     def _start(self) -> None:
         try:
             mapped = open_root(self._root)
         except ConfigurationError as error:  # it was not a directory when the client was made
             raise OSError(errno.EINVAL, str(error)) from None
+        self._merge_some()
         home = JournalDirectory.create(self._root, mapped=mapped, synced=self._fsync, drains=self._drains)
         try:
             self._ledger = Ledger.start(home) if self._drains else None
@@ -291,6 +304,18 @@ class JournalWriter:
             home.remove()
             raise
         self._home = home
+
+    def _merge_some(self) -> None:
+        """Merge what exited processes left, if it is much. A program may end in a moment, again and again."""
+        with contextlib.suppress(OSError):
+            if len(names(self._root)) < _MANY:
+                return
+            left = left_behind(self._root, "")
+            if len(left) >= _MANY:
+                # From another place each time: not all of it can be merged.
+                first = bisect.bisect(left, secrets.token_hex(8))
+                self._merged = merge(self._root, [*left[first:], *left[:first]][:_MANY_AT_ONCE])
+                self._count_at_s = 0.0
 
     def recount(self) -> None:
         """Count the bytes of other processes anew: something was removed."""
@@ -497,6 +522,7 @@ class JournalWriter:
             self._ledger.close()
         if self._home is not None:
             self._home.close()
+        close_inherited()
 
 
 def _unheld(segments: Dict[int, Segment], references: int) -> List[Segment]:

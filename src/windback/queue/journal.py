@@ -21,7 +21,7 @@ from zlib import crc32
 from .. import clock, log
 from ..event.batch import Batch, Source
 from ..journal import dead
-from ..journal.directory import JournalDirectory, is_transient, left_behind, open_root, sweep
+from ..journal.directory import JournalDirectory, is_transient, left_behind, open_root
 from ..journal.format import (
     K_LENGTH,
     K_OFFSET,
@@ -32,6 +32,7 @@ from ..journal.format import (
     ForeignError,
 )
 from ..journal.ledger import OFFSET_BITS
+from ..journal.merging import sweep
 from ..journal.reader import Found, Reader
 from ..journal.segment import Segment, sync_new
 from ..journal.writer import JournalWriter
