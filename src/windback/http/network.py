@@ -135,6 +135,11 @@ class Endpoint:
         # The server may have closed with its answer, and so before `rest`.
         return self._arrived[:1] == _ESTABLISHED and _arrived(self.sock) == self._arrived
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether TLS holds bytes that the socket no longer shows."""
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.fileno() >= 0 and self.sock.pending() > 0
+
     def receive(self, max_bytes: int) -> bytes:
         """Return what arrives next; nothing at the end."""
         return self.wait(self.sock.recv, max_bytes)
@@ -173,6 +178,11 @@ class InnerTLS:
 
     def _flush(self) -> None:
         self._outer.send(self._outgoing.read())
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether one of the two holds bytes that the socket no longer shows."""
+        return self.tls.pending() > 0 or self._incoming.pending > 0 or self._outer.has_unread
 
     def receive(self, max_bytes: int) -> bytes:
         """Return what arrives next; nothing at the end."""
@@ -240,7 +250,7 @@ class Stream(httpcore.NetworkStream):
         if info == "socket":
             return sock
         if info == "is_readable":
-            return is_readable(sock)
+            return self._endpoint.has_unread or is_readable(sock)
         if info == "client_addr":
             return sock.getsockname()
         return sock.getpeername() if info == "server_addr" else None
@@ -402,6 +412,24 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         """Return what httpcore asks for."""
         extra: object = self._stream.get_extra_info(info)
         return extra
+
+
+def has_unread(stream: object) -> bool:
+    """Whether bytes wait above the socket of a stream for tasks, in TLS or in asyncio's protocol.
+
+    anyio has no public way to ask, so they are found by the names of its attributes.
+    """
+    layer: object = stream
+    while True:
+        if getattr(getattr(layer, "_protocol", None), "read_queue", None):
+            return True
+        tls, incoming = getattr(layer, "_ssl_object", None), getattr(layer, "_read_bio", None)
+        if tls is not None and (tls.pending() > 0 or getattr(incoming, "pending", 0) > 0):
+            return True
+        inner = getattr(layer, "_stream", None) or getattr(layer, "transport_stream", None)
+        if inner is None:
+            return False
+        layer = inner
 
 
 class AsyncBackend(httpcore.AsyncNetworkBackend):

@@ -21,11 +21,11 @@ from ..api.answer import Answer, Failure
 from ..api.endpoints import Request
 from ..config import Config
 from ..secrets import without_frames
-from . import egress
+from . import body, egress
 from .interruption import raise_interruption
 from .network import AsyncBackend, Backend, Deadline
 from .proxy import Route, usable_route
-from .wire import KEEPALIVE_S, MAX_ANSWER_BYTES, Wire, response_of
+from .wire import KEEPALIVE_S, Wire, response_of
 
 
 class _PoolLimits(TypedDict):
@@ -98,24 +98,13 @@ class SyncTransport:
                 assert self._client is not None
                 wire = self._wire.build_for(self._client, request, timeout_s)
                 response = self._client.send(wire, stream=True, follow_redirects=False)
-            raw: Optional[bytes] = b""
-            try:
-                for chunk in response.iter_raw():
-                    assert raw is not None
-                    raw += chunk
-                    if len(raw) > MAX_ANSWER_BYTES:
-                        break
-            except Exception as error:  # noqa: BLE001 - the status has come, and it is the answer
-                raise_interruption(error, before)
-                raw = None
-            finally:
-                response.close()
+            raw = body.read(response, before)
         except Exception as error:  # noqa: BLE001 - any exception means that there is no answer; see the module
             raise_interruption(error, before)
             return response_of(error) or self._wire.read_failure(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt or a cancellation
             raise without_frames(error)  # noqa: B904 - the frames of httpx hold the key
-        return self._wire.read(request, response.status_code, response.headers, raw)
+        return self._wire.read(request, response.status_code, body.headers_of(response), raw)
 
     def abandon(self) -> None:
         """Let go of the sockets in a forked child, where they are the parent's."""
@@ -183,9 +172,8 @@ class AsyncTransport:
                     response = await self._client.send(wire, stream=True, follow_redirects=False)
                 # The status has arrived: it counts even if the time is over before the body is read.
                 answer = self._wire.read(request, response.status_code, response.headers, None)
-                answer = self._wire.read(
-                    request, response.status_code, response.headers, await _body(response, before)
-                )
+                raw = await body.read_async(response, before)
+                answer = self._wire.read(request, response.status_code, body.headers_of(response), raw)
         except Exception as error:  # noqa: BLE001 - any exception means that there is no answer; see the module
             raise_interruption(error, before)
             return response_of(error) or self._wire.read_failure(error)
@@ -200,22 +188,6 @@ class AsyncTransport:
                 await self._direct.aclose()
             elif self._client is not None and self._client is not self._config.http_client:
                 await self._client.aclose()
-
-
-async def _body(response: httpx.Response, before: Optional[BaseException]) -> Optional[bytes]:
-    """Return the body unchanged; None if it cannot be read to its end: the status counts without it."""
-    body = b""
-    try:
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > MAX_ANSWER_BYTES:
-                break
-    except Exception as error:  # noqa: BLE001 - as above
-        raise_interruption(error, before)
-        return None
-    finally:
-        await response.aclose()
-    return body
 
 
 async def _on_trace(name: str, info: Mapping[str, object]) -> None:

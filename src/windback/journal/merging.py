@@ -180,7 +180,7 @@ def _merge(root: Path, sources: List[_Source]) -> None:
     merged: Optional[JournalDirectory] = None
     try:
         if len(sources) > 1:
-            # What is safe on the disk must not be less so for a moment.
+            # What is synced to disk must stay so.
             merged = JournalDirectory.begin(root, (OWNER, DRAIN), mapped=False, synced=True)
             _write(merged, sources)
             for source in sources:
