@@ -48,6 +48,20 @@ class Endless(collections.abc.Mapping):
     def __len__(self): return 1
     def __getitem__(self, key): return Endless()
 
+class Unending(collections.abc.Mapping):
+    def __iter__(self):
+        number = 0
+        while True:
+            yield str(number)
+            number += 1
+    def __len__(self): return 1
+    def __getitem__(self, key): return 1
+
+class UnendingSet(set):
+    def __iter__(self):
+        while True:
+            yield 1
+
 class Model:
     def model_dump(self): return {"m": (self,)}
 
@@ -145,6 +159,8 @@ VALUES = {
     "dataclass in itself": lambda: self_of(Box, lambda v: setattr(v, "v", (v,))),
     "mapping in itself": lambda: self_of(Mapping, lambda v: v.update(v=v)),
     "endless mapping": Endless,
+    "mapping without an end": Unending,
+    "set without an end": lambda: UnendingSet([1]),
     "model in itself": Model,
     "rude object": Rude,
     "rude key": lambda: {Rude(): 1},

@@ -6,7 +6,7 @@ import logging
 from typing import Callable, Dict, List, Mapping, Optional
 
 from ..errors import InvalidEventError
-from .encode import BeforeSend, Properties, Timestamp, build, check_fields, encode_built
+from .encode import BeforeSend, Properties, Timestamp, build, check_fields, dict_of, encode_built
 
 logger = logging.getLogger("windback")
 
@@ -44,7 +44,7 @@ class HookedEncoder:
         """Return the event's bytes, or None. Raises InvalidEventError if the caller's event can't be sent."""
         built = build(event, customer_email, properties, timestamp)
         try:
-            wanted = self._before_send(_copied(built))
+            wanted = self._before_send(_copied(built, max_event_bytes))
             if wanted is None:
                 self._refuse("before_send")
                 self._look_for_return()
@@ -106,12 +106,13 @@ def _lacks_return(hook: object) -> bool:
     return True
 
 
-def _copied(built: Dict[str, object]) -> Dict[str, object]:
-    """Return a copy that the hook may change at any depth."""
+def _copied(built: Dict[str, object], most: int) -> Dict[str, object]:
+    """Return a copy that the hook may change at any depth. most: how many properties there may be."""
     copy = dict(built)
     properties = built.get("properties")
     if isinstance(properties, Mapping):
-        copy["properties"] = _copy_of(dict(properties), {})
+        found = dict(properties) if isinstance(properties, dict) else dict_of(properties, most + 1)
+        copy["properties"] = _copy_of(found, {})
     return copy
 
 

@@ -13,6 +13,7 @@ from decimal import Decimal
 from enum import Enum
 from functools import partial
 from gc import get_referents
+from itertools import islice
 from math import isfinite
 from time import time as wall_clock
 from typing import Callable, Collection, Dict, List, Mapping, NoReturn, Optional, Tuple, Union
@@ -120,13 +121,13 @@ def _to_jsonable(room: List[int], value: object) -> object:
 
     room: an int, how many values there may be, and how many are left afterwards.
     """
-    found = _convert(value)
+    found = _convert(value, room[0])
     if type(value) is not Decimal:  # whose fragment is a number
         room[0] = _inspect((found,), _MAX_CONVERTED_DEPTH, room[0])
     return found
 
 
-def _convert(value: object) -> object:  # noqa: C901, PLR0911 - one line a type
+def _convert(value: object, room: int) -> object:  # noqa: C901, PLR0911 - one line a type
     """Turn a value that orjson does not know into one it does; TypeError for an unknown type.
 
     Sets become lists, Decimals exact numbers, paths and dates text, bytes base64; dataclasses, attrs classes
@@ -151,14 +152,19 @@ def _convert(value: object) -> object:  # noqa: C901, PLR0911 - one line a type
             raise _UnfitError(message)
         return orjson.Fragment(text.encode())
     if isinstance(value, (set, frozenset)):
-        return _in_order(value)
+        return _in_order(frozenset(value))  # a subclass may have an endless iterator
     if isinstance(value, Mapping):
-        return dict(value)
+        return dict_of(value, room + 1)
     if isinstance(value, (bytes, bytearray, memoryview)):
         from base64 import b64encode
 
         return b64encode(value).decode()
     return _to_jsonable_by_protocol(value)
+
+
+def dict_of(value: Mapping[object, object], most: int) -> Dict[object, object]:
+    """Return a mapping as a dict, but no more than *most* items: its iterator may be endless."""
+    return dict(islice(((key, value[key]) for key in value), most))
 
 
 def _to_jsonable_by_protocol(value: object) -> object:
@@ -517,7 +523,8 @@ class _Search:
     ) -> Optional[Tuple[str, str]]:
         try:
             # orjson does not ask a subclass of dict for its items.
-            items = list(dict.items(value) if isinstance(value, dict) else value.items())
+            found_items = value if isinstance(value, dict) else dict_of(value, self._room[0] + 1)
+            items = list(dict.items(found_items))
         except Exception as error:  # noqa: BLE001 - a mapping of the caller's own
             return path, _failed("reading", value, error)
         for key, item in items:
