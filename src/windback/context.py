@@ -325,4 +325,6 @@ def _check(customer: object, properties: Mapping[str, object]) -> None:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return "a text without an @"
     return repr(value) if isinstance(value, (int, float)) else f"a {type(value).__name__}"

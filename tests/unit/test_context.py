@@ -142,6 +142,14 @@ def test_an_address_is_looked_up_once_at_the_first_event(track, events):
     assert [each.customer_email for each in events] == [JANE] * 3
 
 
+def test_the_line_about_an_address_without_an_at_sign_says_that_and_not_the_address(track, caplog):
+    with bound(customer_email=lambda: "jane.example"):
+        assert not track("login")
+    (line,) = caplog.messages
+    assert "not a text without an @" in line
+    assert "jane" not in line
+
+
 @pytest.mark.parametrize("found", [RuntimeError("no database"), 42, "jane", b"jane@example.com"])
 def test_a_resolver_that_fails_is_counted_and_logged_once(track, caplog, found):
     resolver = mock.Mock(side_effect=found if isinstance(found, Exception) else [found])
