@@ -103,6 +103,10 @@ torture: $(DEV) programs  ## kill -9 of applications that track, of senders and 
 soak: $(DEV) programs  ## 10 million events while server, relays and Redis fail; ARGS='--events 300000' for less
 	$(BIN)/python tests/soak.py $(ARGS)
 
+.PHONY: faults
+faults: $(DEV)  ## each fault for each kind of worker, on Python 3.8 and the newest; ARGS='--write' updates docs/faults.md
+	PATH="$(PYENV_BINS)$$PATH" $(BIN)/python tests/faults_table.py $(ARGS)
+
 .PHONY: coverage
 coverage: $(DEV) programs  ## the tests, and which lines and branches they miss
 	$(BIN)/coverage erase
@@ -140,7 +144,7 @@ bench-app: $(BENCH)  ## measure what tracking costs a FastAPI and a Flask applic
 
 .PHONY: clean
 clean:  ## remove whatever these commands made
-	rm -rf .venv .venv-demo .venv-bench .venv-docs .site .nox .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist .coverage .coverage.* .cache
+	rm -rf .venv .venv-demo .venv-bench .venv-docs .venv-faults .site .nox .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist .coverage .coverage.* .cache
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installs $(1) and, if named, the dependency group $(2). `pip install --group` is not there on Python 3.8, so the group

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict
+from typing import Callable, Dict, Optional
 
 from windback.config import OPTIONS
 from windback.delivery.verdict import CLASSES, STATUSES, Action, Rule
@@ -88,10 +89,14 @@ _COLUMNS = (
 )
 
 
+def newest_results() -> Path:
+    """Return the page of the newest whole run of `make bench`."""
+    return max((ROOT / "benchmarks" / "results").glob("????-??-??.md"))
+
+
 def peers_table() -> str:
     """Return the newest measured numbers of this client and of its peers."""
-    newest = max((ROOT / "benchmarks" / "results").glob("*.md"))
-    text = newest.read_text(encoding="utf-8")
+    text = newest_results().read_text(encoding="utf-8")
     found = [_column(text, heading, column) for heading, column, _ in _COLUMNS]
     head = " | ".join(["", *(name for _, _, name in _COLUMNS)])
     rows = [" | ".join([name, *(column[client] for column in found)]) for client, name in _CLIENTS.items()]
@@ -107,8 +112,116 @@ def _column(text: str, heading: str, column: str) -> Dict[str, str]:
     return {row[0]: row[place] for row in table[2:]}
 
 
+# -- docs/evidence.md -------------------------------------------------------------------------------
+
+#: Heading in the results, column there, what it is, and whether less is better.
+_COMPARED = (
+    ("The call, in µs", "1 thread p50", "a call, median (µs)", True),
+    ("The call, in µs", "8 threads p99.9", "a call with 8 threads, p99.9 (µs)", True),
+    ("The call while the threads are busy, in µs", "8 busy p99", "a call in 8 busy threads, p99 (µs)", True),
+    (
+        "The call while the threads are busy, in µs",
+        "8 busy slowdown",
+        "what 8 busy threads take longer",
+        True,
+    ),
+    ("End to end", "events/s", "events a second", False),
+    ("End to end", "events/s at 50 ms", "events a second at 50 ms round trips", False),
+    ("End to end", "CPU ms / 1,000", "CPU of 1,000 events (ms)", True),
+    ("End to end", "bytes sent", "bytes sent for an event", True),
+    ("End to end", "bytes queued", "bytes of a queued event", True),
+    ("End to end", "import ms", "import (ms)", True),
+    ("Out of a saturated process", "8 threads, light", "events a second of 8 threads that never rest", False),
+)
+
+
+def section(heading: str) -> str:
+    """Return the first table of a section of the newest results; its text, if it has no table."""
+    text = newest_results().read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
+    text = text.partition("\n## ")[0]
+    table = re.search(r"(^\|.*\n)+", text + "\n", re.MULTILINE)
+    return (text if table is None else table[0]).strip()
+
+
+def circumstances() -> str:
+    """Return the date, the machine and the versions of the newest results."""
+    newest = newest_results()
+    lines = newest.read_text(encoding="utf-8").partition("\n![")[0].splitlines()
+    said = [line for line in lines if line.startswith("- ") and "how it is measured" not in line]
+    return "\n".join([f"- `benchmarks/results/{newest.stem}.json`", *said])
+
+
+def missed_goals() -> str:
+    """Return the goals that the newest results miss."""
+    lines = section("Goals").splitlines()
+    missed = [line for line in lines[2:] if "missed" in line]
+    return "\n".join([*lines[:2], *missed]) if missed else "None."
+
+
+def where_peers_win() -> str:
+    """Return each compared number in which another client is better than this one."""
+    text = newest_results().read_text(encoding="utf-8")
+    rows = []
+    for heading, column, what, is_less_better in _COMPARED:
+        found = _column(text, heading, column)
+        own = _number(found["windback"])
+        peers = {name: _number(value) for name, value in found.items() if not _is_own(name)}
+        better = [
+            f"{name} {found[name].partition(' (')[0]}"
+            for name, value in peers.items()
+            if value is not None and own is not None and (value < own if is_less_better else value > own)
+        ]
+        rows.append(f"| {what} | {found['windback']} | {', '.join(better) or '-'} |")
+    return "\n".join(["| | windback | better |", "| --- | ---: | --- |", *rows])
+
+
+def _is_own(name: str) -> bool:
+    """Whether a row is this client in another set-up, or no client that an application could use."""
+    return name.startswith(("windback", "AsyncWindback")) or name in {"floor", "confluent-kafka-produce"}
+
+
+def _number(cell: str) -> Optional[float]:
+    found = re.match(r"[\d.,e+-]*\d", cell)
+    return float(found[0].replace(",", "")) if found else None
+
+
+def three_numbers() -> str:
+    """Return three measured numbers for the README, with the command."""
+    text = newest_results().read_text(encoding="utf-8")
+    call, cpu, rate = (
+        _column(text, heading, column)["windback"]
+        for heading, column in (
+            ("The call, in µs", "1 thread p50"),
+            ("End to end", "CPU ms / 1,000"),
+            ("End to end", "events/s"),
+        )
+    )
+    return (
+        f"`make bench` measures it beside its peers: a call takes {call} µs, 1,000 events take {cpu} ms\n"
+        f"of CPU until they are delivered, and a process sends {rate} events a second.\n"
+        "[The evidence](docs/evidence.md) has the tables, and where others win."
+    )
+
+
 #: What is written between `<!-- NAME -->` and `<!-- /NAME -->` of which page.
 PARTS: Dict[str, Dict[str, Callable[[], str]]] = {
+    "../README.md": {"numbers": three_numbers},
+    "evidence.md": {
+        "circumstances": circumstances,
+        "peers win": where_peers_win,
+        "missed": missed_goals,
+        **{
+            heading: partial(section, heading)
+            for heading in (
+                "The call, in µs",
+                "The call while the threads are busy, in µs",
+                "End to end",
+                "Out of a saturated process",
+                "A queued event, by events queued",
+                "Lost, doubled, failed",
+            )
+        },
+    },
     "index.md": {"peers": peers_table},
     "reference.md": {"options": options_table, "statuses": statuses_table},
 }
