@@ -111,8 +111,11 @@ def test_drain_ends_in_time_and_reports_what_is_left(run, root, server):
     leave_behind(root, 250)
     server.faults([{"path": "/track", "hang": True}])
     started_s = time.monotonic()
+    run_process("journal", "stats", "--json", root)
+    start_s = time.monotonic() - started_s
+    started_s = time.monotonic()
     done = run_process("journal", "drain", "--json", "--timeout", "0.5", root)
-    assert time.monotonic() - started_s < 15  # it would take 40
+    assert time.monotonic() - started_s < 10 * (0.5 + start_s)  # a program starts, and stops in time
     assert (done.status, done.json) == (1, {"delivered": 0, "rejected": 0, "left": 250})
     server.clear_faults()
     assert run("journal", "drain", "--json", root).json == {"delivered": 250, "rejected": 0, "left": 0}
