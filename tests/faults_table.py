@@ -320,9 +320,12 @@ class Cell:
         lines += map(json.loads, out.splitlines())
         expected = {-number for number in self.row.signals} | {0}
         failed = program.returncode not in expected
-        log = (self._folder / f"{self.row.action}.log").read_text(errors="replace")
-        wrong = f"status {program.returncode}: {log.strip().splitlines()[-1:]}" if failed else ""
+        wrong = f"status {program.returncode}: {self._log().strip().splitlines()[-1:]}" if failed else ""
         return [line for line in lines if line], wrong
+
+    def _log(self) -> str:
+        """Return what the program wrote to stderr."""
+        return (self._folder / f"{self.row.action}.log").read_text(errors="replace")
 
     def _judge(self, lines: List[Dict[str, Dict[str, int]]], wrong: str) -> Result:
         for line in lines:
@@ -349,6 +352,9 @@ class Cell:
                     self._next_process()
                     self._wait(arrived, wanted)
         missing = max(0, wanted - arrived())
+        logged = re.search(r"([\d,]+) events? w\w+ not delivered before the process ended", self._log())
+        counted = 0 if logged is None else int(logged[1].replace(",", ""))  # in the last line of the process
+        dropped, missing = dropped + min(counted, missing), missing - min(counted, missing)
         at_end = lines[-1]["name"] == "end"
         result = Result(
             accepted, told["refused"], arrived(), rejected, dropped, self.server.doubled(), wrong=wrong

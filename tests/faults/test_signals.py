@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -108,7 +109,7 @@ def test_a_signal_that_comes_while_our_lock_is_held_delivers(server, run):
 
 
 def test_the_application_goes_on_while_it_delivers(held, run, tmp_path):
-    """What it tracks meanwhile is accepted; what comes after the delivery began is not waited for."""
+    """What it tracks after the delivery began is accepted, not waited for, and counted in one line."""
     code = """\
     client = Windback(handle_signals=True, batch_size=10, shutdown_timeout=20)
     track(client, 10)
@@ -121,7 +122,8 @@ def test_the_application_goes_on_while_it_delivers(held, run, tmp_path):
     releaser.start()
     ended = run(TOOLS + code, url=held.url)
     releaser.join()
-    assert (ended.status, ended.err) == (-signal.SIGTERM, "")
+    assert ended.status == -signal.SIGTERM
+    assert re.fullmatch(r"\d+ events? w\w+ not delivered before the process ended\n", ended.err)
 
 
 @pytest.mark.parametrize("clients", [1, 3])
@@ -137,8 +139,32 @@ def test_an_endpoint_that_never_answers_holds_the_end_no_longer_than_asked(silen
     """
     ended = run(TOOLS + code, url=silent_url)
     took_s = time.time() - float(ended.out[0])
-    assert (ended.status, ended.err) == (-signal.SIGTERM, "")
+    lost = f"{10 * clients} events were not delivered before the process ended\n"
+    assert (ended.status, ended.err) == (-signal.SIGTERM, lost)
     assert 0.9 <= took_s <= 1.0 + SLACK_S
+
+
+@pytest.mark.parametrize("kind", ["Windback(worker='thread', ", "AsyncWindback(worker='task', "])
+@pytest.mark.parametrize("is_in_file", [False, True], ids=["memory", "journal"])
+def test_what_a_signal_leaves_undelivered_is_one_line_with_its_number(
+    silent_url, run, tmp_path, kind, is_in_file
+):
+    journal = str(tmp_path / "journal") if is_in_file else None
+    code = f"""\
+    async def main():
+        client = {kind}handle_signals=True, shutdown_timeout=0.5, journal={journal!r})
+        for n in range(60):
+            told = client.track_event("login", "jane@example.com", {{"n": n}})
+            assert (await told if asyncio.iscoroutine(told) else told)
+        send()
+        await asyncio.sleep(20)
+
+    asyncio.run(main())
+    """
+    ended = run(TOOLS + code, url=silent_url)
+    assert ended.status == -signal.SIGTERM
+    said = "60 events were not delivered before the process ended"
+    assert [line for line in ended.err.splitlines() if "events" in line] == ([] if is_in_file else [said])
 
 
 def test_a_second_signal_does_not_wait(silent_url, run):

@@ -173,8 +173,7 @@ def _at_exit() -> None:
     for engine in left_behind:
         engine.begin_exit()
     left = sum(engine.finish_exit(started_s + engine.shutdown_timeout) for engine in left_behind)
-    if left:
-        logger.warning("%s not delivered before the process ended", events_were(left))
+    _warn_of_losses(left)
     if will_load:
         _keep_exit_status()
     if any(engine.config.status is not None for engine in left_behind):
@@ -183,6 +182,16 @@ def _at_exit() -> None:
         status.end_all()
     for call in after_exit:
         call()
+
+
+def warn_of_losses() -> None:
+    """Log how many events end with this process now. Events in a journal do not."""
+    _warn_of_losses(sum(engine.report().lost_if_killed for engine in engines()))
+
+
+def _warn_of_losses(count: int) -> None:
+    if count:
+        logger.warning("%s not delivered before the process ended", events_were(count))
 
 
 def _keep_exit_status() -> None:

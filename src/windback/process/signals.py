@@ -172,6 +172,8 @@ def _flush() -> None:
 def _drain(number: int, delay: _Delay) -> None:
     try:
         _flush()
+        if not callable(_earlier[number]):  # the process ends without its exit handlers
+            lifecycle.warn_of_losses()
     finally:
         _send_again(number, delay)
 
