@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -256,6 +257,8 @@ class Cell:
     def __init__(self, row: Row, kind: Kind, python: str) -> None:
         self.row, self.kind, self._python = row, kind, python
         self._relay: Optional[subprocess.Popen[str]] = None
+        #: Of this cell alone: shared memory is found by key and URL, and ports come again.
+        self._key = f"sk_test_{uuid.uuid4().hex}"
 
     def run(self) -> Result:
         with ExitStack() as stack:
@@ -278,6 +281,7 @@ class Cell:
         spec = {
             "action": action,
             "url": self.server.url,
+            "key": self._key,
             "worker": self.kind.worker,
             "is_async": self.kind.is_async,
             "journal": str(self._folder / "journal") if self.kind.has_journal else None,

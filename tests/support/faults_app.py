@@ -26,7 +26,7 @@ TOLD = {"accepted": 0, "refused": 0, "interrupted": 0}
 
 
 def make():
-    options = dict(SPEC["options"], api_key="sk_test_1", base_url=SPEC["url"], worker=SPEC["worker"])
+    options = dict(SPEC["options"], api_key=SPEC["key"], base_url=SPEC["url"], worker=SPEC["worker"])
     if SPEC["journal"]:
         options["journal"] = SPEC["journal"]
     if SPEC["action"] == "foreign client":
@@ -205,7 +205,7 @@ async def main():
 
 
 def relay():
-    there = Relay(SPEC["journal"], "sk_test_1", base_url=SPEC["url"])
+    there = Relay(SPEC["journal"], SPEC["key"], base_url=SPEC["url"])
     threading.Thread(target=lambda: (sys.stdin.read(), there.stop()), daemon=True).start()
     there.run()
 
