@@ -191,6 +191,22 @@ def test_an_outage_is_seen(make, relaying, dead_url, eventually):
     assert "no relay" in client.stats().problem
 
 
+def test_in_an_outage_it_looks_for_events_at_its_usual_pace_however_many_wait(
+    make, relaying, dead_url, eventually
+):
+    client = make()
+    track(client, range(1_500))
+    with relaying(base_url=dead_url, max_retries=0) as relay:
+        eventually(lambda: relay.stats().problem and relay.stats().pending >= 1_000)
+        looks = 0
+        looked_s, until_s = relay.looked_s, time.monotonic() + 2
+        while time.monotonic() < until_s:
+            time.sleep(0.001)
+            looks += relay.looked_s != looked_s
+            looked_s = relay.looked_s
+        assert looks < 100  # 40 by its poll_interval of 50 ms; a busy one looks 500 times a second
+
+
 def test_relays_that_are_killed_lose_nothing_and_the_counts_add_up(make, server, root):
     server.faults(
         [

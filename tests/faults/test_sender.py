@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -603,3 +604,28 @@ def test_disabled_it_starts_nothing():
     assert client.flush()
     assert client.close()
     assert set(children(os.getpid())) <= set(before)  # one of an earlier test may go meanwhile
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads from /proc how often a process slept")
+@pytest.mark.parametrize("is_left_alone", [False, True])
+def test_in_an_outage_it_sleeps_however_much_waits(make, dead_url, eventually, is_left_alone):
+    client = make(base_url=dead_url, max_retries=0)
+    track(client, range(1_500))
+    eventually(lambda: "the next try" in (client.stats().problem or ""))
+    sender = sender_of(client)
+    if is_left_alone:
+        client.close(0)
+    try:
+        before = sleeps_of(sender)
+        time.sleep(2)
+        assert (
+            sleeps_of(sender) - before < 200
+        )  # 40 by its usual pace, and some for tries; 1,000 if it is busy
+    finally:
+        os.kill(sender, signal.SIGKILL)
+
+
+def sleeps_of(pid):
+    """How often the threads of a process have waited for anything."""
+    states = [path.read_text(encoding="ascii") for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(re.findall(r"\nvoluntary_ctxt_switches:\t([0-9]+)", state)[0]) for state in states)

@@ -81,7 +81,12 @@ class Forwarder:
             must_wake = self._dispatcher.pace.must_wake
         if count and must_wake:
             self._dispatcher.wake()
-        return count > 0 or queue.is_held_back
+        return count > 0 or (queue.is_held_back and not self._is_held_up)
+
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether nothing gets through at the moment, so that more need not be looked for at once."""
+        return self._dispatcher.gate.last_failure is not None
 
     def run(self) -> FlushResult:
         """Send present and new events until `stop`, then those read so far, within shutdown_timeout.

@@ -101,7 +101,8 @@ class Sender(JournalSender):
                 if is_busy or not self._is_idle():
                     quiet_since_s = now_s
                     asked = False
-                    wait_s = BUSY_S if is_busy or self._flushes or self._orphaned_s else POLL_S
+                    is_awaited = bool(self._flushes or self._orphaned_s) and not self._is_held_up
+                    wait_s = BUSY_S if is_busy or is_awaited else POLL_S
                 elif may_sleep:
                     wait_s = _LIVENESS_S
                 elif not asked and now_s - quiet_since_s >= _IDLE_S:
