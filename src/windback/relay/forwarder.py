@@ -85,7 +85,7 @@ class Forwarder:
 
     @property
     def _is_held_up(self) -> bool:
-        """Whether nothing gets through at the moment, so that more need not be looked for at once."""
+        """Whether nothing gets through at the moment, so that more need not be looked for immediately."""
         return self._dispatcher.gate.last_failure is not None
 
     def run(self) -> FlushResult:
