@@ -14,9 +14,11 @@ from typing import (
     Awaitable,
     Callable,
     Deque,
+    Dict,
     Iterable,
     Iterator,
     List,
+    Mapping,
     NoReturn,
     Optional,
     Sequence,
@@ -75,6 +77,15 @@ Client = TypeVar("Client", bound="_Client")
 Capture = Callable[[Sequence[bytes]], object]
 
 
+def _merged(
+    bound: Dict[str, object], given: Optional[Mapping[str, object]]
+) -> Optional[Mapping[str, object]]:
+    """Return the bound properties with those *given* over them; *given* itself if it is not a mapping."""
+    if given is None:
+        return bound or None
+    return {**bound, **given} if bound and isinstance(given, Mapping) else given
+
+
 class PreparedEvent:
     """An event that was checked, stamped and encoded, and is not queued yet; see `Windback.prepare`."""
 
@@ -111,7 +122,7 @@ class _WaitingEvent:
         self._client = client
         self._scope = scope
         self._customer = scope.customer
-        given = context.merged(scope.properties, properties)
+        given = _merged(scope.properties, properties)
         limit = client._max_event_bytes  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # it is a part of it
         self._fields = orjson.loads(encode(event, "unknown@", given, timestamp, limit))
 
@@ -403,7 +414,7 @@ class _Client:
         email = self._find_customer(scope, event, properties, timestamp)
         if scope is None or isinstance(email, bool):
             return None
-        return self.prepare(event, email, context.merged(scope.properties, properties), timestamp=timestamp)
+        return self.prepare(event, email, _merged(scope.properties, properties), timestamp=timestamp)
 
     def _track_now(
         self, event: str, properties: Optional[Properties], timestamp: Optional[Timestamp]
@@ -581,9 +592,7 @@ class Windback(_Client):
             email = found
         bound = scope.properties
         if bound:
-            properties = (
-                {**bound, **properties} if type(properties) is dict else context.merged(bound, properties)
-            )
+            properties = {**bound, **properties} if type(properties) is dict else _merged(bound, properties)
         record = self._encode(event, email, properties, timestamp, self._max_event_bytes)
         if record is None:
             return False
@@ -1191,7 +1200,7 @@ class AsyncWindback(_Client):
                 return bool(found)
             email = found
         if scope.properties:
-            properties = context.merged(scope.properties, properties)
+            properties = _merged(scope.properties, properties)
         return await self.track_event(event, email, properties, timestamp=timestamp)
 
     async def track_events(self, events: Iterable[Event]) -> TrackResult:

@@ -215,13 +215,6 @@ def close_scope(token: ScopeToken) -> None:
         logger.debug("a scope was closed in another context than the one that it was opened in")
 
 
-def merged(bound: Dict[str, object], given: Optional[Mapping[str, object]]) -> Optional[Mapping[str, object]]:
-    """Return the bound properties with those *given* over them; *given* itself if it is not a mapping."""
-    if given is None:
-        return bound or None
-    return {**bound, **given} if bound and isinstance(given, Mapping) else given
-
-
 def bind(*, customer_email: CustomerSource = None, **properties: object) -> bool:
     """Set the customer of the current request or job, and properties that all its events share.
 

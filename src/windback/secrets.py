@@ -106,7 +106,7 @@ def hidden_keys(keys: object) -> object:
     """Return a mapping to keys with each one `hidden`. Of any other object, only its type."""
     if isinstance(keys, Mapping):
         return {name: hidden(key) for name, key in keys.items()}
-    return keys and type(keys)
+    return keys if isinstance(keys, type) else keys and type(keys)  # a type was an object, and hidden before
 
 
 def kind_of(value: object) -> str:

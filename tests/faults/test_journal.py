@@ -359,9 +359,9 @@ client.close()
 # Several at once
 
 
-def test_two_processes_that_start_together_deliver_twenty_directories_once(server, run, root, eventually):
+def test_two_processes_that_start_together_deliver_a_dozen_directories_once(server, run, root, eventually):
     code = f"""\
-    for n in range(20):
+    for n in range(12):  # more of them would be merged
         if os.fork() == 0:
             client = Windback(journal={str(root)!r}, flush_interval=3600)
             track(client, range(100 * n, 100 * n + 100))
@@ -369,7 +369,7 @@ def test_two_processes_that_start_together_deliver_twenty_directories_once(serve
         assert os.wait()[1] == 0
     """
     assert run(TOOLS + code, *QUIET, url=server.url).status == 0
-    assert len(left_in(root)) == 20
+    assert len(left_in(root)) == 12
     together = f"""\
     if os.fork() == 0:
         os.setpgid(0, 0)
@@ -390,8 +390,8 @@ def test_two_processes_that_start_together_deliver_twenty_directories_once(serve
     ended = run(TOOLS + together, *QUIET, url=server.url)
     starter.join()
     assert (ended.status, ended.err) == (0, "")
-    assert sum(map(int, ended.out)) == 2000
-    assert numbers(server) == [-1, -1, *range(2000)]
+    assert sum(map(int, ended.out)) == 1200
+    assert numbers(server) == [-1, -1, *range(1200)]
     (root / "go").unlink()
     eventually(lambda: left_in(root) == [])
 
