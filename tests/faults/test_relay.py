@@ -18,6 +18,7 @@ import pytest
 import trio
 from deadlines import SLACK_S
 from inside import queue_of
+from relays import running
 from tracking import JANE, TOOLS, adds_up, numbers, track
 
 import windback
@@ -57,13 +58,8 @@ def relaying(server, root):
         relay = Relay(
             root, **{"api_key": "sk_test_1", "base_url": server.url, "flush_interval": 0.01, **options}
         )
-        thread = threading.Thread(target=relay.run)
-        thread.start()
-        try:
+        with running(relay):
             yield relay
-        finally:
-            relay.stop()
-            thread.join()
 
     return relaying
 
@@ -191,12 +187,14 @@ def test_an_outage_is_seen(make, relaying, dead_url, eventually):
     assert "no relay" in client.stats().problem
 
 
-def test_in_an_outage_it_looks_for_events_at_its_usual_pace_however_many_wait(
-    make, relaying, dead_url, eventually
+@pytest.mark.parametrize("fault", ["refused", "429"])
+def test_while_nothing_gets_through_it_looks_for_events_at_its_usual_pace_however_many_wait(
+    make, server, relaying, dead_url, eventually, fault
 ):
+    server.faults([{"status": 429, "retry_after": 60}])
     client = make()
     track(client, range(1_500))
-    with relaying(base_url=dead_url, max_retries=0) as relay:
+    with relaying(base_url=dead_url if fault == "refused" else server.url, max_retries=0) as relay:
         eventually(lambda: relay.stats().problem and relay.stats().pending >= 1_000)
         looks = 0
         looked_s, until_s = relay.looked_s, time.monotonic() + 2

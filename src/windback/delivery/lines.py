@@ -11,6 +11,7 @@ from typing import Callable, Tuple
 from .. import log
 from ..errors import WindbackError
 from ..outage import OutageLog
+from ..process import lifecycle
 from ..queue.protocol import Drain
 from .accounts import Accounts
 
@@ -48,6 +49,12 @@ class Lines:
             count = self._accounts.all_rejected
             line = f"the API rejects events, {count} so far; the last: {error}{where}"
             log.later(logging.WARNING, "%s", line)
+
+    def missing(self, count: int) -> None:
+        """Somebody removed a file of the journal whose events still waited."""
+        log.later(
+            logging.ERROR, "%s lost: somebody removed the file of the journal", lifecycle.events_were(count)
+        )
 
     def died(self, now_s: float, error: BaseException) -> None:
         """A worker ended with an error; stats() counts them all. No lock is held, so this is written now."""

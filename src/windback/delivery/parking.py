@@ -43,7 +43,8 @@ class Step(NamedTuple):
     """The next step of a worker: send `batch`, call `maintain`, sleep for `wait_s` (None: forever), or end.
 
     helper: one more worker would find work right now. spare: nobody needs this worker; if it sleeps
-    the whole time it passes that to `next_step`, and ends.
+    the whole time it passes that to `next_step`, and ends. missing: so many events were just counted as
+    dropped, because the file that held them is gone.
     """
 
     batch: Optional[Batch] = None
@@ -52,6 +53,7 @@ class Step(NamedTuple):
     helper: bool = False
     spare: bool = False
     maintain: bool = False
+    missing: int = 0
 
 
 class Parking:

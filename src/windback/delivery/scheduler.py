@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from typing import Callable, Deque, List, Optional
+from typing import Callable, List, Optional
 
 from .. import clock, log
 from ..api.answer import Answer, error_of, retry_after_s
@@ -97,8 +96,6 @@ class Scheduler:
         self.lines = Lines(self.queue, self.accounts)
         self._deaths_in_a_row = 0
         self._reported_evictions = 0
-        #: How many events each batch had that was missing, to report them.
-        self._missing: Deque[int] = deque()
 
     @property
     def workers(self) -> int:
@@ -173,8 +170,8 @@ class Scheduler:
         if step.batch is not None:
             self._wake_callers()
         log.write()
-        if self._missing:
-            self._deliver_reports(DeliveryReport("dropped", self._missing.popleft(), "journal_removed"))
+        if step.missing:
+            self._deliver_reports(DeliveryReport("dropped", step.missing, "journal_removed"))
             self.flushes.look()
         return step
 
@@ -235,18 +232,15 @@ class Scheduler:
         if batch is None:
             return None
         if batch.is_missing:
-            self._drop_missing(batch)
-            return Step(wait_s=0.0)
+            return self._drop_missing(batch)
         worker.batch = batch
         return Step(batch=batch, helper=self.pace.took(batch, waiting, now_s))
 
-    def _drop_missing(self, batch: Batch) -> None:
+    def _drop_missing(self, batch: Batch) -> Step:
         """Count events as dropped whose file somebody removed."""
         self.queue.ack(batch, self.accounts.dropped("journal_removed"))
-        self._missing.append(len(batch))
-        log.later(
-            logging.ERROR, "journal: %d events are lost: somebody removed the file that held them", len(batch)
-        )
+        self.lines.missing(len(batch))
+        return Step(wait_s=0.0, missing=len(batch))
 
     def _park(self, worker: Worker, now_s: float, waker: Waker) -> Step:
         """Put a worker to sleep, unless there is work after all."""

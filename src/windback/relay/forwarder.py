@@ -86,7 +86,7 @@ class Forwarder:
     @property
     def _is_held_up(self) -> bool:
         """Whether nothing gets through at the moment, so that more need not be looked for immediately."""
-        return self._dispatcher.gate.last_failure is not None
+        return self._dispatcher.gate.problem(clock.now_s()) is not None
 
     def run(self) -> FlushResult:
         """Send present and new events until `stop`, then those read so far, within shutdown_timeout.
