@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import Callable, Iterator
 
 import pytest
@@ -46,6 +47,15 @@ def redis_server(make_redis) -> RedisServer:
     server = make_redis()
     server.start()
     return server
+
+
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    """Let threads take turns as often as the interpreter can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture(params=["lane", "httpx"])

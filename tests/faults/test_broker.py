@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import signal
 import sys
@@ -12,8 +13,9 @@ import time
 import pytest
 import redis
 import trio
-from broker_clients import DEAD, EVENTS, MINE, POISON, making_clients, running
+from broker_clients import DEAD, EVENTS, MINE, POISON, making_clients, relay_of
 from inside import config_of
+from relays import running
 from tracking import JANE, TOOLS, adds_up, numbers, track
 
 from windback import AsyncWindback, ConfigurationError, Windback
@@ -36,12 +38,7 @@ def make(redis_server, mark):
 
 @pytest.fixture
 def make_relay(server, redis_server):
-    def make_relay(**options):
-        return BrokerRelay(
-            **{"broker": redis_server.url, "api_key": "sk_test_1", "base_url": server.url, **options}
-        )
-
-    return make_relay
+    return functools.partial(relay_of, server, redis_server)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -13,9 +14,10 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from broker_clients import DEAD, EVENTS, MINE, PAUSE, POISON, making_clients, running
+from broker_clients import DEAD, EVENTS, MINE, PAUSE, POISON, making_clients, relay_of
 from broker_torture import torture
 from inside import projects_of, scheduler_of
+from relays import running
 from tracking import adds_up, numbers, track
 
 import windback
@@ -37,12 +39,7 @@ def make(redis_server, mark):
 
 @pytest.fixture
 def make_relay(server, redis_server):
-    def make_relay(**options):
-        return BrokerRelay(
-            **{"broker": redis_server.url, "api_key": "sk_test_1", "base_url": server.url, **options}
-        )
-
-    return make_relay
+    return functools.partial(relay_of, server, redis_server)
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import httpx
 import pytest
+import relays
 from inside import engine_of, projects_of
 from prometheus_client.parser import text_string_to_metric_families
 from tracking import track
@@ -57,14 +57,8 @@ def metrics(url):
 @contextlib.contextmanager
 def running(relay):
     """Have a relay run in a thread and answer; its URL."""
-    thread = threading.Thread(target=relay.run)
-    with answering(relay, "127.0.0.1", 0) as url:
-        thread.start()
-        try:
-            yield url
-        finally:
-            relay.stop()
-            thread.join()
+    with answering(relay, "127.0.0.1", 0) as url, relays.running(relay):
+        yield url
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+from relays import running
 from tracking import LEAVE, adds_up, left_in, numbers, track
 
 from windback import AsyncWindback, Windback
@@ -141,11 +142,8 @@ def test_events_of_many_processes_are_not_sent_one_flush_interval_after_the_othe
     for n, client in enumerate(clients):
         track(client, [n])
     relay = Relay(root, "sk_test_1", base_url=server.url, flush_interval=3.0)
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    eventually(lambda: len(server.events()) == 30)  # which waits for less than 30 intervals
-    relay.stop()
-    thread.join()
+    with running(relay):
+        eventually(lambda: len(server.events()) == 30)  # which waits for less than 30 intervals
     for client in clients:
         client.close(0)
     assert numbers(server) == list(range(30))

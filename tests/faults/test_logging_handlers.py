@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 
 import pytest
 from inside import locks_held
+from relays import running
 from tracking import JANE, OPTIONS
 
 from windback import AsyncWindback, Windback
@@ -80,17 +81,6 @@ class Handler(logging.Handler):
     def hold(self, *_):
         """Note which locks of the package the calling thread has."""
         self.held |= locks_held()
-
-
-@contextmanager
-def running(relay):
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        relay.stop()
-        thread.join()
 
 
 @pytest.fixture

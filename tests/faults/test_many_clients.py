@@ -79,7 +79,9 @@ async def main():
         while lifecycle.engines() or sockets() > before[1] or threads() > before[0]:
             await anyio.sleep(0.01)
     if {backend!r} == "asyncio":
-        assert len(asyncio.all_tasks()) == 1
+        with anyio.fail_after(25):  # tasks that closed the last connections have a few steps left
+            while len(asyncio.all_tasks()) > 1:
+                await anyio.sleep(0.01)
     print("gone")
 
 anyio.run(main, backend={backend!r})

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-import threading
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple
 
 import pytest
+from relays import running
 from tracking import JANE, adds_up, numbers
 
 from windback import AsyncWindback, ClosedError, ConfigurationError, Windback, WindbackError, scrub
@@ -94,14 +94,8 @@ class World:
         if not self.kind.has_relay:
             yield None
             return
-        relay = self.relay(**options)
-        thread = threading.Thread(target=relay.run)
-        thread.start()
-        try:
+        with running(self.relay(**options)) as relay:
             yield relay
-        finally:
-            relay.stop()
-            thread.join()
 
 
 @pytest.fixture(params=KINDS)

@@ -13,12 +13,12 @@ import threading
 import time
 import tracemalloc
 import zlib
-from contextlib import closing, suppress
+from contextlib import closing
 
 import httpx
 import pytest
 from deadlines import SLACK_S
-from raw_server import RawServer, drip, response
+from raw_server import RawServer, Tunnel, drip, response
 
 from windback import AsyncWindback, Windback, WindbackConnectionError, WindbackError, WindbackTimeoutError
 from windback.delivery.connections import Connections
@@ -211,7 +211,7 @@ def test_a_dripping_answer_over_tls_is_bounded_by_the_timeout(make, serve, monke
     target = serve(drip, context)
     if way != "direct":
         is_tls = way.endswith("TLS")
-        tunnel = serve(connect_to(target.port), context if is_tls else None)
+        tunnel = serve(Tunnel(target.port), context if is_tls else None)
         # Loopback is reached directly: a name that is not loopback for us leads there.
         monkeypatch.setattr(proxy, "is_loopback", lambda _: False)
         monkeypatch.setenv("https_proxy", f"http{'s' if is_tls else ''}://localhost:{tunnel.port}")
@@ -220,28 +220,6 @@ def test_a_dripping_answer_over_tls_is_bounded_by_the_timeout(make, serve, monke
     assert isinstance(error, WindbackTimeoutError), error
     assert took_s < 3.0 + SLACK_S
     assert len(target.requests) == 1
-
-
-def connect_to(port):
-    """Answer CONNECT, and pass on what comes from either side."""
-
-    def tunnel(connection, request):
-        assert request.startswith(b"CONNECT ")
-        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        with socket.create_connection(("127.0.0.1", port)) as inner:
-            threading.Thread(target=pump, args=(connection, inner), daemon=True).start()
-            pump(inner, connection)
-
-    return tunnel
-
-
-def pump(source, target):
-    with suppress(OSError):
-        while True:
-            data = source.recv(65_536)
-            if not data:
-                return
-            target.sendall(data)
 
 
 def test_a_request_is_one_write(serve, monkeypatch, way):

@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from relays import running
 from tracking import JANE
 
 from windback import Windback
@@ -92,11 +93,8 @@ def test_an_entry_whose_events_are_not_objects_is_a_dead_letter_before_it_is_sen
     for n in range(50):
         add(redis_server, f"good{n}", GOOD)
     relay = BrokerRelay(redis_server.url, "sk_test_1", base_url=api.url, concurrency=4)
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
-    relay.stop()
-    thread.join()
+    with running(relay):
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 0)
     assert (len(api.taken), api.refused) == (50, [])
     letters = [fields for _, fields in redis_server.client.xrange(DEAD)]
     assert [letter["reason"] for letter in letters] == ["foreign"] * 4
@@ -112,13 +110,10 @@ def test_batches_that_fail_again_and_again_let_the_others_through(redis_server, 
     relay = BrokerRelay(
         redis_server.url, "sk_test_1", base_url=api.url, concurrency=4, max_retries=0, shutdown_timeout=0.1
     )
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    eventually(lambda: redis_server.client.xlen(EVENTS) == 4, 120)
-    assert len(api.taken) == 100
-    assert len(api.refused) < 60  # and they are not tried for each of the others
-    relay.stop()
-    thread.join()
+    with running(relay):
+        eventually(lambda: redis_server.client.xlen(EVENTS) == 4, 120)
+        assert len(api.taken) == 100
+        assert len(api.refused) < 60  # and they are not tried for each of the others
     assert redis_server.client.xlen(EVENTS) == 4  # kept, as in an outage
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import json
 import os
@@ -15,6 +14,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+from relays import running
 from tracking import JANE
 
 import windback
@@ -87,17 +87,6 @@ def recorder():
     server = Recorder()
     yield server
     server.close()
-
-
-@contextlib.contextmanager
-def running(relay):
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    try:
-        yield relay
-    finally:
-        relay.stop()
-        thread.join()
 
 
 @pytest.mark.parametrize("how", ["argument", "environment", "both variables", "file"])

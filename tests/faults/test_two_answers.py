@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import importlib
-import socket
 import ssl
 import sys
 import threading
-from contextlib import suppress
+from typing import Optional
 
 import anyio
 import pytest
-from raw_server import RawServer, response
+from raw_server import RawServer, Tunnel, response
 
 from windback import AsyncWindback, Windback
 from windback.http import proxy
@@ -36,6 +35,7 @@ class Doubles(RawServer):
         self.kind = kind
         self.count = 0
         self.has_sent = threading.Semaphore(0)
+        self.way: Optional[Tunnel] = None
         super().__init__(self.double, tls)
 
     def double(self, connection, _):
@@ -51,8 +51,10 @@ class Doubles(RawServer):
         self.has_sent.release()
 
     def count_of(self, stats):
-        """The number that an answer has, when both answers are on their way."""
+        """The number that an answer has, when both answers are there."""
         self.has_sent.acquire()
+        if self.way is not None:
+            self.way.wait_until_quiet()
         return stats.total_events
 
 
@@ -118,29 +120,6 @@ def test_clients_of_the_users(doubles, name):
     assert other.connections == 5
 
 
-def connect_to(port):
-    """Answer CONNECT, and pass on what comes from either side."""
-
-    def tunnel(connection, _):
-        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        with socket.create_connection(("127.0.0.1", port)) as inner:
-            threading.Thread(target=pump, args=(connection, inner), daemon=True).start()
-            pump(inner, connection)
-
-    return tunnel
-
-
-def pump(source, target):
-    with suppress(OSError):
-        while True:
-            data = source.recv(65_536)
-            if not data:
-                break
-            target.sendall(data)
-    with suppress(OSError):
-        target.shutdown(socket.SHUT_WR)
-
-
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="trustme needs 3.9")
 @pytest.mark.parametrize("way", ["direct", "proxy", "proxy with TLS"])
 @pytest.mark.parametrize("who", ["threads", "tasks"])
@@ -156,7 +135,8 @@ def test_over_tls_and_proxies(doubles, monkeypatch, tmp_path, way, who):
     tunnel = None
     if way != "direct":
         is_tls = way.endswith("TLS")
-        tunnel = RawServer(connect_to(server.port), context if is_tls else None)
+        server.way = Tunnel(server.port)
+        tunnel = RawServer(server.way, context if is_tls else None)
         monkeypatch.setattr(proxy, "is_loopback", lambda _: False)
         monkeypatch.setenv("https_proxy", f"http{'s' if is_tls else ''}://localhost:{tunnel.port}")
         monkeypatch.delenv("no_proxy", raising=False)

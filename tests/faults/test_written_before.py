@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import sys
 import tarfile
-import threading
 from pathlib import Path
 
 import pytest
+from relays import running
 from tracking import left_in, numbers
 
 from windback import Windback
@@ -62,11 +62,8 @@ def test_a_stream_of_the_version_before_is_delivered(redis_server, server, event
     for entry in entries:
         redis_server.client.xadd(events, entry)
     relay = BrokerRelay(redis_server.url, "sk_test_1", project_slug="shop", base_url=server.url)
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    eventually(lambda: redis_server.client.xlen(events) == 0)
-    relay.stop()
-    thread.join()
+    with running(relay):
+        eventually(lambda: redis_server.client.xlen(events) == 0)
     assert numbers(server) == list(range(30))
     keys = {each.idempotency_key for each in server.requests()}
     assert {entry["key"] for entry in entries} <= keys

@@ -23,6 +23,7 @@ from calls import eventually
 from cli_journals import (
     KEY,
     Ended,
+    commands_of,
     event,
     leave_behind,
     listed,
@@ -33,7 +34,6 @@ from cli_journals import (
 from commands import COMMAND, set_environment
 from typer.main import get_command
 
-from windback.cli import main
 from windback.cli.app import app
 from windback.devserver import DevServer
 from windback.journal import dead, inspect
@@ -57,13 +57,7 @@ def root(tmp_path) -> Path:
 @pytest.fixture
 def run(capsys, server) -> Callable[..., Ended]:
     """Run a command in this process."""
-
-    def run(*arguments: object) -> Ended:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return Ended(status, *capsys.readouterr())
-
-    return run
+    return commands_of(capsys)
 
 
 def segment_with_events(root: Path, name: str) -> Path:

@@ -23,6 +23,7 @@ from calls import eventually
 from cli_journals import (
     KEY,
     Ended,
+    commands_of,
     event,
     leave_behind,
     listed,
@@ -32,7 +33,6 @@ from cli_journals import (
 )
 from commands import COMMAND, set_environment
 
-from windback.cli import main
 from windback.devserver import DevServer
 from windback.journal import dead, inspect
 
@@ -51,13 +51,7 @@ def root(tmp_path) -> Path:
 @pytest.fixture
 def run(capsys, server) -> Callable[..., Ended]:
     """Run a command in this process."""
-
-    def run(*arguments: object) -> Ended:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return Ended(status, *capsys.readouterr())
-
-    return run
+    return commands_of(capsys)
 
 
 # What may leave a request under way when it ends: in this process it would go on, into the next test.

@@ -216,6 +216,17 @@ def application(environ, start_response):
 """
 
 
+def fetch(app, path):
+    """Return what an application answers; nothing to a scrape that came in the wrong moment."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{app.port}{path}") as answer:
+            return answer.read().decode()
+    except urllib.error.HTTPError:
+        # prometheus_client reads the file of a worker that has just made it, and is still empty.
+        assert re.search(r"struct\.error|mmap", app.output()), app.output()
+        return ""
+
+
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
 @pytest.mark.parametrize("preload", [False, True], ids=["", "preload"])
 def test_multiprocess_mode_adds_up_the_workers_of_gunicorn(server, tmp_path, kind, preload):
@@ -233,13 +244,7 @@ def test_multiprocess_mode_adds_up_the_workers_of_gunicorn(server, tmp_path, kin
     with AppServer(tmp_path, files, command, server.url, PROMETHEUS_MULTIPROC_DIR=str(folder)) as app:
 
         def get(path):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{app.port}{path}") as answer:
-                    return answer.read().decode()
-            except urllib.error.HTTPError:
-                # prometheus_client reads the file of a worker that has just made it, and is still empty.
-                assert re.search(r"struct\.error|mmap", app.output()), app.output()
-                return ""
+            return fetch(app, path)
 
         def read():
             return values(get("/metrics"))
@@ -318,17 +323,12 @@ def test_the_example_of_the_page_adds_up_the_workers_of_gunicorn(server, tmp_pat
     command = [sys.executable, "-m", *command, "--bind=127.0.0.1:{port}"]
     files = {"app.py": application, "gunicorn.conf.py": config}
     with AppServer(tmp_path, files, command, server.url, PROMETHEUS_MULTIPROC_DIR=str(folder)) as app:
-
-        def get(path):
-            with urllib.request.urlopen(f"http://127.0.0.1:{app.port}{path}") as answer:
-                return answer.read().decode()
-
         for _ in range(20):
-            assert get("/") == "hello"
+            assert fetch(app, "/") == "hello"
         accepted = "windback_client_accepted_events_total", "my-project", None
         # AppServer has asked for a page, too, to see that the application is there.
-        eventually(lambda: values(get("/metrics")).get(accepted, 0) >= 20, within_s=60)
-        eventually(lambda: values(get("/metrics")).get(accepted) == len(server.events()), within_s=60)
+        eventually(lambda: values(fetch(app, "/metrics")).get(accepted, 0) >= 20, within_s=60)
+        eventually(lambda: values(fetch(app, "/metrics")).get(accepted) == len(server.events()), within_s=60)
 
 
 def test_a_program_in_order_has_no_series_of_what_never_happened(server, tmp_path):

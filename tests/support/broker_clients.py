@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 
 from windback import Windback
 from windback.broker.layout import keys_of
+from windback.relay import BrokerRelay
 
 #: Of applications without a project.
 EVENTS, DEAD, PAUSE = keys_of(None)
@@ -34,13 +34,8 @@ def making_clients(redis_server, mark):
         yield make
 
 
-@contextlib.contextmanager
-def running(relay):
-    """Run a relay in a thread while a block of code runs."""
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    try:
-        yield relay
-    finally:
-        relay.stop()
-        thread.join()
+def relay_of(server, redis_server, **options):
+    """Make a relay from Redis to the server."""
+    return BrokerRelay(
+        **{"broker": redis_server.url, "api_key": "sk_test_1", "base_url": server.url, **options}
+    )

@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Callable, Dict, Iterator, List
 
 import commands
 from commands import COMMAND
 
+from windback.cli import main
 from windback.journal import dead
 
 KEY = "sk_test_1"
@@ -36,6 +37,17 @@ class Ended(commands.Ended):
     @property
     def lines(self) -> List[Dict[str, object]]:
         return [json.loads(line) for line in self.out.splitlines()]
+
+
+def commands_of(capsys) -> Callable[..., Ended]:
+    """Return what runs a command in this process."""
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return Ended(status, *capsys.readouterr())
+
+    return run
 
 
 def listed(folder: Path) -> List[str]:

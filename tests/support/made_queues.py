@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from sides import journal_queue, memory_queue
@@ -56,6 +57,20 @@ class Made:
                 return records
             records += batch.records
             self.queue.ack(batch)
+
+
+@contextlib.contextmanager
+def making_queues(root):
+    """Make queues, which are let go of at the end, whatever becomes of them in between."""
+    made = []
+
+    def make(kind="journal", root=root, **options):
+        made.append(Made(kind, root, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.queue.reset()
 
 
 def fill(made, count, start=0):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
+import time
 from contextlib import closing, suppress
 from typing import Callable, List, Optional
 
@@ -77,3 +79,42 @@ def drip(connection: socket.socket, _: bytes) -> None:
     while True:
         connection.sendall(b"x")
         threading.Event().wait(0.05)
+
+
+class Tunnel:
+    """Answers CONNECT, and passes on what comes from either side."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._passing = threading.Lock()
+        self._inner: List[socket.socket] = []
+
+    def __call__(self, connection: socket.socket, request: bytes) -> None:
+        assert request.startswith(b"CONNECT ")
+        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", self._port)) as inner:
+            self._inner.append(inner)
+            threading.Thread(target=self._pass_requests, args=(connection, inner), daemon=True).start()
+            while inner.recv(1, socket.MSG_PEEK):
+                with self._passing:
+                    connection.sendall(inner.recv(65_536))
+
+    @staticmethod
+    def _pass_requests(connection: socket.socket, inner: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                data = connection.recv(65_536)
+                if not data:
+                    break
+                inner.sendall(data)
+        with suppress(OSError):
+            inner.shutdown(socket.SHUT_WR)
+
+    def wait_until_quiet(self) -> None:
+        """Wait until all that the server has sent is passed on."""
+        while True:
+            with self._passing:
+                there = [each for each in self._inner if each.fileno() >= 0]
+                if not select.select(there, [], [], 0)[0]:
+                    return
+            time.sleep(0.001)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
-from made_queues import MIB, THREADS, Made, fill, fill_up, run_threads
+from made_queues import MIB, THREADS, fill, fill_up, making_queues, run_threads
 
 from windback import QueueFullError
 from windback.event.batch import Limits
@@ -18,17 +16,9 @@ POLICIES = ("drop_newest", "block", "raise")
 
 
 @pytest.fixture
-def make(tmp_path):
-    """Make queues, which are let go of at the end, whatever becomes of them in between."""
-    made = []
-
-    def make(kind="journal", root=tmp_path / "journal", **options):
-        made.append(Made(kind, root, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.queue.reset()
+def make(root):
+    with making_queues(root) as make:
+        yield make
 
 
 @pytest.fixture(params=["memory", "journal"])
@@ -39,14 +29,6 @@ def kind(request):
 @pytest.fixture
 def root(tmp_path):
     return tmp_path / "journal"
-
-
-@pytest.fixture
-def eager_switches():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 # The contract

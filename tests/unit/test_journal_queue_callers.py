@@ -13,7 +13,7 @@ import time
 from collections import Counter
 
 import pytest
-from made_queues import MIB, THREADS, Made, crash, files, fill, on_disk, run_threads
+from made_queues import MIB, THREADS, crash, files, fill, making_queues, on_disk, run_threads
 
 from windback.journal import format as fmt
 from windback.journal.directory import JournalDirectory
@@ -24,35 +24,14 @@ pytest.importorskip("fcntl", reason="this system has no flock")
 
 
 @pytest.fixture
-def make(tmp_path):
-    """Make queues, which are let go of at the end, whatever becomes of them in between."""
-    made = []
-
-    def make(kind="journal", root=tmp_path / "journal", **options):
-        made.append(Made(kind, root, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.queue.reset()
-
-
-@pytest.fixture(params=["memory", "journal"])
-def kind(request):
-    return request.param
+def make(root):
+    with making_queues(root) as make:
+        yield make
 
 
 @pytest.fixture
 def root(tmp_path):
     return tmp_path / "journal"
-
-
-@pytest.fixture
-def eager_switches():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 # Callers

@@ -7,7 +7,7 @@ import os
 import time
 
 import pytest
-from made_queues import MIB, Made, crash, files, fill, fill_up, on_disk
+from made_queues import MIB, crash, files, fill, fill_up, making_queues, on_disk
 
 from windback.event.batch import Limits
 from windback.journal import format as fmt
@@ -21,22 +21,9 @@ ONE = Limits(1, 500_000, 1.0)
 
 
 @pytest.fixture
-def make(tmp_path):
-    """Make queues, which are let go of at the end, whatever becomes of them in between."""
-    made = []
-
-    def make(kind="journal", root=tmp_path / "journal", **options):
-        made.append(Made(kind, root, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.queue.reset()
-
-
-@pytest.fixture(params=["memory", "journal"])
-def kind(request):
-    return request.param
+def make(root):
+    with making_queues(root) as make:
+        yield make
 
 
 @pytest.fixture

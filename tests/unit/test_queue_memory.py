@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 
@@ -36,14 +35,6 @@ def queue(**options):
 
 def fill(made, count, size=1):
     return [made.put(b"%d" % (n % 10) * size) for n in range(count)]
-
-
-@pytest.fixture
-def eager_switches():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 # Take, ack, nack, split

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import threading
 
 import pytest
 
 from windback import DeliveryReport, FlushResult, Stats
 from windback.stats import AtomicCounter
-
-
-@pytest.fixture
-def eager_switches():
-    """Let threads take turns as often as the interpreter can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def test_a_counter_adds_and_reports_the_new_value():
