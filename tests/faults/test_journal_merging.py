@@ -201,9 +201,10 @@ def client_home(root: Path):
     return next((home.name for home in inspect.homes(root) if home.is_alive), None)
 
 
-def test_a_child_that_is_forked_while_a_thread_has_such_a_lock_does_not_keep_it(three):
+def test_a_child_that_is_forked_while_a_thread_has_such_a_lock_does_not_keep_it(three, tmp_path):
     """The thread does not exist in the child, and its lock must not live on there."""
-    client = Windback("sk_test_1", base_url="http://127.0.0.1:9", journal=three, shutdown_timeout=0)
+    own = tmp_path / "own"  # or the client would adopt one of the three itself
+    client = Windback("sk_test_1", base_url="http://127.0.0.1:9", journal=own, shutdown_timeout=0)
     name = names(three)[0]
     homes = []
     thread = threading.Thread(target=lambda: homes.append(JournalDirectory.adopt(three, name)))
