@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from deadlines import SLACK_S
+from ports import free_port
 from tracking import numbers
 
 import windback
@@ -98,12 +98,6 @@ def steps():
     yield start
     for each in started:
         each.close()
-
-
-def free_port():
-    with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 # -- frozen --------------------------------------------------------------------------------------

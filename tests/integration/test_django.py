@@ -729,6 +729,8 @@ def test_windback_check_reports_what_is_wrong(server):
     with override_settings(WINDBACK={}), pytest.raises(CommandError, match="no API key"):
         call_command("windback_check", stdout=io.StringIO())
     server.faults([{"status": 401}])
-    with changed(BASE_URL=server.url), pytest.raises(CommandError, match="did not arrive"):
-        call_command("windback_check", "--send", "--timeout", "5", stdout=io.StringIO())
+    with changed(BASE_URL=server.url, API_KEY="sk_test_wrong"):
+        with pytest.raises(CommandError, match="did not arrive"):
+            call_command("windback_check", "--send", "--timeout", "5", stdout=io.StringIO())
+        conf.get_client().close(0)
     server.faults([])

@@ -16,7 +16,8 @@ from typing import List
 
 import pytest
 from calls import eventually
-from servers import STARTS_WITHIN_S, environment, free_port
+from ports import free_port
+from servers import STARTS_WITHIN_S, environment
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "integrations"
 BIN = Path(sys.executable).parent

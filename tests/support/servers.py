@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,17 +14,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
+from ports import free_port
+
 import windback
 
 SOURCE = Path(windback.__file__).resolve().parents[1]
 #: A machine that does much else at the same time takes this long to start a server.
 STARTS_WITHIN_S = 60.0
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 def environment(url: str, **more: str) -> Dict[str, str]:
