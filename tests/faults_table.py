@@ -468,8 +468,8 @@ A cell shows how many different events arrived, and then what is not 0:
   `worker="process"` keeps them.
 - **lost**: accepted, and nobody knows what became of it.
 
-At each look `accepted == delivered + rejected + dropped + pending` held, and `accepted` was what the callers
-were told. Cells that do not hold it say so in bold. A "-" marks a row that is not for this kind of client.
+At each look `accepted == delivered + rejected + dropped + pending` held, and as many calls had returned True
+as `accepted` counts. Cells that do not hold it say so in bold. A "-" marks a row that is not for this kind of client.
 """
 
 

@@ -21,7 +21,7 @@ SITE = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["proj
 FIRST_SCREEN = 1_200
 #: Lists to look something up in, and pages about the project: they have no task.
 NO_TASK = {
-    *("index.md", "reference.md", "api.md", "guarantees.md", "security.md", "evidence.md"),
+    *("index.md", "reference.md", "api.md", "guarantees.md", "security.md", "evidence.md", "faults.md"),
     *("ecosystem.md", "platforms.md", "scaling.md"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -54,3 +55,12 @@ def test_a_server_that_forgets_is_found():
     result = run(table.Row("forgets", forgets), "thread")
     assert result.lost == table.EVENTS
     assert not table.is_clean({("forgets", "thread"): result})
+
+
+def test_the_page_has_each_row_and_each_kind_and_lost_nothing():
+    page = table.PAGE.read_text(encoding="utf-8")
+    assert [name for name in ROWS if f"| {name} |" not in page] == []
+    assert [name for name in KINDS if f"| {name} |" not in page] == []
+    cells = re.findall(r"^\| [^|]+ \|(.*)\|$", page, re.MULTILINE)
+    assert len(cells) > 2 * len(ROWS)
+    assert not [each for each in cells if re.search(r"\d+ (lost|doubled)|\*\*", each)]
