@@ -469,7 +469,8 @@ A cell shows how many different events arrived, and then what is not 0:
 - **lost**: accepted, and nobody knows what became of it.
 
 At each look `accepted == delivered + rejected + dropped + pending` held, and as many calls had returned True
-as `accepted` counts. Cells that do not hold it say so in bold. A "-" marks a row that is not for this kind of client.
+as `accepted` counts. Cells that do not hold it say so in bold. A "-" marks a row that is not for this kind
+of client.
 """
 
 

@@ -21,7 +21,7 @@ from windback.relay import Relay
 SPEC = json.loads(sys.argv[1])
 EVENTS = SPEC["events"]
 IS_ASYNC = SPEC["is_async"]
-#: What each call was told: True, False, or an exception instead. A handler may interrupt `+= 1`, but no `append`.
+#: How each call ended. A list, because a handler that counts may interrupt `+= 1`, but not `append`.
 TOLD = []
 
 
