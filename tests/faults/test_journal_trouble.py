@@ -666,7 +666,7 @@ def test_what_the_api_rejects_is_kept_and_readable(server, root, deliver, caplog
     assert (stats.delivered, stats.rejected, stats.pending) == (9, 1, 0)
     assert client.close()
     (path,) = dead.files(root)
-    (letter,) = dead.read(path)
+    ((letter, _),) = dead.read(path)
     assert letter.event["customer_email"] == POISON
     assert letter.event["properties"] == {"n": 5}
     assert (letter.reason, letter.status) == ("invalid", 400)
@@ -698,4 +698,4 @@ def test_a_line_that_was_cut_off_does_not_hide_the_others(root, server):
     (path,) = dead.files(root)
     with path.open("ab") as file:
         file.write(path.read_bytes()[:40])
-    assert [letter.event for letter in dead.read(path)] == [{"n": 1}, {"n": 2}]
+    assert [letter.event for letter, _ in dead.read(path)] == [{"n": 1}, {"n": 2}]

@@ -73,7 +73,7 @@ def arrived(server: DevServer) -> List[int]:
 
 
 def letters_of(root: Path) -> List[dead.Letter]:
-    return [letter for path in dead.files(root) for letter in dead.read(path)]
+    return [letter for path in dead.files(root) for letter, _ in dead.read(path)]
 
 
 # drain

@@ -160,7 +160,7 @@ def test_journal_directory(tree):
         list(inspect.check(root))
         list(map(inspect.directory, inspect.homes(root)))
         for path in dead.files(root):
-            list(dead.read_with_events(path))
+            list(dead.read(path))
         home = JournalDirectory.adopt(root, "0000000000000007")
         if home is not None:
             read_all(home)
@@ -213,7 +213,7 @@ def test_dead_letters(lines):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.jsonl")
         path.write_bytes(b"\n".join(lines))
-        for letter, event in dead.read_with_events(path):
+        for letter, event in dead.read(path):
             json.loads(event)
             assert isinstance(letter, dead.Letter)
         dead.count(path)

@@ -362,7 +362,7 @@ def test_dead_letters_hold_what_was_rejected(make, root):
     assert made.queue.reject(batch, report) is True
     assert made.queue.counts()[2] == 0
     (path,) = dead.files(root)
-    letters = list(dead.read(path))
+    letters = [letter for letter, _ in dead.read(path)]
     assert [letter.event for letter in letters] == [{"event": "login"}, {"event": "logout"}]
     assert {letter[1:5] for letter in letters} == {("invalid", 422, "no such event", batch.key)}
     assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())

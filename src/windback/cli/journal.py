@@ -199,7 +199,7 @@ def show_dead(
     rows: List[Sequence[object]] = [("rejected", "status", "reason", "event", "message")]
     with _found(directory) as root:
         for path in dead.files(root):
-            for letter, event in dead.read_with_events(path):
+            for letter, event in dead.read(path):
                 if reasons and letter.reason not in reasons:
                     continue
                 if json:

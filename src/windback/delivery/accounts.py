@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Dict, Optional
 
-from ..queue.protocol import Drain
+from ..queue.outbox import Drain
 from ..stats import AtomicCounter, Stats, nonzero
 
 

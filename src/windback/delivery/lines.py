@@ -12,7 +12,7 @@ from .. import log
 from ..errors import WindbackError
 from ..outage import OutageLog
 from ..process import lifecycle
-from ..queue.protocol import Drain
+from ..queue.outbox import Drain
 from .accounts import Accounts
 
 logger = logging.getLogger("windback")

@@ -11,7 +11,8 @@ from typing import Optional
 from ..event import batch as batching
 from ..event.batch import Batch, Limits, Waiting
 from ..queue.intake import NEVER
-from ..queue.protocol import Drain, Intake
+from ..queue.outbox import Drain
+from ..queue.protocol import Intake
 from .flushes import Flushes
 from .gate import Gate
 from .parking import Parking, Worker

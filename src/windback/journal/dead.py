@@ -113,12 +113,7 @@ def files(root: Path) -> List[Path]:
     return [folder / name for name in sorted(listed(folder)) if name.endswith(_SUFFIX)]
 
 
-def read(path: Path) -> Iterator[Letter]:
-    """Yield the letters of one file, without a last line that was cut off. Raises OSError."""
-    return (letter for letter, _ in read_with_events(path))
-
-
-def read_with_events(path: Path) -> Iterator[Tuple[Letter, bytes]]:
+def read(path: Path) -> Iterator[Tuple[Letter, bytes]]:
     """Yield the letters of one file, each with its event byte for byte. Raises OSError."""
     with path.open("rb") as lines:
         for line in lines:

@@ -12,14 +12,29 @@ from collections import deque
 from contextlib import suppress
 from itertools import chain, islice, repeat, starmap
 from operator import attrgetter
-from typing import Callable, Deque, Generic, List, Optional, Sequence, Set, Tuple, Union, cast
+from typing import (
+    Callable,
+    Deque,
+    Generic,
+    List,
+    NoReturn,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    TypeVar,
+    Union,
+    cast,
+)
 
 from ..config import BATCH_FRAME_BYTES, MAX_BATCH_SIZE
 from ..event.batch import Batch, Limits, Source, Waiting, cut
 from ..stats import AtomicCounter, DeliveryReport
 from ..steps import call, in_one_step
-from .line import Line, Place
+from .line import Line
 
+#: What is in a journal, and waits as the place where it is. Contravariant: see `Drain`.
+Place = TypeVar("Place", contravariant=True)  # noqa: PLC0105 - one name
 #: Returns the event of a place: the journal, the offset in it, and the event itself.
 Resolve = Callable[[Place], Tuple[Source, int, bytes]]
 #: Keeps the events of a rejected batch as dead letters; whether it could.
@@ -371,3 +386,7 @@ class Outbox(Generic[Place]):
             call(self._taken.move, len(lost), 1),
         )
         return batches
+
+
+#: An outbox as the scheduler sees it, which adds nothing: whatever the places of its line are.
+Drain = Outbox[NoReturn]

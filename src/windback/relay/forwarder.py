@@ -11,7 +11,7 @@ from typing import Callable, Dict, Optional, Protocol
 from .. import clock
 from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
-from ..queue.protocol import Drain
+from ..queue.outbox import Drain
 from ..stats import FlushResult, Stats
 
 #: Between two checks for new events (seconds): while there are some, and while there are none.
