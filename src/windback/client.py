@@ -9,7 +9,6 @@ import time
 from collections import deque
 from types import TracebackType
 from typing import (
-    TYPE_CHECKING,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -62,12 +61,6 @@ from .queue.intake import NoRoomError
 from .report import Report
 from .secrets import hidden, hidden_if_key
 from .stats import DeliveryReport, FlushResult, Stats
-
-if TYPE_CHECKING:
-    from .delivery.hooks import Hooks
-    from .remote.counters import Block
-    from .remote.link import Link
-    from .remote.queue import SharedQueue
 
 logger = logging.getLogger("windback")
 
@@ -134,7 +127,7 @@ class _WaitingEvent:
 
     def _send_to(self, email: Optional[str]) -> None:
         if email is None:
-            self._client._engine.refuse("no_customer")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            self._client._engine.refusals.refuse("no_customer")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             return
         fields = self._fields
         prepared = self._client.prepare(
@@ -297,7 +290,7 @@ class _Client:
         self._put = engine.put
         self._watch_capture()
         self._max_event_bytes = max_event_bytes
-        self._encode = engine.hooks.encoder(engine.refuse)
+        self._encode = engine.hooks.encoder(engine.refusals.refuse)
         if self._config.debug:
             debugging.show_lines()
             self._encode = debugging.watched_encode(self._encode)
@@ -310,7 +303,7 @@ class _Client:
         config: Optional[Config] = self.__dict__.get("_config")
         if config is None:  # in the traceback of an option that was wrong
             return f"<{type(self).__name__}, not made>"
-        state = " closed" if self._engine.is_closed else ""
+        state = " closed" if self._engine.refusals.is_closed else ""
         where = f"project_slug={config.project_slug!r} base_url={config.base_url!r}"
         return f"<{type(self).__name__}{state} {where}>"
 
@@ -380,7 +373,11 @@ class _Client:
         try:
             return self._put(record)
         except NoRoomError:
-            return self._engine.refuse("queue_full") if self._is_async else self._engine.put_or_wait(record)
+            return (
+                self._engine.refusals.refuse("queue_full")
+                if self._is_async
+                else self._engine.put_or_wait(record)
+            )
         except QueueFullError:
             return False
 
@@ -392,7 +389,7 @@ class _Client:
         timestamp: Optional[Timestamp],
     ) -> Union[str, bool]:
         """Return the address for `track`; or its answer: True if the event waits for the address."""
-        refuse = self._engine.refuse
+        refuse = self._engine.refusals.refuse
         if scope is None:
             logger.debug(
                 "track was called outside of a scope, so the event has no customer: use track_event, or open "
@@ -454,7 +451,7 @@ class _Client:
 
     def _check_open(self) -> None:
         self._look_around()
-        if self._engine.is_closed:
+        if self._engine.refusals.is_closed:
             message = "this client is closed; make a new one, or close it later"
             raise ClosedError(message)
 
@@ -471,7 +468,7 @@ class _Client:
             return
 
         def put(record: bytes) -> bool:
-            if engine.is_closed:
+            if engine.refusals.is_closed:
                 return engine.put(record)  # refuses and counts it
             capture([record])
             return True
@@ -513,7 +510,7 @@ class _Client:
             self._config.check_key()
         records = encode_all(events, self._encode, self._max_event_bytes)
         if not self._config.enabled and _capture is None:
-            self._engine.refuse("disabled", sum(record is not None for record in records))
+            self._engine.refusals.refuse("disabled", sum(record is not None for record in records))
             records = [None] * len(records)
         config = self._config
         limits = Limits(config.batch_size, config.max_batch_bytes, config.flush_interval)
@@ -1119,7 +1116,7 @@ class Windback(_Client):
 
     def _send(self, request: api.Request) -> Answer:
         policy = self._retry_policy(request)  # first: the time that loading the transport takes counts
-        transport = self._engine.transport()
+        transport = self._engine.connections.transport()
         return retry_loop.send(lambda left_s: transport.attempt(request, left_s), policy)
 
 
@@ -1724,7 +1721,7 @@ class AsyncWindback(_Client):
 
     async def _send(self, request: api.Request) -> Answer:
         policy = self._retry_policy(request)  # first: the time that loading the transport takes counts
-        transport = await self._engine.transport_async()
+        transport = await self._engine.loops.transport()
         return await retry_loop.send_async(lambda left_s: transport.attempt(request, left_s), policy)
 
 
@@ -1786,26 +1783,13 @@ def _make_engine(config: Config, *, is_async: bool) -> Engine:
         return LocalEngine(config, is_async=is_async)
     from .remote.engine import RemoteEngine
 
-    return RemoteEngine(config, _to_relay if config.worker is None else _to_sender)
+    if config.worker is None:
+        from .relay.link import RelayLink
 
+        return RemoteEngine(config, RelayLink)
+    from .sender.supervisor import SenderLink
 
-def _to_relay(config: Config, queue: SharedQueue, hooks: Hooks) -> Link:
-    from .relay.link import RelayLink
-
-    del hooks  # before_send runs in here; on_delivery is the relay's
-    return RelayLink(config, queue)
-
-
-def _to_sender(config: Config, queue: SharedQueue, hooks: Hooks) -> Link:
-    from .sender.supervisor import HereSender, SenderLink
-
-    def make_sender(config: Config, name: str, commands: int, answers: int, block: Block) -> HereSender:
-        with lifecycle.loading:
-            from .sender.main import Sender  # loads httpx
-
-        return Sender(config, name, commands, answers, block)
-
-    return SenderLink(config, queue, hooks, make_sender)
+    return RemoteEngine(config, SenderLink)
 
 
 def _not_copied(client: object) -> TypeError:

@@ -219,7 +219,7 @@ class _After:
         engines = lifecycle.engines()
         if self._client is not None:
             engine = self._client._engine  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a part of the client, in effect
-            if engine.is_closed:
+            if engine.refusals.is_closed:
                 logger.warning("nothing was flushed after the handler: its client is closed")
             engines = [each for each in engines if each is engine]
         limit_s = min([self._timeout, *_remaining_s(args, kwargs, self._margin)])

@@ -218,7 +218,7 @@ def test_ctrl_c_delivers_and_keeps_its_exit_status(server, run, warm):
     code = f"""\
     client = make(flush_interval=3600)
     if {warm}:
-        assert client._engine.transport()
+        assert client._engine.connections.transport()
     track(client)
     signal.raise_signal(signal.SIGINT)
     """
@@ -236,7 +236,7 @@ def test_a_second_ctrl_c_ends_the_wait_of_the_exit(silent_url, run):
     from windback import Windback
 
     client = Windback(shutdown_timeout=20)
-    client._engine.transport()
+    client._engine.connections.transport()
     client.track_event("login", "jane@example.com")
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.daemon = True
@@ -311,7 +311,7 @@ def test_an_exit_takes_no_longer_because_of_a_clock_that_started_late(silent_url
     from windback import Windback
     import time
     client = Windback(shutdown_timeout=0.5)
-    client._engine.transport()
+    client._engine.connections.transport()
     client.track_event("login", "jane@example.com")
     time.sleep(1)
     """

@@ -99,7 +99,7 @@ def test_flush_does_not_wait_for_what_is_tracked_after_it_began(held):
 @pytest.mark.parametrize("endpoint", ["silent_url", "dripping_url", "dead_url"])
 def test_flush_obeys_its_timeout_and_counts_what_is_left(request, endpoint, timeout):
     client = Windback(**OPTIONS, base_url=request.getfixturevalue(endpoint), batch_size=10)
-    engine_of(client).transport()  # loads its modules, which takes longer on a cold start
+    engine_of(client).connections.transport()  # loads its modules, which takes longer on a cold start
     for _ in range(95):
         client.track_event("login", JANE)
     with Clock() as clock:
@@ -135,8 +135,8 @@ def test_async_flush_obeys_its_timeout_and_counts_what_is_left(request, endpoint
         client = AsyncWindback(
             **OPTIONS, base_url=request.getfixturevalue(endpoint), batch_size=10, worker=worker
         )
-        await engine_of(client).transport_async()
-        engine_of(client).transport()
+        await engine_of(client).loops.transport()
+        engine_of(client).connections.transport()
         for _ in range(95):
             await client.track_event("login", JANE)
         with Clock() as clock:

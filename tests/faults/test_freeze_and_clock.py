@@ -169,7 +169,7 @@ assert stats.accepted == stats.delivered + stats.rejected + stats.dropped + stat
 @posix
 def test_a_flush_that_was_frozen_beyond_its_deadline_returns_immediately(steps, silent_url):
     code = """\
-client._engine.transport()
+client._engine.connections.transport()
 track(0, 5)
 done("flushing")
 started_s = time.monotonic()
@@ -259,7 +259,7 @@ def test_a_flush_and_an_exit_keep_their_deadlines_through_a_jump(silent_url, run
     code = f"""\
     import threading
     client = Windback(shutdown_timeout=1)
-    client._engine.transport()
+    client._engine.connections.transport()
     track(client)
 
     def leap():
@@ -309,7 +309,7 @@ def test_a_limit_of_threads_makes_the_caller_send(server, run, ends):
     from windback import Windback
 
     client = Windback(batch_size=10)
-    client._engine.transport()
+    client._engine.connections.transport()
     if os.getuid() == 0:
         os.setgid(65534)
         os.setuid(65534)

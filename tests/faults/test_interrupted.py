@@ -357,14 +357,14 @@ def client_struck(server, kind, journal, number):
         link = link_of(client)
         # The sender itself, in a thread of this process, where a trace function reaches its workers.
         link._use_thread = True
-        make = link._make_sender
+        make = link._make_here
 
         def made(*args):
             sender = make(*args)
             struck.watch(engine_of(sender).threads)
             return sender
 
-        link._make_sender = made
+        link._make_here = made
     else:
         struck.watch(engine_of(client).threads)
     return client, struck.strike

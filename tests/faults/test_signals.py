@@ -131,7 +131,7 @@ def test_an_endpoint_that_never_answers_holds_the_end_no_longer_than_asked(silen
     code = f"""\
     clients = [Windback(handle_signals=True, shutdown_timeout=1) for _ in range({clients})]
     for client in clients:
-        client._engine.transport()
+        client._engine.connections.transport()
         track(client, 10)
     print(time.time(), flush=True)
     send()

@@ -443,7 +443,7 @@ def test_workers_come_as_soon_as_threads_can_be_started_again(server, no_threads
 
 def test_a_flush_of_the_caller_obeys_its_timeout(silent_url, no_threads):
     client = Windback(**OPTIONS, base_url=silent_url)
-    engine_of(client).transport()
+    engine_of(client).connections.transport()
     track(client, 5)
     started_s = time.monotonic()
     result = client.flush(0.3)

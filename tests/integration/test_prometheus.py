@@ -210,7 +210,7 @@ def application(environ, start_response):
         windback.get_client().track_event("login", "jane@example.com")
         body = b"%d" % os.getpid()
     elif path == "/refused":
-        windback.get_client()._engine.refuse("queue_full")
+        windback.get_client()._engine.refusals.refuse("queue_full")
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
 """

@@ -7,7 +7,7 @@ process sends. Each is made of the parts that it uses, and a client sees only th
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Callable, Optional, Protocol, Tuple, Union
+from typing import Callable, Optional, Protocol, Tuple, Union
 
 from .. import clock
 from ..config import Config
@@ -29,9 +29,6 @@ from .workers.loop_state import LoopStates
 from .workers.tasks import TaskWorkers
 from .workers.threads import ThreadWaker, ThreadWorkers
 
-if TYPE_CHECKING:
-    from ..http.transport import AsyncTransport, SyncTransport
-
 logger = logging.getLogger("windback")
 
 #: Syncs a queue to disk; whether there was anything new.
@@ -42,21 +39,16 @@ class Engine(lifecycle.Engine, Protocol):
     """What a client needs of its engine, beside what the end of the process and a fork need."""
 
     hooks: Hooks
+    refusals: Refusals
+    #: For the plain calls of threads, and of tasks.
+    connections: Connections
+    loops: LoopStates
     #: Accept an encoded event. Raises QueueFullError, or NoRoomError where the caller may wait for room.
     put: Callable[[bytes], bool]
 
     @property
-    def is_closed(self) -> bool:
-        """Whether close() was called, or the process is ending."""
-        ...
-
-    @property
     def compress(self) -> bool:
         """Whether batches are compressed."""
-        ...
-
-    def refuse(self, reason: str, count: int = 1) -> bool:
-        """Count events that were not accepted; returns False."""
         ...
 
     def put_or_wait(self, record: bytes) -> bool:
@@ -83,14 +75,6 @@ class Engine(lifecycle.Engine, Protocol):
         """Do the same for a task."""
         ...
 
-    def transport(self) -> SyncTransport:
-        """Return the connections for plain calls of threads."""
-        ...
-
-    async def transport_async(self) -> AsyncTransport:
-        """Return those for plain calls in the running event loop."""
-        ...
-
 
 class LocalEngine:
     """Sends from this process. A sync client uses `threads` alone; an async one also `tasks`.
@@ -114,7 +98,7 @@ class LocalEngine:
         self.config = config
         self.shutdown_timeout = config.shutdown_timeout
         self.hooks = Hooks(config)
-        self._refusals = Refusals(config.overflow, log_refusal)
+        self.refusals = Refusals(config.overflow, log_refusal)
         if queue is None:
             queue, sync = self._make_queue()
         self.queue = queue
@@ -142,14 +126,14 @@ class LocalEngine:
         """Return the queue of a client, and what syncs it to disk."""
         config = self.config
         if config.journal is None:
-            return MemoryQueue(config.max_queue_size, config.max_queue_bytes, self._refusals), None
+            return MemoryQueue(config.max_queue_size, config.max_queue_bytes, self.refusals), None
         from ..queue.journal import JournalQueue, MemoryBounds  # nothing else needs mmap and its kind
 
         queue = JournalQueue(
             config.journal,
             config.max_journal_bytes,
             MemoryBounds(config.max_queue_size, config.max_queue_bytes),
-            self._refusals,
+            self.refusals,
             fsync=config.fsync is not None,
         )
         queue.open()
@@ -161,26 +145,9 @@ class LocalEngine:
             self._fsync_thread.wake()
 
     @property
-    def is_closed(self) -> bool:
-        """Whether close() was called, or the process is ending."""
-        return self._refusals.closed == "closed"
-
-    @property
     def compress(self) -> bool:
         """Whether batches are compressed, which ends when the API refuses it."""
         return self.scheduler.compress
-
-    def refuse(self, reason: str, count: int = 1) -> bool:
-        """Count events that were not accepted; returns False."""
-        return self._refusals.refuse(reason, count)
-
-    def transport(self) -> SyncTransport:
-        """Return the connections for plain calls of threads."""
-        return self.connections.transport()
-
-    async def transport_async(self) -> AsyncTransport:
-        """Return those for plain calls in the running event loop."""
-        return await self.loops.transport()
 
     def _start_worker(self, worker: Worker) -> bool:
         lifecycle.follow_in_child()
@@ -224,7 +191,7 @@ class LocalEngine:
                 return self.put(record)
             except NoRoomError:
                 if gave_up:
-                    return self._refusals.refuse("queue_full")
+                    return self.refusals.refuse("queue_full")
 
     def flush(self, timeout: Optional[float]) -> FlushResult:
         """Block until everything that was accepted is settled; see Windback.flush."""
@@ -295,7 +262,7 @@ class LocalEngine:
                 return self.put(record)
             except NoRoomError:
                 if gave_up:
-                    return self._refusals.refuse("queue_full")
+                    return self.refusals.refuse("queue_full")
 
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:
         """Wait until everything that was accepted is settled; see Windback.flush."""

@@ -44,6 +44,11 @@ class Refusals:
         #: Why nothing is accepted any more.
         self.closed: Optional[str] = None
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether close() was called, or the process is ending."""
+        return self.closed == "closed"
+
     def refuse(self, reason: str, count: int = 1) -> bool:
         """Count events that were not accepted; returns False."""
         self.counters[reason].add(count)
@@ -56,7 +61,7 @@ class Refusals:
         """
         if self.closed is not None:
             self.refuse(self.closed)
-            if self.closed == "closed":
+            if self.is_closed:
                 self.announce(self._first_after_close, "closed")
             return False
         if self.overflow == "block":

@@ -7,7 +7,7 @@ scheduler, no gate and no workers, so there is one set of counters: those that t
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable, Iterator, Optional
+from typing import Callable, Iterator, Optional
 
 from .. import clock
 from ..config import Config
@@ -25,9 +25,6 @@ from ..stats import FlushResult, Stats
 from .link import LOOK_S, Link, RemoteFlush
 from .queue import SharedQueue
 
-if TYPE_CHECKING:
-    from ..http.transport import AsyncTransport, SyncTransport
-
 MakeLink = Callable[[Config, SharedQueue, Hooks], Link]
 
 #: The longest pause between two looks at a flush in progress (seconds).
@@ -43,9 +40,9 @@ class RemoteEngine:
         # With a relay: what is in the journal is safe, and how soon it is sent is not known here.
         self.shutdown_timeout = 0.0 if config.worker is None else config.shutdown_timeout
         self.hooks = Hooks(config)
-        self._refusals = Refusals(config.overflow, log_refusal)
+        self.refusals = Refusals(config.overflow, log_refusal)
         self.queue = SharedQueue(
-            config.journal, config.max_journal_bytes, self._refusals, fsync=config.fsync is not None
+            config.journal, config.max_journal_bytes, self.refusals, fsync=config.fsync is not None
         )
         self._intake = self.queue.intake
         self._fsync_thread = None if config.fsync is None else FsyncThread(self.queue.sync, config.fsync)
@@ -59,26 +56,9 @@ class RemoteEngine:
         lifecycle.register(self)
 
     @property
-    def is_closed(self) -> bool:
-        """Whether close() was called, or the process is ending."""
-        return self._refusals.closed is not None
-
-    @property
     def compress(self) -> bool:
         """Whether batches are compressed."""
         return self.config.compress
-
-    def refuse(self, reason: str, count: int = 1) -> bool:
-        """Count events that were not accepted; returns False."""
-        return self._refusals.refuse(reason, count)
-
-    def transport(self) -> SyncTransport:
-        """Return the connections for plain calls of threads."""
-        return self.connections.transport()
-
-    async def transport_async(self) -> AsyncTransport:
-        """Return those for plain calls in the running event loop."""
-        return await self.loops.transport()
 
     def _check_may_wait(self) -> None:
         """Raise WindbackError in a thread that a flush would wait for."""
@@ -93,7 +73,7 @@ class RemoteEngine:
 
         def may_fit() -> bool:
             self._link.wake()
-            return self.is_closed or self._intake.has_room_for(size)
+            return self.refusals.is_closed or self._intake.has_room_for(size)
 
         return _pauses(may_fit, deadline_s)
 
@@ -101,7 +81,7 @@ class RemoteEngine:
         try:
             return self.put(record)
         except NoRoomError:
-            return self._refusals.refuse("queue_full")
+            return self.refusals.refuse("queue_full")
 
     def _wait_for(self, flush: RemoteFlush, deadline_s: Optional[float]) -> Iterator[float]:
         """Yield the pauses until a flush is done, or the deadline is over."""

@@ -11,6 +11,7 @@ from typing import Optional
 
 from .. import clock, log
 from ..config import Config
+from ..delivery.hooks import Hooks
 from ..delivery.workers.maintenance import MaintenanceThread
 from ..queue.intake import NEVER
 from ..stats import AtomicCounter, Stats, nonzero
@@ -48,9 +49,10 @@ class RemoteFlush:
 class Link(ABC):
     """The connection to the process that sends: wakes it, flushes, and reads its counters."""
 
-    def __init__(self, config: Config, queue: SharedQueue) -> None:
+    def __init__(self, config: Config, queue: SharedQueue, hooks: Hooks) -> None:
         self.config = config
         self._queue = queue
+        self._hooks = hooks
         self._block: Optional[Block] = None
         self.reset()
 

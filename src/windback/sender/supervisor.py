@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Protocol, Set
+from typing import TYPE_CHECKING, NamedTuple, Optional, Set
 
 import orjson
 
@@ -23,6 +23,7 @@ from ..config import OPTIONS, Config
 from ..delivery.hooks import Hooks
 from ..http import egress
 from ..journal.directory import left_behind
+from ..process import lifecycle
 from ..remote.counters import Block, Counters
 from ..remote.descriptor import Descriptor
 from ..remote.link import GRACE_S, LOOK_S, Link, RemoteFlush
@@ -33,6 +34,8 @@ from .protocol import FLUSH, FLUSH_END, LOOK, SLEEP_ON, WAKE
 
 if TYPE_CHECKING:
     import subprocess
+
+    from .main import Sender
 
 
 _BOOT = """\
@@ -67,24 +70,6 @@ _END_S = 2.0
 _TOO_SOON_S, _PAUSE_S, _PAUSE_CAP_S = 5.0, 0.05, 10.0
 
 
-class HereSender(Protocol):
-    """A sender in a thread of this process."""
-
-    def run_until_done(self, deadline_s: Optional[float] = None) -> None:
-        """Send until its commands end and all events are delivered, or until the deadline."""
-
-    def abandon(self) -> None:
-        """Close its connections in a forked child."""
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the calling thread is one of its own."""
-        ...
-
-
-MakeSender = Callable[[Config, str, int, int, Block], HereSender]
-
-
 class _Running(NamedTuple):
     """A sender: a process, or one in a thread. answers: where to read.
 
@@ -92,7 +77,7 @@ class _Running(NamedTuple):
     """
 
     process: Optional[subprocess.Popen[bytes]]
-    here: Optional[HereSender]
+    here: Optional[Sender]
     commands: Descriptor
     answers: Descriptor
 
@@ -105,11 +90,9 @@ class _Running(NamedTuple):
 class SenderLink(Link):
     """Starts, wakes and replaces the sender of one client."""
 
-    def __init__(self, config: Config, queue: SharedQueue, hooks: Hooks, make_sender: MakeSender) -> None:
-        self._hooks = hooks
-        self._make_sender = make_sender
+    def __init__(self, config: Config, queue: SharedQueue, hooks: Hooks) -> None:
         self._running: Optional[_Running] = None
-        super().__init__(config, queue)
+        super().__init__(config, queue, hooks)
 
     def reset(self) -> None:
         """Forget the sender in a forked child, where it is the parent's."""
@@ -242,12 +225,14 @@ class SenderLink(Link):
         with contextlib.suppress(RuntimeError):  # out of threads: only reports and log lines are lost
             _thread.start_new_thread(self._listen, listened)
 
-    def _make_here(self, commands: int, answers: int) -> HereSender:
+    def _make_here(self, commands: int, answers: int) -> Sender:
         """Make a sender for a thread of this process. Its reports go directly to the client's hooks."""
+        with lifecycle.loading:
+            from .main import Sender  # loads httpx
         assert self._block is not None
         on_delivery = self._hooks.report if self._hooks.wants_reports else None
         config = replace(self.config, worker="thread", on_delivery=on_delivery)
-        return self._make_sender(config, self._queue.writer.name, commands, answers, self._block)
+        return Sender(config, self._queue.writer.name, commands, answers, self._block)
 
     def _send(self, *words: bytes) -> None:
         running = self._running
