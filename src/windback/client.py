@@ -32,7 +32,7 @@ import orjson
 from . import clock, context, debugging
 from .api import endpoints as api
 from .api.answer import Answer, error_of
-from .config import Config, Fsync, Overflow, Worker, resolve
+from .config import OPTIONS, Config, Fsync, Overflow, Worker, resolve
 from .delivery import retry_loop
 from .delivery.engine import Engine, LocalEngine
 from .delivery.retry import RetryPolicy
@@ -59,7 +59,6 @@ from .process import lifecycle
 from .process.orphans import Handle
 from .queue.intake import NoRoomError
 from .report import Report
-from .secrets import hidden, hidden_if_key
 from .stats import DeliveryReport, FlushResult, Stats
 
 logger = logging.getLogger("windback")
@@ -244,52 +243,15 @@ class _Client:
         Raises:
             ConfigurationError: An option is wrong. The message names it, and the remedy.
         """
-        # Before anything can raise: a traceback may be shown with the local variables of its frames.
-        keys = hidden(api_key), hidden(public_key)
-        address = hidden(broker)
-        slug = hidden_if_key(project_slug)  # the two may be swapped
-        api_key = public_key = broker = project_slug = None
-        self._config = resolve(
-            is_async=self._is_async,
-            needs_key=_capture is None,
-            api_key=keys[0],
-            project_slug=slug,
-            public_key=keys[1],
-            base_url=base_url,
-            journal=journal,
-            max_journal_bytes=max_journal_bytes,
-            fsync=fsync,
-            broker=address,
-            max_broker_entries=max_broker_entries,
-            timeout=timeout,
-            max_retries=max_retries,
-            worker=worker,
-            max_queue_size=max_queue_size,
-            max_queue_bytes=max_queue_bytes,
-            max_event_bytes=max_event_bytes,
-            overflow=overflow,
-            block_timeout=block_timeout,
-            batch_size=batch_size,
-            max_batch_bytes=max_batch_bytes,
-            flush_interval=flush_interval,
-            max_in_flight=max_in_flight,
-            compress=compress,
-            before_send=before_send,
-            scrub=scrub,
-            on_delivery=on_delivery,
-            shutdown_timeout=shutdown_timeout,
-            handle_signals=handle_signals,
-            http_client=http_client,
-            enabled=enabled,
-            debug=debug,
-            status=status,
-        )
+        # `naming_options` has hidden the keys: a traceback may show the local variables of its frames.
+        given = {name: value for name, value in locals().items() if name in OPTIONS}
+        self._config = resolve(is_async=self._is_async, needs_key=_capture is None, **given)
         self._engine = engine = _make_engine(self._config, is_async=self._is_async)
         self._handle = Handle(engine)
         # Bound once: these three are the request path.
         self._put = engine.put
         self._watch_capture()
-        self._max_event_bytes = max_event_bytes
+        self._max_event_bytes = self._config.max_event_bytes
         self._encode = engine.hooks.encoder(engine.refusals.refuse)
         if self._config.debug:
             debugging.show_lines()

@@ -27,7 +27,6 @@ from .webhooks import (
     Seen,
     WebhookError,
     WebhookReceiver,
-    hidden_secrets,
     too_large,
     unreadable,
 )
@@ -101,7 +100,6 @@ def webhook_router(
     Raises:
         ConfigurationError: There is no secret, or an argument is wrong.
     """
-    secret = hidden_secrets(secret)  # before anything can raise
     receiver = WebhookReceiver(handler, secret, seen=seen, tolerance=tolerance)
     router = APIRouter()
 

@@ -40,7 +40,6 @@ from .webhooks import (
     Seen,
     WebhookError,
     WebhookReceiver,
-    hidden_secrets,
     too_large,
     unreadable,
 )
@@ -283,7 +282,6 @@ def webhook_blueprint(
     Raises:
         ConfigurationError: There is no secret, or an argument is wrong.
     """
-    secret = hidden_secrets(secret)  # before anything can raise
     receiver = WebhookReceiver(handler, secret, seen=seen, tolerance=tolerance)
     if receiver.is_async and find_spec("asgiref") is None:
         message = 'an async handler needs Flask\'s extra for async: pip install "flask[async]"'

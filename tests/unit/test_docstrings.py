@@ -39,7 +39,7 @@ def public_functions():
 INTERNAL = re.compile(
     r"asgi\.Tracker\.__init__|client\.PreparedEvent\.__init__|context\.(Customer|Scope|Bound)\..*"
     r"|context\.(open_scope|close_scope|merged)|default\.(check_settings|client_or_none|client_from|nearest)"
-    r"|stats\.(AtomicCounter\..*|nonzero|sum_of_.*)|webhooks/__init__\.hidden_secrets|relay/forwarder\.PolledQueue\..*"
+    r"|stats\.(AtomicCounter\..*|nonzero|sum_of_.*)|relay/forwarder\.PolledQueue\..*"
     r"|relay/forwarder\.Forwarder\.(__init__|check_may_wait)|relay/journal\.JournalSender\.__init__"
     r"|testing/local\.Inbox\.__init__"
 )

@@ -19,7 +19,6 @@ from ..webhooks import (
     Seen,
     WebhookAnswer,
     WebhookReceiver,
-    hidden_secrets,
     too_large,
     unreadable,
 )
@@ -56,7 +55,6 @@ def webhook_view(
     Raises:
         ConfigurationError: There is no secret, or an argument is wrong.
     """
-    secret = hidden_secrets(secret)  # before anything can raise
     receiver = WebhookReceiver(handler, secret, seen=seen, tolerance=tolerance)
 
     def receive_webhook(request: HttpRequest) -> HttpResponse:

@@ -31,7 +31,7 @@ from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
 from ..errors import ConfigurationError
 from ..options import naming_options, seconds
-from ..secrets import Secret, broker_address, hidden, hidden_if_key, hidden_keys
+from ..secrets import Secret, broker_address, hidden
 from ..stats import DeliveryReport, FlushResult, Stats, sum_of_results, sum_of_stats
 from .forwarder import POLL_S, Forwarder
 from .keys import relay_keys
@@ -105,13 +105,9 @@ class BrokerRelay:
         Raises:
             ConfigurationError: An option is wrong, or Redis refuses. An unreachable Redis is waited for.
         """
-        address, given = hidden(broker), (hidden(api_key), project_slug, hidden_keys(api_keys))
-        url = hidden_if_key(base_url)
-        broker = api_key = api_keys = base_url = None
-        keys = relay_keys(*given)
-        if address is None:
-            address = hidden(os.environ.get("WINDBACK_BROKER") or None)
-        place = broker_address(address)
+        keys = relay_keys(api_key, project_slug, api_keys)
+        of_environment = hidden(os.environ.get("WINDBACK_BROKER") or None)
+        place = broker_address(of_environment if broker is None else broker)
         # A running relay announces its entries every third of this time, but not during its end.
         default_s = max(_CLAIM_S, 2 * shutdown_timeout)
         claim_s = default_s if claim_after is None else seconds("claim_after", claim_after)
@@ -125,7 +121,7 @@ class BrokerRelay:
         def make(project: str, key: Secret) -> _ProjectRelay:
             config = resolve_for_sender(
                 api_key=key,
-                base_url=url,
+                base_url=base_url,
                 timeout=timeout,
                 max_retries=max_retries,
                 max_in_flight=concurrency,

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Callable, Collection, Dict, List, Optional, Union
 
 from ..broker.layout import Numbers
-from ..config import Config, resolve_for_sender
+from ..config import OPTIONS, Config, resolve_for_sender
 from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
 from ..journal.directory import open_root
 from ..options import PathLike, naming_options
-from ..secrets import hidden, hidden_if_key
 from ..stats import DeliveryReport, Stats
 from .forwarder import POLL_S, Forwarder
 from .queue import RelayQueue
@@ -94,23 +93,8 @@ class Relay(JournalSender):
         Raises:
             ConfigurationError: An option is wrong.
         """
-        key, url = hidden(api_key), hidden_if_key(base_url)
-        api_key = base_url = None
-        config = resolve_for_sender(
-            api_key=key,
-            base_url=url,
-            journal=journal,
-            timeout=timeout,
-            max_retries=max_retries,
-            batch_size=batch_size,
-            max_batch_bytes=max_batch_bytes,
-            flush_interval=flush_interval,
-            max_in_flight=max_in_flight,
-            compress=compress,
-            on_delivery=on_delivery,
-            shutdown_timeout=shutdown_timeout,
-            fsync=fsync,
-        )
+        given = {name: value for name, value in locals().items() if name in OPTIONS}
+        config = resolve_for_sender(**given)
         super().__init__(config, None, poll_interval)
 
     def poll(self) -> bool:

@@ -38,7 +38,7 @@ from typing import (
 
 from ..errors import ConfigurationError, WebhookError
 from ..options import naming_options
-from ..secrets import Secret, hidden, kind_of
+from ..secrets import Secret, hidden_option, kind_of
 from .alert import ChurnRiskAlert, Signal, read_alert, refusal
 
 __all__ = [
@@ -87,7 +87,7 @@ def sign(body: bytes, secret: str) -> str:
         ConfigurationError: The secret can't be used, such as an empty one.
         WebhookError: The body is not bytes ("bad_payload").
     """
-    keys = hidden_secrets(secret)
+    keys = _hidden_secrets(secret)
     del secret  # before anything can raise: frames may be shown
     return _signature(_bytes_of(body), _checked_secrets(keys)[0])
 
@@ -107,7 +107,7 @@ def verify(body: bytes, signature: Union[str, bytes, None], secret: SecretOrSecr
             "bad_payload" for a body that is not bytes.
         ConfigurationError: There is no secret, or it can't be used.
     """
-    secret = hidden_secrets(secret)  # before anything can raise: frames may be shown
+    secret = _hidden_secrets(secret)  # before anything can raise: frames may be shown
     _verify(_checked_body(body), signature, _checked_secrets(secret))
 
 
@@ -137,7 +137,7 @@ def parse(
             "bad_payload"; `status` is the HTTP status to answer with.
         ConfigurationError: There is no secret, or an argument is wrong.
     """
-    secret = hidden_secrets(secret)  # before anything can raise: frames may be shown
+    secret = _hidden_secrets(secret)  # before anything can raise: frames may be shown
     keys = _checked_secrets(secret)
     _check_tolerance(tolerance)
     moment: object = now
@@ -216,14 +216,13 @@ def _signature(body: bytes, key: Secret) -> str:
     return hmac.new(key.reveal().encode("utf-8", "surrogatepass"), body, hashlib.sha256).hexdigest()
 
 
-def hidden_secrets(given: object) -> SecretOrSecrets:
+def _hidden_secrets(given: object) -> SecretOrSecrets:
     """Return one secret or a list of secrets, each hidden, to be passed on. Never raises."""
-    found = [hidden(each) for each in given] if isinstance(given, (list, tuple)) else hidden(given)
-    return cast("SecretOrSecrets", found)
+    return cast("SecretOrSecrets", hidden_option("secret", given))
 
 
 def _checked_secrets(given: object) -> Tuple[Secret, ...]:
-    """Check the value of `hidden_secrets`. None: the environment variable. Raises ConfigurationError."""
+    """Check the value of `_hidden_secrets`. None: the environment variable. Raises ConfigurationError."""
     place = "secret"
     if given is None:
         place, given = SECRET_VARIABLE, _from_environment()
@@ -397,8 +396,7 @@ class WebhookReceiver:
         seen: Optional[Seen] = None,
         tolerance: Optional[timedelta] = TOLERANCE,
     ) -> None:
-        secret = hidden_secrets(secret)  # before anything can raise: frames may be shown
-        self._secrets = _checked_secrets(secret)
+        self._secrets = _checked_secrets(secret)  # `naming_options` has hidden them
         if not callable(handler):
             message = f"handler must be a function that gets a ChurnRiskAlert, not {kind_of(handler)}"
             raise ConfigurationError(message)
