@@ -29,6 +29,8 @@ def methods(name):
             body = plain.body[ast.get_docstring(plain) is not None :]
             parts = [plain.args, plain.returns or ast.Pass(), *(() if method.name in DIFFERENT else body)]
             texts = [method.name, *map(ast.dump, parts)]
+            # Each event loop has connections of its own.
+            texts = [text.replace("attr='loops'", "attr='connections'") for text in texts]
             yield [re.sub(r"_async\b|Async|(?<=__)a(?=enter|exit)", "", text) for text in texts]
 
 
