@@ -58,8 +58,9 @@ _COUNT_S, _COUNT_PART = 0.1, 0.05
 _GROWING_S = 0.1
 #: Spares are made only while less than this part of the bound is used: another process can't use them.
 _SPARE_SHARE = 0.25
-#: A new process merges what exited ones left if there are so many, and up to this many of them.
-_MANY, _MANY_AT_ONCE = 16, 64
+#: A new process merges what exited ones left if there are so many, and up to this many of them. The file of a
+#: small one is 1 MiB long, of which 64 KiB are allocated: a listing must not show more than a bound of 8 MiB.
+_MANY, _MANY_AT_ONCE = 6, 64
 #: How long a caller waits for another thread that makes a segment (seconds).
 _MAKING_S = 10.0
 #: How long the end waits for a caller in the middle of a `put`, which takes a few µs of its own time.
