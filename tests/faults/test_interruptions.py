@@ -177,3 +177,25 @@ except SoftTimeLimitExceeded:
 """
     ended = run(TOOLS + code, url=dead_url)
     assert (ended.status, ended.out) == (0, ["no connection"]), ended.err
+
+
+@pytest.mark.parametrize("call", ["a call", "track_events"])
+def test_a_timer_that_fires_all_the_time_does_not_postpone_the_timeout(silent_url, run, call):
+    """As that of a profiler. Each signal ends a wait of the kernel, and Python begins it anew."""
+    code = f"""
+load()
+client = Windback(timeout=2, max_retries=0)
+fired = 0
+def fire(*_):
+    global fired
+    fired += 1
+signal.signal(signal.SIGALRM, fire)
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+try:
+    {CALLS[call]}
+except WindbackError as error:
+    print(type(error).__name__, fired > 10)
+os._exit(0)
+"""
+    ended = run(TOOLS + code, url=silent_url, within_s=30)
+    assert (ended.status, ended.out) == (0, ["WindbackTimeoutError True"]), ended.err

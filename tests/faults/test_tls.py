@@ -10,12 +10,14 @@ import socket
 import ssl
 import sys
 import threading
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 
 import pytest
+from deadlines import SLACK_S
 from raw_server import RawServer, response
 
-from windback import Windback, WindbackConnectionError
+from windback import Windback, WindbackConnectionError, WindbackTimeoutError
 
 if sys.version_info < (3, 9):
     pytest.skip("trustme needs 3.9", allow_module_level=True)
@@ -48,13 +50,17 @@ def trust(authority, monkeypatch, tmp_path):
 
 @pytest.fixture
 def serve():
-    """Start a server with a certificate, which answers as the API does."""
+    """Start a server with a certificate, which answers as the API does, after *wait_s* seconds."""
     servers = []
 
-    def start(certificate):
+    def start(certificate, wait_s=0.0):
+        def answer(connection, _):
+            time.sleep(wait_s)
+            connection.sendall(response("200 OK"))
+
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate.configure_cert(context)
-        servers.append(RawServer(lambda connection, _: connection.sendall(response("200 OK")), context))
+        servers.append(RawServer(answer, context))
         return servers[-1]
 
     yield start
@@ -160,3 +166,74 @@ def test_a_certificate_file_that_is_missing_is_named_and_used_once_it_is_there(
     assert not result
     assert "No such file" in result.problem
     assert len(server.requests) == 1
+
+
+def cpu_s(call):
+    started_s = time.process_time()
+    call()
+    return time.process_time() - started_s
+
+
+def test_a_wait_for_an_answer_takes_no_cpu(serve, trust, authority, way):
+    server = serve(authority.issue_cert("localhost"), wait_s=2.0)
+    with Windback(KEY, "shop", base_url=server.url("localhost"), flush_interval=0.001) as client:
+        client.get_recovery_stats()
+        assert client.track_event("login", "jane@example.com")  # the connection is made
+        assert client.flush(20)
+        assert client.track_event("login", "jane@example.com")
+        assert cpu_s(lambda: client.flush(20)) < 0.5
+        assert cpu_s(client.get_recovery_stats) < 0.5
+    assert len(server.requests) == 4
+
+
+class Slowly:
+    """Passes on what comes for *port*; what comes from there, one byte after the other."""
+
+    def __init__(self, port):
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://localhost:{self._listener.getsockname()[1]}/api/v1"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self):
+        self._listener.close()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection):
+        with connection, socket.create_connection(("127.0.0.1", self._port)) as inner, suppress(OSError):
+            threading.Thread(target=self._pass_requests, args=(connection, inner), daemon=True).start()
+            while True:
+                data = inner.recv(1)
+                if not data:
+                    return
+                connection.sendall(data)
+                time.sleep(0.1)
+
+    @staticmethod
+    def _pass_requests(connection, inner):
+        with suppress(OSError):
+            while True:
+                data = connection.recv(65_536)
+                if not data:
+                    return
+                inner.sendall(data)
+
+
+def test_a_handshake_that_comes_in_single_bytes_ends_at_the_timeout(serve, trust, authority, way):
+    server = serve(authority.issue_cert("localhost"))
+    with closing(Slowly(server.port)) as slowly:
+        options = {"timeout": 2.0, "max_retries": 0, "shutdown_timeout": 0}
+        with Windback(KEY, "shop", base_url=slowly.url, **options) as client:
+            started_s = time.monotonic()
+            with pytest.raises(WindbackTimeoutError):
+                client.get_recovery_stats()
+            assert time.monotonic() - started_s < 2.0 + SLACK_S
+            assert client.track_event("login", "jane@example.com")
+            result = client.flush(2.0 + SLACK_S)
+    assert "could not connect in time" in result.problem
+    assert server.requests == []

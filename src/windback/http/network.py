@@ -83,29 +83,34 @@ class Endpoint:
     Python's own timeouts it would be two or three, for these ask `poll` first. Each call gives up the
     interpreter, and in a busy process winning it back takes longer than the call.
 
-    For that Python takes the socket for a non-blocking one, and the kernel for a blocking one. A socket of a
-    library for greenlets must not block a thread, so it keeps Python's timeouts.
+    For that Python takes the socket for a non-blocking one, and the kernel for a blocking one. Python's
+    timeouts are used where that is not enough:
+
+    - TLS reads in C until a whole record is there, so a server that drips bytes would hold it forever.
+    - In the main thread a signal ends the wait in the kernel, and Python begins it anew with its full time.
+      A timer that fires often would hold it forever.
+    - A socket of a library for greenlets must not block a thread.
     """
 
     def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
         self.sock = sock
         self.deadline = deadline
-        self._timeout_s = 0.0
         self._arrived: Optional[bytes] = None
-        self._in_kernel = _KERNEL_KEEPS_TIME and type(sock).__module__ in ("socket", "ssl")
-        if self._in_kernel:
-            sock.settimeout(0.0)
-            os.set_blocking(sock.fileno(), True)
+        self._is_for_kernel = _KERNEL_KEEPS_TIME and type(sock).__module__ == "socket"
+        #: Whether the kernel keeps the time, and how long a wait may take (seconds).
+        self._limit = (False, 0.0)
 
-    def _limit(self, timeout_s: float) -> None:
-        """Set how long each wait may take."""
-        if self._in_kernel:
+    def _set_limit(self, in_kernel: bool, timeout_s: float) -> None:  # noqa: FBT001 - as in `_limit`
+        if in_kernel:
+            if not self._limit[0]:
+                self.sock.settimeout(0.0)
+                os.set_blocking(self.sock.fileno(), True)
             value = struct.pack("ll", int(timeout_s), int(timeout_s % 1.0 * 1e6))
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
         else:
             self.sock.settimeout(timeout_s)
-        self._timeout_s = timeout_s
+        self._limit = in_kernel, timeout_s
 
     def wait(self, call: Callable[[A], T], argument: A) -> T:
         """Return what *call* returns. Raises socket.timeout if it still waits at the deadline."""
@@ -115,8 +120,9 @@ class Endpoint:
                 raise socket.timeout("timed out")
             # Less than a slice is left: the last wait must end in time.
             timeout_s = max(_HAIR_S, min(left_s, _SLICE_S))
-            if timeout_s != self._timeout_s:
-                self._limit(timeout_s)
+            in_kernel = self._is_for_kernel and threading.get_ident() != threading.main_thread().ident
+            if (in_kernel, timeout_s) != self._limit:
+                self._set_limit(in_kernel, timeout_s)
             try:
                 return call(argument)
             except _SLICE_IS_OVER as error:
