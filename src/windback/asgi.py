@@ -96,18 +96,18 @@ class WindbackMiddleware:
 
     def _check(self) -> None:
         if self._client is not None and not isinstance(self._client, (Windback, AsyncWindback)):
-            message = f"client must be a Windback or an AsyncWindback, not {type(self._client).__name__}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"client must be a Windback or an AsyncWindback, not {type(self._client).__name__}"
+            )
         if self._customer is not None and not callable(self._customer):
-            message = "customer must be a function that gets the ASGI scope"
-            raise ConfigurationError(message)
+            raise ConfigurationError("customer must be a function that gets the ASGI scope")
         name: object = self._request_event
         if name is not None and (not isinstance(name, str) or not name):
-            message = "request_event must be the name of the event"
-            raise ConfigurationError(message)
+            raise ConfigurationError("request_event must be the name of the event")
         if self._flush_timeout is not None and self._flush_timeout < 0:
-            message = f"flush_timeout is in seconds and not negative, not {self._flush_timeout}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"flush_timeout is in seconds and not negative, not {self._flush_timeout}"
+            )
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Handle one connection, or the lifespan of the application.

@@ -414,8 +414,7 @@ class _Client:
     def _check_open(self) -> None:
         self._look_around()
         if self._engine.refusals.is_closed:
-            message = "this client is closed; make a new one, or close it later"
-            raise ClosedError(message)
+            raise ClosedError("this client is closed; make a new one, or close it later")
 
     def _watch_capture(self) -> None:
         """Let `set_capture` find this client, and obey one that is set."""

@@ -309,18 +309,19 @@ class Config:
     def slug(self) -> str:
         """Return the project slug, or raise ConfigurationError for a call that needs it."""
         if self.project_slug is None:
-            message = "this call needs project_slug; pass it to the client or set WINDBACK_PROJECT_SLUG"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                "this call needs project_slug; pass it to the client or set WINDBACK_PROJECT_SLUG"
+            )
         return self.project_slug
 
     def check_key(self) -> None:
         """Raise ConfigurationError for a call that needs a key, if there is none."""
         if self.enabled and self.api_key is None:
-            message = (
+            raise ConfigurationError(
                 "this call goes to the API and needs a key; with broker=… only track_event needs none: "
-                "pass api_key='sk_…' or set WINDBACK_API_KEY"
+                "pass api_key='sk_…' or set WINDBACK_API_KEY",
+                code="MISSING_API_KEY",
             )
-            raise ConfigurationError(message, code="MISSING_API_KEY")
 
     def redact(self, text: str) -> str:
         """Return *text* without the keys, in case a server or a library repeated them."""
@@ -416,29 +417,25 @@ def resolve_for_sender(**given: object) -> Config:
 def _check_sizes(config: Config) -> None:
     """Check that the limits fit into each other: otherwise an accepted event could never be sent."""
     if config.journal is not None and config.max_event_bytes > MAX_JOURNAL_EVENT_BYTES:
-        message = (
+        raise ConfigurationError(
             f"max_event_bytes ({config.max_event_bytes:,}) must be at most {MAX_JOURNAL_EVENT_BYTES:,} "
             "with a journal"
         )
-        raise ConfigurationError(message)
     if config.journal is not None and config.overflow == "drop_oldest":
-        message = (
+        raise ConfigurationError(
             "overflow='drop_oldest' can't be combined with a journal, which keeps accepted events; "
             "choose 'drop_newest', 'block' or 'raise'"
         )
-        raise ConfigurationError(message)
     if config.max_event_bytes + BATCH_FRAME_BYTES > config.max_batch_bytes:
-        message = (
+        raise ConfigurationError(
             f"max_event_bytes ({config.max_event_bytes:,}) and {BATCH_FRAME_BYTES} bytes around it must fit "
             f"into max_batch_bytes ({config.max_batch_bytes:,})"
         )
-        raise ConfigurationError(message)
     if config.max_event_bytes > config.max_queue_bytes:
-        message = (
+        raise ConfigurationError(
             f"max_event_bytes ({config.max_event_bytes:,}) must fit into "
             f"max_queue_bytes ({config.max_queue_bytes:,})"
         )
-        raise ConfigurationError(message)
 
 
 def given_option(options: Mapping[str, object], name: str) -> object:
@@ -455,11 +452,11 @@ def _secret_key(value: object, *, is_needed: bool) -> Optional[Secret]:
         if not is_needed:
             return None
         misspelt = "".join(f"; {each}" for each in unread_variables())
-        message = (
+        raise ConfigurationError(
             "no API key: pass api_key='sk_…' or set WINDBACK_API_KEY; "
-            f"to send nothing, as in CI, set WINDBACK_ENABLED=0{misspelt}"
+            f"to send nothing, as in CI, set WINDBACK_ENABLED=0{misspelt}",
+            code="MISSING_API_KEY",
         )
-        raise ConfigurationError(message, code="MISSING_API_KEY")
     return checked_key("api_key", value, "sk_", "pub_")
 
 
@@ -467,14 +464,14 @@ def checked_slug(value: object) -> str:
     """Return the slug of a project. Raises ConfigurationError, which shows no key."""
     if isinstance(hidden_if_key(value), Secret):
         value = None  # the message and this frame show no key
-        message = "project_slug is a key (sk_… or pub_…): were api_key and project_slug swapped?"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "project_slug is a key (sk_… or pub_…): were api_key and project_slug swapped?"
+        )
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*", value):
-        message = (
+        raise ConfigurationError(
             f"project_slug {value!r} must be letters, digits, '-', '_' or '.' only: "
             "the last part of the project's address in the dashboard"
         )
-        raise ConfigurationError(message)
     return value
 
 
@@ -483,8 +480,9 @@ def _journal(options: Mapping[str, object], *, enabled: bool) -> Optional[Path]:
     if not enabled or (given is None and options["worker"] != "process"):
         return None
     if os.name == "nt":
-        message = "journal and worker='process' need flock, which Windows does not have; leave them out"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "journal and worker='process' need flock, which Windows does not have; leave them out"
+        )
     if given is not None:
         return directory("journal", given)
     return _shared_memory(options)
@@ -496,11 +494,10 @@ def _broker(options: Mapping[str, object], *, enabled: bool) -> Optional[BrokerA
     if not enabled or given is None:
         return None
     if options["worker"] is None:
-        message = (
+        raise ConfigurationError(
             "worker=None leaves the sending to `windback relay --journal`, and broker needs a worker: "
             "leave out one of them"
         )
-        raise ConfigurationError(message)
     return broker_address(given)
 
 
@@ -510,8 +507,7 @@ def _fsync(options: Mapping[str, object], *, enabled: bool) -> Optional[str]:
         return None
     chosen = choice(FSYNCS)("fsync", fsync)
     if enabled and given_option(options, "journal") is None:
-        message = "fsync works only with journal=DIRECTORY"
-        raise ConfigurationError(message)
+        raise ConfigurationError("fsync works only with journal=DIRECTORY")
     return chosen
 
 
@@ -521,15 +517,15 @@ def _status(options: Mapping[str, object]) -> Optional[Path]:
     if given is None:
         return None
     if os.name == "nt":
-        message = "status needs a unix socket, which Python does not have on Windows; leave it out"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "status needs a unix socket, which Python does not have on Windows; leave it out"
+        )
     folder = directory("status", given)
     if len(os.fsencode(folder)) > MAX_STATUS_PATH_BYTES:
-        message = (
+        raise ConfigurationError(
             f"status must be a path of at most {MAX_STATUS_PATH_BYTES} bytes, because the system limits the "
             f"paths of sockets; {str(folder)!r} is longer"
         )
-        raise ConfigurationError(message)
     return folder
 
 
@@ -554,14 +550,14 @@ def _worker(options: Mapping[str, object], *, is_async: bool) -> Optional[str]:
         chosen = choice(choices)("worker", worker)
         return ("task" if is_async else "thread") if chosen == "auto" else chosen
     if options["enabled"] and given_option(options, "journal") is None:
-        message = "worker=None needs journal=DIRECTORY, where `windback relay` finds the events"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "worker=None needs journal=DIRECTORY, where `windback relay` finds the events"
+        )
     if options["on_delivery"] is not None:
-        message = (
+        raise ConfigurationError(
             "on_delivery is never called with worker=None, because a relay delivers; "
             "pass it to windback.relay.Relay, or choose another worker"
         )
-        raise ConfigurationError(message)
     return None
 
 
@@ -571,6 +567,7 @@ def _http_client(value: object, worker: object, *, is_async: bool) -> object:
     check_http_client(value, is_async=is_async)
     if worker == "process" or (is_async and worker == "thread"):
         kind = "connections" if worker == "process" else "sync client"
-        message = f"http_client can't be used by worker={worker!r}, which needs its own {kind}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"http_client can't be used by worker={worker!r}, which needs its own {kind}"
+        )
     return value

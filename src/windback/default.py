@@ -52,8 +52,7 @@ def set_client(client: Optional[Windback]) -> None:
     """
     global _client  # noqa: PLW0603 - a process has one
     if client is not None and not isinstance(client, Windback):
-        message = f"set_client takes a Windback, not {_kind(client)}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"set_client takes a Windback, not {_kind(client)}")
     _client = client
 
 
@@ -110,8 +109,9 @@ def _read_arguments(get: GetSetting, place: str) -> Dict[str, object]:
     """Return the arguments of `Windback` that the settings have, with keys hidden."""
     if not isinstance(get("OPTIONS"), (Mapping, type(None))):
         kind = _kind(get("OPTIONS"))
-        message = f"{place.format('OPTIONS')} must be a dict of arguments of Windback, not {kind}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"{place.format('OPTIONS')} must be a dict of arguments of Windback, not {kind}"
+        )
     given = {name.lower(): get(name) for name in _ARGUMENTS if get(name) is not None}
     given.update(cast("Mapping[str, object]", get("OPTIONS") or {}))
     return {name: hidden_option(name, value) for name, value in given.items()}
@@ -132,8 +132,7 @@ def _check_names(arguments: Mapping[str, object]) -> None:
     options = inspect.signature(Windback).parameters
     for name in arguments:
         if name not in options:
-            message = f"Windback has no argument {name!r}{nearest(name, options)}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"Windback has no argument {name!r}{nearest(name, options)}")
 
 
 def client_or_none(make: Callable[[], Windback] = get_client) -> Optional[Windback]:

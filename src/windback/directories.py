@@ -22,14 +22,12 @@ _MEMORY = "/dev/shm"  # noqa: S108
 def directory(name: str, value: object) -> Path:
     """Return the absolute path in the option *name*. Raises ConfigurationError."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        message = f"{name} must be the path of a directory, not {value!r}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{name} must be the path of a directory, not {value!r}")
     from pathlib import Path
 
     path = Path(os.fsdecode(value)).absolute()  # a program may change its working directory later
     if path.exists() and not path.is_dir():
-        message = f"{name} {str(path)!r} is not a directory"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{name} {str(path)!r} is not a directory")
     return path
 
 

@@ -39,8 +39,7 @@ try:
     from starlette.requests import ClientDisconnect
     from typing_extensions import Annotated
 except ImportError as error:
-    message = 'windback.fastapi needs FastAPI: pip install "windback[fastapi]"'
-    raise ImportError(message) from error
+    raise ImportError('windback.fastapi needs FastAPI: pip install "windback[fastapi]"') from error
 
 __all__ = ["Track", "Tracker", "WindbackMiddleware", "get_tracker", "webhook_router"]
 

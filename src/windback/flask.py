@@ -48,8 +48,7 @@ try:
     import flask
     from werkzeug.exceptions import HTTPException
 except ImportError as error:
-    message = 'windback.flask needs Flask: pip install "windback[flask]"'
-    raise ImportError(message) from error
+    raise ImportError('windback.flask needs Flask: pip install "windback[flask]"') from error
 
 logger = logging.getLogger("windback")
 
@@ -83,8 +82,7 @@ class FlaskWindback:
     @naming_options
     def __init__(self, app: Optional[flask.Flask] = None, client: Optional[Windback] = None) -> None:
         if client is not None and not isinstance(client, Windback):
-            message = f"client must be a Windback, not {type(client).__name__}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"client must be a Windback, not {type(client).__name__}")
         self._given = client
         self._load: Optional[Callable[[], Optional[str]]] = None
         self._apps: WeakKeyDictionary[flask.Flask, Mapping[str, object]] = WeakKeyDictionary()
@@ -284,8 +282,9 @@ def webhook_blueprint(
     """
     receiver = WebhookReceiver(handler, secret, seen=seen, tolerance=tolerance)
     if receiver.is_async and find_spec("asgiref") is None:
-        message = 'an async handler needs Flask\'s extra for async: pip install "flask[async]"'
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            'an async handler needs Flask\'s extra for async: pip install "flask[async]"'
+        )
     path = "/" + path.strip("/")
     blueprint = flask.Blueprint(f"windback_webhook{path.replace('/', '_').replace('.', '_')}", __name__)
 

@@ -53,5 +53,4 @@ def check_http_client(value: object, *, is_async: bool) -> None:
     wanted, end, other = ("AsyncClient", "aclose", "close") if is_async else ("Client", "close", "aclose")
     has_all = all(callable(getattr(value, name, None)) for name in ("build_request", "send", end))
     if not has_all or callable(getattr(value, other, None)):
-        message = f"http_client must be an httpx.{wanted}, not {kind_of(value)}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"http_client must be an httpx.{wanted}, not {kind_of(value)}")

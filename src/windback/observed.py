@@ -36,8 +36,9 @@ class Seen(NamedTuple):
 def check_client(client: Optional[Client]) -> None:
     """Raise ConfigurationError unless *client* is a client, or None for the default one."""
     if client is not None and not isinstance(client, (Windback, AsyncWindback)):
-        message = f"client must be a Windback or an AsyncWindback, not {type(client).__name__}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"client must be a Windback or an AsyncWindback, not {type(client).__name__}"
+        )
 
 
 def engine_of(client: Client) -> Engine:

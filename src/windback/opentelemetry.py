@@ -46,8 +46,9 @@ try:
         get_current_span,
     )
 except ImportError as error:
-    message = 'windback.opentelemetry needs OpenTelemetry: pip install "windback[opentelemetry]"'
-    raise ImportError(message) from error
+    raise ImportError(
+        'windback.opentelemetry needs OpenTelemetry: pip install "windback[opentelemetry]"'
+    ) from error
 
 __all__ = ["instrument"]
 
@@ -88,16 +89,17 @@ def instrument(
     check_client(of_client)
     provider = get_meter_provider() if meter_provider is None else meter_provider
     if not isinstance(provider, MeterProvider):
-        message = f"meter_provider must be a MeterProvider of OpenTelemetry, not {type(provider).__name__}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"meter_provider must be a MeterProvider of OpenTelemetry, not {type(provider).__name__}"
+        )
     if tracer_provider is not None and not isinstance(tracer_provider, TracerProvider):
-        message = (
+        raise ConfigurationError(
             f"tracer_provider must be a TracerProvider of OpenTelemetry, not {type(tracer_provider).__name__}"
         )
-        raise ConfigurationError(message)
     if relay is not None and trace_properties:
-        message = "trace_properties is for a client: the events of a relay were tracked elsewhere"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "trace_properties is for a client: the events of a relay were tracked elsewhere"
+        )
     with lifecycle.loading:  # one thread makes the instruments
         if relay is None and (trace_properties or tracer_provider is not None):
             of_client = get_client() if of_client is None else of_client

@@ -87,13 +87,11 @@ def checked(options: Mapping[str, Option], values: Mapping[str, object]) -> Dict
 def seconds(name: str, value: object, *, zero: bool = False) -> float:
     """Check a duration."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        message = f"{name} must be a number of seconds, not {value!r}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{name} must be a number of seconds, not {value!r}")
     if not (value >= 0 if zero else value > 0) or value > 1e9:
-        message = (
+        raise ConfigurationError(
             f"{name} must be {'at least 0' if zero else 'more than 0'} seconds and finite, not {value!r}"
         )
-        raise ConfigurationError(message)
     return float(value)
 
 
@@ -107,12 +105,10 @@ def count(at_least: int = 1, at_most: Optional[int] = None) -> Callable[[str, ob
 
     def check(name: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            message = f"{name} must be a whole number, not {value!r}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{name} must be a whole number, not {value!r}")
         if value < at_least or (at_most is not None and value > at_most):
             bounds = f"at least {at_least}" if at_most is None else f"between {at_least} and {at_most}"
-            message = f"{name} must be {bounds}, not {value}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{name} must be {bounds}, not {value}")
         return value
 
     return check
@@ -121,8 +117,7 @@ def count(at_least: int = 1, at_most: Optional[int] = None) -> Callable[[str, ob
 def boolean(name: str, value: object) -> bool:
     """Check a switch."""
     if not isinstance(value, bool):
-        message = f"{name} must be True or False, not {value!r}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{name} must be True or False, not {value!r}")
     return value
 
 
@@ -140,8 +135,9 @@ def switched(said: Option, value: object) -> bool:
         return boolean(said.name, said.default if value is None else value)
     found = _SWITCHES.get(text.lower())
     if found is None:
-        message = f"{said.environment} must be 1, true, yes or on, or 0, false, no or off, not {text!r}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"{said.environment} must be 1, true, yes or on, or 0, false, no or off, not {text!r}"
+        )
     return found
 
 
@@ -150,8 +146,7 @@ def choice(choices: Sequence[Optional[str]]) -> Callable[[str, object], str]:
 
     def check(name: str, value: object) -> str:
         if value not in choices:
-            message = f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
         return str(value)
 
     return check
@@ -164,16 +159,14 @@ def functions(name: str, value: object) -> Optional[Tuple[Callable[..., object],
     given: List[object] = list(value) if isinstance(value, (list, tuple)) else [value]
     found = [each for each in given if callable(each)]
     if len(found) < len(given):
-        message = f"{name} must be a function or a list of functions, not {value!r}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{name} must be a function or a list of functions, not {value!r}")
     return tuple(found)
 
 
 def hook(name: str, value: object) -> Optional[Callable[..., object]]:
     """Check a function given by the caller."""
     if value is not None and not callable(value):
-        message = f"{name} must be a function, not {value!r}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{name} must be a function, not {value!r}")
     return value
 
 
@@ -192,8 +185,7 @@ def naming_options(function: Function) -> Function:
         if unknown is not None:
             called = type(args[0]).__name__ if is_init else function.__name__
             args, given = (), {}  # what this would be for is not known, and it may contain a key
-            message = f"{called}() has no argument {unknown!r}{nearest(unknown, names)}"
-            raise TypeError(message)
+            raise TypeError(f"{called}() has no argument {unknown!r}{nearest(unknown, names)}")
         return function(*args, **given)
 
     return cast("Function", checked_call)

@@ -27,8 +27,9 @@ try:
     from prometheus_client.core import Metric
     from prometheus_client.registry import Collector
 except ImportError as error:
-    message = 'windback.prometheus needs prometheus-client: pip install "windback[metrics]"'
-    raise ImportError(message) from error
+    raise ImportError(
+        'windback.prometheus needs prometheus-client: pip install "windback[metrics]"'
+    ) from error
 
 from .relay.health import client_metrics
 
@@ -62,8 +63,9 @@ def register(client: Optional[Client] = None, registry: Optional[CollectorRegist
     check_client(client)
     target: object = REGISTRY if registry is None else registry
     if not isinstance(target, CollectorRegistry):
-        message = f"registry must be a CollectorRegistry of prometheus_client, not {type(target).__name__}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"registry must be a CollectorRegistry of prometheus_client, not {type(target).__name__}"
+        )
     with lifecycle.loading:  # one thread makes the collector
         if getattr(values.ValueClass, "_multiprocess", False):
             _write_files(client)

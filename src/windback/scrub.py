@@ -277,8 +277,7 @@ def keys(*names: str) -> Scrubber:
         TypeError: A name is not a string, such as where `keys` is given as a scrubber in place of `keys()`.
     """
     if not all(isinstance(name, str) for name in names):
-        message = "keys makes a scrubber of names: write scrub=[keys()] or keys('nickname')"
-        raise TypeError(message)
+        raise TypeError("keys makes a scrubber of names: write scrub=[keys()] or keys('nickname')")
     return _Names(names)
 
 

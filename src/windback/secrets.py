@@ -69,8 +69,7 @@ class Secret:
         return self
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        message = "a key or password can't be pickled; read it again in the other process"
-        raise TypeError(message)
+        raise TypeError("a key or password can't be pickled; read it again in the other process")
 
 
 def _xor(one: bytes, other: bytes) -> bytes:
@@ -281,14 +280,12 @@ def broker_address(value: object) -> BrokerAddress:
     url = hidden(value)
     value = None
     if not isinstance(url, Secret):
-        message = f"broker must be a URL such as redis://localhost:6379/0, not {kind_of(url)}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"broker must be a URL such as redis://localhost:6379/0, not {kind_of(url)}")
     problem = _problem_of_broker(url.reveal())
     if problem is not None:
         raise ConfigurationError(problem)
     if find_spec("redis") is None:
-        message = "broker needs redis-py: pip install 'windback[redis]'"
-        raise ConfigurationError(message, code="MISSING_EXTRA")
+        raise ConfigurationError("broker needs redis-py: pip install 'windback[redis]'", code="MISSING_EXTRA")
     return _parsed(url)
 
 
@@ -383,8 +380,9 @@ def key_pairs(text: Secret, where: str) -> List[Tuple[str, Secret]]:
     """Read slug=key,slug=key, or one per line, with # before a comment. Raises ConfigurationError."""
     pairs, wrong = _pairs_of(text.reveal())
     if wrong:
-        message = f"{where} must be slug=sk_…, separated by commas or line ends; number {wrong} can't be read"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"{where} must be slug=sk_…, separated by commas or line ends; number {wrong} can't be read"
+        )
     return pairs
 
 
@@ -409,8 +407,7 @@ def read_keys(path: str) -> Mapping[str, Secret]:
     pairs = key_pairs(text, repr(path))
     found = dict(pairs)
     if not found or len(found) < len(pairs):
-        message = f"{path!r} contains {'two keys for one project' if found else 'no key'}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{path!r} contains {'two keys for one project' if found else 'no key'}")
     return found
 
 
@@ -439,8 +436,7 @@ def checked_key(name: str, value: object, prefix: str, other: str) -> Secret:
     key = hidden(value)
     value = None
     if not isinstance(key, Secret):
-        message = f"{name} must be a string that starts with {prefix}, not {kind_of(key)}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{name} must be a string that starts with {prefix}, not {kind_of(key)}")
     problem = _problem_of_key(name, key.reveal(), prefix, other)
     if problem is not None:
         raise ConfigurationError(problem)

@@ -80,8 +80,7 @@ def flush_after(
     """
     for name, value in (("timeout", timeout), ("margin", margin)):
         if not _is_duration(value):
-            message = f"{name} is a number of seconds and not negative, not {value!r}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{name} is a number of seconds and not negative, not {value!r}")
     if client is None or isinstance(client, (Windback, AsyncWindback)):
         return _After(client, timeout, margin).decorate
     return _After(None, timeout, margin).decorate(client)
@@ -282,11 +281,10 @@ def _check_function(handler: object) -> None:
     if callable(handler) and not isinstance(handler, type):
         return
     given = f"the class {handler.__name__}" if isinstance(handler, type) else _kind(handler)
-    message = (
+    raise ConfigurationError(
         "flush_after decorates a function, and takes a Windback or an AsyncWindback as its client; "
         f"it was given {given}"
     )
-    raise ConfigurationError(message)
 
 
 def _kind(value: object) -> str:

@@ -14,8 +14,7 @@ try:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 except ImportError as error:
-    message = "windback.sqlalchemy needs SQLAlchemy 2: pip install 'windback[sqlalchemy]'"
-    raise ImportError(message) from error
+    raise ImportError("windback.sqlalchemy needs SQLAlchemy 2: pip install 'windback[sqlalchemy]'") from error
 
 AnySession = Union[Session, "scoped_session[Session]", AsyncSession, "async_scoped_session[AsyncSession]"]
 
@@ -87,10 +86,9 @@ def _own_session(session: object) -> Session:
     if isinstance(session, AsyncSession):
         session = session.sync_session
     if not isinstance(session, Session):
-        message = (
+        raise ConfigurationError(
             f"track_on_commit takes a Session or an AsyncSession of SQLAlchemy, not {type(session).__name__}"
         )
-        raise ConfigurationError(message)
     return session
 
 
@@ -100,8 +98,9 @@ def _transaction(session: Session) -> SessionTransaction:
     if current is not None:
         return current
     if not session.autobegin:
-        message = "track_on_commit: this session has autobegin=False and no transaction; begin one first"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "track_on_commit: this session has autobegin=False and no transaction; begin one first"
+        )
     return session.begin()
 
 

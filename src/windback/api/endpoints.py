@@ -378,8 +378,9 @@ class ChurnEventPages:
 
     def __init__(self, slug: str, status: Optional[str] = None, page_size: object = PAGE_SIZE) -> None:
         if isinstance(page_size, bool) or not isinstance(page_size, int) or not 1 <= page_size <= PAGE_SIZE:
-            message = f"page_size must be a whole number from 1 to {PAGE_SIZE}, not {page_size!r}"
-            raise ValidationError(message)
+            raise ValidationError(
+                f"page_size must be a whole number from 1 to {PAGE_SIZE}, not {page_size!r}"
+            )
         self._path = f"/projects/{slug}/churn-events"
         self._filter = "" if status is None else f"&status={quote(_text('status', status), safe='')}"
         self._page_size = page_size
@@ -413,11 +414,12 @@ class ChurnEventPages:
         self._last_ids = {event.id for event in events}
         self._stale = 0 if new else self._stale + 1
         if self._stale > MAX_PAGES:
-            message = (
+            raise WindbackError(
                 f"the API returned {self._stale} pages of churn events without a new one; it ignores the "
-                "offset"
+                "offset",
+                status=answer.status,
+                code="ENDLESS_LIST",
             )
-            raise WindbackError(message, status=answer.status, code="ENDLESS_LIST")
         return new
 
 
@@ -451,11 +453,11 @@ class OpenEventSearch:
     def result(self) -> str:
         """Return the id. Raises NotFoundError: nothing is created instead."""
         if not self._found:
-            message = (
+            raise NotFoundError(
                 f"no open churn event for this customer among the {self._pages.seen} events searched; "
-                "create one with create_churn_event, or pass event_id"
+                "create one with create_churn_event, or pass event_id",
+                code="NO_OPEN_CHURN_EVENT",
             )
-            raise NotFoundError(message, code="NO_OPEN_CHURN_EVENT")
         newest = max(self._found, key=lambda event: event.created_at.timestamp() if event.created_at else 0.0)
         return newest.id
 
@@ -471,8 +473,7 @@ def _event_path(slug: str, event_id: str, rest: str = "") -> str:
 def _part(name: str, value: object) -> str:
     """Return an id as one part of a path, whatever characters it has."""
     if value in (".", ".."):  # in a path these lead elsewhere
-        message = f"{name} must be an id from the API, not {value!r}"
-        raise ValidationError(message)
+        raise ValidationError(f"{name} must be an id from the API, not {value!r}")
     return quote(_text(name, value), safe="")
 
 
@@ -524,8 +525,7 @@ def _encode(fields: Mapping[str, object]) -> bytes:
 
 def _encode_changes(changes: Mapping[str, object]) -> bytes:
     if all(value is None for value in changes.values()):
-        message = "nothing to change: give at least one of " + ", ".join(changes)
-        raise ValidationError(message)
+        raise ValidationError("nothing to change: give at least one of " + ", ".join(changes))
     return _encode(changes)
 
 
@@ -536,23 +536,20 @@ def _texts(**values: Optional[str]) -> Dict[str, Optional[str]]:
 
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        message = f"{name} must be True or False, not {value!r}"
-        raise ValidationError(message)
+        raise ValidationError(f"{name} must be True or False, not {value!r}")
     return value
 
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
-        message = f"{name} must be a text that is not empty, not {value!r}"
-        raise ValidationError(message)
+        raise ValidationError(f"{name} must be a text that is not empty, not {value!r}")
     _check_unicode(name, value)
     return value
 
 
 def _optional_text(name: str, value: object) -> Optional[str]:
     if value is not None and not isinstance(value, str):
-        message = f"{name} must be a text, not {value!r}"
-        raise ValidationError(message)
+        raise ValidationError(f"{name} must be a text, not {value!r}")
     if value is not None:
         _check_unicode(name, value)
     return value
@@ -562,14 +559,14 @@ def _check_unicode(name: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        message = f"{name} has a lone surrogate at position {error.start}, which is not valid text"
-        raise ValidationError(message) from None
+        raise ValidationError(
+            f"{name} has a lone surrogate at position {error.start}, which is not valid text"
+        ) from None
 
 
 def _email(value: object) -> str:
     if not isinstance(value, str) or "@" not in value:
-        message = "customer_email must be an email address, a text with an '@'"
-        raise ValidationError(message)
+        raise ValidationError("customer_email must be an email address, a text with an '@'")
     _check_unicode("customer_email", value)
     return value
 
@@ -578,9 +575,7 @@ def _count(name: str, value: object, unit: str) -> Optional[int]:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        message = f"{name} must be a whole number of {unit}, at least 0, not {value!r}"
-        raise ValidationError(message)
+        raise ValidationError(f"{name} must be a whole number of {unit}, at least 0, not {value!r}")
     if value >= 2**63:
-        message = f"{name} has more than 63 bits: {value!r}"
-        raise ValidationError(message)
+        raise ValidationError(f"{name} has more than 63 bits: {value!r}")
     return value

@@ -206,10 +206,10 @@ def said(journal: str) -> Generator[None, None, None]:
         yield
     except ConfigurationError as error:
         is_key = error.code == "MISSING_API_KEY"
-        text = "no API key: set WINDBACK_API_KEY to the secret key (sk_…)" if is_key else error.message
-        raise CommandError(text) from None
+        raise CommandError(
+            "no API key: set WINDBACK_API_KEY to the secret key (sk_…)" if is_key else error.message
+        ) from None
     except BrokenPipeError:
         raise
     except OSError as error:
-        text = f"journal {str(error.filename or journal)!r}: {error.strerror or error}"
-        raise CommandError(text) from None
+        raise CommandError(f"journal {str(error.filename or journal)!r}: {error.strerror or error}") from None

@@ -25,8 +25,10 @@ def encode_all(events: object, encode: Encode, max_event_bytes: int) -> List[Opt
     Raises InvalidEventError with the index of the first that can't be sent.
     """
     if isinstance(events, (str, bytes, dict)) or not isinstance(events, Iterable):
-        message = f"track_events takes a list of events, not a {type(events).__name__}; track_event takes one"
-        raise InvalidEventError(message, path="events")
+        raise InvalidEventError(
+            f"track_events takes a list of events, not a {type(events).__name__}; track_event takes one",
+            path="events",
+        )
     records = []
     for index, event in enumerate(events):
         try:

@@ -15,8 +15,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 if find_spec("django") is None:
-    message = 'windback.django needs Django: pip install "windback[django]"'
-    raise ImportError(message)
+    raise ImportError('windback.django needs Django: pip install "windback[django]"')
 
 from .command import Command
 from .middleware import WindbackMiddleware

@@ -32,6 +32,5 @@ class Command(BaseCommand):
             return output
         if not result:
             events = events_were(result.pending)
-            message = f"{events} not delivered ({result.problem or 'no reason is known'})"
-            raise CommandError(message)
+            raise CommandError(f"{events} not delivered ({result.problem or 'no reason is known'})")
         return output

@@ -54,8 +54,7 @@ def unknown_keys() -> List[str]:
 
 def _check_is_dict() -> None:
     if not isinstance(getattr(settings, "WINDBACK", None), (Mapping, type(None))):
-        message = f"WINDBACK must be a dict, not {type(settings.WINDBACK).__name__}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"WINDBACK must be a dict, not {type(settings.WINDBACK).__name__}")
 
 
 def get_client() -> Windback:
@@ -94,9 +93,9 @@ def find_customer() -> Optional[FindCustomer]:
         try:
             given = import_string(given)
         except ImportError as error:
-            message = f'WINDBACK["CUSTOMER"] can\'t be imported: {error}'
-            raise ConfigurationError(message) from error
+            raise ConfigurationError(f'WINDBACK["CUSTOMER"] can\'t be imported: {error}') from error
     if given is not None and not callable(given):
-        message = 'WINDBACK["CUSTOMER"] must be a function that gets the request, or the path of one'
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            'WINDBACK["CUSTOMER"] must be a function that gets the request, or the path of one'
+        )
     return given

@@ -140,8 +140,9 @@ def _copy_of(value: object, copies: Dict[int, object]) -> object:
 
 def _rebuild(wanted: object) -> Dict[str, object]:
     if not isinstance(wanted, Mapping):
-        message = f"before_send must return an event or None, not a {type(wanted).__name__}"
-        raise InvalidEventError(message, path="")
+        raise InvalidEventError(
+            f"before_send must return an event or None, not a {type(wanted).__name__}", path=""
+        )
     fields = check_fields(wanted)
     return build(
         fields.get("event"), fields.get("customer_email"), fields.get("properties"), fields.get("timestamp")

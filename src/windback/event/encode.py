@@ -102,12 +102,12 @@ def encode(
 def check_fields(event: object) -> Event:
     """Return *event* if it is a mapping with no unknown field; raise InvalidEventError otherwise."""
     if not isinstance(event, Mapping):
-        message = f"an event is a mapping with {', '.join(FIELDS)}, not {_kind(event)}"
-        raise InvalidEventError(message, path="")
+        raise InvalidEventError(
+            f"an event is a mapping with {', '.join(FIELDS)}, not {_kind(event)}", path=""
+        )
     for name in event:
         if name not in FIELDS:
-            message = f"unknown field; an event has {', '.join(FIELDS)}"
-            raise InvalidEventError(message, path=_name_of(name))
+            raise InvalidEventError(f"unknown field; an event has {', '.join(FIELDS)}", path=_name_of(name))
     return event
 
 
@@ -137,19 +137,18 @@ def _convert(value: object, room: int) -> object:  # noqa: C901, PLR0911 - one l
         return _fields_of(value)
     if isinstance(value, datetime):
         if value.utcoffset() is None:
-            message = "a naive datetime: which zone is it in? Give it a tzinfo, such as timezone.utc"
-            raise _UnfitError(message)
+            raise _UnfitError("a naive datetime: which zone is it in? Give it a tzinfo, such as timezone.utc")
         return iso(value)
     if isinstance(value, (date, time)):
         return value.isoformat()
     if isinstance(value, Decimal):
         if not Decimal.is_finite(value):
-            message = f"{value} is not a JSON number"
-            raise _UnfitError(message)
+            raise _UnfitError(f"{value} is not a JSON number")
         text = Decimal.__str__(value)  # a subclass may write itself in another way
         if not isfinite(float(text)):  # a reader would refuse it, and its batch with it
-            message = "is a Decimal beyond 1.8e308, the largest number of most readers; send it as a string"
-            raise _UnfitError(message)
+            raise _UnfitError(
+                "is a Decimal beyond 1.8e308, the largest number of most readers; send it as a string"
+            )
         return orjson.Fragment(text.encode())
     if isinstance(value, (set, frozenset)):
         return _in_order(frozenset(value))  # a subclass may have an endless iterator
@@ -185,8 +184,7 @@ def _to_jsonable_by_protocol(value: object) -> object:
         return dump()
     if isinstance(value, float):  # subclasses, which orjson does not take
         return float(value)
-    message = f"{_kind(value)} can't be encoded as JSON; convert it first, or drop it in before_send"
-    raise _UnfitError(message)
+    raise _UnfitError(f"{_kind(value)} can't be encoded as JSON; convert it first, or drop it in before_send")
 
 
 class _UnfitError(TypeError):
@@ -228,8 +226,7 @@ def _inspect(values: Collection[object], levels: int, room: int) -> int:
         if kinds <= _ATOMS:
             continue
         if not levels:
-            message = "is nested too deeply, or contains itself"
-            raise _UnfitError(message)
+            raise _UnfitError("is nested too deeply, or contains itself")
         if kinds == _ONLY_DICTS and len(parts) > 1:  # rows: looked at together
             count = sum(map(len, parts))  # type: ignore[arg-type]
             # The referents of a dict are its values, and its keys if one is not a string.
@@ -264,8 +261,7 @@ def _check_fragment(value: object) -> None:
     try:
         orjson.loads(orjson.dumps(value))
     except Exception as error:  # noqa: BLE001 - orjson's, of several types
-        message = f"is an orjson.Fragment, and not one valid JSON value: {error}"
-        raise _UnfitError(message) from None
+        raise _UnfitError(f"is an orjson.Fragment, and not one valid JSON value: {error}") from None
 
 
 def _in_order(values: Union[set[object], frozenset[object]]) -> List[object]:
@@ -329,8 +325,9 @@ def _text_of(error: Exception) -> str:
 
 def _check_properties(properties: object) -> object:
     if not isinstance(properties, Mapping):
-        message = f"must be a mapping such as {{'plan': 'pro'}}, not {_kind(properties)}"
-        raise InvalidEventError(message, path="properties")
+        raise InvalidEventError(
+            f"must be a mapping such as {{'plan': 'pro'}}, not {_kind(properties)}", path="properties"
+        )
     return properties
 
 
@@ -364,29 +361,27 @@ def _encode_any(
 
 def _check_name(event: object) -> str:
     if not isinstance(event, str):
-        message = f"must be a string such as 'feature_used', not {_kind(event)}"
-        raise InvalidEventError(message, path="event")
+        raise InvalidEventError(f"must be a string such as 'feature_used', not {_kind(event)}", path="event")
     if not event:
-        message = "is empty; name what happened, such as 'feature_used'"
-        raise InvalidEventError(message, path="event")
+        raise InvalidEventError("is empty; name what happened, such as 'feature_used'", path="event")
     return str(event)
 
 
 def _check_email(customer_email: object) -> str:
     if not isinstance(customer_email, str):
-        message = f"must be a string such as 'jane@example.com', not {_kind(customer_email)}"
-        raise InvalidEventError(message, path="customer_email")
+        raise InvalidEventError(
+            f"must be a string such as 'jane@example.com', not {_kind(customer_email)}", path="customer_email"
+        )
     # A lone surrogate is not printable either; the encoding names it.
     hidden = [each for each in customer_email if not (each.isprintable() or "\ud800" <= each <= "\udfff")]
     if hidden:
-        message = (
-            f"has the character U+{ord(hidden[0]):04X}; an address has no control or invisible characters"
+        raise InvalidEventError(
+            f"has the character U+{ord(hidden[0]):04X}; an address has no control or invisible characters",
+            path="customer_email",
         )
-        raise InvalidEventError(message, path="customer_email")
     if "@" not in customer_email:
         # The value itself stays out of the message: it may be a person's name, and messages get logged.
-        message = "has no '@', so it is not an email address"
-        raise InvalidEventError(message, path="customer_email")
+        raise InvalidEventError("has no '@', so it is not an email address", path="customer_email")
     return str(customer_email)
 
 
@@ -406,33 +401,38 @@ _TIMESTAMP = re.compile(
 def _check_timestamp(timestamp: object) -> str:
     if isinstance(timestamp, datetime):
         if timestamp != timestamp:  # noqa: PLR0124 - as NaN does
-            message = (
-                f"is {timestamp}, which is not a time; without a timestamp an event has that of the call"
+            raise InvalidEventError(
+                f"is {timestamp}, which is not a time; without a timestamp an event has that of the call",
+                path="timestamp",
             )
-            raise InvalidEventError(message, path="timestamp")
         if timestamp.utcoffset() is None:
-            message = (
+            raise InvalidEventError(
                 f"{timestamp.isoformat()} has no time zone; pass an aware datetime, "
-                "such as datetime.now(timezone.utc)"
+                "such as datetime.now(timezone.utc)",
+                path="timestamp",
             )
-            raise InvalidEventError(message, path="timestamp")
         return iso(timestamp)
     if not isinstance(timestamp, str):
-        message = f"must be an aware datetime or an ISO 8601 string with a zone, not {_kind(timestamp)}"
-        raise InvalidEventError(message, path="timestamp")
+        raise InvalidEventError(
+            f"must be an aware datetime or an ISO 8601 string with a zone, not {_kind(timestamp)}",
+            path="timestamp",
+        )
     match = _TIMESTAMP.fullmatch(timestamp)
     if match is None:
-        message = f"{timestamp[:40]!r} is not an ISO 8601 time such as '2025-12-01T10:00:00Z'"
-        raise InvalidEventError(message, path="timestamp")
+        raise InvalidEventError(
+            f"{timestamp[:40]!r} is not an ISO 8601 time such as '2025-12-01T10:00:00Z'", path="timestamp"
+        )
     day, minute, second, zone = match.groups()
     if zone is None:
-        message = f"{timestamp!r} has no time zone; end it with 'Z' or an offset such as '+01:00'"
-        raise InvalidEventError(message, path="timestamp")
+        raise InvalidEventError(
+            f"{timestamp!r} has no time zone; end it with 'Z' or an offset such as '+01:00'", path="timestamp"
+        )
     try:
         datetime.fromisoformat(f"{day}T{minute}{second or ':00'}")
     except ValueError as error:
-        message = f"{timestamp!r} is not a time that exists: {error}"
-        raise InvalidEventError(message, path="timestamp") from None
+        raise InvalidEventError(
+            f"{timestamp!r} is not a time that exists: {error}", path="timestamp"
+        ) from None
     return timestamp
 
 
@@ -460,8 +460,7 @@ def _refuse_nonfinite(payload: Dict[str, object], max_event_bytes: int) -> None:
 
 
 def _refuse_size(size: int, limit: int) -> NoReturn:
-    message = f"{size:,} bytes as JSON, and max_event_bytes is {limit:,}"
-    raise InvalidEventError(message, path="event")
+    raise InvalidEventError(f"{size:,} bytes as JSON, and max_event_bytes is {limit:,}", path="event")
 
 
 def _locate_any(payload: Dict[str, object], max_event_bytes: int) -> Optional[Tuple[str, str]]:

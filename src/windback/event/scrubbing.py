@@ -115,8 +115,7 @@ class Scrubbing:
 def _checked(scrubbed: object) -> str:
     if not isinstance(scrubbed, str):
         returned = "None" if scrubbed is None else f"a {type(scrubbed).__name__}"
-        message = f"it must return the text to send, not {returned}; is a `return` missing?"
-        raise TypeError(message)
+        raise TypeError(f"it must return the text to send, not {returned}; is a `return` missing?")
     scrubbed.encode()  # a lone surrogate can't be sent
     return str(scrubbed)
 
@@ -171,8 +170,7 @@ def scrub_event(record: bytes, scrubbing: Scrubbing, max_event_bytes: int) -> by
         )
         return encode_built(payload, max_event_bytes)
     except InvalidEventError as error:
-        message = f"{error.detail} (after it was scrubbed)"
-        raise InvalidEventError(message, path=error.path) from None
+        raise InvalidEventError(f"{error.detail} (after it was scrubbed)", path=error.path) from None
 
 
 class ScrubbedEncoder:

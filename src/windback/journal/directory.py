@@ -101,29 +101,27 @@ def open_root(root: Path) -> bool:
     """
     for place in (root, *root.parents):
         if place.is_symlink() and place.lstat().st_uid not in (0, os.geteuid()):
-            message = (
+            raise ConfigurationError(
                 f"journal {str(root)!r} goes through {str(place)!r}, a symbolic link of another user, "
                 "who can point it anywhere; choose a directory of your own"
             )
-            raise ConfigurationError(message)
     make_private(root)
     status = root.stat()
     if status.st_uid != os.geteuid():
-        message = f"journal {str(root)!r} belongs to another user; choose a directory of your own"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"journal {str(root)!r} belongs to another user; choose a directory of your own"
+        )
     if status.st_mode & _OPEN_TO_OTHERS:
-        message = (
+        raise ConfigurationError(
             f"journal {str(root)!r} is writable by other users, whose events would be sent "
             f"with this key: chmod go-w {root}"
         )
-        raise ConfigurationError(message)
     mount = mount_of(root)
     if mount is not None and (mount.kind in _NETWORK or mount.kind.startswith("fuse")):
-        message = (
+        raise ConfigurationError(
             f"journal {str(root)!r} is on {mount.kind}, where locks and mappings are unreliable; use a local "
             "disk"
         )
-        raise ConfigurationError(message)
     return mount is not None and keeps_blocks(root, mount)
 
 

@@ -107,20 +107,16 @@ def read_header(data: Bytes) -> Header:
     """Read what `pack_header` wrote. Raises ForeignError, NewerError."""
     head = bytes(data[: _HEADER.size])
     if len(data) < HEADER_BYTES or head[:8] != _MAGIC:
-        message = "this is not a segment of a windback journal"
-        raise ForeignError(message)
+        raise ForeignError("this is not a segment of a windback journal")
     _, version, header_bytes, kind, _, segment_id, nonce, pid, created_ns = _HEADER.unpack(head)
     # Checked first: a flipped bit must not turn a segment into one of a later version, which nothing would
     # read.
     if _CRC.unpack_from(data, _HEADER.size)[0] != crc32(head):
-        message = "the header of this segment is damaged"
-        raise ForeignError(message)
+        raise ForeignError("the header of this segment is damaged")
     if version > VERSION:
-        message = f"a journal of version {version}; this windback reads up to {VERSION}"
-        raise NewerError(message)
+        raise NewerError(f"a journal of version {version}; this windback reads up to {VERSION}")
     if header_bytes != HEADER_BYTES:
-        message = "the header of this segment has a different length than its version requires"
-        raise ForeignError(message)
+        raise ForeignError("the header of this segment has a different length than its version requires")
     return Header(kind, segment_id, nonce, pid, created_ns, version)
 
 

@@ -17,8 +17,9 @@ def relay_keys(api_key: object, project_slug: object, api_keys: object) -> Dict[
     """
     pairs: List[Tuple[object, object]] = []
     if api_keys is not None and not isinstance(api_keys, Mapping):
-        message = f"api_keys must map the slugs of projects to keys, and is {kind_of(api_keys)}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"api_keys must map the slugs of projects to keys, and is {kind_of(api_keys)}"
+        )
     if api_keys is not None:
         pairs += api_keys.items()
     elif api_key is None:
@@ -29,13 +30,14 @@ def relay_keys(api_key: object, project_slug: object, api_keys: object) -> Dict[
     found: Dict[str, Secret] = {}
     for slug, key in pairs:
         if slug in found:
-            message = f"two keys for {f'the project {slug!r}' if slug else 'events without a project'}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"two keys for {f'the project {slug!r}' if slug else 'events without a project'}"
+            )
         name = f"the key of {slug!r}" if slug else "api_key"
         found[checked_slug(slug) if slug else ""] = checked_key(name, key, "sk_", "pub_")
     if not found:
-        message = (
-            "no API key: pass api_key='sk_…' or api_keys={…}, or set WINDBACK_API_KEY or WINDBACK_API_KEYS"
+        raise ConfigurationError(
+            "no API key: pass api_key='sk_…' or api_keys={…}, or set WINDBACK_API_KEY or WINDBACK_API_KEYS",
+            code="MISSING_API_KEY",
         )
-        raise ConfigurationError(message, code="MISSING_API_KEY")
     return found

@@ -163,11 +163,9 @@ class SenderLink(Link):
 
         executable = sys.executable or ""
         if getattr(sys, "frozen", False) or "__compiled__" in globals():
-            message = "this program is frozen, so its executable is not a Python interpreter"
-            raise ValueError(message)
+            raise ValueError("this program is frozen, so its executable is not a Python interpreter")
         if not os.path.basename(executable).lower().startswith(("python", "pypy")):  # noqa: PTH119
-            message = f"this program, {executable or 'unknown'}, is not a Python interpreter"
-            raise ValueError(message)
+            raise ValueError(f"this program, {executable or 'unknown'}, is not a Python interpreter")
         assert self._block is not None
         config = self.config
         options = {name: getattr(config, name) for name, said in OPTIONS.items() if said.is_for_sender}

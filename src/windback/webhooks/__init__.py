@@ -142,8 +142,9 @@ def parse(
     _check_tolerance(tolerance)
     moment: object = now
     if moment is not None and (not isinstance(moment, datetime) or moment.utcoffset() is None):
-        message = "now must be a datetime with a time zone, such as datetime.now(timezone.utc)"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "now must be a datetime with a time zone, such as datetime.now(timezone.utc)"
+        )
     return _parse(body, signature, keys, tolerance, now)
 
 
@@ -227,16 +228,15 @@ def _checked_secrets(given: object) -> Tuple[Secret, ...]:
     if given is None:
         place, given = SECRET_VARIABLE, _from_environment()
         if not given:
-            message = (
+            raise ConfigurationError(
                 f"there is no webhook secret: set {SECRET_VARIABLE}, or pass secret=… (it is on the page of "
-                "the webhook in the dashboard, and is not the API key)"
+                "the webhook in the dashboard, and is not the API key)",
+                code="MISSING_WEBHOOK_SECRET",
             )
-            raise ConfigurationError(message, code="MISSING_WEBHOOK_SECRET")
     if not isinstance(given, list):
         return (_checked_secret(given, place),)
     if not given:
-        message = "secret is an empty list: pass at least one webhook secret"
-        raise ConfigurationError(message)
+        raise ConfigurationError("secret is an empty list: pass at least one webhook secret")
     return tuple(_checked_secret(key, f"{place}[{number}]") for number, key in enumerate(given))
 
 
@@ -248,12 +248,10 @@ def _from_environment() -> Union[Secret, List[Secret]]:
 
 def _checked_secret(key: object, place: str) -> Secret:
     if not isinstance(key, Secret):
-        message = f"{place} must be a text, not {kind_of(key)}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{place} must be a text, not {kind_of(key)}")
     problem = _problem_of_secret(key.reveal())
     if problem is not None:
-        message = f"{place} {problem}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{place} {problem}")
     return key
 
 
@@ -270,8 +268,9 @@ def _problem_of_secret(text: str) -> Optional[str]:
 
 def _check_tolerance(tolerance: object) -> None:
     if tolerance is not None and (not isinstance(tolerance, timedelta) or tolerance <= timedelta(0)):
-        message = f"tolerance must be a timedelta of more than 0, or None for any age, not {tolerance!r}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"tolerance must be a timedelta of more than 0, or None for any age, not {tolerance!r}"
+        )
 
 
 def _check_age(alert: ChurnRiskAlert, tolerance: timedelta, now: datetime) -> None:
@@ -398,11 +397,13 @@ class WebhookReceiver:
     ) -> None:
         self._secrets = _checked_secrets(secret)  # `naming_options` has hidden them
         if not callable(handler):
-            message = f"handler must be a function that gets a ChurnRiskAlert, not {kind_of(handler)}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"handler must be a function that gets a ChurnRiskAlert, not {kind_of(handler)}"
+            )
         if seen is not None and not (hasattr(seen, "__contains__") and hasattr(seen, "add")):
-            message = f"seen must support `in` and `add`, as a set does, or be None; {kind_of(seen)} does not"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"seen must support `in` and `add`, as a set does, or be None; {kind_of(seen)} does not"
+            )
         _check_tolerance(tolerance)
         self._handler = handler
         self._seen: Seen = RecentAlerts() if seen is None else seen

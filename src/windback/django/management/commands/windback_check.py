@@ -33,11 +33,11 @@ class Command(BaseCommand):
         if not send:
             return
         if not client.track_event("windback_check", "check@example.com"):
-            message = f"the event was refused: {dict(client.stats().refused)}"
-            raise CommandError(message)
+            raise CommandError(f"the event was refused: {dict(client.stats().refused)}")
         result = client.flush(timeout)
         if not result or result.rejected:
             reasons = ", ".join(client.stats().rejected_by_reason)
-            message = f"the event did not arrive: {result.problem or reasons or 'no answer in time'}"
-            raise CommandError(message)
+            raise CommandError(
+                f"the event did not arrive: {result.problem or reasons or 'no answer in time'}"
+            )
         self.stdout.write(self.style.SUCCESS("the event windback_check was delivered"))
