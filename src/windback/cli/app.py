@@ -9,19 +9,12 @@ import typer
 from windback import __version__
 
 from . import broker, dev, doctor, import_command, init, journal, relay, scrub, send, status, tail, webhook
-from .common import group
+from .common import main_app as app
 from .terminal import write_line
 
-app = group("Tools for Windback on your own machine.", add_completion=True)
-dev.add_to(app)
-send.add_to(app)
-import_command.add_to(app)
-scrub.add_to(app)
-tail.add_to(app)
-status.add_to(app)
-doctor.add_to(app)
-init.add_to(app)
-relay.add_to(app)
+#: Each of these modules has added its command; help shows them in this order.
+_ORDER = [each.__name__ for each in (dev, send, import_command, scrub, tail, status, doctor, init, relay)]
+app.registered_commands.sort(key=lambda each: _ORDER.index(getattr(each.callback, "__module__", "")))
 app.add_typer(journal.app, name="journal")
 app.add_typer(broker.app, name="broker")
 app.add_typer(webhook.app, name="webhook")

@@ -49,6 +49,10 @@ def group(text: str, *, add_completion: bool = False) -> typer.Typer:
     )
 
 
+#: The command `windback`; other groups are in it.
+main_app = group("Tools for Windback on your own machine.", add_completion=True)
+
+
 def command(
     app: typer.Typer, name: str, text: str, details: str = "", *, within: str = ""
 ) -> Callable[[Run], Run]:

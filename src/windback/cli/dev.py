@@ -20,7 +20,7 @@ from windback.devserver import options as declared
 from windback.devserver.process import DevServerError, server_command
 
 from .. import clock
-from .common import CommandError, command
+from .common import CommandError, command, main_app
 
 
 class _Parameters:
@@ -111,33 +111,34 @@ def _parser(kind: Callable[[str], object], choices: Sequence[str]) -> Callable[[
     return parse
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    parameters = _Parameters()
-    declared.add_arguments(parameters)
+_parameters = _Parameters()
+declared.add_arguments(_parameters)
 
-    def dev(program: List[str], **given: object) -> int:
-        options = declared.from_arguments(argparse.Namespace(**parameters.chosen(given)))
-        return _run_beside(program, parameters.line(given), options) if program else devserver.run(options)
 
-    argument: object = typer.Argument(
-        None,
-        metavar="[-- PROGRAM …]",
-        show_default=False,
-        help="run this, such as python app.py, with the server in its environment, and stop with it",
-    )
-    first = inspect.Parameter(
-        "program", inspect.Parameter.KEYWORD_ONLY, default=argument, annotation=Optional[List[str]]
-    )
-    signature = inspect.Signature([first, *parameters.all.values()])
-    dev.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
-    dev.__annotations__ = {name: each.annotation for name, each in signature.parameters.items()}
-    command(
-        app,
-        "dev",
-        "run a local server with the Windback API",
-        "With PROGRAM, exits with the program's exit code.",
-    )(dev)
+def dev(program: List[str], **given: object) -> int:
+    """Run the command; typer reads its parameters from the signature that is set below."""
+    options = declared.from_arguments(argparse.Namespace(**_parameters.chosen(given)))
+    return _run_beside(program, _parameters.line(given), options) if program else devserver.run(options)
+
+
+_program: object = typer.Argument(
+    None,
+    metavar="[-- PROGRAM …]",
+    show_default=False,
+    help="run this, such as python app.py, with the server in its environment, and stop with it",
+)
+_first = inspect.Parameter(
+    "program", inspect.Parameter.KEYWORD_ONLY, default=_program, annotation=Optional[List[str]]
+)
+_signature = inspect.Signature([_first, *_parameters.all.values()])
+dev.__signature__ = _signature  # type: ignore[attr-defined]
+dev.__annotations__ = {name: each.annotation for name, each in _signature.parameters.items()}
+command(
+    main_app,
+    "dev",
+    "run a local server with the Windback API",
+    "With PROGRAM, exits with the program's exit code.",
+)(dev)
 
 
 def _run_beside(program: Sequence[str], line: Sequence[str], options: declared.Options) -> int:

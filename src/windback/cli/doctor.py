@@ -22,7 +22,7 @@ from windback.options import switched
 
 from .. import clock
 from .checks import OK, PROBLEM, SKIPPED, WARNING, Check
-from .common import BASE_URL, above_0, command, json_option, print_json
+from .common import BASE_URL, above_0, command, json_option, main_app, print_json
 from .terminal import print_table, write_line
 
 _STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red", SKIPPED: "dim"}
@@ -34,18 +34,14 @@ _SLOW_S = 2.0
 _EXPIRES_SOON_DAYS = 14
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "doctor",
-        "check key, URL, DNS, connection, TLS and clock, and send one test event",
-        f"The event is called {EVENT}, for {CUSTOMER}; --no-event leaves it out. The key is read from "
-        "WINDBACK_API_KEY. Exit code 0 if nothing is wrong, 1 otherwise.\n\nWith --app it does something "
-        "else: it starts the application with a local server, sends requests and SIGTERM, and counts events.",
-    )(doctor)
-
-
+@command(
+    main_app,
+    "doctor",
+    "check key, URL, DNS, connection, TLS and clock, and send one test event",
+    f"The event is called {EVENT}, for {CUSTOMER}; --no-event leaves it out. The key is read from "
+    "WINDBACK_API_KEY. Exit code 0 if nothing is wrong, 1 otherwise.\n\nWith --app it does something "
+    "else: it starts the application with a local server, sends requests and SIGTERM, and counts events.",
+)
 def doctor(
     base_url: Optional[str] = BASE_URL,
     no_event: bool = typer.Option(False, "--no-event", help="send no test event"),

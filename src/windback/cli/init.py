@@ -15,7 +15,7 @@ from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import typer
 
-from .common import CommandError, command
+from .common import CommandError, command, main_app
 from .terminal import write_line
 
 _SKIPPED = {"node_modules", "site-packages", "build", "dist", "venv", "env", "migrations", "tests", "test"}
@@ -80,17 +80,13 @@ TEST_PATH = Path("tests") / "test_windback.py"
 CI = "env:\n  WINDBACK_ENABLED: 0  # nothing is sent, and no key is needed"
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "init",
-        "print the lines that an application needs, with a test and a line for CI",
-        "Looks at the Python files here. --write writes the lines and the test; a file in which their place "
-        "is not clear is left alone. Status 0, or 1 if --write could not write all.",
-    )(init)
-
-
+@command(
+    main_app,
+    "init",
+    "print the lines that an application needs, with a test and a line for CI",
+    "Looks at the Python files here. --write writes the lines and the test; a file in which their place "
+    "is not clear is left alone. Status 0, or 1 if --write could not write all.",
+)
 def init(
     framework: Framework = typer.Argument(..., show_default=False, help="which framework"),
     write: bool = typer.Option(False, "--write", help="write the lines and the test"),

@@ -22,6 +22,7 @@ from .common import (
     command,
     help_of,
     logging_to_stderr,
+    main_app,
     said,
     stopped_by_signals,
 )
@@ -51,20 +52,16 @@ class Given(NamedTuple):
     once: bool
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "relay",
-        "send the events that other processes write to journals or a broker, until stopped",
-        "The key is read from WINDBACK_API_KEY, with --broker also from WINDBACK_API_KEYS or --keys. SIGTERM "
-        "and SIGINT make it deliver the events that it has read, for up to --shutdown-timeout; the others "
-        "stay "
-        "where they are. Exit code 0 after that, 2 if it can't start. With --once: 0 if all were sent, 1 if "
-        "not.",
-    )(relay)
-
-
+@command(
+    main_app,
+    "relay",
+    "send the events that other processes write to journals or a broker, until stopped",
+    "The key is read from WINDBACK_API_KEY, with --broker also from WINDBACK_API_KEYS or --keys. SIGTERM "
+    "and SIGINT make it deliver the events that it has read, for up to --shutdown-timeout; the others "
+    "stay "
+    "where they are. Exit code 0 after that, 2 if it can't start. With --once: 0 if all were sent, 1 if "
+    "not.",
+)
 def relay(
     journal: Optional[str] = typer.Option(
         None,

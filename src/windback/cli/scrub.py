@@ -11,7 +11,7 @@ import typer
 from windback.event.scrubbing import Scrubbing, dumped
 from windback.scrub import NAMED, STANDARD, Scrubber
 
-from .common import command
+from .common import command, main_app
 from .terminal import write_line
 
 
@@ -50,16 +50,12 @@ def scrubbing_of(names: Sequence[str]) -> Scrubbing:
     return Scrubbing(scrubbers_of(names), lambda _, __: None)  # none of them raises
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "scrub",
-        "show what scrubbers make of a text, or of the properties of an event in JSON",
-        "Without TEXT it reads lines from standard input. Without --scrub it takes standard. Sends nothing.",
-    )(scrub)
-
-
+@command(
+    main_app,
+    "scrub",
+    "show what scrubbers make of a text, or of the properties of an event in JSON",
+    "Without TEXT it reads lines from standard input. Without --scrub it takes standard. Sends nothing.",
+)
 def scrub(
     texts: List[str] = typer.Argument(
         None, metavar="[TEXT]...", show_default=False, help="a text, or the properties of an event in JSON"

@@ -13,7 +13,7 @@ from windback.event.encode import encode
 from windback.event.scrubbing import scrub_event
 
 from .. import clock
-from .common import BASE_URL, CommandError, command, event_as_it_is, json_option, print_json, said
+from .common import BASE_URL, CommandError, command, event_as_it_is, json_option, main_app, print_json, said
 from .scrub import SCRUB, scrubbing_of
 from .terminal import write_line
 
@@ -41,17 +41,13 @@ def _check(texts: List[str]) -> List[str]:
     return texts
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "send",
-        "send one event, and print the API's answer",
-        "The key is read from WINDBACK_API_KEY. Exit code 0 if the API accepted it, 1 if not, 2 if nothing "
-        "could be sent.",
-    )(send)
-
-
+@command(
+    main_app,
+    "send",
+    "send one event, and print the API's answer",
+    "The key is read from WINDBACK_API_KEY. Exit code 0 if the API accepted it, 1 if not, 2 if nothing "
+    "could be sent.",
+)
 def send(
     event: str = typer.Argument(
         ..., metavar="EVENT", show_default=False, help=("the event's name, such as login")

@@ -19,7 +19,7 @@ from windback.process.status import SUFFIX, UNFINISHED
 from windback.report import Report, shown_age
 from windback.wording import counted
 
-from .common import CommandError, above_0, command, json_option, print_json
+from .common import CommandError, above_0, command, json_option, main_app, print_json
 from .terminal import console, print_table, write_line
 
 #: How long a process may take to answer (seconds); a stopped one never does.
@@ -39,17 +39,13 @@ class Answer(NamedTuple):
     error: Optional[str] = None
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "status",
-        "show the queues of running processes, and what would be lost if one were killed now",
-        "For processes whose client has status=DIR or WINDBACK_STATUS. Nothing is changed in them. Exit code "
-        "0, or 1 if no process answers.",
-    )(status)
-
-
+@command(
+    main_app,
+    "status",
+    "show the queues of running processes, and what would be lost if one were killed now",
+    "For processes whose client has status=DIR or WINDBACK_STATUS. Nothing is changed in them. Exit code "
+    "0, or 1 if no process answers.",
+)
 def status(
     directory: Optional[Path] = typer.Argument(
         None, metavar="[DIR]", help="the option `status` of the processes (default: WINDBACK_STATUS)"

@@ -18,7 +18,7 @@ from windback.base_url import is_loopback
 from windback.devserver.options import BASE_PATH, CONTROL_PATH, DEFAULT_HOST, DEFAULT_PORT
 
 from .. import clock
-from .common import CommandError, command, json_option, print_json
+from .common import CommandError, command, json_option, main_app, print_json
 from .terminal import console, printable
 
 #: The server sends comments more often than that, so silence this long (seconds) is a broken connection.
@@ -47,18 +47,14 @@ class Message(NamedTuple):
     cursor: str
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    command(
-        app,
-        "tail",
-        "show the events that reach the local server, as they arrive",
-        "The server is `windback dev`. When it ends, tail waits for the next one at the same address. Exit "
-        "code "
-        "0 with --count, 130 after Ctrl-C, 2 if there is no server.",
-    )(tail)
-
-
+@command(
+    main_app,
+    "tail",
+    "show the events that reach the local server, as they arrive",
+    "The server is `windback dev`. When it ends, tail waits for the next one at the same address. Exit "
+    "code "
+    "0 with --count, 130 after Ctrl-C, 2 if there is no server.",
+)
 def tail(
     base_url: Optional[str] = typer.Option(
         None,
