@@ -11,7 +11,7 @@ from .config import resolve
 from .errors import ConfigurationError
 from .process import lifecycle
 from .secrets import hidden_option
-from .wording import nearest
+from .wording import nearest, with_article
 
 logger = logging.getLogger("windback")
 
@@ -52,7 +52,7 @@ def set_client(client: Optional[Windback]) -> None:
     """
     global _client  # noqa: PLW0603 - a process has one
     if client is not None and not isinstance(client, Windback):
-        raise ConfigurationError(f"set_client takes a Windback, not {_kind(client)}")
+        raise ConfigurationError(f"set_client takes a Windback, not {with_article(type(client).__name__)}")
     _client = client
 
 
@@ -108,7 +108,7 @@ def check_settings(get: GetSetting, place: str) -> None:
 def _read_arguments(get: GetSetting, place: str) -> Dict[str, object]:
     """Return the arguments of `Windback` that the settings have, with keys hidden."""
     if not isinstance(get("OPTIONS"), (Mapping, type(None))):
-        kind = _kind(get("OPTIONS"))
+        kind = with_article(type(get("OPTIONS")).__name__)
         raise ConfigurationError(
             f"{place.format('OPTIONS')} must be a dict of arguments of Windback, not {kind}"
         )
@@ -148,8 +148,3 @@ def client_or_none(make: Callable[[], Windback] = get_client) -> Optional[Windba
             _is_warned = True
             logger.warning("events are not sent, because no client could be made: %s", error)
         return None
-
-
-def _kind(value: object) -> str:
-    name = type(value).__name__
-    return f"an {name}" if name[:1] in "AEIOUaeiou" else f"a {name}"

@@ -15,6 +15,7 @@ from typing import Dict, Iterable, List, Mapping, NamedTuple, NoReturn, Optional
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .errors import ConfigurationError
+from .wording import with_article
 
 #: A key that was cut off is still found in a text if this much of its secret part is there.
 _TRACE_CHARS = 8
@@ -110,8 +111,7 @@ def hidden_keys(keys: object) -> object:
 
 def kind_of(value: object) -> str:
     """Return the type that *value* had before it was `hidden`, with its article: "a str", "an int"."""
-    name = value.__name__ if isinstance(value, type) else type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    return with_article(value.__name__ if isinstance(value, type) else type(value).__name__)
 
 
 def fingerprint(parts: Iterable[object]) -> str:

@@ -31,6 +31,7 @@ from .errors import ConfigurationError
 from .options import naming_options
 from .process import lifecycle
 from .stats import FlushResult, Stats
+from .wording import with_article
 
 logger = logging.getLogger("windback")
 
@@ -280,13 +281,10 @@ def _is_duration(value: object) -> bool:
 def _check_function(handler: object) -> None:
     if callable(handler) and not isinstance(handler, type):
         return
-    given = f"the class {handler.__name__}" if isinstance(handler, type) else _kind(handler)
+    given = with_article(type(handler).__name__)
+    if isinstance(handler, type):
+        given = f"the class {handler.__name__}"
     raise ConfigurationError(
         "flush_after decorates a function, and takes a Windback or an AsyncWindback as its client; "
         f"it was given {given}"
     )
-
-
-def _kind(value: object) -> str:
-    name = type(value).__name__
-    return f"an {name}" if name[:1] in "AEIOUaeiou" else f"a {name}"

@@ -23,6 +23,7 @@ import orjson
 from orjson import dumps
 
 from ..errors import InvalidEventError
+from ..wording import with_article
 
 Properties = Mapping[str, object]
 Timestamp = Union[datetime, str]
@@ -566,7 +567,4 @@ def _name_of(key: object) -> str:
 
 
 def _kind(value: object) -> str:
-    if value is None:
-        return "None"
-    name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    return "None" if value is None else with_article(type(value).__name__)

@@ -299,12 +299,7 @@ class JournalDirectory:
 
         Raises OSError if that may work later.
         """
-        try:
-            return cls._lock(root, name, (OWNER, DRAIN))
-        except OSError as error:
-            if is_transient(error):  # such as too many open files
-                raise
-            return None  # locked by others, gone, or not readable
+        return cls._lock(root, name, (OWNER, DRAIN))
 
     @classmethod
     def to_drain(cls, root: Path, name: str, *, synced: bool = False) -> Optional[JournalDirectory]:
@@ -312,12 +307,7 @@ class JournalDirectory:
 
         Raises OSError if that may work later.
         """
-        try:
-            home = cls._lock(root, name, (DRAIN,))
-        except OSError as error:
-            if is_transient(error):
-                raise
-            return None
+        home = cls._lock(root, name, (DRAIN,))
         if home is not None:
             home.synced = synced
             home.own()
@@ -326,15 +316,19 @@ class JournalDirectory:
     @classmethod
     def _lock(cls, root: Path, name: str, locks: Sequence[str]) -> Optional[JournalDirectory]:
         folder = root / name
-        if not _is_ours(folder):
-            return None
-        # A user may have removed the locks. If there is nothing of ours, no lock is made either.
-        if not any(each in (OWNER, DRAIN) or segment.is_segment(each) for each in segment.listed(folder)):
-            return None
-        held = _lock_all(folder, locks)
-        home = cls(root, name, int(name, 16), held, mapped=False, synced=False)
-        # This process makes only ledgers there.
-        home._ids = itertools.count(1 + max(segment.ids(folder, fmt.LEDGER), default=0))
+        try:
+            # A user may have removed the locks. If there is nothing of ours, no lock is made either.
+            files = segment.listed(folder) if _is_ours(folder) else []
+            if not any(each in (OWNER, DRAIN) or segment.is_segment(each) for each in files):
+                return None
+            held = _lock_all(folder, locks)
+            home = cls(root, name, int(name, 16), held, mapped=False, synced=False)
+            # This process makes only ledgers there.
+            home._ids = itertools.count(1 + max(segment.ids(folder, fmt.LEDGER), default=0))
+        except OSError as error:
+            if is_transient(error):  # such as too many open files
+                raise
+            return None  # locked by others, gone, or not readable
         return home
 
     @property
@@ -500,13 +494,8 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether *folder* is a directory of this user that no other user can write to."""
-    try:
-        status = folder.lstat()
-    except OSError as error:
-        if is_transient(error):
-            raise
-        return False
+    """Whether *folder* is a directory of this user that no other user can write to. Raises OSError."""
+    status = folder.lstat()
     is_private = status.st_uid == os.geteuid() and not status.st_mode & _OPEN_TO_OTHERS
     return is_private and stat.S_ISDIR(status.st_mode)
 
