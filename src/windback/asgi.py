@@ -31,7 +31,7 @@ from . import clock
 from .client import AsyncWindback, Windback
 from .context import Scope, close_scope, current, open_scope
 from .default import client_or_none
-from .errors import ConfigurationError, WindbackError
+from .errors import ConfigurationError
 from .event.encode import Properties, Timestamp
 from .options import naming_options
 from .process import lifecycle
@@ -214,22 +214,10 @@ class WindbackMiddleware:
         client = self._client or client_or_none()
         if route is None or client is None or self._request_event is None:
             return
-        try:
-            email = await opened.find_email(client._engine.hooks.failed)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a part of the client, in effect
-            if email is None:
-                return
-            duration_ms = round(1000 * took_s, 1)
-            properties = {
-                "method": scope["method"],
-                "route": route,
-                "status": status,
-                "duration_ms": duration_ms,
-            }
-            prepared = client.prepare(self._request_event, email, {**opened.properties, **properties})
-            if prepared is not None:
-                prepared.send()
-        except WindbackError as error:
-            logger.warning("the event of a request was not sent: %s", error)
+        await opened.find_email(client._engine.hooks.failed)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a part of the client, in effect
+        client._track_request(  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            self._request_event, opened, took_s, method=scope["method"], route=route, status=status
+        )
 
 
 async def _finish_lifespan(received: List[object], sent: List[object], receive: Receive, send: Send) -> None:

@@ -37,7 +37,7 @@ from .delivery import retry_loop
 from .delivery.engine import Engine, LocalEngine
 from .delivery.retry import RetryPolicy
 from .delivery.track_events import DirectSend, encode_all
-from .errors import ClosedError, DisabledError, QueueFullError
+from .errors import ClosedError, DisabledError, QueueFullError, WindbackError
 from .event.batch import Limits
 from .event.encode import BeforeSend, Event, Properties, Timestamp, encode
 from .event.scrubbing import Scrubber
@@ -381,6 +381,19 @@ class _Client:
         """Do what `track` does, in sync code and with either client; waits for no room in the queue."""
         prepared = self._prepare_tracked(event, properties, timestamp)
         return prepared is not None and prepared.send()
+
+    def _track_request(self, event: str, scope: context.Scope, took_s: float, **request: object) -> None:
+        """Track a request that was handled, for the customer of its scope, if there is one."""
+        if scope.customer.email is None:
+            return
+        properties = {**scope.properties, **request, "duration_ms": round(1000 * took_s, 1)}
+        try:
+            prepared = self.prepare(event, scope.customer.email, properties)
+        except WindbackError as error:
+            logger.warning("the event of a request was not sent: %s", error)
+            return
+        if prepared is not None:
+            prepared.send()
 
     def stats(self) -> Stats:
         """Return the counts of all events so far. Never blocks `track_event`.

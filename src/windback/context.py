@@ -13,8 +13,7 @@ import logging
 import sys
 from collections import deque
 from contextvars import ContextVar, Token
-from types import TracebackType
-from typing import TYPE_CHECKING, Awaitable, Callable, Deque, Dict, List, Mapping, Optional, Type, Union
+from typing import TYPE_CHECKING, Awaitable, Callable, Deque, Dict, List, Mapping, Optional, Union
 
 from .event.encode import build, encode_built
 
@@ -288,12 +287,7 @@ class Bound:
             self._outermost = scope
         self._opened.append(open_scope(scope))
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         close_scope(self._opened.pop())
         if self._outermost is not None:
             self._outermost.give_up("an async function needs `async with bound(...)`")
@@ -301,12 +295,7 @@ class Bound:
     async def __aenter__(self) -> None:
         self.__enter__()
 
-    async def __aexit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         close_scope(self._opened.pop())
         if self._outermost is not None:
             await self._outermost.settle()

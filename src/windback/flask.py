@@ -26,7 +26,7 @@ from .client import Windback
 from .config import unread
 from .context import Scope, close_scope, current, open_scope
 from .default import SETTINGS, GetSetting, client_from, client_or_none
-from .errors import ConfigurationError, WindbackError
+from .errors import ConfigurationError
 from .event.encode import Properties, Timestamp
 from .options import naming_options
 from .process import signals
@@ -227,8 +227,6 @@ class _Request:
             return
         try:
             self._track()
-        except WindbackError as error:
-            logger.warning("the event of a request was not sent: %s", error)
         finally:
             self._scope.give_up("a customer_loader can't be async")
             close_scope(self._open.pop())
@@ -239,19 +237,11 @@ class _Request:
         client = self._extension.client_for(flask.current_app.config) if name and rule else None
         if client is None or rule is None:
             return
-        customer = self._scope.customer
-        customer.resolve(client._engine.hooks.failed)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        if customer.email is None:
-            return
-        properties = {
-            "method": flask.request.method,
-            "route": rule.rule,
-            "status": self.status,
-            "duration_ms": round(1000 * (clock.now_s() - self._started_s), 1),
-        }
-        prepared = client.prepare(str(name), customer.email, {**self._scope.properties, **properties})
-        if prepared is not None:
-            prepared.send()
+        self._scope.customer.resolve(client._engine.hooks.failed)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        took_s = clock.now_s() - self._started_s
+        client._track_request(  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            str(name), self._scope, took_s, method=flask.request.method, route=rule.rule, status=self.status
+        )
 
 
 @naming_options

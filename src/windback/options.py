@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, repeat
 from types import FunctionType
 from typing import Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple, Type, TypeVar, cast
@@ -73,9 +73,7 @@ def options_of(kind: Type[object]) -> Dict[str, Option]:
     for each in fields(kind):  # type: ignore[arg-type]  # a dataclass
         said: Optional[Option] = each.metadata.get(_KEY)
         if said is not None:
-            found[each.name] = Option(
-                each.name, said.default, said.help, said.environment, said.check, said.is_for_sender
-            )
+            found[each.name] = replace(said, name=each.name)
     return found
 
 

@@ -253,7 +253,7 @@ class BrokerAddress:
 
     def redact(self, text: str) -> str:
         """Return *text* without the passwords, in case a library repeated them."""
-        text = _redact_whole(text, self.url.reveal(), self.place)
+        text = text.replace(self.url.reveal(), self.place)
         secrets = [self.password, self.sentinel_password]
         secrets += [value for value in self.tls.values() if isinstance(value, Secret)]
         return redact(text, [*secrets, *map(_quoted, filter(None, secrets))])
@@ -264,10 +264,6 @@ def _quoted(secret: Secret) -> Secret:
     from urllib.parse import quote
 
     return Secret(quote(secret.reveal(), safe=""))
-
-
-def _redact_whole(text: str, url: str, place: str) -> str:
-    return text.replace(url, place)
 
 
 _BROKER_SCHEMES = [start + end for start in ("redis", "rediss") for end in ("", "+sentinel", "+cluster")]

@@ -245,30 +245,17 @@ class BadRowError(Exception):
     """A row misses something, or has a value that can't be used."""
 
 
-def _whole(text: str) -> object:
-    return int(text)
-
-
-def _number(text: str) -> object:
-    return float(text)
-
-
 def _flag(text: str) -> object:
     return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-
-
-def _json(text: str) -> object:
-    value: object = orjson.loads(text)
-    return value
 
 
 #: The conversions of a text.
 KINDS: Mapping[str, Callable[[str], object]] = {
     "text": str,
-    "int": _whole,
-    "float": _number,
+    "int": int,
+    "float": float,
     "bool": _flag,
-    "json": _json,
+    "json": orjson.loads,
 }
 
 

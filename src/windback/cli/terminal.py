@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
-from typing import IO, List, Mapping, Optional, Sequence, Type
+from typing import IO, List, Mapping, Optional, Sequence
 
 import rich.progress
 from rich.console import Console
@@ -97,12 +96,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.refresh()
             self._bar.stop()

@@ -27,7 +27,6 @@ from django.utils.decorators import sync_and_async_middleware
 from .. import clock
 from ..client import Windback
 from ..context import Scope, close_scope, open_scope
-from ..errors import WindbackError
 from . import conf
 
 logger = logging.getLogger("windback")
@@ -205,19 +204,12 @@ def _track(
     event: str,
     started_s: float,
 ) -> None:
-    email, match = scope.customer.email, request.resolver_match
-    if email is None or match is None:
-        return
-    properties = {
-        "method": request.method,
-        "route": "/" + match.route.lstrip("^").rstrip("$"),  # of re_path, too
-        "status": response.status_code,
-        "duration_ms": round(1000 * (clock.now_s() - started_s), 1),
-    }
-    try:
-        prepared = client.prepare(event, email, {**scope.properties, **properties})
-    except WindbackError as error:
-        logger.warning("the event of a request was not sent: %s", error)
-        return
-    if prepared is not None:
-        prepared.send()
+    match = request.resolver_match
+    if match is not None:
+        took_s, route = (
+            clock.now_s() - started_s,
+            "/" + match.route.lstrip("^").rstrip("$"),
+        )  # of re_path, too
+        client._track_request(  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            event, scope, took_s, method=request.method, route=route, status=response.status_code
+        )

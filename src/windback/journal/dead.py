@@ -12,8 +12,7 @@ import os
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import orjson
 
@@ -175,12 +174,7 @@ class Taking:
     def __enter__(self) -> Taking:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Callable, Collection, Dict, List, Mapping, Optional, Set, Tuple
@@ -55,10 +56,8 @@ class _Noted:
         block = Block.open(self._path)
         if self._before is None:
             self._before = block.read().rejected_by_reason
-        sums = dict(self._before)
-        for reason, count in rejected.items():
-            sums[reason] = sums.get(reason, 0) + count
-        block.write(counters._replace(rejected_by_reason=sums))
+        sums = Counter(self._before) + Counter(rejected)
+        block.write(counters._replace(rejected_by_reason=dict(sums)))
         self._newest = counters._replace(rejected_by_reason=dict(rejected))
 
 

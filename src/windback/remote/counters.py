@@ -83,21 +83,10 @@ def _counters_of(fields: Dict[str, object]) -> Counters:
         with suppress(ValueError):
             settled[int(name)] = count
     known: Dict[str, object] = {"rejected_by_reason": _counts_of(fields.get("rejected_by_reason"))}
-    for name in (
-        "seen",
-        "adopted",
-        "adopted_pending",
-        "in_flight",
-        "requests",
-        "retries",
-        "worker_deaths",
-        "looked",
-    ):
-        value = fields.get(name)
-        known[name] = value if type(value) is int else 0
-    for name in ("problem", "last_failure"):
-        value = fields.get(name)
-        known[name] = value if isinstance(value, str) else None
+    for name, default in Counters._field_defaults.items():
+        if name not in known:
+            value = fields.get(name)
+            known[name] = value if type(value) is (int if default == 0 else str) else default
     return Counters(settled, **known)  # type: ignore[arg-type]  # each was checked
 
 

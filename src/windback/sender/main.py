@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Set
 
@@ -200,9 +201,6 @@ class Sender(JournalSender):
         with self._dispatcher.lock:
             settled, seen = reader.settled(), reader.seen
             adopted, pending = self._queue.of_others(self._name)
-        rejected = dict(before.rejected_by_reason)
-        for reason, count in stats.rejected_by_reason.items():
-            rejected[reason] = rejected.get(reason, 0) + count
         self._block.write(
             Counters(
                 settled,
@@ -210,7 +208,9 @@ class Sender(JournalSender):
                 adopted=before.adopted - before.adopted_pending + adopted,
                 adopted_pending=pending,
                 in_flight=stats.in_flight,
-                rejected_by_reason=rejected,
+                rejected_by_reason=dict(
+                    Counter(before.rejected_by_reason) + Counter(stats.rejected_by_reason)
+                ),
                 requests=before.requests + stats.requests,
                 retries=before.retries + stats.retries,
                 worker_deaths=before.worker_deaths + stats.worker_deaths,
