@@ -94,8 +94,11 @@ class ThreadWorkers:
                 threading.current_thread().name = "windback-worker"
             self._work(worker)
         except BaseException as error:  # noqa: BLE001 - a dead worker must not pass in silence, whatever killed it
-            with contextlib.suppress(BaseException):  # out of memory, perhaps, also for a log line
+            # Not `suppress(...)`: CPython 3.12 and 3.13 crash when they lack the memory for its arguments.
+            try:  # noqa: SIM105
                 scheduler.lines.died(clock.now_s(), error)
+            except BaseException:  # noqa: BLE001, S110 - out of memory, perhaps, also for a log line
+                pass
         finally:
             # Whatever failed until here: it is not a worker any more, and the next event starts another.
             if scheduler.parking.workers.pop(worker, self) is None:
