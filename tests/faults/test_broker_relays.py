@@ -201,7 +201,7 @@ def test_a_user_who_may_do_no_more_than_needed_is_enough(make_redis, server, eve
         ({"v": "2", "key": "k", "count": "1", "project": "", "events": "{}"}, "version"),
         ({"v": "1", "key": "k", "count": "2", "project": "", "events": "{}"}, "count"),
         ({"v": "1", "key": "a b", "count": "1", "project": "", "events": "{}"}, "key"),
-        ({"v": "1", "key": "\u00e4", "count": "1", "project": "", "events": "{}"}, "not plain text"),
+        ({"v": "1", "key": "\u00e4", "count": "1", "project": "", "events": "{}"}, "not an Idempotency-Key"),
         ({"v": "1", "key": "k", "count": "1", "project": "", "events": ""}, "count"),
         ({f"field {n}": "x" for n in range(20_000)}, "it has no field 'v'"),
     ],

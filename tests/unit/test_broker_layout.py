@@ -39,7 +39,7 @@ def test_a_batch_comes_back_byte_for_byte():
         ({b"key": b""}, "its key is not an Idempotency-Key"),
         ({b"key": b"x" * 201}, "its key is not an Idempotency-Key"),
         ({b"key": b"a\r\nX-Header: b"}, "its key is not an Idempotency-Key"),
-        ({b"key": b"\xff"}, "not plain text"),
+        ({b"key": b"\xff"}, "not an Idempotency-Key"),
         ({b"project": b"\xff"}, "another"),
         ({b"project": b"blog"}, "it belongs to the project b'blog', whose stream is another"),
         ({b"project": b""}, "another"),

@@ -26,6 +26,7 @@ from typing import List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import orjson
 
+from ..event.batch import is_key
 from ..stats import DeliveryReport
 
 Value = Union[str, bytes, int]
@@ -46,8 +47,6 @@ GROUP = "relays"
 VERSION = b"1"
 #: If all events of a project are rejected, they must not fill Redis.
 MAX_DEAD = 20_000
-#: The keys of others are sent in a header.
-_MAX_KEY = 200
 #: How many fields of a foreign entry are kept: the number of a script's arguments is limited.
 _MAX_FOREIGN = 100
 
@@ -196,15 +195,12 @@ def entry_of(entry_id: bytes, fields: Mapping[bytes, bytes], project: Optional[s
         raise ForeignError("its count is not the number of its events")
     if not all(map(_is_object, records)):
         raise ForeignError("one of its events is not a JSON object")
-    try:
-        key = fields[b"key"].decode("ascii")
-    except UnicodeDecodeError:
-        raise ForeignError("its key is not plain text") from None
+    key = fields[b"key"].decode("latin-1")
     if fields[b"project"].decode("utf-8", "replace") != (
         project or ""
     ):  # otherwise it would get another project's key
         raise ForeignError(f"it belongs to the project {fields[b'project'][:100]!r}, whose stream is another")
-    if not 0 < len(key) <= _MAX_KEY or not key.isprintable() or " " in key:
+    if not is_key(key):
         raise ForeignError("its key is not an Idempotency-Key")
     return Entry(entry_id, key, project or "", records)
 

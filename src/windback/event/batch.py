@@ -11,6 +11,7 @@ from typing import List, NamedTuple, Optional, Protocol, Sequence
 from ..config import BATCH_FRAME_BYTES
 
 _HEAD, _TAIL = b'{"events":[', b"]}"
+_MAX_KEY = 200
 
 
 class Limits(NamedTuple):
@@ -19,6 +20,11 @@ class Limits(NamedTuple):
     max_events: int
     max_bytes: int
     interval_s: float
+
+
+def is_key(text: str) -> bool:
+    """Return whether *text*, from a file or from Redis, is an Idempotency-Key: it is sent in a header."""
+    return 0 < len(text) <= _MAX_KEY and text.isascii() and text.isprintable() and " " not in text
 
 
 def wait_s(count: int, size_bytes: int, age_s: float, limits: Limits) -> Optional[float]:

@@ -20,6 +20,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 import orjson
 
 from .. import log
+from ..event.batch import is_key
 from . import format as fmt
 from . import segment
 from .directory import JournalDirectory
@@ -270,7 +271,7 @@ def state_of(records: Sequence[fmt.Record]) -> Optional[State]:
 
 def _state_of(records: Sequence[fmt.Record]) -> State:
     snapshot = orjson.loads(records[0].payload)
-    leases = {key: _read(extents) for key, extents in snapshot["leases"].items()}
+    leases = {_key(key): _read(extents) for key, extents in snapshot["leases"].items()}
     done = {
         int(segment_id): _ranges(int(segment_id), parts) for segment_id, parts in snapshot["segments"].items()
     }
@@ -278,14 +279,21 @@ def _state_of(records: Sequence[fmt.Record]) -> State:
     for record in records[1:]:
         entry = orjson.loads(record.payload)
         if "lease" in entry:
-            state.leases[entry["lease"]] = _read(entry["extents"])
+            state.leases[_key(entry["lease"])] = _read(entry["extents"])
         elif "split" in entry:
             state.leases.pop(entry["split"], None)
             for key, extents in entry["halves"]:
-                state.leases[key] = _read(extents)
+                state.leases[_key(key)] = _read(extents)
         else:
             state.settle(entry["done"])
     return state
+
+
+def _key(found: object) -> str:
+    """Return a key as it is used. Raises ValueError for what no ledger of ours has."""
+    if not isinstance(found, str) or not is_key(found):
+        raise ValueError(found)
+    return found
 
 
 def _read(extents: Sequence[Sequence[int]]) -> List[Extent]:
