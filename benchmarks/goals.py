@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Callable, Iterable, Iterator
 
+from environments import BESIDE
 from medians import Results
 
 #: Flat: the most that an event costs with 10³ to 10⁶ queued is so many times the least.
 FLAT = 1.25
+#: Peers that are not written in Python.
+COMPILED = ("statsig",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Goal:
 
 
 def all_of(results: Results) -> list[Goal]:
-    parts = (call, busy, delivery, journal, memory, imports)
+    parts = (call, busy, delivery, journal, memory, imports, cold)
     return [goal for part in parts for goal in part(results)]
 
 
@@ -108,6 +111,14 @@ def imports(results: Results) -> Iterator[Goal]:
     loaded = results.raw["loaded"]
     count = None if loaded is None else float(len(loaded))
     yield Goal("of httpx, tenacity, anyio, asyncio are imported by it", count, 0)
+
+
+def cold(results: Results) -> Iterator[Goal]:
+    for name in BESIDE:
+        wall = of(results, f"cold start, {name}", "wall")
+        lowest, whose = best(results, lambda peer, wall=wall: None if peer in COMPILED else wall(peer), min)
+        text = f"cold start, {name}: until the first event has arrived, by the best Python peer's ({whose})"
+        yield Goal(text, ratio(wall("windback"), lowest), 1)
 
 
 Get = Callable[[str], "float | None"]

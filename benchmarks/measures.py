@@ -10,6 +10,7 @@ import gc
 import http.client
 import json
 import os
+import resource
 import shutil
 import signal
 import statistics
@@ -76,9 +77,9 @@ class Sink:
     def events(self) -> int:
         return self.held() if self.held else int(self.ask("/_stats")["events"])
 
-    def settled(self, expected: int) -> int:
+    def settled(self, expected: int, patience: float = 3.0) -> int:
         """The number of events received, as soon as it is the expected one, or else after a few seconds."""
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + patience
         while (events := self.events()) < expected and time.monotonic() < deadline:
             time.sleep(0.002)
         return events
@@ -153,7 +154,7 @@ def latency(
     nothing = Client("pass", {}, lambda _: None)
     timed(client, 1, 200, 0)  # whatever is made at the first call
     client.flush(PATIENCE)
-    first = sink.events()
+    first = sink.settled(200)
     slowdowns, every, empty, meanwhile = [], [], [], 0
     for _ in range(passes):
         alone, clock = timed(nothing, threads, calls, work)
@@ -183,6 +184,7 @@ def throughput(client: Client, sink: Sink, count: int) -> dict[str, Any]:
     loop = compiled(PLAIN, client)
     loop(200)
     client.flush(PATIENCE)
+    sink.settled(200)
     before = sink.ask("/_stats")
     cpu, started = time.process_time(), time.perf_counter()
     loop(count)
@@ -201,6 +203,7 @@ def throughput(client: Client, sink: Sink, count: int) -> dict[str, Any]:
         "delivered": delivered,
         "requests": requests,
         "bytes": (after["bytes"] - before["bytes"]) / max(delivered, 1),
+        "head_bytes": (after["head_bytes"] - before["head_bytes"]) / max(requests, 1),
         "paths": after["paths"],
     }
 
@@ -210,7 +213,7 @@ def saturate(client: Client, sink: Sink, threads: int, work: int, seconds: float
     loop = compiled(UNTIL, client)
     compiled(PLAIN, client)(100)
     client.flush(PATIENCE)
-    before = sink.events()
+    before = sink.settled(100)
     made = [0] * threads
     deadline = time.perf_counter_ns() + int(seconds * 1e9)
 
@@ -229,31 +232,126 @@ def saturate(client: Client, sink: Sink, threads: int, work: int, seconds: float
     }
 
 
-EXIT = """
-import sys, time
-from windback import Windback
-client = Windback("sk_test_bench", base_url=sys.argv[1], worker="process", max_queue_size=10**7)
-for i in range(int(sys.argv[2])):
-    client.track_event("feature_used", "user@example.com", {"plan": "pro", "duration_ms": i})
-print(time.monotonic(), flush=True)
+def script(python: str, client: str, sink: Sink, count: int, *flush: str) -> list[str]:
+    return [python, str(Path(__file__).with_name("script.py")), client, sink.url, str(count), *flush]
+
+
+def exit_(client: str, sink: Sink, count: int, patience: float = 3.0) -> dict[str, Any]:
+    """The seconds from the last line of a script to the end of its process, with *count* events just made."""
+    command = script(sys.executable, client, sink, count)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        last_line = float(process.stdout.readline())
+        pending = count - sink.events()
+        process.wait()
+        seconds = time.monotonic() - last_line
+    return {
+        "seconds": seconds,
+        "pending": pending,
+        # What arrives afterwards is sent by another process, or was on its way.
+        "arrived": sink.settled(count, patience),
+        "of": count,
+    }
+
+
+def cold(client: str, sink: Sink, python: str, times: int) -> dict[str, Any]:
+    """Milliseconds from the start of a process until its first event arrives, and of its CPU."""
+    walls, cpus, delivered = [], [], 0
+    for _ in range(times):
+        sink.reset(0.0)
+        before, started = children(), time.monotonic()
+        subprocess.run(script(python, client, sink, 1, "flush"), stderr=subprocess.DEVNULL, check=True)
+        cpus.append((children() - before) * 1e3)
+        delivered += sink.settled(1)
+        walls.append((sink.ask("/_stats")["first"] - started) * 1e3)
+    return {
+        "wall": statistics.median(walls),
+        "process": statistics.median(cpus),
+        "made": times,
+        "delivered": delivered,
+    }
+
+
+def children() -> float:
+    """Seconds of CPU of the processes that were started here and are over."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+IN_LOOP = """
+async def paced(seconds, note):
+    for i in range(int(seconds * 100)):
+        for _ in range(50):
+            p = {prepare}
+            started = clock()
+            {statement}
+            note(clock() - started)
+        await sleep(0.01)
+
+async def burst(count):
+    for i in range(count):
+        p = {prepare}
+        {statement}
+        if not i % 20:
+            await sleep(0)
 """
 
 
-def exit_(client: Client, sink: Sink, count: int) -> dict[str, Any]:
-    """The seconds from the last line of a script to the end of its process, with *count* events just made."""
-    del client
-    before = sink.events()
-    with subprocess.Popen(
-        [sys.executable, "-c", EXIT, sink.url, str(count)], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        last_line = float(process.stdout.readline())
-        process.wait()
-        seconds = time.monotonic() - last_line
-    deadline = time.monotonic() + PATIENCE
-    while sink.events() - before < count and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return {"seconds": seconds, "made": count, "delivered": sink.settled(before + count) - before}
+def in_loop(client: Client, sink: Sink, seconds: float, count: int, *, uvloop: bool) -> dict[str, Any]:
+    """In an event loop: each call (µs), how late the loop is (ms) at 5,000 events/s, then a burst."""
+    import asyncio
+
+    from web import note_lateness
+
+    names: dict[str, Any] = {
+        "EVENT": EVENT,
+        "EMAIL": EMAIL,
+        "clock": time.perf_counter_ns,
+        "sleep": asyncio.sleep,
+        **client.names,
+    }
+    exec(IN_LOOP.format(prepare=client.prepare, statement=client.statement), names)  # noqa: S102 - as above
+
+    async def flush() -> None:
+        if client.statement.startswith("await "):
+            await client.flush(PATIENCE)  # type: ignore[misc]
+        else:
+            await asyncio.get_running_loop().run_in_executor(None, client.flush, PATIENCE)
+
+    async def run() -> dict[str, Any]:
+        await names["burst"](200)
+        await flush()
+        first = sink.settled(200)
+        every: list[int] = []
+        late: list[float] = []
+        watch = asyncio.create_task(note_lateness(late))
+        await names["paced"](seconds, every.append)
+        watch.cancel()
+        await flush()
+        before = sink.settled(first + len(every))
+        cpu, started = time.process_time(), time.perf_counter()
+        await names["burst"](count)
+        await flush()
+        took, cpu = time.perf_counter() - started, time.process_time() - cpu
+        made = len(every) + count
+        delivered = sink.settled(first + made) - first
+        every.sort()
+        late.sort()
+        return {
+            "p50": percentile(every, 0.5),
+            "p99": percentile(every, 0.99),
+            "late": late[int(len(late) * 0.99)],
+            "rate": (first + delivered - before) / took,
+            "cpu": cpu * 1e3 / (count / 1e3),
+            "made": made,
+            "delivered": delivered,
+        }
+
+    if uvloop:
+        import uvloop as loops
+
+        loops.install()
+    return asyncio.run(run())
 
 
 WRITER = """
@@ -315,11 +413,13 @@ def resident() -> int:
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "latency": latency,
     "throughput": throughput,
+    "in_loop": in_loop,
     "saturate": saturate,
-    "exit": exit_,
     "drain": drain,
     "memory": memory,
 }
+#: Those of a whole process: it makes its client itself.
+WHOLE: dict[str, Callable[..., dict[str, Any]]] = {"exit": exit_, "cold": cold}
 
 
 def stay_inside(event: str, arguments: tuple[Any, ...]) -> None:
@@ -338,6 +438,9 @@ def main() -> None:
     silence()
     sink = Sink(spec["url"])
     sink.reset(spec["latency"])
+    if (whole := WHOLE.get(spec["measure"])) is not None:
+        print(json.dumps(whole(spec["client"], sink, **spec["arguments"])), flush=True)
+        return
     client = ADAPTERS[spec["client"]].setup(spec["url"], **spec["options"])
     sink.held = client.held
     try:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, TypeVar
 
-from clients import OWN
+from clients import ADAPTERS, OWN
+from environments import BESIDE
 
 #: Work between two calls, as `sum(range(n))`: 26 µs, 0.27 ms and 2.7 ms where it was set up.
 LIGHT, MEDIUM, HEAVY = 2_000, 20_000, 200_000
 
+
+#: More than any burst.
+MANY = 10**9
+#: What is compared in an event loop: the client that needs one, and what an application could take instead.
+IN_LOOP = ("floor", "windback", "windback-async-task", "windback-async-thread", "statsig", "posthog")
 
 Size = TypeVar("Size")
 
@@ -21,16 +27,18 @@ class Step:
     name: str
     measure: str
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
-    #: Instead of `arguments`: as many events as a client manages in about a second.
-    burst: bool = False
+    #: Instead of `arguments`: as many events as a client manages in about a second, but no more than these.
+    burst: int | None = None
     #: Seconds that the sink takes to answer.
     latency: float = 0.0
     #: Takes part in so many of the rounds.
     rounds: int = 99
-    #: Empty: all clients. The call alone: those too that deliver nothing.
+    #: Empty: all clients that need no event loop. The call alone: those too that deliver nothing.
     clients: tuple[str, ...] = ()
     call_alone: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    #: Measured in this environment, for those that are measured in more than one.
+    environment: str | None = None
     #: Seconds after which it has failed.
     limit: float = 150
 
@@ -53,7 +61,15 @@ def plan(*, quick: bool) -> list[Step]:
     }
     seconds = size(2.0, 0.8)
     own = ("floor", *OWN)
-    slow = {"count": size(6_000, 4_000)}
+    slow = size(6_000, 4_000)
+    in_loop = {"seconds": size(2.0, 0.5)}
+    queues = tuple(name for name, adapter in ADAPTERS.items() if adapter.queues and not adapter.is_async)
+    #: Those whose whole life is one process, with nothing on disk.
+    whole = tuple(
+        name
+        for name, adapter in ADAPTERS.items()
+        if adapter.delivers and name not in ("windback-journal", "windback-fsync", "windback-relay")
+    )
     return [
         *(Step(name, "latency", arguments, call_alone=True) for name, arguments in calls.items()),
         Step(
@@ -62,22 +78,65 @@ def plan(*, quick: bool) -> list[Step]:
             {**calls["8 busy threads"], "beside_syncs": True},
             clients=("windback", "windback-journal", "windback-fsync"),
         ),
-        Step("end to end", "throughput", burst=True),
-        Step("50 ms", "throughput", slow, latency=0.05, rounds=size(3, 1)),
+        Step("end to end", "throughput", burst=MANY),
+        Step("50 ms", "throughput", burst=slow, latency=0.05, rounds=size(2, 1)),
         Step(
             "50 ms, max_in_flight=1",
             "throughput",
-            slow,
+            burst=slow,
             latency=0.05,
-            rounds=size(3, 1),
+            rounds=size(2, 1),
             clients=("windback",),
             options={"max_in_flight": 1},
+        ),
+        Step(
+            "compress=True",
+            "throughput",
+            burst=MANY,
+            rounds=1,
+            clients=("windback",),
+            options={"compress": True},
+        ),
+        *(
+            Step(
+                name,
+                "in_loop",
+                {**in_loop, "count": size(50_000, 10_000), "uvloop": name == "uvloop"},
+                clients=IN_LOOP,
+            )
+            for name in ("asyncio", "uvloop")
+        ),
+        *(
+            Step(
+                f"cold start, {name}",
+                "cold",
+                {"times": size(5, 3)},
+                rounds=size(3, 1),
+                clients=whole,
+                environment=name,
+            )
+            for name in BESIDE
         ),
         *(
             Step(name, "saturate", {**threads, "seconds": seconds}, rounds=size(2, 1), clients=size((), own))
             for name, threads in saturated.items()
         ),
-        Step("exit", "exit", {"count": 100_000}, rounds=size(3, 1), clients=("windback-process",)),
+        Step(
+            "exit",
+            "exit",
+            {"count": 100_000, "patience": 60},
+            rounds=size(3, 1),
+            clients=("windback-process",),
+        ),
+        # A slow answer, so that the events are pending when the script ends.
+        Step(
+            "exit, pending",
+            "exit",
+            {"count": size(10_000, 2_000)},
+            latency=0.05,
+            rounds=1,
+            clients=tuple(name for name in whole if ADAPTERS[name].queues),
+        ),
         Step(
             "drain",
             "drain",
@@ -86,7 +145,9 @@ def plan(*, quick: bool) -> list[Step]:
             clients=("windback-relay",),
             limit=900,
         ),
-        Step("memory", "memory", {"counts": [size(50_000, 20_000)]}, rounds=1, call_alone=True),
+        Step(
+            "memory", "memory", {"counts": [size(50_000, 20_000)]}, rounds=1, clients=queues, call_alone=True
+        ),
         Step(
             "memory growth",
             "memory",

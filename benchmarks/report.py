@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Iterable, Sequence
 
 import goals
-import plot
+from environments import BESIDE
 from medians import Results
 from surroundings import IMPORT
 
 CALLS = ("1 thread", "8 threads")
 BUSY = ("8 busy threads", "32 busy threads")
+LOOPS = ("asyncio", "uvloop")
 SATURATED = ("8 threads, light", "8 threads, medium", "8 threads, heavy", "40 threads, heavy")
 
 
 def write(stem: Path) -> str:
     """Write `stem`.md and `stem`.png from `stem`.json; the text of the former."""
+    import plot  # needs matplotlib, which the tables do not
+
     results = Results(json.loads(stem.with_suffix(".json").read_text()))
     plot.draw(results, stem.with_suffix(".png"))
     text = "\n\n".join(sections(results, stem.name)) + "\n"
@@ -63,6 +66,27 @@ def sections(results: Results, name: str) -> Iterable[str]:
         " 26 µs, medium 0.27 ms, heavy 2.7 ms (on the machine where it was set up)."
     )
     yield from processes(results)
+    yield "## In an event loop"
+    yield in_loop(results)
+    yield (
+        "Calls in µs, awaited where a client is async. late: how late the loop is at p99, at 5,000 events/s."
+        " events/s and CPU are those of a burst, until all of it is delivered."
+    )
+    yield "## Cold start, in ms"
+    yield cold(results)
+    yield (
+        "A script of one event and a flush: from the start of its process until the event has arrived,"
+        " and the CPU of the process. httpx loads rich, click and trio where they are installed."
+    )
+    yield "## Exit with 10,000 events just made"
+    yield exits(results)
+    yield (
+        "A script that ends without a closing call, while the server takes 50 ms for an answer."
+        " floor and some others say that they want such a call."
+    )
+    yield "## On the wire"
+    yield wire(results)
+    yield "Bytes of a request in the measurement end to end."
     yield "## A queued event, by events queued"
     yield growth(results)
     yield "Growth of the resident memory, and duration of a call, while the server does not answer."
@@ -142,6 +166,55 @@ def saturated(results: Results) -> str:
     return table(["", *SATURATED], rows)
 
 
+def in_loop(results: Results) -> str:
+    fields = {"p50": "p50", "p99": "p99", "late": "late ms", "rate": "events/s", "cpu": "CPU ms / 1,000"}
+    rows = [
+        [client, *(number(results.get(step, client, field)) for step in LOOPS for field in fields)]
+        for client in results.clients
+    ]
+    return table(["", *(f"{step} {name}" for step in LOOPS for name in fields.values())], rows)
+
+
+def cold(results: Results) -> str:
+    rows = [
+        [
+            client,
+            *(
+                number(results.get(f"cold start, {name}", client, field))
+                for name in BESIDE
+                for field in ("wall", "process")
+            ),
+        ]
+        for client in results.clients
+    ]
+    return table(["", *(f"{name}: {what}" for name in BESIDE for what in ("first event", "CPU"))], rows)
+
+
+def exits(results: Results) -> str:
+    rows = []
+    for client in results.clients:
+        seconds, pending, arrived, of = (
+            results.get("exit, pending", client, field) for field in ("seconds", "pending", "arrived", "of")
+        )
+        rows.append([client, *map(number, (seconds, pending, arrived, of))])
+    return table(["", "seconds until the process ends", "pending at its last line", "arrived", "of"], rows)
+
+
+def wire(results: Results) -> str:
+    measured = [(client, client, "end to end") for client in results.clients]
+    measured.insert(2, ("windback, compress=True", "windback", "compress=True"))
+    rows = []
+    for name, client, step in measured:
+        made, requests, body, head = (
+            results.get(step, client, field) for field in ("made", "requests", "bytes", "head_bytes")
+        )
+        if not made or not requests or body is None or head is None:
+            continue
+        events = made / requests
+        rows.append([name, *map(number, (events, head, body * events, body + head / events))])
+    return table(["", "events", "header bytes", "body bytes", "both, for an event"], rows)
+
+
 def growth(results: Results) -> str:
     clients = [client for client in results.clients if results.queued(client, "bytes")]
     counts = sorted({count for client in clients for count in results.queued(client, "bytes")})
@@ -173,6 +246,8 @@ def number(value: float | None) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown, without the rows of which nothing was measured."""
+    rows = [row for row in rows if any(cell != "-" for cell in row[1:])]
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 

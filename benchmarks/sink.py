@@ -4,7 +4,8 @@ It is a process of its own, so that its work is not the client's, with one threa
 a latency holds up nothing but the request it belongs to. It prints its port and serves until it is ended.
 
 Events are counted by their name, which occurs once in each of them and nowhere else. Compressed bodies
-are kept, and looked into when somebody asks for the count, after the clock has stopped.
+are kept, and looked into when somebody asks for the count, after the clock has stopped. `first` is when the
+first event arrived, on the clock that all processes of a machine share.
 
 What the harness asks is never delayed: ``/_stats``, ``/_reset?latency=0.05``, ``/_reset?latency=hang``.
 """
@@ -28,8 +29,14 @@ MARKER = b"feature_used"
 #: A request in "hang" mode is held this long (seconds), or until the next reset.
 HANG = 600.0
 
-#: What a client insists on hearing. Statsig asks for its configuration; OTLP expects a protobuf message.
-ANSWERS = {"/v1/download_config_specs": b'{"has_updates":false}', "/v1/logs": b""}
+#: What a client expects as an answer, by the start of the path; of OTLP, an empty protobuf message.
+ANSWERS = {
+    "/v1/download_config_specs": b'{"has_updates":false}',
+    "/v1/logs": b"",
+    "/2/httpapi": b'{"code":200}',
+    "/track": b'{"status":1}',
+    "/1/batch/": b"[]",
+}
 ANSWER = b'{"status":"ok","success":true}'
 
 
@@ -46,7 +53,8 @@ class Sink:
         self.released = threading.Event()
         with self.lock:
             self.latency = latency
-            self.events = self.bytes = 0
+            self.events = self.bytes = self.head_bytes = 0
+            self.first: float | None = None
             self.paths: Counter[str] = Counter()
             self.compressed: list[bytes] = []
 
@@ -54,7 +62,13 @@ class Sink:
         with self.lock:
             compressed, self.compressed = self.compressed, []
             self.events += sum(gzip.decompress(body).count(MARKER) for body in compressed)
-            return {"events": self.events, "bytes": self.bytes, "paths": dict(self.paths)}
+            return {
+                "events": self.events,
+                "bytes": self.bytes,
+                "head_bytes": self.head_bytes,
+                "paths": dict(self.paths),
+                "first": self.first,
+            }
 
     def serve(self) -> None:
         while True:
@@ -89,13 +103,17 @@ class Sink:
         return json.dumps(self.stats()).encode()
 
     def count(self, request: Reader) -> None:
+        now = time.monotonic()
         events = 0 if request.gzipped else request.buffer.count(MARKER, request.start, request.end)
         with self.lock:
             self.paths[request.path] += 1
             self.bytes += request.end - request.start
+            self.head_bytes += request.start
             self.events += events
             if request.gzipped:
                 self.compressed.append(bytes(request.buffer[request.start : request.end]))
+            if self.first is None and (events or request.gzipped):
+                self.first = now
 
 
 class Reader:
