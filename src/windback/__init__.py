@@ -50,42 +50,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.3.0.dev0"
 
-_HOMES = {
-    "AsyncWindback": "client",
-    "AuthenticationError": "errors",
-    "CancelFlowResult": "models",
-    "ChurnEvent": "models",
-    "ClosedError": "errors",
-    "ConfigurationError": "errors",
-    "ConflictError": "errors",
-    "DeliveryReport": "stats",
-    "DisabledError": "errors",
-    "FlushResult": "stats",
-    "InvalidEventError": "errors",
-    "NotFoundError": "errors",
-    "Offer": "models",
-    "OfferAcceptance": "models",
-    "PermissionDeniedError": "errors",
-    "PreparedEvent": "client",
-    "QueueFullError": "errors",
-    "RateLimitError": "errors",
-    "RecoveryStats": "models",
-    "RecoveryTemplate": "models",
-    "Report": "report",
-    "ServerError": "errors",
-    "Stats": "stats",
-    "SubscriptionExpiredError": "errors",
-    "TrackResult": "models",
-    "ValidationError": "errors",
-    "Variant": "models",
-    "WebhookError": "errors",
-    "Windback": "client",
-    "WindbackConnectionError": "errors",
-    "WindbackError": "errors",
-    "WindbackTimeoutError": "errors",
-    "get_client": "default",
-    "set_client": "default",
+#: Each module and the names that are loaded from it.
+_MODULES = {
+    "client": "AsyncWindback PreparedEvent Windback",
+    "default": "get_client set_client",
+    "errors": """
+        AuthenticationError ClosedError ConfigurationError ConflictError DisabledError InvalidEventError
+        NotFoundError PermissionDeniedError QueueFullError RateLimitError ServerError SubscriptionExpiredError
+        ValidationError WebhookError WindbackConnectionError WindbackError WindbackTimeoutError
+    """,
+    "models": """
+        CancelFlowResult ChurnEvent Offer OfferAcceptance RecoveryStats RecoveryTemplate TrackResult Variant
+    """,
+    "report": "Report",
+    "stats": "DeliveryReport FlushResult Stats",
 }
+_HOMES = {name: home for home, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
     "AsyncWindback",

@@ -757,7 +757,7 @@ class Windback(_Client):
             body=body,
             is_active=is_active,
         )
-        return api.read_recovery_template(self._call(request))
+        return api.read(RecoveryTemplate, self._call(request))
 
     def list_churn_events(
         self, status: Optional[str] = None, *, page_size: int = api.PAGE_SIZE
@@ -874,7 +874,7 @@ class Windback(_Client):
             NotFoundError: The project has no such churn event.
             WindbackError: The request failed.
         """
-        return api.read_variants(self._call(api.list_variants(self._config.slug(), event_id)))
+        return api.read_list(Variant, self._call(api.list_variants(self._config.slug(), event_id)))
 
     def update_variant(
         self, event_id: str, variant_id: str, *, subject: Optional[str] = None, body: Optional[str] = None
@@ -931,7 +931,7 @@ class Windback(_Client):
         Raises:
             WindbackError: The request failed.
         """
-        return api.read_recovery_stats(self._call(api.get_recovery_stats(self._config.slug())))
+        return api.read(RecoveryStats, self._call(api.get_recovery_stats(self._config.slug())))
 
     def get_offer(self, reason: str) -> Optional[Offer]:
         """Return the offer that is configured for a cancel reason (docs-tree page "Cancel Flow").
@@ -967,7 +967,7 @@ class Windback(_Client):
             WindbackError: The request failed.
         """
         request = api.accept_offer(_new_key(), customer_email, cancel_reason, offer_type)
-        return api.read_acceptance(self._call(request))
+        return api.read(OfferAcceptance, self._call(request))
 
     def list_recovery_templates(self) -> List[RecoveryTemplate]:
         """Return all recovery templates (docs-tree page "API Reference").
@@ -978,7 +978,7 @@ class Windback(_Client):
         Raises:
             WindbackError: The request failed.
         """
-        return api.read_recovery_templates(self._call(api.list_recovery_templates(self._config.slug())))
+        return api.read_list(RecoveryTemplate, self._call(api.list_recovery_templates(self._config.slug())))
 
     def get_recovery_template(self, template_id: str) -> RecoveryTemplate:
         """Return one recovery template (docs-tree page "API Reference").
@@ -994,7 +994,7 @@ class Windback(_Client):
             WindbackError: The request failed.
         """
         request = api.get_recovery_template(self._config.slug(), template_id)
-        return api.read_recovery_template(self._call(request))
+        return api.read(RecoveryTemplate, self._call(request))
 
     def update_recovery_template(
         self,
@@ -1025,7 +1025,7 @@ class Windback(_Client):
         request = api.update_recovery_template(
             self._config.slug(), template_id, name=name, subject=subject, body=body, is_active=is_active
         )
-        return api.read_recovery_template(self._call(request))
+        return api.read(RecoveryTemplate, self._call(request))
 
     def delete_recovery_template(self, template_id: str) -> None:
         """Delete a recovery template (docs-tree page "API Reference").
@@ -1361,7 +1361,7 @@ class AsyncWindback(_Client):
             body=body,
             is_active=is_active,
         )
-        return api.read_recovery_template(await self._call(request))
+        return api.read(RecoveryTemplate, await self._call(request))
 
     def list_churn_events(
         self, status: Optional[str] = None, *, page_size: int = api.PAGE_SIZE
@@ -1478,7 +1478,7 @@ class AsyncWindback(_Client):
             NotFoundError: The project has no such churn event.
             WindbackError: The request failed.
         """
-        return api.read_variants(await self._call(api.list_variants(self._config.slug(), event_id)))
+        return api.read_list(Variant, await self._call(api.list_variants(self._config.slug(), event_id)))
 
     async def update_variant(
         self, event_id: str, variant_id: str, *, subject: Optional[str] = None, body: Optional[str] = None
@@ -1535,7 +1535,7 @@ class AsyncWindback(_Client):
         Raises:
             WindbackError: The request failed.
         """
-        return api.read_recovery_stats(await self._call(api.get_recovery_stats(self._config.slug())))
+        return api.read(RecoveryStats, await self._call(api.get_recovery_stats(self._config.slug())))
 
     async def get_offer(self, reason: str) -> Optional[Offer]:
         """Return the offer that is configured for a cancel reason (docs-tree page "Cancel Flow").
@@ -1571,7 +1571,7 @@ class AsyncWindback(_Client):
             WindbackError: The request failed.
         """
         request = api.accept_offer(_new_key(), customer_email, cancel_reason, offer_type)
-        return api.read_acceptance(await self._call(request))
+        return api.read(OfferAcceptance, await self._call(request))
 
     async def list_recovery_templates(self) -> List[RecoveryTemplate]:
         """Return all recovery templates (docs-tree page "API Reference").
@@ -1582,7 +1582,9 @@ class AsyncWindback(_Client):
         Raises:
             WindbackError: The request failed.
         """
-        return api.read_recovery_templates(await self._call(api.list_recovery_templates(self._config.slug())))
+        return api.read_list(
+            RecoveryTemplate, await self._call(api.list_recovery_templates(self._config.slug()))
+        )
 
     async def get_recovery_template(self, template_id: str) -> RecoveryTemplate:
         """Return one recovery template (docs-tree page "API Reference").
@@ -1598,7 +1600,7 @@ class AsyncWindback(_Client):
             WindbackError: The request failed.
         """
         request = api.get_recovery_template(self._config.slug(), template_id)
-        return api.read_recovery_template(await self._call(request))
+        return api.read(RecoveryTemplate, await self._call(request))
 
     async def update_recovery_template(
         self,
@@ -1629,7 +1631,7 @@ class AsyncWindback(_Client):
         request = api.update_recovery_template(
             self._config.slug(), template_id, name=name, subject=subject, body=body, is_active=is_active
         )
-        return api.read_recovery_template(await self._call(request))
+        return api.read(RecoveryTemplate, await self._call(request))
 
     async def delete_recovery_template(self, template_id: str) -> None:
         """Delete a recovery template (docs-tree page "API Reference").

@@ -13,6 +13,7 @@ from datetime import time as time_of_day
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -36,6 +37,7 @@ from windback.api.answer import RETRY_AFTER_CAP_S, Answer, Failure, error_of, re
 from windback.event.encode import encode
 from windback.event.scrubbing import Scrubbing, scrub_event
 from windback.http.wire import unpacked
+from windback.models import OfferAcceptance, RecoveryStats, RecoveryTemplate, Variant
 
 # -- Events --------------------------------------------------------------------------------------------
 
@@ -210,14 +212,12 @@ def test_scrubbed_event(value):
 
 READERS = [
     endpoints.read_churn_event,
-    endpoints.read_variants,
+    partial(endpoints.read_list, Variant),
     endpoints.read_generated,
     endpoints.read_cancel_flow,
     endpoints.read_offer,
-    endpoints.read_acceptance,
-    endpoints.read_recovery_stats,
-    endpoints.read_recovery_template,
-    endpoints.read_recovery_templates,
+    *(partial(endpoints.read, model) for model in (OfferAcceptance, RecoveryStats, RecoveryTemplate)),
+    partial(endpoints.read_list, RecoveryTemplate),
     lambda answer: endpoints.read_variant(answer, "v"),
     lambda answer: endpoints.ChurnEventPages("s").feed(answer),
     lambda answer: endpoints.OpenEventSearch("s", JANE).feed(answer),

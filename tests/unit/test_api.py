@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import partial
 
 import pytest
 
 import windback
 from windback.api import endpoints as api
 from windback.api.answer import Answer
+from windback.models import RecoveryStats, RecoveryTemplate
 
 CHURN = {
     "customer_email": "jane@example.com",
@@ -270,7 +272,7 @@ def test_a_variant_is_sent_once_only():
 
 def test_stats_are_read_with_and_without_their_envelope():
     for value in ({"total_events": 3}, {"data": {"total_events": 3}}):
-        assert api.read_recovery_stats(answer(value)).total_events == 3
+        assert api.read(RecoveryStats, answer(value)).total_events == 3
 
 
 @pytest.mark.parametrize("value", [{"offer": None}, {}, {"offer": "x"}, b""], ids=repr)
@@ -281,18 +283,20 @@ def test_no_offer_is_none(value):
 def test_a_list_of_templates_is_read_with_and_without_its_envelope():
     rows = [{"id": "tpl_1"}, "no template", {"id": "tpl_2"}]
     for value in (rows, {"data": rows}):
-        assert [each.id for each in api.read_recovery_templates(answer(value))] == ["tpl_1", "tpl_2"]
-    assert api.read_recovery_templates(answer(b"")) == []
+        assert [each.id for each in api.read_list(RecoveryTemplate, answer(value))] == ["tpl_1", "tpl_2"]
+    assert api.read_list(RecoveryTemplate, answer(b"")) == []
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"7", b"{}", b'{"data": {}}', b'[{"id": '], ids=repr)
 def test_a_success_that_is_no_list_is_a_clear_error(body):
     with pytest.raises(windback.WindbackError, match="is base_url right"):
-        api.read_recovery_templates(answer(body))
+        api.read_list(RecoveryTemplate, answer(body))
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[1]", b'"ok"', b'{"id": ', b"\xff", b"null"], ids=repr)
-@pytest.mark.parametrize("read", [api.read_churn_event, api.read_cancel_flow, api.read_recovery_template])
+@pytest.mark.parametrize(
+    "read", [api.read_churn_event, api.read_cancel_flow, partial(api.read, RecoveryTemplate)]
+)
 def test_a_success_that_is_no_json_object_is_a_clear_error(read, body):
     with pytest.raises(windback.WindbackError, match="is base_url right") as caught:
         read(answer(body))

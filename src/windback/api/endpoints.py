@@ -8,7 +8,7 @@ made, and a wrong one raises ValidationError with its name.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Type
 from urllib.parse import parse_qsl, quote
 
 import orjson
@@ -20,10 +20,8 @@ from ..models import (
     CancelFlowResult,
     ChurnEvent,
     EventType,
+    Model,
     Offer,
-    OfferAcceptance,
-    RecoveryStats,
-    RecoveryTemplate,
     Variant,
 )
 from .answer import Answer
@@ -327,11 +325,6 @@ def read_variant(answer: Answer, variant_id: str) -> Variant:
     return variant if variant.id else replace(variant, id=variant_id)
 
 
-def read_variants(answer: Answer) -> List[Variant]:
-    """Read a list; raises as `read_churn_event`."""
-    return [Variant.from_json(row) for row in _rows(answer)]
-
-
 def read_generated(answer: Answer) -> List[Variant]:
     """Read the generated variants; a 202 may have none yet (assumed). Raises as `read_churn_event`."""
     rows = _object(answer).get("variants")
@@ -349,24 +342,14 @@ def read_offer(answer: Answer) -> Optional[Offer]:
     return Offer.from_json(offer) if isinstance(offer, dict) else None
 
 
-def read_acceptance(answer: Answer) -> OfferAcceptance:
-    """Read a success; raises as `read_churn_event`."""
-    return OfferAcceptance.from_json(_object(answer))
-
-
-def read_recovery_stats(answer: Answer) -> RecoveryStats:
+def read(model: Type[Model], answer: Answer) -> Model:
     """Read a success, with the envelope or without; raises as `read_churn_event`."""
-    return RecoveryStats.from_json(_object(answer))
+    return model.from_json(_object(answer))
 
 
-def read_recovery_template(answer: Answer) -> RecoveryTemplate:
-    """Read a success; raises as `read_churn_event`."""
-    return RecoveryTemplate.from_json(_object(answer))
-
-
-def read_recovery_templates(answer: Answer) -> List[RecoveryTemplate]:
+def read_list(model: Type[Model], answer: Answer) -> List[Model]:
     """Read a list, with the envelope or without: the sources differ. Raises as `read_churn_event`."""
-    return [RecoveryTemplate.from_json(row) for row in _rows(answer)]
+    return [model.from_json(row) for row in _rows(answer)]
 
 
 class ChurnEventPages:
