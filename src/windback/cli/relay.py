@@ -7,7 +7,7 @@ import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Generator, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Generator, Mapping, Optional, Tuple, Union
 
 import typer
 
@@ -31,25 +31,6 @@ if TYPE_CHECKING:
     from windback.relay import BrokerRelay, Relay
 
 logger = logging.getLogger("windback")
-
-
-class Given(NamedTuple):
-    """The options of the command."""
-
-    journal: Optional[str]
-    broker: Optional[str]
-    base_url: Optional[str]
-    flush_interval: Optional[float]
-    max_in_flight: int
-    batch_size: Optional[int]
-    claim_after: Optional[float]
-    compress: bool
-    shutdown_timeout: float
-    poll_interval: float
-    fsync: Optional[str]
-    keys: Optional[str]
-    listen: Optional[str]
-    once: bool
 
 
 @command(
@@ -149,20 +130,46 @@ def relay(
     once: bool = typer.Option(False, "--once", help="send the present events, and end"),
 ) -> int:
     """Run the command. Returns the exit code."""
-    return _run(Given(**locals()))  # of the same names
+    journal, broker = _places(
+        journal or "",
+        broker or "",
+        {"--flush-interval": flush_interval, "--batch-size": batch_size, "--fsync": fsync},
+        {"--claim-after": claim_after, "--keys": keys},
+    )
+    from windback.relay import BrokerRelay, Relay  # loads a lot
 
-
-def _run(given: Given) -> int:
-    journal, broker = _places(given)
     with logging_to_stderr(logging.INFO):
-        with said(journal or ""):
-            relay = _make_for_broker(given, broker) if broker else _make(given, journal)
-        where = broker_address(broker).place if broker else f"under {Path(journal).absolute()}"
+        with said(journal):
+            relay: Union[BrokerRelay, Relay]
+            if broker:
+                relay = BrokerRelay(
+                    broker,
+                    api_keys=None if keys is None else read_keys(keys),
+                    base_url=base_url,
+                    concurrency=max_in_flight,
+                    claim_after=claim_after,
+                    compress=compress,
+                    shutdown_timeout=shutdown_timeout,
+                    poll_interval=poll_interval,
+                )
+            else:
+                relay = Relay(
+                    journal,
+                    base_url=base_url,
+                    flush_interval=1.0 if flush_interval is None else flush_interval,
+                    max_in_flight=max_in_flight,
+                    batch_size=100 if batch_size is None else batch_size,
+                    compress=compress,
+                    shutdown_timeout=shutdown_timeout,
+                    poll_interval=poll_interval,
+                    fsync=fsync,
+                )
+        where = f"to {broker_address(broker).place}" if broker else f"under {Path(journal).absolute()}"
         is_all = True
-        with stopped_by_signals(relay.stop), _answering(relay, given.listen):
+        with stopped_by_signals(relay.stop), _answering(relay, listen):
             # From this line on, readers may rely on it: SIGTERM ends the relay in good order.
-            logger.info("relay: sending the events that are written %s", f"to {where}" if broker else where)
-            if given.once:
+            logger.info("relay: sending the events that are written %s", where)
+            if once:
                 is_all = relay.drain()
                 relay.close()
                 is_all = is_all and not _is_left(relay, journal)
@@ -204,9 +211,10 @@ def _answering(relay: Union[Relay, BrokerRelay], listen: Optional[str]) -> Gener
         yield
 
 
-def _places(given: Given) -> Tuple[str, str]:
+def _places(
+    journal: str, broker: str, journals_only: Mapping[str, object], broker_only: Mapping[str, object]
+) -> Tuple[str, str]:
     """Return the source of events: a directory or a broker; the other one is empty."""
-    journal, broker = given.journal or "", given.broker or ""
     if not journal and not broker:
         journal, broker = os.environ.get("WINDBACK_JOURNAL", ""), os.environ.get("WINDBACK_BROKER", "")
     if journal and broker:
@@ -216,14 +224,9 @@ def _places(given: Given) -> Tuple[str, str]:
             "--journal or --broker is required: give --journal DIR or --broker URL, "
             "or set WINDBACK_JOURNAL or WINDBACK_BROKER"
         )
-    journals_only = {
-        "--flush-interval": given.flush_interval,
-        "--batch-size": given.batch_size,
-        "--fsync": given.fsync,
-    }
-    refused = [name for name, value in journals_only.items() if broker and value is not None]
-    broker_only = {"--claim-after": given.claim_after, "--keys": given.keys}
-    refused += [name for name, value in broker_only.items() if journal and value is not None]
+    refused = [
+        name for name, value in (journals_only if broker else broker_only).items() if value is not None
+    ]
     if refused:
         raise CommandError(
             f"{refused[0]} has no effect with {'--broker' if broker else '--journal'}; leave it out"
@@ -241,34 +244,3 @@ def _is_left(relay: Union[Relay, BrokerRelay], journal: str) -> bool:
     from windback.journal.inspect import without_sender
 
     return any(each.undelivered or each.newer for each in without_sender(Path(journal)))
-
-
-def _make(given: Given, journal: str) -> Relay:
-    from windback.relay import Relay  # loads a lot
-
-    return Relay(
-        journal,
-        base_url=given.base_url,
-        flush_interval=1.0 if given.flush_interval is None else given.flush_interval,
-        max_in_flight=given.max_in_flight,
-        batch_size=100 if given.batch_size is None else given.batch_size,
-        compress=given.compress,
-        shutdown_timeout=given.shutdown_timeout,
-        poll_interval=given.poll_interval,
-        fsync=given.fsync,
-    )
-
-
-def _make_for_broker(given: Given, broker: str) -> BrokerRelay:
-    from windback.relay import BrokerRelay
-
-    return BrokerRelay(
-        broker,
-        api_keys=None if given.keys is None else read_keys(given.keys),
-        base_url=given.base_url,
-        concurrency=given.max_in_flight,
-        claim_after=given.claim_after,
-        compress=given.compress,
-        shutdown_timeout=given.shutdown_timeout,
-        poll_interval=given.poll_interval,
-    )
