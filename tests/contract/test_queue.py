@@ -51,7 +51,7 @@ class Journal(Memory):
 
     def _make(self):
         queue = journal_queue(PLENTY, PLENTY, "drop_newest", nothing, nothing, self._folder, 1 << 26)
-        queue.open()
+        queue.writer.prepare()
         return queue
 
     def close(self):

@@ -105,7 +105,7 @@ class JournalMachine(RuleBasedStateMachine):
             self.queue = journal_queue(
                 100, MIB, "drop_newest", lambda: None, lambda _: None, self.root, 256 * MIB
             )
-            self.queue.open()
+            self.queue.writer.prepare()
 
     def crash(self):
         self.queue.reset()

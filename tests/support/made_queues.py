@@ -33,7 +33,7 @@ class Made:
         else:
             self.queue = journal_queue(*bounds, root, more.get("max_journal_bytes", 64 * MIB))
         if kind == "journal":
-            self.queue.open()
+            self.queue.writer.prepare()
         self.put = self.queue.put
 
     def wake(self):

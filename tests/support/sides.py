@@ -36,7 +36,7 @@ def memory_queue(max_events, max_bytes, overflow, wake, on_refusal):
 
 
 def journal_queue(max_events, max_bytes, overflow, wake, on_refusal, root, max_journal_bytes, *, fsync=False):
-    """Make a queue on disk whose callers call *wake*; `open` is for the test."""
+    """Make a queue on disk whose callers call *wake*; `writer.prepare` is for the test."""
     bounds = MemoryBounds(max_events, max_bytes)
     queue = JournalQueue(root, max_journal_bytes, bounds, Refusals(overflow, on_refusal), fsync=fsync)
     queue.intake.wake = wake

@@ -140,7 +140,7 @@ class StreamQueue:
         #: Foreign entries, and what is wrong with each.
         self._foreign: List[Tuple[bytes, Dict[bytes, bytes], str]] = []
         #: Entries with dead letters.
-        self._buried: List[Held] = []
+        self._rejected: List[Held] = []
         self._cursor = b"0-0"
         self._claimed_s = self._touched_s = float("-inf")
         self._outage = OutageLog()
@@ -195,7 +195,7 @@ class StreamQueue:
             if self._cursor == b"0-0":  # everything was searched
                 self._claimed_s = now_s
         self._read(found, room)
-        self._bury_all()
+        self._move_rejected()
 
     def _share_pauses(self) -> None:
         while self._pauses:
@@ -244,7 +244,7 @@ class StreamQueue:
             if entry_id in self._held:  # this relay itself took its entry for abandoned
                 continue
             try:
-                held = Held(entry_of(entry_id, fields, self.project), self._leave_word)
+                held = Held(entry_of(entry_id, fields, self.project), self._hand_back)
             except ForeignError as error:
                 self._foreign.append((entry_id, fields, str(error)))
             else:
@@ -288,7 +288,7 @@ class StreamQueue:
         while self._done:
             held = self._done.popleft()
             if held.letters:
-                self._buried.append(held)
+                self._rejected.append(held)
             else:
                 self._settled.append(held.entry.id)
         if self._settled:
@@ -297,13 +297,13 @@ class StreamQueue:
                 del self._held[entry_id]
             self._settled.clear()
 
-    def _bury_all(self) -> None:
+    def _move_rejected(self) -> None:
         """Remove the entries that have dead letters, and foreign entries."""
-        while self._buried:
-            held = self._buried[-1]
+        while self._rejected:
+            held = self._rejected[-1]
             self._to_dead_letters(held.entry.id, held.letters)
             del self._held[held.entry.id]
-            self._buried.pop()
+            self._rejected.pop()
         while self._foreign:
             entry_id, fields, why = self._foreign[-1]
             self._to_dead_letters(entry_id, [foreign_letter(entry_id, fields, why)])
@@ -362,7 +362,7 @@ class StreamQueue:
 
     # -- the drain side, under its lock --------------------------------------------------------
 
-    def _leave_word(self, held: Held) -> None:
+    def _hand_back(self, held: Held) -> None:
         self._done.append(held)
         self._on_done()
 
@@ -384,7 +384,7 @@ class StreamQueue:
         self._connection = self._connect(min(_END_S, self._timeout_s))
         with suppress(BrokerError):  # they take them over later
             self._settle()
-            self._bury_all()
+            self._move_rejected()
             self._touch(_GIVEN_BACK_MS)
             self._connection.script(FORGET, (self._keys.events,), GROUP, self._consumer)
         self._connection.close()

@@ -61,7 +61,7 @@ class Replay:
         # It adopts nothing, so its counts are those of the replayed events.
         refusals = Refusals("drop_newest", log_refusal)
         self._queue = JournalQueue(root, 1 << 62, MemoryBounds(0, 0), refusals, fsync=True, adopts=False)
-        self._queue.open()
+        self._queue.writer.prepare()
         self._engine = LocalEngine(config, queue=self._queue)
 
     def run(self, reasons: Collection[str], timeout: Optional[float]) -> Outcome:
@@ -105,7 +105,7 @@ class Replay:
                     rest.append(line)
                     kept += 1
             if count:
-                sync_new(self._queue.written_to())
+                sync_new(self._queue.writer.written_to())
                 taking.keep(rest)
         self._outcome = self._outcome._replace(replayed=self._outcome.replayed + count)
         self._note("the journal has no room for more" if is_full else None, kept=kept)

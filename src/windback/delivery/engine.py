@@ -136,7 +136,7 @@ class LocalEngine:
             self.refusals,
             fsync=config.fsync is not None,
         )
-        queue.open()
+        queue.writer.prepare()
         return queue, queue.sync
 
     def sync_soon(self) -> None:

@@ -494,7 +494,7 @@ class Scheduler:
             refused={} if self._intake is None else nonzero(self._intake.refusals.counters),
             workers=len(self.parking.workers),
             hook_errors=self.hooks.errors.value(),
-            journal_bytes=0 if self._disk is None else self._disk.size_on_disk,
+            journal_bytes=0 if self._disk is None else self._disk.writer.size,
             problem=self.gate.problem(clock.now_s()) or (None if self._disk is None else self._disk.trouble),
         )
 

@@ -397,6 +397,13 @@ class JournalWriter:
 
     # -- a worker, without any lock ------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
+        with contextlib.suppress(OSError):  # the next maintenance meets it as well, and logs it
+            open_root(self._root)
+        self.maintain()
+        log.write()
+
     def maintain(self) -> None:
         """Make spares, remove what is done with. Raises nothing."""
         self.needs_maintenance = False

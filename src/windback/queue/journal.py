@@ -21,7 +21,7 @@ from zlib import crc32
 from .. import clock, log
 from ..event.batch import Batch, Source
 from ..journal import dead
-from ..journal.directory import JournalDirectory, is_transient, left_behind, open_root
+from ..journal.directory import JournalDirectory, is_transient, left_behind
 from ..journal.format import (
     K_LENGTH,
     K_OFFSET,
@@ -234,13 +234,6 @@ class JournalQueue:
         self.outbox.reset(line)
         self._start()
 
-    def open(self) -> None:
-        """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
-        with suppress(OSError):  # the next maintenance meets it as well, and logs it
-            open_root(self._root)
-        self.writer.maintain()
-        log.write()
-
     def _resolve(self, place: JournalPlace) -> Tuple[Source, int, bytes]:
         if isinstance(place, int):
             return self.writer, place, self.writer.payload_at(place)
@@ -254,11 +247,7 @@ class JournalQueue:
 
         For one thread, which takes no lock that a caller wants.
         """
-        return sync(self._root, self.written_to())
-
-    def written_to(self) -> List[Segment]:
-        """Return the segments that this process writes to."""
-        return self.writer.written_to()
+        return sync(self._root, self.writer.written_to())
 
     # -- a worker, without the drain side's lock -----------------------------------------------
 
@@ -266,11 +255,6 @@ class JournalQueue:
     def disk(self) -> JournalQueue:
         """What a worker maintains."""
         return self
-
-    @property
-    def size_on_disk(self) -> int:
-        """What this process's segments take on disk (bytes)."""
-        return self.writer.size
 
     @property
     def needs_maintenance(self) -> bool:

@@ -58,7 +58,7 @@ class Forwarder:
         self.looked_s = clock.now_s()
         self._stopper = stopper
         self._engine = engine
-        self._dispatcher = engine.scheduler
+        self._scheduler = engine.scheduler
         self._polled = queue
 
     def _engines(self) -> Dict[str, LocalEngine]:
@@ -74,19 +74,19 @@ class Forwarder:
         queue = self._polled
         self.looked_s = clock.now_s()
         add = queue.poll()
-        with self._dispatcher.lock:
+        with self._scheduler.lock:
             count = add()
             if queue.paused_until_s > clock.now_s():
-                self._dispatcher.gate.hold(queue.paused_until_s)
-            must_wake = self._dispatcher.pace.must_wake
+                self._scheduler.gate.hold(queue.paused_until_s)
+            must_wake = self._scheduler.pace.must_wake
         if count and must_wake:
-            self._dispatcher.wake()
+            self._scheduler.wake()
         return count > 0 or (queue.is_held_back and not self._is_held_up)
 
     @property
     def _is_held_up(self) -> bool:
         """Whether nothing gets through at the moment, so that more need not be looked for immediately."""
-        return self._dispatcher.gate.problem(clock.now_s()) is not None
+        return self._scheduler.gate.problem(clock.now_s()) is not None
 
     def run(self) -> FlushResult:
         """Send present and new events until `stop`, then those read so far, within shutdown_timeout.
@@ -124,7 +124,7 @@ class Forwarder:
         while not self.is_stopping:
             # Before the check, which records the results of the last batches. Not `in_flight`: a batch that
             # waits now may be sent, and settled, while the check runs.
-            was_settled = not self._dispatcher.stats().pending
+            was_settled = not self._scheduler.stats().pending
             is_busy = self.poll()
             if on_progress is not None:
                 on_progress()
@@ -142,7 +142,7 @@ class Forwarder:
         return False
 
     def _gives_up(self) -> bool:
-        return self._dispatcher.stats().problem is not None and not self._dispatcher.gate.is_retrying
+        return self._scheduler.stats().problem is not None and not self._scheduler.gate.is_retrying
 
     def stop(self) -> None:
         """Make `run` return. From any thread, and from a signal handler."""
@@ -155,7 +155,7 @@ class Forwarder:
         Returns:
             The counts.
         """
-        stats = self._dispatcher.stats()
+        stats = self._scheduler.stats()
         return stats if stats.problem is not None else replace(stats, problem=self._polled.trouble)
 
     def close(self) -> FlushResult:

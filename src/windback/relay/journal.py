@@ -105,8 +105,8 @@ class Relay(JournalSender):
         """
         is_busy = super().poll()
         problem = self.stats().problem
-        with self._dispatcher.lock:
-            tell = self._queue.progress(problem, is_retrying=self._dispatcher.gate.is_retrying)
+        with self._scheduler.lock:
+            tell = self._queue.progress(problem, is_retrying=self._scheduler.gate.is_retrying)
         tell()
         return is_busy
 

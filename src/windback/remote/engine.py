@@ -52,7 +52,7 @@ class RemoteEngine:
         self._closed: Optional[FlushResult] = None
         self._intake.wake = self._link.wake
         self.put = put_of(self._intake.put, self._fsync_thread)
-        self.queue.open()
+        self.queue.writer.prepare()
         lifecycle.register(self)
 
     @property

@@ -10,8 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Tuple
 
-from .. import log
-from ..journal.directory import open_root
 from ..journal.writer import JournalWriter
 from ..queue.intake import Refusals
 from ..queue.journal import UNBOUNDED, JournalIntake, JournalPlace, MemoryBounds, sync
@@ -48,13 +46,6 @@ class SharedQueue:
         self.writer.abandon()
         self.writer = self._make_writer()
         self.intake.reset(self._make_line(), self.writer)
-
-    def open(self) -> None:
-        """Make the first segments now, so that the first caller need not. Raises ConfigurationError."""
-        with suppress(OSError):  # the maintenance meets it as well, and logs it
-            open_root(self._root)
-        self.writer.maintain()
-        log.write()
 
     @property
     def folder(self) -> Path:

@@ -93,7 +93,7 @@ class Sender(JournalSender):
                 is_busy = self.poll() or bool(lines and not may_sleep)
                 self._obey(lines)
                 self._expedite()
-                if not self._dispatcher.workers and self._queue.outbox.waiting().events:
+                if not self._scheduler.workers and self._queue.outbox.waiting().events:
                     self._engine.flush(POLL_S)  # sends from this thread, where no other can be started
                 self._publish()
                 now_s = clock.now_s()
@@ -176,10 +176,10 @@ class Sender(JournalSender):
         return self._last_look
 
     def _begin(self, *, has_timeout: bool) -> Flush:
-        return self._dispatcher.begin_flush(_Nobody(), has_timeout=has_timeout)
+        return self._scheduler.begin_flush(_Nobody(), has_timeout=has_timeout)
 
     def _is_idle(self) -> bool:
-        with self._dispatcher.lock:
+        with self._scheduler.lock:
             _, _, pending, _ = self._queue.outbox.counts()
         return not pending and not self._flushes
 
@@ -196,9 +196,9 @@ class Sender(JournalSender):
         reader = self._queue.readers.get(self._name)
         if reader is None:
             return
-        stats = self._dispatcher.stats()
+        stats = self._scheduler.stats()
         before = self._before
-        with self._dispatcher.lock:
+        with self._scheduler.lock:
             settled, seen = reader.settled(), reader.seen
             adopted, pending = self._queue.of_others(self._name)
         self._block.write(
@@ -214,7 +214,7 @@ class Sender(JournalSender):
                 requests=before.requests + stats.requests,
                 retries=before.retries + stats.retries,
                 worker_deaths=before.worker_deaths + stats.worker_deaths,
-                problem=None if self._dispatcher.gate.is_retrying else stats.problem,
+                problem=None if self._scheduler.gate.is_retrying else stats.problem,
                 last_failure=stats.problem,
                 looked=self._looked(),
             )
