@@ -148,12 +148,8 @@ class Scope:
         self, customer: CustomerSource = None, outer: Optional[Scope] = None, client: object = None
     ) -> None:
         if outer is None:
-            self.client, self.customer, self.properties, self.unsettled = (
-                client,
-                Customer(customer),
-                {},
-                deque(),
-            )
+            self.client, self.customer = client, Customer(customer)
+            self.properties, self.unsettled = {}, deque()
         else:
             self.client = client or outer.client
             self.customer = outer.customer if customer is None else Customer(customer)

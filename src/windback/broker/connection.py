@@ -19,7 +19,7 @@ from redis.sentinel import Sentinel
 from ..api.answer import Failure
 from ..http import egress as guard
 from ..secrets import BrokerAddress, Secret, without_frames
-from .layout import Keys, Value
+from .layout import BrokerError, Keys, Value
 
 logger = logging.getLogger("windback")
 
@@ -49,17 +49,6 @@ _REFUSALS = {
     "Unknown Redis command": "it is too old, 6.2 is needed",
     "DB index is out of range": "it has no database of that number",
 }
-
-
-class BrokerError(Exception):
-    """Redis did not execute a command. The text has the place and no password."""
-
-    def __init__(self, failure: Failure, text: str, *, no_group: bool = False) -> None:
-        super().__init__(text)
-        self.failure = failure
-        self.text = text
-        #: There is no group, as in a new Redis, or after a restart of one without persistence.
-        self.no_group = no_group
 
 
 class Connection:

@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from typing import Dict, Iterator, List, NamedTuple, Optional
 
 from ..secrets import BrokerAddress
-from .connection import BrokerError, Connection, pairs
-from .layout import COUNT, GROUP, PROJECTS, REVIVE, Keys, Numbers, fields_of, keys_of
+from .connection import Connection, pairs
+from .layout import COUNT, GROUP, PROJECTS, REVIVE, BrokerError, Keys, Numbers, fields_of, keys_of
 
 _TIMEOUT_S = 10.0
 #: How many letters are read in one command.

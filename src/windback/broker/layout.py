@@ -26,6 +26,7 @@ from typing import List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import orjson
 
+from ..api.answer import Failure
 from ..event.batch import is_key
 from ..stats import DeliveryReport
 
@@ -171,6 +172,17 @@ class Entry(NamedTuple):
     key: str
     project: str
     records: Sequence[bytes]
+
+
+class BrokerError(Exception):
+    """Redis did not execute a command. The text has the place and no password."""
+
+    def __init__(self, failure: Failure, text: str, *, no_group: bool = False) -> None:
+        super().__init__(text)
+        self.failure = failure
+        self.text = text
+        #: There is no group, as in a new Redis, or after a restart of one without persistence.
+        self.no_group = no_group
 
 
 class ForeignError(Exception):

@@ -13,8 +13,8 @@ from .. import clock
 from ..api.answer import Answer, Failure
 from ..config import Config
 from ..untraced import untraced
-from .connection import BrokerError, Connection
-from .layout import APPEND, PROJECTS, fields_of, keys_of
+from .connection import Connection
+from .layout import APPEND, PROJECTS, BrokerError, fields_of, keys_of
 
 if TYPE_CHECKING:
     from ..event.batch import Batch

@@ -28,7 +28,7 @@ from ..outage import OutageLog
 from ..queue.line import Line
 from ..queue.outbox import Outbox
 from ..stats import DeliveryReport
-from .connection import BrokerError, Connection, pairs
+from .connection import Connection, pairs
 from .layout import (
     FORGET,
     GROUP,
@@ -38,6 +38,7 @@ from .layout import (
     READ,
     SETTLE,
     TOUCH,
+    BrokerError,
     Entry,
     ForeignError,
     Value,

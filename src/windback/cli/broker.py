@@ -39,8 +39,8 @@ def _opened(url: Optional[str]) -> Generator[Broker, None, None]:
         raise CommandError("--broker is required: give the URL of a Redis, or set WINDBACK_BROKER")
     with said(""):
         address = broker_address(url)
-    from windback.broker.connection import BrokerError
     from windback.broker.inspect import Broker
+    from windback.broker.layout import BrokerError
 
     try:
         broker = Broker(address)

@@ -8,7 +8,19 @@ import hashlib
 import io
 import os
 from pathlib import Path
-from typing import BinaryIO, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, TextIO, Tuple
+from typing import (
+    BinaryIO,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    TextIO,
+    Tuple,
+    TypeVar,
+)
 
 import orjson
 
@@ -25,6 +37,10 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+
+
+_NEWLINES = ("\n", b"\n")
+Line = TypeVar("Line", str, bytes)
 
 
 class UnreadableError(Exception):
@@ -99,8 +115,7 @@ class Lines:
         return line
 
     def _decoded(self) -> str:
-        raw = self._file.readline(MAX_LINE)
-        self._check_length(len(raw), raw.endswith(b"\n"), lambda: self._file.readline(MAX_LINE))
+        raw = self._whole(self._file.readline)
         try:
             assert self.encoding is not None
             return raw.decode(self.encoding)
@@ -113,22 +128,19 @@ class Lines:
 
     def _from_text(self, text: TextIO) -> str:
         try:
-            line = text.readline(MAX_LINE)
+            return self._whole(text.readline)
         except UnicodeError:
             raise UnreadableError(
                 self.count + 1, f"is not {self.encoding}; choose the file's encoding with --encoding"
             ) from None
-        self._check_length(len(line), line.endswith("\n"), lambda: text.readline(MAX_LINE))
-        return line
 
-    def _check_length(self, length: int, is_whole: bool, more: Callable[[], object]) -> None:
-        if length < MAX_LINE or is_whole:
-            return
-        newlines = ("\n", b"\n")
-        while True:
-            rest = more()
-            if not rest or (isinstance(rest, (str, bytes)) and rest[-1:] in newlines):
-                break
+    def _whole(self, readline: Callable[[int], Line]) -> Line:
+        """Return the next line. One that is too long is read to its end, and raises _LongLineError."""
+        line = readline(MAX_LINE)
+        if len(line) < MAX_LINE or line[-1:] in _NEWLINES:
+            return line
+        while line and line[-1:] not in _NEWLINES:
+            line = readline(MAX_LINE)
         self.count += 1
         raise _LongLineError
 

@@ -18,14 +18,12 @@ BACKOFF_CAP_S = 8.0
 jitter: Callable[[], float] = SystemRandom().random
 
 
-def backoff_s(
-    attempt: int, jitter: float, *, base_s: float = BACKOFF_BASE_S, cap_s: float = BACKOFF_CAP_S
-) -> float:
+def backoff_s(attempt: int, jitter: float) -> float:
     """Return the seconds to wait after failed *attempt* (from 1): exponential with full jitter.
 
     jitter: a random number in [0, 1).
     """
-    return jitter * min(cap_s, base_s * 2.0 ** min(attempt - 1, 32))
+    return jitter * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(attempt - 1, 32))
 
 
 def retry_delay_s(answer: Answer, attempt: int, jitter: float, wall_s: float) -> float:

@@ -25,7 +25,7 @@ from typing import (
 )
 
 from ..api.answer import Failure
-from ..broker.layout import Numbers
+from ..broker.layout import BrokerError, Numbers, keys_of
 from ..config import resolve_for_sender
 from ..delivery.engine import LocalEngine
 from ..delivery.workers.threads import ThreadWaker
@@ -151,8 +151,6 @@ class BrokerRelay:
 
     def _prepare(self) -> None:
         """Raise ConfigurationError if Redis refuses."""
-        from ..broker.connection import BrokerError
-
         try:
             for each in self._projects.values():
                 each.queue.prepare()
@@ -166,9 +164,7 @@ class BrokerRelay:
     def _look_around(self) -> None:
         """Warn about problems with Redis, and about events that this relay has no key for: once each."""
         self._is_policy_known = self._is_policy_known or self._connection.warn_of_eviction()
-        from ..broker.connection import BrokerError
         from ..broker.inspect import projects_of
-        from ..broker.layout import keys_of
 
         with suppress(BrokerError):
             for project in projects_of(self._connection):
@@ -283,8 +279,6 @@ class BrokerRelay:
         Raises:
             ConfigurationError: Redis can't be asked.
         """
-        from ..broker.connection import BrokerError
-
         try:
             return sum(each.queue.left() for each in self._projects.values())
         except BrokerError as error:
@@ -329,7 +323,6 @@ class BrokerRelay:
         Returns:
             The numbers for each project; None if Redis does not answer.
         """
-        from ..broker.connection import BrokerError
         from ..broker.inspect import numbers_of
 
         try:
