@@ -966,7 +966,9 @@ class Windback(_Client):
             ValidationError: An argument is wrong, refused here or by the API.
             WindbackError: The request failed.
         """
-        request = api.accept_offer(_new_key(), customer_email, cancel_reason, offer_type)
+        request = api.accept_offer(
+            _new_key(), customer_email=customer_email, cancel_reason=cancel_reason, offer_type=offer_type
+        )
         return api.read(OfferAcceptance, self._call(request))
 
     def list_recovery_templates(self) -> List[RecoveryTemplate]:
@@ -1570,7 +1572,9 @@ class AsyncWindback(_Client):
             ValidationError: An argument is wrong, refused here or by the API.
             WindbackError: The request failed.
         """
-        request = api.accept_offer(_new_key(), customer_email, cancel_reason, offer_type)
+        request = api.accept_offer(
+            _new_key(), customer_email=customer_email, cancel_reason=cancel_reason, offer_type=offer_type
+        )
         return api.read(OfferAcceptance, await self._call(request))
 
     async def list_recovery_templates(self) -> List[RecoveryTemplate]:

@@ -8,7 +8,7 @@ made, and a wrong one raises ValidationError with its name.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Type
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Type
 from urllib.parse import parse_qsl, quote
 
 import orjson
@@ -19,7 +19,6 @@ from ..event.scrubbing import Scrubbing, dumped
 from ..models import (
     CancelFlowResult,
     ChurnEvent,
-    EventType,
     Model,
     Offer,
     Variant,
@@ -82,80 +81,22 @@ def track(records: Sequence[bytes], idempotency_key: str, *, gzip: bool = False)
     return Request("POST", "/track", body, idempotency_key=idempotency_key, gzip=gzip)
 
 
-def create_churn_event(
-    slug: str,
-    idempotency_key: str,
-    *,
-    customer_email: str,
-    customer_name: Optional[str],
-    event_type: EventType,
-    cancel_reason: Optional[str],
-    mrr: Optional[int],
-    currency: Optional[str],
-    plan_name: Optional[str],
-    tenure_days: Optional[int],
-) -> Request:
+def create_churn_event(slug: str, idempotency_key: str, **fields: object) -> Request:
     """POST /projects/{slug}/churn-events (docs page "Churn Events")."""
-    body = {
-        "customer_email": _email(customer_email),
-        "customer_name": _optional_text("customer_name", customer_name),
-        "event_type": _text("event_type", event_type),
-        "cancel_reason": _optional_text("cancel_reason", cancel_reason),
-        "mrr": _count("mrr", mrr, CENTS),
-        "currency": _optional_text("currency", currency),
-        "plan_name": _optional_text("plan_name", plan_name),
-        "tenure_days": _count("tenure_days", tenure_days, "days"),
-    }
-    return Request(
-        "POST",
-        f"/projects/{slug}/churn-events",
-        _encode(body),
-        idempotency_key=idempotency_key,
-        call="create_churn_event",
-    )
+    body = _body(fields, "event_type")
+    path = f"/projects/{slug}/churn-events"
+    return Request("POST", path, body, idempotency_key=idempotency_key, call="create_churn_event")
 
 
-def submit_cancel_flow(
-    idempotency_key: str,
-    *,
-    customer_email: str,
-    cancel_reason: str,
-    feedback_text: Optional[str],
-    selected_offer: Optional[str],
-    cancel_reason_text: Optional[str] = None,
-    customer_name: Optional[str] = None,
-    provider: Optional[str] = None,
-    plan_name: Optional[str] = None,
-    mrr: Optional[int] = None,
-    currency: Optional[str] = None,
-    tenure_days: Optional[int] = None,
-) -> Request:
+def submit_cancel_flow(idempotency_key: str, **fields: object) -> Request:
     """POST /cancel-flow/submit (docs page "Cancel Flow").
 
     feedback_text and selected_offer are those of the SDK page (their names on the wire are assumed), the
     others those of the docs-tree page.
     """
-    body = {
-        "customer_email": _email(customer_email),
-        "cancel_reason": _text("cancel_reason", cancel_reason),
-        "feedback_text": _optional_text("feedback_text", feedback_text),
-        "selected_offer": _optional_text("selected_offer", selected_offer),
-        "cancel_reason_text": _optional_text("cancel_reason_text", cancel_reason_text),
-        "customer_name": _optional_text("customer_name", customer_name),
-        "provider": _optional_text("provider", provider),
-        "plan_name": _optional_text("plan_name", plan_name),
-        "mrr": _count("mrr", mrr, CENTS),
-        "currency": _optional_text("currency", currency),
-        "tenure_days": _count("tenure_days", tenure_days, "days"),
-    }
-    return Request(
-        "POST",
-        "/cancel-flow/submit",
-        _encode(body),
-        idempotency_key=idempotency_key,
-        public=True,
-        call="submit_cancel_flow",
-    )
+    body = _body(fields, "cancel_reason")
+    key, call = idempotency_key, "submit_cancel_flow"
+    return Request("POST", "/cancel-flow/submit", body, idempotency_key=key, public=True, call=call)
 
 
 def get_offer(reason: str) -> Request:
@@ -164,21 +105,11 @@ def get_offer(reason: str) -> Request:
     return Request("GET", "/cancel-flow/offers", query=query, public=True, call="get_offer")
 
 
-def accept_offer(idempotency_key: str, customer_email: str, cancel_reason: str, offer_type: str) -> Request:
+def accept_offer(idempotency_key: str, **fields: object) -> Request:
     """POST /cancel-flow/accept-offer (docs-tree page "Cancel Flow")."""
-    body = {
-        "customer_email": _email(customer_email),
-        "cancel_reason": _text("cancel_reason", cancel_reason),
-        "offer_type": _text("offer_type", offer_type),
-    }
-    return Request(
-        "POST",
-        "/cancel-flow/accept-offer",
-        _encode(body),
-        idempotency_key=idempotency_key,
-        public=True,
-        call="accept_offer",
-    )
+    body = _body(fields, "cancel_reason", "offer_type")
+    key, call = idempotency_key, "accept_offer"
+    return Request("POST", "/cancel-flow/accept-offer", body, idempotency_key=key, public=True, call=call)
 
 
 def report_cancel_reason(slug: str, event_id: str, reason: str) -> Request:
@@ -209,39 +140,16 @@ def update_cancel_reason(
 
     The call may start an email to the customer, so it is not repeated if the first may have arrived.
     """
-    body = {
-        "cancel_reason": _text("cancel_reason", cancel_reason),
-        "cancel_reason_text": _optional_text("cancel_reason_text", cancel_reason_text),
-    }
+    fields = {"cancel_reason": cancel_reason, "cancel_reason_text": cancel_reason_text}
     path = _event_path(slug, event_id, "/cancel-reason")
-    return Request("PATCH", path, _encode(body), once_only=True, call="update_cancel_reason")
+    return Request("PATCH", path, _body(fields, "cancel_reason"), once_only=True, call="update_cancel_reason")
 
 
-def create_recovery_template(
-    slug: str,
-    idempotency_key: str,
-    *,
-    cancel_reason: str,
-    name: str,
-    subject: str,
-    body: str,
-    is_active: bool,
-) -> Request:
+def create_recovery_template(slug: str, idempotency_key: str, **fields: object) -> Request:
     """POST /projects/{slug}/recovery-templates (docs-tree page "API Reference")."""
-    fields = {
-        "cancel_reason": _text("cancel_reason", cancel_reason),
-        "name": _text("name", name),
-        "subject": _text("subject", subject),
-        "body": _text("body", body),
-        "is_active": _flag("is_active", is_active),
-    }
-    return Request(
-        "POST",
-        f"/projects/{slug}/recovery-templates",
-        _encode(fields),
-        idempotency_key=idempotency_key,
-        call="create_recovery_template",
-    )
+    body = _body(fields, "cancel_reason", "name", "subject", "body")
+    path = f"/projects/{slug}/recovery-templates"
+    return Request("POST", path, body, idempotency_key=idempotency_key, call="create_recovery_template")
 
 
 def generate_variants(slug: str, idempotency_key: str, event_id: str) -> Request:
@@ -562,3 +470,18 @@ def _count(name: str, value: object, unit: str) -> Optional[int]:
     if value >= 2**63:
         raise ValidationError(f"{name} has more than 63 bits: {value!r}")
     return value
+
+
+#: How the fields of calls are checked that are not texts.
+_CHECKS: Mapping[str, Callable[[str, object], object]] = {
+    "customer_email": lambda _, value: _email(value),
+    "mrr": lambda name, value: _count(name, value, CENTS),
+    "tenure_days": lambda name, value: _count(name, value, "days"),
+    "is_active": _flag,
+}
+
+
+def _body(fields: Mapping[str, object], *required: str) -> bytes:
+    """Check the fields of a call, and encode those that are given. required: texts that must be given."""
+    checks = {**dict.fromkeys(required, _text), **_CHECKS}
+    return _encode({name: checks.get(name, _optional_text)(name, value) for name, value in fields.items()})
