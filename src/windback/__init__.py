@@ -3,7 +3,10 @@
 `client` has the public classes. They turn arguments into bytes (`event`) or a request (`api`), queue
 events (`queue`, `journal`) and send them (`delivery`, `http`), from this process or from another (`remote`,
 `sender`, `relay`, `broker`). `process` notices a fork and the exit. `secrets` hides keys and passwords
-from a `repr`, a log line and a traceback.
+from a `repr`, a log line and a traceback; `options` does so with what a constructor is given.
+
+Deadlines: of a request in `http`, of its retries and of a flush or a close in `delivery` (in `remote` if
+another process sends), of a drain in `relay`, of the exit in `process`.
 
 Importing this package starts no thread, opens no socket and registers no signal handler. Each name is
 loaded when it is first used, so `import windback` is fast.

@@ -80,19 +80,8 @@ class Batch:
     """
 
     __slots__ = (
-        *(
-            "due",
-            "failed_at",
-            "failures",
-            "is_recorded",
-            "is_settled",
-            "key",
-            "position",
-            "records",
-            "seen",
-            "size_bytes",
-        ),
-        *("source", "locations", "was_tried"),
+        *("due", "failed_at", "failures", "is_recorded", "is_settled", "key", "locations", "position"),
+        *("records", "seen", "size_bytes", "source", "was_tried"),
     )
 
     def __init__(

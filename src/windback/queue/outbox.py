@@ -50,27 +50,9 @@ class Outbox(Generic[Place]):
     """The drain side. resolve: needed if items are places. keep_letters: stores dead letters."""
 
     __slots__ = (
-        *(
-            "_announced",
-            "_to_dead_letters",
-            "_evicted",
-            "_evicts",
-            "_in_memory",
-            "_items",
-            "_late",
-            "_max_events",
-        ),
-        *(
-            "_move_bytes",
-            "_overtaking",
-            "_resolve",
-            "_returned",
-            "_settled",
-            "_taken",
-            "adopted",
-            "is_cut",
-            "leased",
-        ),
+        *("_announced", "_evicted", "_evicts", "_in_memory", "_items", "_late", "_max_events"),
+        *("_move_bytes", "_overtaking", "_resolve", "_returned", "_settled", "_taken", "_to_dead_letters"),
+        *("adopted", "is_cut", "leased"),
     )
 
     def __init__(
