@@ -547,8 +547,7 @@ class Windback(_Client):
 
         Returns:
             True if the event was accepted, or if it waits for the customer's address. False if it was
-            refused.
-            An event without a customer is refused and counted in `stats().refused["no_customer"]`.
+            refused. An event without a customer is refused and counted in `stats().refused["no_customer"]`.
 
         Raises:
             InvalidEventError: The event can't be sent.
@@ -765,8 +764,7 @@ class Windback(_Client):
         """Iterate over the churn events of the project, in the API's order (docs page "Churn Events").
 
         A page is requested when it is needed. The API counts pages by position: if your loop changes the
-        status
-        that you filter by, it skips events. Make a list first then.
+        status that you filter by, it skips events. Make a list first then.
 
         Args:
             status: Only events with this status, such as "email_sent". None: all.
@@ -809,8 +807,7 @@ class Windback(_Client):
 
         Raises:
             ValidationError: The event is recovered already. This can be the work of this call, if the answer
-                to
-                its first try was lost.
+                to its first try was lost.
             NotFoundError: The project has no such churn event.
             WindbackError: The request failed.
         """
@@ -1037,8 +1034,7 @@ class Windback(_Client):
 
         Raises:
             NotFoundError: The project has no such template. This can be the work of this call, if the answer
-                to
-                its first try was lost.
+                to its first try was lost.
             WindbackError: The request failed.
         """
         self._call(api.delete_recovery_template(self._config.slug(), template_id))
@@ -1065,8 +1061,7 @@ class Windback(_Client):
         """Deliver the remaining events, then stop.
 
         Events that remain after that are dropped and counted. A second call does nothing. After it,
-        track_event
-        returns False, and calls that need an answer raise ClosedError.
+        track_event returns False, and calls that need an answer raise ClosedError.
 
         Args:
             timeout: Seconds to wait at most. None: `shutdown_timeout`.
@@ -1156,8 +1151,7 @@ class AsyncWindback(_Client):
 
         Returns:
             True if the event was accepted, or if it waits for the customer's address. False if it was
-            refused.
-            An event without a customer is refused and counted in `stats().refused["no_customer"]`.
+            refused. An event without a customer is refused and counted in `stats().refused["no_customer"]`.
 
         Raises:
             InvalidEventError: The event can't be sent.
@@ -1371,8 +1365,7 @@ class AsyncWindback(_Client):
         """Iterate with `async for` over the churn events, in the API's order (docs page "Churn Events").
 
         A page is requested when it is needed. The API counts pages by position: if your loop changes the
-        status
-        that you filter by, it skips events. Make a list first then.
+        status that you filter by, it skips events. Make a list first then.
 
         Args:
             status: Only events with this status, such as "email_sent". None: all.
@@ -1415,8 +1408,7 @@ class AsyncWindback(_Client):
 
         Raises:
             ValidationError: The event is recovered already. This can be the work of this call, if the answer
-                to
-                its first try was lost.
+                to its first try was lost.
             NotFoundError: The project has no such churn event.
             WindbackError: The request failed.
         """
@@ -1645,8 +1637,7 @@ class AsyncWindback(_Client):
 
         Raises:
             NotFoundError: The project has no such template. This can be the work of this call, if the answer
-                to
-                its first try was lost.
+                to its first try was lost.
             WindbackError: The request failed.
         """
         await self._call(api.delete_recovery_template(self._config.slug(), template_id))
@@ -1673,8 +1664,7 @@ class AsyncWindback(_Client):
         """Deliver the remaining events, then stop.
 
         Events that remain after that are dropped and counted. A second call does nothing. After it,
-        track_event
-        returns False, and calls that need an answer raise ClosedError.
+        track_event returns False, and calls that need an answer raise ClosedError.
 
         Args:
             timeout: Seconds to wait at most. None: `shutdown_timeout`.

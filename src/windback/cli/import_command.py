@@ -45,14 +45,11 @@ def _check_delimiter(text: str) -> str:
     main_app,
     "import",
     "send the rows of a CSV file, or of JSON lines, as events",
-    "Rows are sent in chunks, under idempotency keys; progress is noted in FILE.windback. After a "
-    "kill, an outage or Ctrl-C, the same command continues from there. Chunks that were being sent at "
-    "that "
-    "moment are sent again under the same keys: their rows count once where the API honours idempotency "
-    "keys. Bad rows, and rows that the API rejects, are listed with their lines, and don't stop the "
-    "import. "
-    "The key is read from WINDBACK_API_KEY. Status 0 if all rows were sent, 1 if not, 2 if it could not "
-    "start.",
+    "Rows are sent in chunks, under idempotency keys; progress is noted in FILE.windback. After a kill, an "
+    "outage or Ctrl-C, the same command continues from there. Chunks that were being sent at that moment "
+    "are sent again under the same keys: their rows count once where the API honours idempotency keys. Bad "
+    "rows, and rows that the API rejects, are listed with their lines, and don't stop the import. The key "
+    "is read from WINDBACK_API_KEY. Status 0 if all rows were sent, 1 if not, 2 if it could not start.",
 )
 def import_file(
     path: Path = typer.Argument(

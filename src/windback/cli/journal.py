@@ -303,8 +303,7 @@ def drain(
     "send again what the API rejected",
     "An event is written to a journal under DIR and synced to disk; only then is its letter removed. A "
     "crash in between can send it twice, and never loses it. An event that is rejected again becomes a dead "
-    "letter"
-    "again. "
+    "letter again. "
     f"{_SENDING[:-1]}, or was rejected again.",
     within="journal",
 )

@@ -38,8 +38,7 @@ logger = logging.getLogger("windback")
     "relay",
     "send the events that other processes write to journals or a broker, until stopped",
     "The key is read from WINDBACK_API_KEY, with --broker also from WINDBACK_API_KEYS or --keys. SIGTERM "
-    "and SIGINT make it deliver the events that it has read, for up to --shutdown-timeout; the others "
-    "stay "
+    "and SIGINT make it deliver the events that it has read, for up to --shutdown-timeout; the others stay "
     "where they are. Exit code 0 after that, 2 if it can't start. With --once: 0 if all were sent, 1 if "
     "not.",
 )

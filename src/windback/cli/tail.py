@@ -52,8 +52,7 @@ class Message(NamedTuple):
     "tail",
     "show the events that reach the local server, as they arrive",
     "The server is `windback dev`. When it ends, tail waits for the next one at the same address. Exit "
-    "code "
-    "0 with --count, 130 after Ctrl-C, 2 if there is no server.",
+    "code 0 with --count, 130 after Ctrl-C, 2 if there is no server.",
 )
 def tail(
     base_url: Optional[str] = typer.Option(

@@ -360,8 +360,7 @@ def why_no_threads() -> Optional[str]:
         # It forks without the interpreter's lock: if a thread has it then, the child waits for it forever.
         return (
             "this is uWSGI's master, where no thread may run: events tracked before it forks are sent only "
-            "by "
-            "flush(); or load the application in each worker (--lazy-apps)"
+            "by flush(); or load the application in each worker (--lazy-apps)"
         )
     return None
 
