@@ -18,9 +18,8 @@ from weakref import WeakKeyDictionary
 from .api.answer import Answer
 from .default import get_client
 from .delivery.engine import Engine
-from .delivery.track_events import Encode
 from .errors import ConfigurationError
-from .event.encode import Properties, Timestamp
+from .event.encode import Encode, Properties, Timestamp
 from .observed import AnyRelay, Client, Observed, OnEngine, Seen, check_client
 from .options import naming_options
 from .process import lifecycle

@@ -112,6 +112,8 @@ def help_of(option: str, *notes: str) -> str:
     return f"{said.help} ({'; '.join(notes)})" if notes else said.help
 
 
+#: Of one event that a command sends, as JSON.
+MAX_EVENT_BYTES = 32_768
 #: For commands that send.
 BASE_URL: Optional[str] = typer.Option(None, "--base-url", metavar="URL", help=help_of("base_url"))
 COMPRESS: bool = typer.Option(False, "--compress", help=help_of("compress"))

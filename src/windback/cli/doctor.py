@@ -22,7 +22,7 @@ from windback.options import switched
 
 from .. import clock
 from .checks import OK, PROBLEM, SKIPPED, WARNING, Check
-from .common import BASE_URL, above_0, command, json_option, main_app, print_json
+from .common import BASE_URL, MAX_EVENT_BYTES, above_0, command, json_option, main_app, print_json
 from .terminal import print_table, write_line
 
 _STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red", SKIPPED: "dim"}
@@ -263,7 +263,7 @@ def _exchange(config: Config, timeout_s: float, why_not: str) -> Iterator[Check]
 
     request = Request("GET", "")
     if not why_not:
-        request = track([encode(EVENT, CUSTOMER, None, None, 32_768)], os.urandom(16).hex())
+        request = track([encode(EVENT, CUSTOMER, None, None, MAX_EVENT_BYTES)], os.urandom(16).hex())
     transport = SyncTransport(config)
     with contextlib.closing(transport):
         sent_s, started_s = time.time(), clock.now_s()

@@ -39,6 +39,7 @@ from windback.event.scrubbing import Scrubbing, scrub_event
 from .. import clock
 from ..wording import counted
 from .common import (
+    MAX_EVENT_BYTES,
     CommandError,
     print_json,
     said,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 #: Chunks that are sent at the same time. They are noted together.
 _AT_ONCE = 4
-_MAX_CHUNK, _MAX_EVENT_BYTES = 100, 32_768
+_MAX_CHUNK = 100
 #: A chunk with more bytes than this takes no further event, because the limit is 500,000.
 _FULL_BYTES = 460_000
 #: Events that a dry run shows.
@@ -211,9 +212,9 @@ class Reader:
         event, email, properties, timestamp = self._columns.arguments(row.fields, self._now)
         try:
             # `encode` checks the types.
-            record = encode(event, email, properties, timestamp, _MAX_EVENT_BYTES)  # type: ignore[arg-type]
+            record = encode(event, email, properties, timestamp, MAX_EVENT_BYTES)  # type: ignore[arg-type]
             scrubbing = self._scrubbing
-            return record if scrubbing is None else scrub_event(record, scrubbing, _MAX_EVENT_BYTES)
+            return record if scrubbing is None else scrub_event(record, scrubbing, MAX_EVENT_BYTES)
         except InvalidEventError as error:
             raise BadRowError(f"{error.path}: {error.detail}") from None
 

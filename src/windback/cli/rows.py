@@ -26,7 +26,7 @@ import orjson
 
 from .common import CommandError
 
-#: An event has at most 32 KiB by default; a longer line is not a row but another kind of file.
+#: Far more than an event may have: a longer line is not a row but another kind of file.
 MAX_LINE = 1_000_000
 
 #: A byte order mark identifies the encoding. The longer ones first: UTF-32's starts as UTF-16's does.

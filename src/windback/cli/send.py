@@ -13,11 +13,19 @@ from windback.event.encode import encode
 from windback.event.scrubbing import scrub_event
 
 from .. import clock
-from .common import BASE_URL, CommandError, command, event_as_it_is, json_option, main_app, print_json, said
+from .common import (
+    BASE_URL,
+    MAX_EVENT_BYTES,
+    CommandError,
+    command,
+    event_as_it_is,
+    json_option,
+    main_app,
+    print_json,
+    said,
+)
 from .scrub import SCRUB, scrubbing_of
 from .terminal import write_line
-
-_MAX_EVENT_BYTES = 32_768
 
 
 def properties_of(texts: List[str]) -> Dict[str, object]:
@@ -76,9 +84,9 @@ def send(
     from .sending import BatchSender, configuration
 
     try:
-        record = encode(event, email, properties_of(texts), timestamp, _MAX_EVENT_BYTES)
+        record = encode(event, email, properties_of(texts), timestamp, MAX_EVENT_BYTES)
         if scrubbers:
-            record = scrub_event(record, scrubbing_of(scrubbers), _MAX_EVENT_BYTES)
+            record = scrub_event(record, scrubbing_of(scrubbers), MAX_EVENT_BYTES)
     except InvalidEventError as error:
         raise CommandError(f"{error.path}: {error.detail}") from None
     with said(""):

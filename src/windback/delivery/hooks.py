@@ -14,10 +14,9 @@ from ..api.answer import Answer
 from ..config import Config
 from ..event.batch import Batch
 from ..event.before_send import HookedEncoder
-from ..event.encode import encode
+from ..event.encode import Encode, encode
 from ..event.scrubbing import ScrubbedEncoder, Scrubbing
 from ..stats import AtomicCounter, DeliveryReport, Outcome
-from .track_events import Encode
 
 logger = logging.getLogger("windback")
 

@@ -12,11 +12,9 @@ from ..api.answer import Answer, error_of
 from ..errors import InvalidEventError
 from ..event import batch as batching
 from ..event.batch import Batch, Limits
-from ..event.encode import Event, Properties, Timestamp, check_fields
+from ..event.encode import Encode, Event, check_fields
 from ..models import TrackResult
 from .verdict import Action, judge
-
-Encode = Callable[[str, str, Optional[Properties], Optional[Timestamp], int], Optional[bytes]]
 
 
 def encode_all(events: object, encode: Encode, max_event_bytes: int) -> List[Optional[bytes]]:

@@ -28,6 +28,8 @@ from ..wording import with_article
 Properties = Mapping[str, object]
 Timestamp = Union[datetime, str]
 Event = Mapping[str, object]
+#: Makes the bytes of an event, of what `encode` takes; None for one that a hook refused.
+Encode = Callable[[str, str, Optional[Properties], Optional[Timestamp], int], Optional[bytes]]
 #: Gets a new event as a dict and returns what to send in its place, or None to refuse it.
 BeforeSend = Callable[[Dict[str, object]], Optional[Event]]
 

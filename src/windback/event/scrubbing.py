@@ -14,10 +14,9 @@ from typing import Callable, Dict, Literal, NamedTuple, Optional, Sequence, Tupl
 import orjson
 
 from ..errors import InvalidEventError
-from .encode import Properties, Timestamp, build, encode_built
+from .encode import Encode, Properties, Timestamp, build, encode_built
 
 Path = Tuple[Union[str, int], ...]
-Encode = Callable[[str, str, Optional[Properties], Optional[Timestamp], int], Optional[bytes]]
 #: What is sent in place of a value whose name is private, and of a text on which a scrubber failed.
 SCRUBBED = "[scrubbed]"
 
