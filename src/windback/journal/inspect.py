@@ -15,7 +15,7 @@ import os
 import re
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import dead, segment
 from . import format as fmt
@@ -288,28 +288,24 @@ def _scan(home: JournalReport, path: Path, segment_id: int, read: _Read) -> Scan
     nonce = int(home.name, 16)
     counts = {WAITING: 0, LEASED: 0, DONE: 0}
     marks = _Marks(home.ledger, segment_id)
-    gaps = _Gaps()
-    for record in read.records(nonce, segment_id, fmt.EVENTS):
-        gaps.take(record)
+    records = list(read.records(nonce, segment_id, fmt.EVENTS))
+    for record in records:
         counts[marks.state_at(record.at)] += 1
     header, wrong = _header(read.data, fmt.EVENTS, segment_id, nonce)
-    damage = _damage(path, read, gaps, wrong)
+    damage = _damage(path, read, _Gaps(records), wrong)
     return Scanned(path, len(read.data), header, counts[WAITING], counts[LEASED], counts[DONE], damage)
 
 
 class _Gaps:
     """The gaps between the records of a segment."""
 
-    def __init__(self) -> None:
-        self.lost = 0
-        self.until = fmt.HEADER_BYTES
-        self._sequence = -1
-
-    def take(self, record: fmt.Record) -> None:
-        """Add the next record."""
-        if record.sequence != self._sequence + 1:
-            self.lost += max(1, record.sequence - self._sequence - 1)
-        self._sequence, self.until = record.sequence, record.until
+    def __init__(self, records: Iterable[fmt.Record]) -> None:
+        self.lost, self.until = 0, fmt.HEADER_BYTES
+        before = -1
+        for record in records:
+            if record.sequence != before + 1:
+                self.lost += max(1, record.sequence - before - 1)
+            before, self.until = record.sequence, record.until
 
 
 def _damage(path: Path, read: _Read, gaps: _Gaps, header: Optional[str]) -> Optional[Problem]:
@@ -381,9 +377,7 @@ def _check_ledgers(home: JournalReport) -> Iterator[Optional[Problem]]:
         read = _read(path, is_alive=home.has_sender)  # the sending process writes it
         if read is None:
             continue
-        gaps = _Gaps()
-        for record in read.records(nonce, segment_id, fmt.LEDGER):
-            gaps.take(record)
+        gaps = _Gaps(read.records(nonce, segment_id, fmt.LEDGER))
         _, wrong = _header(read.data, fmt.LEDGER, segment_id, nonce)
         yield _damage(path, read, gaps, wrong)
 

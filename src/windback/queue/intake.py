@@ -12,6 +12,10 @@ from ..stats import AtomicCounter
 NEVER = 1 << 62
 
 
+def nobody() -> None:
+    """Wake nothing: nothing drains the queue yet."""
+
+
 class NoRoomError(Exception):
     """The queue is full and the policy is to wait; each client waits in its own way."""
 

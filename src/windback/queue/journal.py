@@ -37,7 +37,7 @@ from ..journal.reader import Found, Reader
 from ..journal.segment import Segment, sync_new
 from ..journal.writer import JournalWriter
 from ..stats import DeliveryReport
-from .intake import NEVER, Refusals
+from .intake import NEVER, Refusals, nobody
 from .line import Line
 from .outbox import Outbox
 
@@ -76,7 +76,7 @@ class JournalIntake:
         self._bounds = bounds
         self.refusals = refusals
         #: Set by what drains the queue.
-        self.wake: Callable[[], None] = _nobody
+        self.wake: Callable[[], None] = nobody
         self.reset(line, writer)
 
     def reset(self, line: Line[JournalPlace], writer: JournalWriter) -> None:
@@ -485,7 +485,3 @@ def _adopt(root: Path, name: str) -> Optional[Tuple[Reader, List[Batch]]]:
 
 def _nothing() -> None:
     """Queue nothing."""
-
-
-def _nobody() -> None:
-    """Wake nothing: nothing drains the queue yet."""

@@ -14,7 +14,7 @@ from operator import neg
 from typing import Callable, Deque, NoReturn
 
 from ..steps import call, in_one_step
-from .intake import NEVER, Refusals
+from .intake import NEVER, Refusals, nobody
 from .line import Line
 from .outbox import Outbox
 
@@ -31,7 +31,7 @@ class MemoryIntake:
         self._max_bytes = max_bytes
         self.refusals = refusals
         #: Set by what drains the queue.
-        self.wake: Callable[[], None] = _nobody
+        self.wake: Callable[[], None] = nobody
         self.reset(line)
 
     def reset(self, line: Line[NoReturn]) -> None:
@@ -128,7 +128,3 @@ class MemoryQueue:
 
     def release(self) -> None:
         """Nothing is outside of this process."""
-
-
-def _nobody() -> None:
-    """Wake nothing: nothing drains the queue yet."""

@@ -16,12 +16,9 @@ if TYPE_CHECKING:
     from .local import Inbox
 
 _HOMES = {
-    "CapturedEvent": "captured",
-    "CapturedEvents": "captured",
+    **dict.fromkeys(("CapturedEvent", "CapturedEvents", "capturing"), "captured"),
+    **dict.fromkeys(("LocalServerTestCase", "WindbackTestCase"), "cases"),
     "Inbox": "local",
-    "LocalServerTestCase": "cases",
-    "WindbackTestCase": "cases",
-    "capturing": "captured",
 }
 
 __all__ = [
