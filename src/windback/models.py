@@ -80,14 +80,14 @@ _READERS: Mapping[str, Callable[[JSONObject, str], object]] = {
     "Optional[datetime]": _time,
     "JSONObject": lambda raw, _: raw,
 }
-Model = TypeVar("Model", bound="_Answer")
+_Model = TypeVar("_Model", bound="_Answer")
 
 
 class _Answer:
     """A dataclass whose fields have the names of the API's. Each is read by its type."""
 
     @classmethod
-    def from_json(cls: Type[Model], raw: JSONObject) -> Model:
+    def from_json(cls: Type[_Model], raw: JSONObject) -> _Model:
         """Read an answer.
 
         Args:
@@ -96,7 +96,7 @@ class _Answer:
         Returns:
             The model.
         """
-        make: Callable[..., Model] = cls
+        make: Callable[..., _Model] = cls
         readers = ((each.name, _READERS.get(str(each.type))) for each in fields(cls))  # type: ignore[arg-type]
         return make(**{name: read(raw, name) for name, read in readers if read is not None})
 

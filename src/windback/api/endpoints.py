@@ -8,7 +8,7 @@ made, and a wrong one raises ValidationError with its name.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Type
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Type, TypeVar
 from urllib.parse import parse_qsl, quote
 
 import orjson
@@ -19,8 +19,10 @@ from ..event.scrubbing import Scrubbing, dumped
 from ..models import (
     CancelFlowResult,
     ChurnEvent,
-    Model,
     Offer,
+    OfferAcceptance,
+    RecoveryStats,
+    RecoveryTemplate,
     Variant,
 )
 from .answer import Answer
@@ -30,6 +32,7 @@ from .answer import Answer
 MAX_PAGES = 50
 #: The unit of an amount, in a message.
 CENTS = "cents, such as 4999 for 49.99"
+Model = TypeVar("Model", Variant, OfferAcceptance, RecoveryStats, RecoveryTemplate)
 PAGE_SIZE = 100  # the documented maximum (docs-tree page "API Reference")
 
 

@@ -118,6 +118,10 @@ def register(engine: Engine) -> None:
     if engine.config.status is not None:
         from . import status
 
+        if status.end not in on_close:
+            on_close.append(status.end)
+            in_child.insert(0, status.serve_in_child)
+            after_exit.insert(0, status.end_all)
         status.serve(engine, why_no_threads)
 
 
@@ -125,10 +129,6 @@ def forget(engine: Engine) -> None:
     """Undo `register`, for a client that was closed."""
     if engine in _engines:
         _engines.remove(engine)
-        if engine.config.status is not None:
-            from . import status
-
-            status.end(engine)
         for call in on_close:
             call(engine)
         if on_forget is not None:
@@ -176,10 +176,6 @@ def _at_exit() -> None:
     _warn_of_losses(left)
     if will_load:
         _keep_exit_status()
-    if any(engine.config.status is not None for engine in left_behind):
-        from . import status
-
-        status.end_all()
     for call in after_exit:
         call()
 
@@ -323,10 +319,6 @@ def _in_child() -> None:
     exiting = False
     for engine in _engines:
         engine.reset()
-    if any(engine.config.status is not None for engine in _engines):
-        from . import status
-
-        status.serve_in_child()
     for call in in_child:
         call()
 
