@@ -11,10 +11,10 @@ import itertools
 import sys
 import tempfile
 import threading
-from collections import Counter
 
 import pytest
 from inside import engine_of, link_of
+from strikes import Interruption, Strike
 from tracking import JANE, adds_up
 
 from windback import Windback
@@ -155,63 +155,6 @@ pytestmark = [
 
 
 # -- an exception at any place of a caller ----------------------------------------------------------
-
-
-class Interruption(BaseException):
-    """What a signal handler raises; like KeyboardInterrupt, no `except Exception` stops it."""
-
-
-class Strike:
-    """Raises at the *number*-th place in this package that a call passes; remembers whether there was one.
-
-    A place is the entry of a function, or each line. Where a `with` block releases a lock, no signal handler
-    runs in between, but a trace function would: such lines are left out. visits: how often a place counts, at
-    most; a loop passes it many times.
-    """
-
-    def __init__(self, number, *, lines, error=Interruption, visits=None):
-        self._left = number
-        self._lines = lines
-        self._visits = visits
-        self._passed = Counter()
-        self._error = error
-        self.place = None
-
-    def __enter__(self):
-        sys.settrace(self.trace)
-        return self
-
-    def __exit__(self, *_):
-        sys.settrace(None)
-
-    def trace(self, frame, event, _):
-        code = frame.f_code
-        if "/windback/" not in code.co_filename or "/devserver/" in code.co_filename:
-            return None
-        if event == "call":
-            if not self._lines:
-                self._count(frame)
-            return self.trace if self._lines else None
-        if event == "line" and not is_release(frame):
-            self._count(frame)
-        return self.trace
-
-    def _count(self, frame):
-        place = frame.f_code, frame.f_lineno
-        self._passed[place] += 1
-        if self._visits is not None and self._passed[place] > self._visits:
-            return
-        self._left -= 1
-        if self._left == 0:
-            self.place = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
-            sys.settrace(None)
-            raise self._error
-
-
-def is_release(frame):
-    import linecache
-
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith("with ")
 
 
 def interrupt(make, call, *, lines):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import orjson
 import pytest
+from relays import running
+from strikes import Interruption, Strike
 from tracking import LEAVE, left_in
 
 from windback import Windback
 from windback.journal import inspect
-from windback.journal.directory import JournalDirectory, names
-from windback.journal.merging import merge, sweep
+from windback.journal.directory import DRAIN, OWNER, JournalDirectory, is_held, names
+from windback.journal.merging import left_behind, merge, sweep
+from windback.relay import Relay
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a journal needs flock")
 
@@ -136,6 +140,62 @@ def test_a_kill_before_any_system_call_neither_loses_nor_doubles_an_event(three,
     assert directories[3] > 20
     assert directories[1] > 20
     assert len(directories) == 2
+
+
+def cut_off(root: Path, to: Path) -> Path:
+    """Merge a copy in a child that is killed when the sources have their other names, and nothing else."""
+    for call in itertools.count():
+        copy = copy_of(root, to)
+        assert merge_and_die(copy, call)
+        if not names(copy):
+            return copy
+        shutil.rmtree(copy)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("who", ["a relay", "a sender", "a thread"])
+def test_each_process_that_delivers_finishes_what_was_cut_off(three, server, tmp_path, eventually, who):
+    root = cut_off(three, tmp_path / "copy")
+    if who == "a relay":
+        with running(Relay(root, "sk_test_1", base_url=server.url)):
+            eventually(lambda: len(server.events()) == 33)
+    else:
+        worker = "process" if who == "a sender" else "thread"
+        with Windback("sk_test_1", base_url=server.url, journal=root, worker=worker) as client:
+            assert client.track_event("logout", "jane@example.com")
+            assert client.flush(60)
+            assert client.stats().adopted == 33
+    found = [event.properties["n"] for event in server.events() if event.event == "login"]
+    assert sorted(found) == list(range(33))
+
+
+def test_an_exception_at_any_line_of_a_merge_leaves_no_lock_and_every_event(three, tmp_path):
+    """Such as Ctrl-C: a caller merges before its first event. A lock would hide the events from everybody."""
+    shutil.rmtree(three / names(three)[0])  # two take less time
+    events = waiting_in(three)
+    number = 0
+    place = ""
+    while place is not None:
+        number += 1
+        copy = copy_of(three, tmp_path / "copy")
+        strike = Strike(number, lines=True, visits=1)
+        try:
+            with strike:
+                merge(copy, names(copy))
+        except Interruption:
+            pass
+        place = strike.place
+        assert waiting_in_all(copy) == events, place
+        shutil.rmtree(copy)
+    assert number > 100
+
+
+def waiting_in_all(root: Path):
+    """How often each event is in directories that a process would take over now."""
+    homes = left_behind(root, "")
+    assert homes == names(root)
+    assert not any(is_held(root / name / lock) for name in homes for lock in (OWNER, DRAIN))
+    return waiting_in(root)
 
 
 @pytest.mark.parametrize("damage", ["a record", "the ledger", "a file of others", "a header"])

@@ -56,7 +56,7 @@ LAYERS = [
     ["http_client"],
     ["base_url", "directories", "options", "secrets"],
     ["outage", "turns"],
-    ["clock", "errors", "isolation", "log", "steps", "text", "untraced", "wording"],
+    ["clock", "descriptor", "errors", "isolation", "log", "steps", "text", "untraced", "wording"],
 ]
 PLACES = {name: place for place, layer in enumerate(LAYERS) for name in layer}
 # The server is a program of its own that happens to come along: it shares nothing with the client it tests.

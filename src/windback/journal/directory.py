@@ -21,9 +21,11 @@ import re
 import secrets
 import stat
 from pathlib import Path
-from typing import Generator, List, NamedTuple, Optional, Sequence, Set
+from typing import Generator, List, NamedTuple, Optional, Sequence
+from weakref import WeakSet
 
 from .. import clock
+from ..descriptor import Descriptor
 from ..errors import ConfigurationError
 from . import format as fmt
 from . import segment
@@ -194,22 +196,27 @@ class HeldError(BlockingIOError):
 
 
 class Held:
-    """An open file that has a lock, until it is closed."""
+    """An open file that has a lock, until it is closed, or until nobody refers to it any more.
+
+    So an exception from outside, such as Ctrl-C, leaves no lock, wherever it strikes.
+    """
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+        self._file = Descriptor(descriptor)
         self.pid = os.getpid()
         _all_held.add(self)
 
+    @property
+    def descriptor(self) -> int:
+        """The file descriptor."""
+        return self._file.number
+
     def close(self) -> None:
         """Close the file. The lock is freed when no forked copy is open either."""
-        _all_held.discard(self)
-        if self.descriptor >= 0:
-            descriptor, self.descriptor = self.descriptor, -1
-            os.close(descriptor)
+        self._file.close()
 
 
-_all_held: Set[Held] = set()
+_all_held: WeakSet[Held] = WeakSet()
 
 
 def close_inherited() -> None:
@@ -477,15 +484,6 @@ def _lock_all(folder: Path, names_of_locks: Sequence[str]) -> List[Lock]:
             held.close()
         raise
     return locks
-
-
-def left_behind(root: Path, own: str) -> List[str]:
-    """Return the names of directories of exited processes that no process sends from. Raises OSError."""
-    return [
-        name
-        for name in names(root)
-        if name != own and not is_held(root / name / OWNER) and not is_held(root / name / DRAIN)
-    ]
 
 
 def is_transient(error: BaseException) -> bool:

@@ -12,7 +12,8 @@ A kill at any moment neither loses nor doubles an event:
 4. The sources are removed.
 
 `sweep` finishes what was cut off. If `<merged>.new` is still there, step 3 was not reached, and the sources
-get their names back. If it is not, they are removed.
+get their names back. If it is not, they are removed. Until then nobody delivers their events, so code
+that looks for directories asks `names_after_sweep` or `left_behind`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from .ledger import OFFSET_BITS, Extent, Location, Ranges, State, extents_of, pa
 _MOST_BYTES = 2 * fmt.SMALL_BYTES
 #: How many directories are merged together: each has two descriptors open.
 _MOST_SOURCES = 32
-_OLD = re.compile(rf"({NAME.pattern})\.({NAME.pattern})\.old")
+_OLD_END = ".old"
+_OLD = re.compile(rf"({NAME.pattern})\.({NAME.pattern})\{_OLD_END}")
 #: An unfinished directory takes a moment to make. One that is this old (seconds), and not locked, belongs to
 #: a process that has exited.
 _UNFINISHED_S = 60.0
@@ -184,7 +186,7 @@ def _merge(root: Path, sources: List[_Source]) -> None:
             merged = JournalDirectory.begin(root, (OWNER, DRAIN), mapped=False, synced=True)
             _write(merged, sources)
             for source in sources:
-                source.home.folder.rename(root / f"{source.home.name}.{merged.name}.old")
+                source.home.folder.rename(root / f"{source.home.name}.{merged.name}{_OLD_END}")
             merged.publish()
     finally:
         for source in sources:
@@ -242,6 +244,25 @@ def _size(records: Iterable[bytes]) -> int:
     return sum(fmt.padded(len(record)) for record in records)
 
 
+def names_after_sweep(root: Path) -> List[str]:
+    """Finish merges that were cut off; return the names of the directories of all writers. Raises OSError."""
+    found = segment.listed(root)
+    if any(name.endswith((_OLD_END, UNFINISHED)) for name in found):
+        with contextlib.suppress(OSError):  # what can't be finished now must not hold up the rest
+            sweep(root)
+        found = segment.listed(root)
+    return sorted(name for name in found if NAME.fullmatch(name))
+
+
+def left_behind(root: Path, own: str) -> List[str]:
+    """Return the names of directories of exited processes that no process sends from. Raises OSError."""
+    return [
+        name
+        for name in names_after_sweep(root)
+        if name != own and not is_held(root / name / OWNER) and not is_held(root / name / DRAIN)
+    ]
+
+
 def sweep(root: Path, merged: Optional[str] = None) -> None:
     """Finish merges that were cut off, and remove unfinished directories of exited processes.
 
@@ -259,7 +280,7 @@ def sweep(root: Path, merged: Optional[str] = None) -> None:
     # Now no more sources get these names, and one that has it shows whether they were merged.
     names = segment.listed(root) if unfinished else []
     for stem in unfinished:
-        if not any(name.endswith(f".{stem}.old") for name in names):
+        if not any(name.endswith(f".{stem}{_OLD_END}") for name in names):
             remove_unfinished(root / (stem + UNFINISHED))
 
 

@@ -30,13 +30,12 @@ from .directory import (
     JournalDirectory,
     close_inherited,
     growing,
-    left_behind,
     names,
     open_root,
     used_bytes,
 )
 from .ledger import OFFSET_BITS, Ledger, Location, extents_of
-from .merging import merge, sweep
+from .merging import left_behind, merge, names_after_sweep
 from .segment import Segment, sync_new
 
 #: Full segments come one after the other in a burst; each takes a worker 2 ms to replace.
@@ -287,8 +286,9 @@ class JournalWriter:
         """Free the space that exited processes take and don't need. Returns whether any was checked."""
         new: Set[str] = set()
         with contextlib.suppress(OSError):
-            sweep(self._root)
-            new = merge(self._root, [name for name in names(self._root) if name not in self._merged])
+            new = merge(
+                self._root, [name for name in names_after_sweep(self._root) if name not in self._merged]
+            )
             self._merged |= new
         return bool(new)
 

@@ -21,7 +21,7 @@ from zlib import crc32
 from .. import clock, log
 from ..event.batch import Batch, Source
 from ..journal import dead
-from ..journal.directory import JournalDirectory, is_transient, left_behind
+from ..journal.directory import JournalDirectory, is_transient
 from ..journal.format import (
     K_LENGTH,
     K_OFFSET,
@@ -32,7 +32,7 @@ from ..journal.format import (
     ForeignError,
 )
 from ..journal.ledger import OFFSET_BITS
-from ..journal.merging import sweep
+from ..journal.merging import left_behind
 from ..journal.reader import Found, Reader
 from ..journal.segment import Segment, sync_new
 from ..journal.writer import JournalWriter
@@ -372,7 +372,6 @@ class JournalQueue:
 
     def _look(self) -> Deque[str]:
         with suppress(OSError):
-            sweep(self._root)
             left = left_behind(self._root, self.writer.name)
             return deque(name for name in left if name not in self._left_alone)
         return deque()

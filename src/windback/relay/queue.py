@@ -18,8 +18,9 @@ from typing import Callable, Collection, Dict, List, Mapping, Optional, Set, Tup
 
 from .. import clock, log
 from ..event.batch import Batch
-from ..journal.directory import COUNTERS, JournalDirectory, is_transient, names
+from ..journal.directory import COUNTERS, JournalDirectory, is_transient
 from ..journal.format import ForeignError
+from ..journal.merging import names_after_sweep
 from ..journal.reader import Found, Reader
 from ..journal.segment import Segment
 from ..queue.journal import READ_AHEAD, UNBOUNDED, add_found, hand_out, move_to_dead_letters, sync
@@ -269,7 +270,7 @@ class RelayQueue:
         """Return the directories that are not open, the one that waited longest first."""
         with suppress(OSError):
             known = {*self.readers, *self._left_alone}
-            candidates = names(self._root) if self._only is None else self._only
+            candidates = names_after_sweep(self._root) if self._only is None else self._only
             new = [name for name in candidates if name not in known]
             return sorted(new, key=lambda name: self._closed_s.get(name, 0.0)) if self._closed_s else new
         return []

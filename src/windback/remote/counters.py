@@ -17,9 +17,9 @@ from zlib import crc32
 
 import orjson
 
+from ..descriptor import Descriptor
 from ..journal.directory import is_same
 from ..journal.segment import open_file
-from .descriptor import Descriptor
 
 _BYTES = 1 << 16
 _HEAD = struct.Struct("<II")

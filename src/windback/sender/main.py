@@ -22,7 +22,7 @@ import orjson
 from .. import clock
 from ..config import Config, resolve_for_sender
 from ..delivery.flushes import Flush
-from ..journal.directory import left_behind
+from ..journal.merging import left_behind
 from ..relay.forwarder import BUSY_S, POLL_S
 from ..relay.journal import JournalSender
 from ..remote.counters import Block, Counters

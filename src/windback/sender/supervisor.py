@@ -21,11 +21,11 @@ import orjson
 from .. import clock, isolation, log
 from ..config import OPTIONS, Config
 from ..delivery.hooks import Hooks
+from ..descriptor import Descriptor
 from ..http import egress
-from ..journal.directory import left_behind
+from ..journal.merging import left_behind
 from ..process import lifecycle
 from ..remote.counters import Block, Counters
-from ..remote.descriptor import Descriptor
 from ..remote.link import GRACE_S, LOOK_S, Link, RemoteFlush
 from ..remote.queue import SharedQueue
 from ..remote.stopped import is_stopped, problem_of

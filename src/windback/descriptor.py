@@ -26,6 +26,7 @@ class Descriptor:
             os.close(number)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        if self.number >= 0:
+        number = getattr(self, "number", -1)  # an exception may have struck before it was set
+        if number >= 0:
             with suppress(OSError):
-                close(self.number)
+                close(number)
