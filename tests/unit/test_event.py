@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import attrs
 import numpy as np
+import orjson
 import pydantic
 import pytest
 
@@ -297,3 +298,33 @@ def test_an_unknown_field_is_named():
 def test_a_mapping_with_known_fields_passes_unchanged():
     event = {"event": "login", "customer_email": EMAIL, "properties": {}, "timestamp": "x"}
     assert check_fields(event) is event
+
+
+class Name(str, enum.Enum):
+    SIGNUP = "signup"
+
+
+class Shown(str):
+    """Shows something else than it is."""
+
+    __slots__ = ()
+
+    def __str__(self):
+        return ""
+
+    def __iter__(self):
+        return iter("jane@example.com")
+
+    __contains__ = isprintable = lambda *_: True
+
+
+def test_a_name_of_a_string_enum_is_its_value():
+    record = encode(Name.SIGNUP, Shown("jane@example.com"), None, None, 1000)
+    assert orjson.loads(record)["event"] == "signup"
+    assert orjson.loads(record)["customer_email"] == "jane@example.com"
+
+
+@pytest.mark.parametrize("address", ["jane", "jane\x1b@example.com"])
+def test_an_address_is_checked_by_its_text_whatever_its_class_says(address):
+    with pytest.raises(InvalidEventError):
+        encode("login", Shown(address), None, None, 1000)

@@ -365,9 +365,12 @@ def _encode_any(
 def _check_name(event: object) -> str:
     if not isinstance(event, str):
         raise InvalidEventError(f"must be a string such as 'feature_used', not {_kind(event)}", path="event")
-    if not event:
+    text = str.__str__(
+        event
+    )  # what a subclass shows may differ: a member of an Enum shows its class and name
+    if not text:
         raise InvalidEventError("is empty; name what happened, such as 'feature_used'", path="event")
-    return str(event)
+    return text
 
 
 def _check_email(customer_email: object) -> str:
@@ -375,17 +378,18 @@ def _check_email(customer_email: object) -> str:
         raise InvalidEventError(
             f"must be a string such as 'jane@example.com', not {_kind(customer_email)}", path="customer_email"
         )
+    text = str.__str__(customer_email)
     # A lone surrogate is not printable either; the encoding names it.
-    hidden = [each for each in customer_email if not (each.isprintable() or "\ud800" <= each <= "\udfff")]
+    hidden = [each for each in text if not (each.isprintable() or "\ud800" <= each <= "\udfff")]
     if hidden:
         raise InvalidEventError(
             f"has the character U+{ord(hidden[0]):04X}; an address has no control or invisible characters",
             path="customer_email",
         )
-    if "@" not in customer_email:
+    if "@" not in text:
         # The value itself stays out of the message: it may be a person's name, and messages get logged.
         raise InvalidEventError("has no '@', so it is not an email address", path="customer_email")
-    return str(customer_email)
+    return text
 
 
 def iso(moment: datetime) -> str:
