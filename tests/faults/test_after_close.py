@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 
@@ -134,3 +135,48 @@ def test_a_web_application_that_closes_early_answers_all_its_requests(server, ru
     assert (ended.status, ended.out) == (0, [str([True] * 5 + [False] * 5), "{'closed': 5}"])
     assert ended.err.count("after this client was closed") == 1
     assert server.counts().events == 5
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest", "block"])
+def test_what_threads_track_while_the_client_is_closed_is_counted(overflow):
+    """The end takes what waits out of the queue while callers append, and with drop_oldest pop, too."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(200):
+            client = Windback(
+                **OPTIONS,
+                base_url="http://127.0.0.1:9",
+                overflow=overflow,
+                max_queue_size=50 if overflow == "drop_oldest" else 100_000,
+                shutdown_timeout=0,
+            )
+            accepted = track_until_refused(client)
+            stats = client.stats()
+            assert stats.accepted == accepted
+            assert adds_up(stats)
+    finally:
+        sys.setswitchinterval(before_s)
+
+
+def track_until_refused(client):
+    """Track in four threads while the client is closed; return how many calls returned True."""
+    counts = [0] * 4
+    begun = threading.Barrier(5)
+
+    def track(thread):
+        begun.wait()
+        while client.track_event("login", JANE):
+            counts[thread] += 1
+            if not counts[thread] % 10:
+                time.sleep(0)
+
+    threads = [threading.Thread(target=track, args=(thread,)) for thread in range(4)]
+    for each in threads:
+        each.start()
+    begun.wait()
+    time.sleep(0.001)
+    client.close(0)
+    for each in threads:
+        each.join()
+    return sum(counts)

@@ -8,8 +8,10 @@ batch that was given back, or in a lease. A lease that no worker holds is given 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from itertools import chain, islice, repeat, starmap
 from operator import attrgetter
 from typing import (
@@ -43,6 +45,7 @@ ToDeadLetters = Callable[[Batch, DeliveryReport], bool]
 
 #: So many batches are set back, at most, before one of them is tried again although others wait.
 _MOST_LATE = 8
+_NO_LIMITS = Limits(MAX_BATCH_SIZE, sys.maxsize, 0.0)
 _size_of = attrgetter("size_bytes")
 
 
@@ -355,16 +358,20 @@ class Outbox(Generic[Place]):
             for batch in [batch for batch in given_back if batch.source is None]:
                 in_one_step(call(self.leased.add, batch), call(given_back.remove, batch))
                 batches.append(batch)
+        if self._evicts:  # callers pop, too, and all of it is in memory
+            batches += iter(partial(self._lease_next, _NO_LIMITS), None)
+            return batches
+        # Callers may append in between, at the other end.
         items = list(self._items)
         lost = [item for item in items if isinstance(item, bytes)]
-        kept = [item for item in items if not isinstance(item, bytes)]
+        kept = [item for item in reversed(items) if not isinstance(item, bytes)]
         position = self._taken.value() + self._evicted.value()
         starts = range(0, len(lost), MAX_BATCH_SIZE)
         batches += [Batch(lost[start : start + MAX_BATCH_SIZE], position) for start in starts]
         in_one_step(
             call(self.leased.update, batches),
-            call(self._items.clear),
-            call(self._items.extend, kept),
+            starmap(self._items.popleft, repeat((), len(items))),
+            call(self._items.extendleft, kept),
             call(self._taken.move, len(lost), 1),
         )
         return batches
