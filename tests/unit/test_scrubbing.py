@@ -111,7 +111,7 @@ def test_every_request_with_a_body_reports_whose_texts_they_are():
             "k", customer_email=JANE, cancel_reason="x", feedback_text=None, selected_offer=None
         ),
         endpoints.get_offer("x"),
-        endpoints.accept_offer("k", JANE, "x", "y"),
+        endpoints.accept_offer("k", customer_email=JANE, cancel_reason="x", offer_type="y"),
         endpoints.report_cancel_reason("s", "1", "x"),
         endpoints.update_cancel_reason("s", "1", "x", None),
         endpoints.create_recovery_template(
@@ -252,7 +252,9 @@ def test_a_scrubber_that_fails_hides_the_whole_text(make, api, bad, caplog):
 def test_without_its_customer_nothing_is_sent(make, api):
     def use(client):
         with pytest.raises(ValidationError, match="customer_email"):
-            client._usable(endpoints.accept_offer("k", JANE, "x", "y"))
+            client._usable(
+                endpoints.accept_offer("k", customer_email=JANE, cancel_reason="x", offer_type="y")
+            )
         return client.prepare("login", JANE, {})
 
     client = make(scrub=lambda text, _: text.replace("@", " at "))
