@@ -27,6 +27,8 @@ ENCODED = (
 #: More events than any measurement makes, and more bytes.
 PLENTY = 10_000_000
 PLENTY_OF_BYTES = JOURNAL_BYTES = 1 << 33
+#: The statement that is timed.
+TRACK = "client.track_event(event=EVENT, customer_email=EMAIL, properties=p)"
 
 
 class Client(NamedTuple):
@@ -82,20 +84,7 @@ def floor(url: str) -> Client:
 def windback(url: str, max_in_flight: int = 4, **options: object) -> Client:
     from windback import Windback
 
-    client = Windback(
-        **options,
-        api_key="sk_test_bench",
-        project_slug="bench",
-        base_url=url,
-        max_queue_size=PLENTY,
-        max_queue_bytes=PLENTY_OF_BYTES,
-        max_in_flight=max_in_flight,
-    )
-    return Client(
-        "client.track_event(event=EVENT, customer_email=EMAIL, properties=p)",
-        {"client": client},
-        lambda timeout: client.flush(timeout=timeout),
-    )
+    return _windback(Windback, TRACK, url, max_in_flight=max_in_flight, **options)
 
 
 def windback_async_task(url: str) -> Client:
@@ -111,19 +100,19 @@ def windback_async_thread(url: str) -> Client:
 def _windback_async(url: str, worker: Literal["task", "thread"]) -> Client:
     from windback import AsyncWindback
 
-    client = AsyncWindback(
+    return _windback(AsyncWindback, f"await {TRACK}", url, worker=worker)
+
+
+def _windback(make: Callable[..., Any], call: str, url: str, **options: object) -> Client:
+    client = make(
+        **options,
         api_key="sk_test_bench",
         project_slug="bench",
         base_url=url,
-        worker=worker,
         max_queue_size=PLENTY,
         max_queue_bytes=PLENTY_OF_BYTES,
     )
-    return Client(
-        "await client.track_event(event=EVENT, customer_email=EMAIL, properties=p)",
-        {"client": client},
-        lambda timeout: client.flush(timeout=timeout),
-    )
+    return Client(call, {"client": client}, lambda timeout: client.flush(timeout=timeout))
 
 
 def windback_journal(url: str, **options: object) -> Client:

@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 
 import pytest
 from deadlines import SLACK_S
-from raw_server import RawServer, response
+from raw_server import RawServer, pass_on, response
 
 from windback import Windback, WindbackConnectionError, WindbackTimeoutError
 
@@ -206,22 +206,13 @@ class Slowly:
 
     def _serve(self, connection):
         with connection, socket.create_connection(("127.0.0.1", self._port)) as inner, suppress(OSError):
-            threading.Thread(target=self._pass_requests, args=(connection, inner), daemon=True).start()
+            threading.Thread(target=pass_on, args=(connection, inner), daemon=True).start()
             while True:
                 data = inner.recv(1)
                 if not data:
                     return
                 connection.sendall(data)
                 time.sleep(0.1)
-
-    @staticmethod
-    def _pass_requests(connection, inner):
-        with suppress(OSError):
-            while True:
-                data = connection.recv(65_536)
-                if not data:
-                    return
-                inner.sendall(data)
 
 
 def test_a_handshake_that_comes_in_single_bytes_ends_at_the_timeout(serve, trust, authority, way):

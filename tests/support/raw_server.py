@@ -81,6 +81,18 @@ def drip(connection: socket.socket, _: bytes) -> None:
         threading.Event().wait(0.05)
 
 
+def pass_on(source: socket.socket, target: socket.socket) -> None:
+    """Pass on what comes from *source* until it ends, and the end as well."""
+    with suppress(OSError):
+        while True:
+            data = source.recv(65_536)
+            if not data:
+                break
+            target.sendall(data)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
 class Tunnel:
     """Answers CONNECT, and passes on what comes from either side."""
 
@@ -94,21 +106,10 @@ class Tunnel:
         connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
         with socket.create_connection(("127.0.0.1", self._port)) as inner:
             self._inner.append(inner)
-            threading.Thread(target=self._pass_requests, args=(connection, inner), daemon=True).start()
+            threading.Thread(target=pass_on, args=(connection, inner), daemon=True).start()
             while inner.recv(1, socket.MSG_PEEK):
                 with self._passing:
                     connection.sendall(inner.recv(65_536))
-
-    @staticmethod
-    def _pass_requests(connection: socket.socket, inner: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                data = connection.recv(65_536)
-                if not data:
-                    break
-                inner.sendall(data)
-        with suppress(OSError):
-            inner.shutdown(socket.SHUT_WR)
 
     def wait_until_quiet(self) -> None:
         """Wait until all that the server has sent is passed on."""

@@ -365,9 +365,8 @@ def _encode_any(
 def _check_name(event: object) -> str:
     if not isinstance(event, str):
         raise InvalidEventError(f"must be a string such as 'feature_used', not {_kind(event)}", path="event")
-    text = str.__str__(
-        event
-    )  # what a subclass shows may differ: a member of an Enum shows its class and name
+    # What a subclass shows may differ: a member of an Enum shows its class and name.
+    text = str.__str__(event)
     if not text:
         raise InvalidEventError("is empty; name what happened, such as 'feature_used'", path="event")
     return text

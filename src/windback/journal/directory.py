@@ -21,7 +21,7 @@ import re
 import secrets
 import stat
 from pathlib import Path
-from typing import Generator, List, NamedTuple, Optional, Sequence
+from typing import Generator, Iterable, List, NamedTuple, Optional, Sequence
 from weakref import WeakSet
 
 from .. import clock
@@ -183,7 +183,12 @@ def _shares_blocks(root: Path) -> bool:
 
 def names(root: Path) -> List[str]:
     """Return the names of the directories of all writers under *root*, exited and running."""
-    return sorted(name for name in segment.listed(root) if NAME.fullmatch(name))
+    return names_in(segment.listed(root))
+
+
+def names_in(found: Iterable[str]) -> List[str]:
+    """Return those of the names *found* under a root that directories of writers have, in order."""
+    return sorted(filter(NAME.fullmatch, found))
 
 
 def used_bytes(root: Path, without: str) -> int:

@@ -35,6 +35,7 @@ from .directory import (
     JournalDirectory,
     is_held,
     is_transient,
+    names_in,
     remove_unfinished,
 )
 from .ledger import OFFSET_BITS, Extent, Location, Ranges, State, extents_of, pack_snapshot, state_of
@@ -251,7 +252,7 @@ def names_after_sweep(root: Path) -> List[str]:
         with contextlib.suppress(OSError):  # what can't be finished now must not hold up the rest
             sweep(root)
         found = segment.listed(root)
-    return sorted(name for name in found if NAME.fullmatch(name))
+    return names_in(found)
 
 
 def left_behind(root: Path, own: str) -> List[str]:
