@@ -16,6 +16,8 @@ LIGHT, MEDIUM, HEAVY = 2_000, 20_000, 200_000
 MANY = 10**9
 #: What is compared in an event loop: the client that needs one, and what an application could take instead.
 IN_LOOP = ("floor", "windback", "windback-async-task", "windback-async-thread", "statsig", "posthog")
+#: What can be measured of clients that need an event loop. The other measurements call from threads.
+IN_ANY_LOOP = ("in_loop", "cold", "exit")
 
 Size = TypeVar("Size")
 
@@ -33,7 +35,7 @@ class Step:
     latency: float = 0.0
     #: Takes part in so many of the rounds.
     rounds: int = 99
-    #: Empty: all clients that need no event loop. The call alone: those too that deliver nothing.
+    #: Empty: all clients. The call alone: those too that deliver nothing.
     clients: tuple[str, ...] = ()
     call_alone: bool = False
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -63,7 +65,7 @@ def plan(*, quick: bool) -> list[Step]:
     own = ("floor", *OWN)
     slow = size(6_000, 4_000)
     in_loop = {"seconds": size(2.0, 0.5)}
-    queues = tuple(name for name, adapter in ADAPTERS.items() if adapter.queues and not adapter.is_async)
+    queues = tuple(name for name, adapter in ADAPTERS.items() if adapter.queues)
     #: Those whose whole life is one process, with nothing on disk.
     whole = tuple(
         name

@@ -20,7 +20,7 @@ import environments
 import report
 import surroundings
 from clients import ADAPTERS
-from plan import Step, plan
+from plan import IN_ANY_LOOP, Step, plan
 from sink import sink
 
 HERE = Path(__file__).resolve().parent
@@ -96,7 +96,8 @@ def turn(step: Step, chosen: list[str], number: int) -> list[str]:
     clients = [
         client
         for client in chosen
-        if (client in step.clients if step.clients else not ADAPTERS[client].is_async)
+        if (not step.clients or client in step.clients)
+        and (step.measure in IN_ANY_LOOP or not ADAPTERS[client].is_async)
         and (step.call_alone or ADAPTERS[client].delivers)
     ]
     start = number % max(len(clients), 1)
