@@ -206,10 +206,8 @@ def _track(
 ) -> None:
     match = request.resolver_match
     if match is not None:
-        took_s, route = (
-            clock.now_s() - started_s,
-            "/" + match.route.lstrip("^").rstrip("$"),
-        )  # of re_path, too
+        took_s = clock.now_s() - started_s
+        route = "/" + match.route.lstrip("^").rstrip("$")  # of re_path, too
         client._track_request(  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             event, scope, took_s, method=request.method, route=route, status=response.status_code
         )
