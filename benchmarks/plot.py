@@ -22,13 +22,26 @@ PANELS = (
 )
 
 
-def draw(results: Results, path: Path) -> None:
-    figure = Figure(figsize=(15, 7.5), layout="constrained")
-    axes = figure.subplots(2, 3)
-    for axis, (title, step, field) in zip(axes.flat, PANELS):
-        bars(axis, title, {client: results.get(step, client, field) for client in results.clients})
+def draw(results: Results, path: Path) -> bool:
+    """Draw what there are results of; False if there are none, as with `--steps`."""
+    found = (
+        (title, {client: results.get(step, client, field) for client in results.clients})
+        for title, step, field in PANELS
+    )
+    panels = [(title, values) for title, values in found if any(values.values())]
+    if not panels:
+        return False
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5 * columns, 3.75 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in [*axes][len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, values) in zip(axes, panels):
+        bars(axis, title, values)
     figure.suptitle(f"windback and its peers, {results.raw['date']}, {results.raw['machine']['Python']}")
     figure.savefig(path, dpi=110)
+    return True
 
 
 def bars(axis: Axes, title: str, values: dict[str, float | None]) -> None:

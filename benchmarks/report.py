@@ -23,16 +23,29 @@ def write(stem: Path) -> str:
     import plot  # needs matplotlib, which the tables do not
 
     results = Results(json.loads(stem.with_suffix(".json").read_text()))
-    plot.draw(results, stem.with_suffix(".png"))
-    text = "\n\n".join(sections(results, stem.name)) + "\n"
+    has_plot = plot.draw(results, stem.with_suffix(".png"))
+    text = "\n\n".join(measured(sections(results, f"{stem.name}.png" if has_plot else None))) + "\n"
     stem.with_suffix(".md").write_text(text)
     return text
 
 
-def sections(results: Results, name: str) -> Iterable[str]:
+def measured(parts: Iterable[str]) -> Iterable[str]:
+    """The parts without those under a heading whose tables have no row, as with `--steps`."""
+    group: list[str] = []
+    for part in [*parts, "## "]:
+        if part.startswith("## "):
+            tables = [each for each in group if each.startswith("|")]
+            if not tables or any(each.count("\n") > 1 for each in tables):
+                yield from group
+            group = []
+        group.append(part)
+
+
+def sections(results: Results, plot: str | None = None) -> Iterable[str]:
     yield f"# Benchmarks, {results.raw['date']}"
     yield "\n".join(f"- {line}" for line in circumstances(results))
-    yield f"![The same as bars]({name}.png)"
+    if plot:
+        yield f"![The same as bars]({plot})"
     yield "## Goals"
     yield goals_table(results)
     yield "## The call, in µs"

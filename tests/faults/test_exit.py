@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import pytest
 from deadlines import SLACK_S
+from raw_server import RawServer, response
 from tracking import numbers
 
 #: What the exit may take beyond shutdown_timeout.
@@ -42,6 +44,31 @@ def test_ten_full_batches_are_delivered_at_exit(server, run, options):
     ended = run(MANY, *options, url=server.url)
     assert (ended.status, ended.err) == (0, "")
     assert numbers(server) == list(range(200))
+
+
+def test_the_exit_sends_beside_the_worker_that_there_is(run):
+    # Each answer waits for a second request: one sender alone would wait until its timeout.
+    both = threading.Barrier(2)
+
+    def answer(connection, _):
+        both.wait(30.0)
+        connection.sendall(response("200 OK"))
+
+    server = RawServer(answer)
+    code = """\
+        from windback import Windback
+
+        client = Windback(batch_size=1, flush_interval=60, max_in_flight=2, shutdown_timeout=60)
+        client.track_event("login", "jane@example.com")
+        while not client.stats().in_flight:
+            pass
+        client.track_event("login", "jane@example.com")
+        print(client.stats().pending)
+    """
+    ended = run(code, *DEV, url=server.url())
+    server.close()
+    assert (ended.status, ended.out, ended.err) == (0, ["2"], "")
+    assert len(server.requests) == 2
 
 
 def test_sys_exit_delivers_and_keeps_its_status(server, run):

@@ -554,7 +554,7 @@ def test_a_forked_child_on_macos_asks_the_variables_and_not_the_system(monkeypat
 
     monkeypatch.setattr(proxy, "_IMPORTED_IN", 0)
     monkeypatch.setattr("sys.platform", "darwin")
-    monkeypatch.setattr(proxy, "getproxies", system)
+    monkeypatch.setattr("urllib.request.getproxies", system)
     monkeypatch.setattr(proxy, "_settings", {"https": "http://before:1"})
     assert proxy.route_to(HOST).proxy == "http://before:1"
     monkeypatch.setenv("HTTPS_PROXY", "http://variable:1")

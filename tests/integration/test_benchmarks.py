@@ -83,7 +83,7 @@ def test_the_tables_have_a_row_of_each_part_that_the_docs_show(bench, runs):
         "runs": runs,
         "seconds": 1,
     }
-    text = "\n\n".join(bench["report"].sections(bench["medians"].Results(raw), "x"))
+    text = "\n\n".join(bench["report"].sections(bench["medians"].Results(raw)))
     shown = {
         heading
         for heading, make in generate.PARTS["evidence.md"].items()
@@ -92,6 +92,22 @@ def test_the_tables_have_a_row_of_each_part_that_the_docs_show(bench, runs):
     for heading in shown - {"Lost, doubled, failed"}:
         part = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
         assert "| windback" in part, heading
+
+
+def test_a_run_of_some_steps_shows_these_alone(bench):
+    parts = [
+        "# Title",
+        "## Empty",
+        "| a |\n|---|",
+        "why",
+        "## Full",
+        "| a |\n|---|\n| 1 |",
+        "how",
+        "## Text",
+        "none",
+    ]
+    shown = list(bench["report"].measured(parts))
+    assert shown == ["# Title", "## Full", "| a |\n|---|\n| 1 |", "how", "## Text", "none"]
 
 
 def test_each_peer_is_pinned(bench):

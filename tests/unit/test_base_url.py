@@ -8,7 +8,10 @@ import httpx
 import pytest
 
 import windback
+from windback.api.endpoints import Request
 from windback.base_url import base_url
+from windback.config import resolve
+from windback.http.wire import Wire
 
 #: Each with what the error says.
 REFUSED = {
@@ -95,6 +98,16 @@ def test_an_address_that_is_taken_is_read_the_same_by_all(url):
     assert theirs.port == standard.port
     assert theirs.path.rstrip("/") == standard.path.rstrip("/")
     assert not theirs.userinfo
+
+
+@pytest.mark.parametrize("url", [*TAKEN, "https://example.com:443/v1", "http://localhost:080/v1"])
+def test_batches_go_where_httpx_would_send_them(url):
+    wire = Wire(resolve(is_async=False, api_key="sk_test_1", base_url=url))
+    request = httpx.Request("POST", httpx.URL(base_url(url) + "/track"))
+    headers = dict(wire.headers(Request("POST", "/track")))
+    assert headers[b"Host"].decode() == request.headers["host"]
+    assert wire.target(Request("POST", "/track")).encode() == request.url.raw_path
+    assert wire.url(Request("GET", "/stats", query="a=b")) == f"{base_url(url)}/stats?a=b"
 
 
 def test_a_password_in_an_address_is_not_repeated():

@@ -25,6 +25,24 @@ client = windback.Windback("sk_test_1", "shop", base_url="http://127.0.0.1:9")
 client.stats()
 client.with_options(max_retries=0)
 """
+#: The answer is a 200, to whatever comes.
+FIRST_BATCH = """
+import socket, threading
+import windback
+
+def answer():
+    connection, _ = listener.accept()
+    connection.recv(65_536)
+    connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
+    threading.Event().wait()
+
+listener = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=answer, daemon=True).start()
+url = "http://127.0.0.1:%d" % listener.getsockname()[1]
+client = windback.Windback("sk_test_1", "shop", base_url=url)
+client.track_event("signup", "jane@example.com")
+assert client.flush().delivered == 1
+"""
 # What the probe must see, so that its silence about the two above means something.
 CONTROL = """
 import asyncio, signal, socket, threading
@@ -65,6 +83,22 @@ def test_nothing_heavy_is_loaded_before_the_first_call(code):
     modules = probe(code)["modules"]
     assert "windback" in modules
     assert HEAVY.isdisjoint(modules)
+
+
+def test_a_batch_of_a_thread_loads_neither_httpx_nor_an_event_loop():
+    # A command that runs for a moment would wait for them longer than for everything else.
+    modules = probe(FIRST_BATCH)["modules"]
+    assert "h11" in modules
+    assert (HEAVY - {"ssl"}).isdisjoint(modules)
+
+
+@pytest.mark.parametrize("kind", ["", "async "], ids=["plain", "async"])
+def test_a_serverless_handler_loads_what_it_sends_with_before_it_is_called(kind):
+    modules = probe(
+        f"from windback.serverless import flush_after\n@flush_after\n{kind}def handler(event, context): ..."
+    )["modules"]
+    assert ("windback.http.transport" if kind else "windback.http.lane") in modules
+    assert ("httpx" in modules) == bool(kind)
 
 
 @pytest.mark.parametrize("code", [IMPORT, CLIENT], ids=["import", "client"])

@@ -106,8 +106,9 @@ LOADED_ALREADY = {
     *(("config", ":httpx"), ("event_loops", ":trio"), ("testing.plugin", ":pytest")),
     *(("broker.connection", ":redis"), ("relay.health", ":prometheus_client")),
     *(("prometheus", ":prometheus_client"), ("opentelemetry", ":opentelemetry")),
-    # httpx is built on httpcore, and that on h11: it is never there without them.
-    *(("http.network", ":httpcore"), ("http.transport", ":httpcore"), ("http.lane", ":h11")),
+    # httpx is built on httpcore, which is built on h11, and on certifi: it is never there without them.
+    *(("http.streams", ":httpcore"), ("http.transport", ":httpcore"), ("http.lane", ":h11")),
+    ("http.certificates", ":certifi"),
     ("base_url", ":idna"),
     # FastAPI is built on Starlette, and Flask on Werkzeug.
     *(("fastapi", ":fastapi"), ("fastapi", ":starlette"), ("fastapi", ":typing_extensions")),

@@ -17,6 +17,7 @@ import typer
 from windback.base_url import DEFAULT_BASE_URL, WINDBACK, is_loopback
 from windback.config import OPTIONS, Config, unread_variables
 from windback.errors import ConfigurationError, WindbackError
+from windback.http import certificates
 from windback.http.proxy import route_to
 from windback.options import switched
 
@@ -209,11 +210,9 @@ def _unconnected(error: OSError, host: str, port: int, timeout_s: float) -> str:
 
 
 def _tls(connection: socket.socket, host: str) -> Check:
-    import httpx
-
     started_s = clock.now_s()
     try:
-        context = httpx.create_ssl_context()  # the same as for requests
+        context = certificates.verifying()
         with context.wrap_socket(connection, server_hostname=host) as wrapped:
             took_s = clock.now_s() - started_s
             certificate = wrapped.getpeercert() or {}

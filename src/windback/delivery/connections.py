@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Optional, Union
 from .. import log
 from ..config import Config
 from ..process import lifecycle
-from . import retry_loop
 from .sink import ApiSink, Sink
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ class Connections:
             with lifecycle.loading:
                 from ..http.transport import SyncTransport  # loads httpx, which no importer should
 
-                retry_loop.load()
                 transport = SyncTransport(self._config)
                 if transport.broken is not None:  # the next one may find the file that is missing
                     return transport
@@ -72,7 +70,6 @@ class Connections:
         with lifecycle.loading:
             from ..http.lane import Lane
 
-            retry_loop.load()
             lane = Lane(self._config) if Lane.fits(self._config) else None
         log.write()
         return lane or self.transport()
@@ -81,7 +78,6 @@ class Connections:
         with lifecycle.loading:
             from ..broker.sink import RedisSink
 
-            retry_loop.load()
             return RedisSink(self._config)
 
     def close(self) -> None:

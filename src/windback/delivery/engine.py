@@ -307,10 +307,10 @@ class LocalEngine:
         self.scheduler.begin_close()
 
     def finish_exit(self, deadline_s: float) -> int:
-        """Wait for the worker threads; send from here what no thread and no event loop will."""
+        """Send what is left, from here too: no thread can be started any more, and no event loop runs."""
         if self._uses_tasks:
             self.scheduler.reclaim()
-        result = self._flush_until(deadline_s, in_caller=self._uses_tasks)
+        result = self._flush_until(deadline_s, in_caller=True)
         self._release()
         return result.pending
 

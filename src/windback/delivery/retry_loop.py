@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Awaitable, Callable, Optional
 
 from .. import clock, event_loops
 from ..api.answer import Answer, Failure
+from ..process import lifecycle
 from .retry import RetryPolicy, jitter, retry_delay_s
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def send(
     answer = Answer(None, failure=Failure.TIMEOUT) if left_s <= 0.0 else attempt(left_s)
     if answer.ok or left_s <= 0.0:
         return answer
-    from tenacity import Retrying  # see `load`
+    load()
+    from tenacity import Retrying
 
     plan = _Plan(policy)
     for each in Retrying(
@@ -70,7 +72,7 @@ async def send_async(
     answer = Answer(None, failure=Failure.TIMEOUT) if left_s <= 0.0 else await attempt(left_s)
     if answer.ok or left_s <= 0.0:
         return answer
-    from tenacity import AsyncRetrying
+    from tenacity import AsyncRetrying  # loaded already: it would block the event loop
 
     plan = _Plan(policy)
     async for each in AsyncRetrying(
@@ -88,11 +90,9 @@ async def send_async(
 
 
 def load() -> None:
-    """Load tenacity, in the lock of imports and not at the first failure.
-
-    That may happen while the process forks or ends, or in an event loop, which it would block.
-    """
-    importlib.import_module("tenacity")
+    """Load tenacity, and no fork happens halfway. It loads asyncio, so who never fails starts sooner."""
+    with lifecycle.loading:
+        importlib.import_module("tenacity")
 
 
 class _Plan:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Dict, Optional, cast
 import httpx
 
 from .interruption import raise_interruption
-from .network import has_unread
+from .streams import has_unread
 from .wire import MAX_ANSWER_BYTES
 
 if TYPE_CHECKING:

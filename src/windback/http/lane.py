@@ -18,22 +18,21 @@ from __future__ import annotations
 
 import ssl
 import sys
-from contextlib import suppress
-from typing import Dict, List, Optional
-from urllib.parse import urlsplit
+from contextlib import contextmanager
+from typing import Dict, Generator, List, Optional
 
 import h11
-import httpx
 
 from .. import clock
 from ..api.answer import Answer, Failure
 from ..api.endpoints import Request
 from ..config import Config
 from ..secrets import without_frames
-from .interruption import raise_interruption
-from .network import Backend, Deadline, Endpoint, mapped
+from . import certificates
+from .interruption import interruption, raise_interruption
+from .network import Endpoint, Network, is_late
 from .proxy import usable_route
-from .wire import KEEPALIVE_S, MAX_ANSWER_BYTES, Wire
+from .wire import KEEPALIVE_S, MAX_ANSWER_BYTES, NoAnswerError, Wire
 
 #: The head of an answer is not larger. httpcore has the same bound.
 _MAX_HEAD_BYTES = 100 * 1024
@@ -47,22 +46,18 @@ class Lane:
     """Sends batches from threads. Safe to share between them."""
 
     def __init__(self, config: Config) -> None:
-        parts = urlsplit(config.base_url)
-        self._host = parts.hostname or ""
         self._wire = Wire(config)
-        self._deadline = Deadline()
-        self._backend = Backend(self._deadline)
+        self._network = Network()
         #: The connections that no thread uses. A list is a stack that threads can share: the one that was
         #: used last is used next, and the others grow old.
         self._idle: List[_Connection] = []
         self._tls: Optional[ssl.SSLContext] = None
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
         #: Why no connection can be made at all: the answer to every try.
         self.broken: Optional[Answer] = None
         before = sys.exc_info()[1]
         try:
-            if parts.scheme == "https":
-                self._tls = httpx.create_ssl_context()
+            if config.base_url.startswith("https"):
+                self._tls = certificates.verifying()
                 self._tls.set_alpn_protocols(["http/1.1"])
         except Exception as error:  # noqa: BLE001 - a certificate file that the environment has wrong
             raise_interruption(error, before)
@@ -77,7 +72,7 @@ class Lane:
         """Make one try, of at most *timeout_s* seconds. What a network or a server does is an Answer."""
         if self.broken is not None:
             return self.broken
-        self._deadline.start(timeout_s)
+        self._network.deadline.start(timeout_s)
         before = sys.exc_info()[1]
         repeats = 0
         try:
@@ -85,7 +80,8 @@ class Lane:
             if connection is not None:
                 try:
                     return self._converse(connection, request)
-                except _StaleError:  # the server closed it before it had the request, or as it came
+                except _StaleError as error:  # the server closed it before it had the request, or as it came
+                    raise_interruption(error, before)
                     repeats = 1
             answer = self._converse(self._connect(), request)
         except Exception as error:  # noqa: BLE001 - any exception means that there is no answer
@@ -107,12 +103,12 @@ class Lane:
             connection.close()
 
     def _connect(self) -> _Connection:
-        with mapped(httpx.ConnectTimeout, httpx.ConnectError):
-            sock = self._backend.connect(self._host, self._port)
+        with _failing(Failure.CONNECT_TIMEOUT, Failure.CONNECT):
+            sock = self._network.connect(self._wire.host, self._wire.port)
             if self._tls is None:
-                return _Connection(Endpoint(sock, self._deadline))
+                return _Connection(Endpoint(sock, self._network.deadline))
             try:
-                return _Connection(self._backend.secure(sock, self._tls, self._host))
+                return _Connection(self._network.secure(sock, self._tls, self._wire.host))
             except BaseException:
                 sock.close()
                 raise
@@ -137,19 +133,31 @@ class Lane:
         return self._wire.read(request, response.status_code, _headers_of(response), raw)
 
     def _head(self, request: Request) -> bytes:
-        first = b"%b %b HTTP/1.1\r\n" % (request.method.encode(), self._wire.url(request).raw_path)
+        first = b"%b %b HTTP/1.1\r\n" % (request.method.encode(), self._wire.target(request).encode())
         headers = [b"%b: %b\r\n" % header for header in self._wire.headers(request)]
         return b"".join((first, *headers, b"\r\n"))
 
     def abandon(self) -> None:
         """Let go of the sockets in a forked child, where they are the parent's."""
-        self._backend.abandon()
+        self._network.abandon()
         self._idle.clear()
 
     def close(self) -> None:
         """Close the connections."""
         while self._idle:
             self._idle.pop().close()
+
+
+@contextmanager
+def _failing(
+    late: Failure = Failure.TIMEOUT, otherwise: Failure = Failure.BROKEN
+) -> Generator[None, None, None]:
+    """Raise NoAnswerError for what a socket raises."""
+    try:
+        yield
+    except OSError as error:
+        text = str(error)
+        raise NoAnswerError(late if is_late(error) else otherwise, text or "timed out") from error
 
 
 class _StaleError(Exception):
@@ -171,8 +179,12 @@ class _Connection:
         self._h11.send(h11.EndOfMessage())
         self._is_answered = False
         # A server may answer and close before it has read everything, as with 413: its answer counts.
-        with suppress(httpx.WriteError), mapped(httpx.WriteTimeout, httpx.WriteError):
-            self._endpoint.send(data)
+        try:
+            with _failing():
+                self._endpoint.send(data)
+        except NoAnswerError as error:
+            if error.failure is Failure.TIMEOUT or interruption(error):
+                raise
 
     def read_head(self) -> h11.Response:
         """Read the answer up to its body."""
@@ -181,7 +193,7 @@ class _Connection:
             if isinstance(event, h11.Response):
                 return event
             if not isinstance(event, h11.InformationalResponse):
-                raise httpx.RemoteProtocolError(f"{event!r} is not an answer")
+                raise NoAnswerError(Failure.BROKEN, f"{event!r} is not an answer")
 
     def read_body(self) -> bytes:
         """Read the body to its end, or until it is larger than an answer may be."""
@@ -198,23 +210,23 @@ class _Connection:
             try:
                 event = self._h11.next_event()
             except h11.RemoteProtocolError as error:
-                raise httpx.RemoteProtocolError(str(error)) from error
+                raise NoAnswerError(Failure.BROKEN, str(error)) from error
             if event is not h11.NEED_DATA:
                 return event
             self._h11.receive_data(self._receive())
 
     def _receive(self) -> bytes:
         try:
-            with mapped(httpx.ReadTimeout, httpx.ReadError):
+            with _failing():
                 data = self._endpoint.receive(_RECEIVE_BYTES)
-        except httpx.ReadError as error:
-            if self._is_stale:
+        except NoAnswerError as error:
+            if self._is_stale and error.failure is Failure.BROKEN:
                 raise _StaleError from error
             raise
         if not data and self._h11.their_state is h11.SEND_RESPONSE:
             if self._is_stale:
                 raise _StaleError
-            raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+            raise NoAnswerError(Failure.BROKEN, "Server disconnected without sending a response.")
         self._is_answered = True
         return data
 

@@ -12,7 +12,6 @@ import os
 import sys
 from typing import Dict, List, NamedTuple, Optional, Set
 from urllib.parse import urlsplit
-from urllib.request import getproxies, getproxies_environment
 
 from .. import log
 from ..base_url import is_loopback
@@ -80,6 +79,11 @@ def without_password(proxy: str) -> str:
 
 def _proxies() -> Dict[str, str]:
     global _settings  # noqa: PLW0603 - of the process
+    has_settings = sys.platform in ("darwin", "win32")
+    if not has_settings and not any(name.lower().endswith("_proxy") for name in os.environ):
+        return {}
+    from urllib.request import getproxies, getproxies_environment  # loads slowly what is seldom needed
+
     if sys.platform == "darwin" and os.getpid() != _IMPORTED_IN:
         return getproxies_environment() or _settings or {}
     _settings = getproxies()

@@ -21,10 +21,12 @@ from ..api.answer import Answer, Failure
 from ..api.endpoints import Request
 from ..config import Config
 from ..secrets import without_frames
-from . import body, egress
+from . import body, certificates, egress
+from .httpx_requests import HttpxRequests
 from .interruption import raise_interruption
-from .network import AsyncBackend, Backend, Deadline
+from .network import Network
 from .proxy import Route, usable_route
+from .streams import AsyncBackend, Backend
 from .wire import KEEPALIVE_S, Wire, response_of
 
 
@@ -41,8 +43,9 @@ class SyncTransport:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._wire = Wire(config)
-        self._deadline = Deadline()
-        self._backend = Backend(self._deadline)
+        self._requests = HttpxRequests(self._wire)
+        self._network = Network()
+        self._backend = Backend(self._network)
         self._client: Optional[httpx.Client] = None
         self._direct: Optional[httpx.HTTPTransport] = None
         #: The API's host, if a proxy leads there: the egress block sees the proxy's host alone.
@@ -53,7 +56,7 @@ class SyncTransport:
         try:
             if config.http_client is not None:
                 self._client = cast("httpx.Client", config.http_client)
-                self._wire.extensions["trace"] = self._on_trace
+                self._requests.extensions["trace"] = self._on_trace
             else:
                 # A client costs a fifth more CPU a request than the transport below it, for cookies, auth
                 # and redirects that we do not want.
@@ -87,16 +90,16 @@ class SyncTransport:
         """Make one try, of at most *timeout_s* seconds."""
         if self.broken is not None:
             return self.broken
-        self._deadline.start(timeout_s)
+        self._network.deadline.start(timeout_s)
         before = sys.exc_info()[1]
         try:
             if self._behind_proxy is not None:
                 egress.check(self._behind_proxy)
             if self._direct is not None:
-                response = self._direct.handle_request(self._wire.build(request, timeout_s))
+                response = self._direct.handle_request(self._requests.build(request, timeout_s))
             else:
                 assert self._client is not None
-                wire = self._wire.build_for(self._client, request, timeout_s)
+                wire = self._requests.build_for(self._client, request, timeout_s)
                 response = self._client.send(wire, stream=True, follow_redirects=False)
             raw = body.read(response, before)
         except Exception as error:  # noqa: BLE001 - any exception means that there is no answer; see the module
@@ -108,7 +111,7 @@ class SyncTransport:
 
     def abandon(self) -> None:
         """Let go of the sockets in a forked child, where they are the parent's."""
-        self._backend.abandon()
+        self._network.abandon()
 
     def close(self) -> None:
         """Close the connections; a client that the user gave us stays open."""
@@ -125,6 +128,7 @@ class AsyncTransport:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._wire = Wire(config)
+        self._requests = HttpxRequests(self._wire)
         self._client: Optional[httpx.AsyncClient] = None
         self._direct: Optional[httpx.AsyncHTTPTransport] = None
         #: The API's host, if a proxy leads there: the egress block sees the proxy's host alone.
@@ -135,7 +139,7 @@ class AsyncTransport:
         try:
             if config.http_client is not None:
                 self._client = cast("httpx.AsyncClient", config.http_client)
-                self._wire.extensions["trace"] = _on_trace
+                self._requests.extensions["trace"] = _on_trace
             else:
                 route = usable_route(config.base_url)
                 self._behind_proxy = None if route.proxy is None else urlsplit(config.base_url).hostname
@@ -165,10 +169,12 @@ class AsyncTransport:
                 egress.check(self._behind_proxy)
             with event_loops.move_on_after(timeout_s):
                 if self._direct is not None:
-                    response = await self._direct.handle_async_request(self._wire.build(request, timeout_s))
+                    response = await self._direct.handle_async_request(
+                        self._requests.build(request, timeout_s)
+                    )
                 else:
                     assert self._client is not None
-                    wire = self._wire.build_for(self._client, request, timeout_s)
+                    wire = self._requests.build_for(self._client, request, timeout_s)
                     response = await self._client.send(wire, stream=True, follow_redirects=False)
                 # The status has arrived: it counts even if the time is over before the body is read.
                 answer = self._wire.read(request, response.status_code, response.headers, None)
@@ -209,7 +215,7 @@ def _no_certificates() -> ssl.SSLContext:
 def _pool_limits(config: Config) -> _PoolLimits:
     is_https = config.base_url.startswith("https")
     return {
-        "ssl_context": httpx.create_ssl_context() if is_https else _no_certificates(),
+        "ssl_context": certificates.verifying() if is_https else _no_certificates(),
         "max_connections": None,
         "max_keepalive_connections": 100,
         "keepalive_expiry": KEEPALIVE_S,

@@ -1,4 +1,4 @@
-"""Bytes of a request and of an answer, for the transports and the lane.
+"""The headers of a request and what an answer is worth, for the lane and for httpx.
 
 Nothing here raises for what a network or a server does: every outcome is an Answer, which `delivery` judges.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import codecs
 import zlib
-from typing import AsyncIterator, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import List, Mapping, Optional, Tuple
+from urllib.parse import urlsplit
 
-import httpx
 import orjson
 
 from .. import __version__
@@ -23,57 +23,44 @@ MAX_ANSWER_BYTES = 8_000_000
 #: A connection that was idle for longer is not used again (seconds). Longer than the default of httpx, so
 #: that a low but steady stream of batches keeps its connection.
 KEEPALIVE_S = 30.0
+_PORTS = {"http": 80, "https": 443}
 #: The `wbits` of zlib for the encodings that are unpacked.
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-_PHASES = ("connect", "read", "write", "pool")
+
+
+class NoAnswerError(Exception):
+    """Why a request of the lane has no answer."""
+
+    def __init__(self, failure: Failure, text: str) -> None:
+        super().__init__(text)
+        self.failure = failure
 
 
 class Wire:
-    """Builds requests and reads answers."""
+    """What the requests to one address have in common, and how their answers are read."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._urls: Dict[str, httpx.URL] = {}
-        self.extensions: Dict[str, object] = {}
-        url = httpx.URL(config.base_url)
+        address = urlsplit(config.base_url)
+        self.host = address.hostname or ""
+        self.port = address.port or _PORTS[address.scheme]
+        self._origin = f"{address.scheme}://{address.netloc}"
+        self._path = address.path
+        is_usual = self.port == _PORTS[address.scheme]
+        name = f"[{self.host}]" if ":" in self.host else self.host
         self._common = [
-            (b"Host", url.netloc),
+            (b"Host", (name if is_usual else f"{name}:{self.port}").encode()),
             (b"User-Agent", f"windback-python/{__version__}".encode()),
         ]
 
-    def build(self, request: Request, timeout_s: float) -> httpx.Request:
-        """Return the request for a transport of our own."""
-        # With `stream` httpx adds no headers and copies no body; each of ours is already there.
-        return httpx.Request(
-            request.method,
-            self.url(request),
-            headers=self.headers(request),
-            stream=_Body(request.body),
-            extensions={**self.extensions, "timeout": dict.fromkeys(_PHASES, timeout_s)},
-        )
-
-    def build_for(
-        self, client: Union[httpx.Client, httpx.AsyncClient], request: Request, timeout_s: float
-    ) -> httpx.Request:
-        """Return the request for a client of the user's, with the headers and cookies that it adds."""
-        return client.build_request(
-            request.method,
-            str(self.url(request)),  # the class of URLs is the client's own
-            headers=self.headers(request),
-            content=request.body,
-            timeout=timeout_s,
-            extensions=self.extensions,
-        )
-
-    def url(self, request: Request) -> httpx.URL:
+    def url(self, request: Request) -> str:
         """Return where a request goes."""
-        target = f"{request.path}?{request.query}" if request.query else request.path
-        url = self._urls.get(target)
-        if url is None:
-            if len(self._urls) > 100:
-                self._urls.clear()
-            url = self._urls[target] = httpx.URL(self._config.base_url + target)
-        return url
+        return self._origin + self.target(request)
+
+    def target(self, request: Request) -> str:
+        """Return the path and the query of that."""
+        path = self._path + request.path
+        return f"{path}?{request.query}" if request.query else path
 
     def headers(self, request: Request) -> List[Tuple[bytes, bytes]]:
         """Return all headers of a request."""
@@ -117,6 +104,8 @@ class Wire:
         """Return why there is no answer, without the key."""
         if isinstance(error, egress.RefusedError):
             return Answer(None, failure=Failure.FORBIDDEN, detail=str(error))
+        if isinstance(error, NoAnswerError):
+            return Answer(None, failure=error.failure, detail=self._config.redact(str(error)))
         # By their names, which httpx and its successor share.
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & {"ConnectTimeout", "PoolTimeout"}:
@@ -175,29 +164,3 @@ def is_json_object(body: bytes) -> bool:
         return isinstance(orjson.loads(body), dict)
     except orjson.JSONDecodeError:
         return False
-
-
-class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A request's body. The iterators are not generators, which warn if a loop ends in the middle."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter((self._body,))
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Once(self._body)
-
-
-class _Once:
-    def __init__(self, body: bytes) -> None:
-        self._left = [body]
-
-    def __aiter__(self) -> _Once:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._left:
-            raise StopAsyncIteration
-        return self._left.pop()

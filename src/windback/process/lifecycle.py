@@ -168,14 +168,12 @@ def _at_exit() -> None:
     notice_fork()
     exiting = True
     left_behind = engines()
-    will_load = "windback.http.transport" not in sys.modules
     started_s = clock.now_s()
     for engine in left_behind:
         engine.begin_exit()
     left = sum(engine.finish_exit(started_s + engine.shutdown_timeout) for engine in left_behind)
     _warn_of_losses(left)
-    if will_load:
-        _keep_exit_status()
+    _keep_exit_status()
     for call in after_exit:
         call()
 

@@ -31,7 +31,7 @@ logger = logging.getLogger("windback")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 #: While a busy application runs, the drain gets the interpreter this often (seconds), and not every 5 ms:
-#: loading httpx needs hundreds of turns.
+#: loading what sends needs hundreds of turns.
 _SWITCH_S = 0.0005
 #: How long the end of the process waits for a signal that was already sent.
 _ON_ITS_WAY_S = 1.0

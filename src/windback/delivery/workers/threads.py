@@ -72,7 +72,7 @@ class ThreadWorkers:
         return True
 
     def _load_for_gevent(self) -> None:
-        """Load httpx now: at the exit, under gevent, it can't be, for that forks and registers exit handlers.
+        """Load what sends now: at the exit gevent can't, for it would fork and register exit handlers.
 
         A greenlet that loads it later would block all others for as long.
         """
