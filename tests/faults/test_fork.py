@@ -183,15 +183,17 @@ def test_a_grandchild_is_a_child(server, run):
     assert arrived(server) == expected("parent", "child", "grandchild")
 
 
-def test_a_fork_while_the_worker_still_loads_its_modules(server, run):
+@pytest.mark.parametrize(("module", "failures"), [("h11", 0), ("tenacity", 1)])
+def test_a_fork_while_the_worker_still_loads_its_modules(server, run, module, failures):
     """As an app that tracks "started" and forks at once does: the child must not wait for an import."""
+    server.faults([{"path": "/track", "status": 503, "times": failures}] * failures)
     code = (
         TOOLS
         + """\
     class Slow:
         # The lock of a module that is being imported is held by the thread that imports it.
         def find_spec(self, name, path=None, target=None):
-            if name in ("httpx", "tenacity"):
+            if name == "MODULE":
                 loading.append(name)
                 time.sleep(0.3)
 
@@ -209,7 +211,7 @@ def test_a_fork_while_the_worker_still_loads_its_modules(server, run):
     join([fork(work)])
     assert client.flush(10)
     """
-    )
+    ).replace("MODULE", module)
     ended = run(code, *OPTIONS, url=server.url)
     assert (ended.status, ended.err) == (0, "")
     assert arrived(server) == expected("parent", "child")

@@ -604,8 +604,19 @@ def test_a_flush_wakes_a_worker_that_waits_out_a_backoff(world):
     sleeper = Waker()
     world.put(10)
     world.worker().step()
-    world.scheduler.parking.rest(sleeper)
+    world.scheduler.parking.rest(sleeper, world.scheduler.parking.last_wake)
+    assert not sleeper.is_awake
     world.scheduler.begin_flush(Waker(), has_timeout=True)
+    assert sleeper.is_awake
+
+
+def test_a_flush_between_an_answer_and_the_backoff_that_follows_ends_the_backoff(world):
+    sleeper = Waker()
+    world.put(10)
+    world.worker().step()
+    answered = world.scheduler.parking.last_wake
+    world.scheduler.begin_flush(Waker(), has_timeout=True)
+    world.scheduler.parking.rest(sleeper, answered)
     assert sleeper.is_awake
 
 

@@ -32,11 +32,13 @@ class Waker(Protocol):
 class Worker:
     """One worker, a thread or a task: what it delivers right now, and what it sleeps on."""
 
-    __slots__ = ("batch", "waker")
+    __slots__ = ("batch", "last_wake", "waker")
 
     def __init__(self) -> None:
         self.batch: Optional[Batch] = None
         self.waker: Optional[Waker] = None
+        #: That of the parking when the last answer came.
+        self.last_wake: Optional[object] = None
 
 
 class Step(NamedTuple):
@@ -66,6 +68,8 @@ class Parking:
         self.parked: Dict[Waker, Worker] = {}
         #: Workers that wait out a backoff.
         self._resting: Deque[Waker] = deque()
+        #: A new one each time that all are woken: any thread may do so, and none of the times is lost.
+        self.last_wake = object()
         #: Callers that wait for room in the queue.
         self.callers: Deque[Waker] = deque()
 
@@ -116,9 +120,14 @@ class Parking:
 
     # -- the others ----------------------------------------------------------------------------
 
-    def rest(self, waker: Waker) -> None:
-        """List a worker that waits out a backoff, which a flush or a close ends."""
+    def rest(self, waker: Waker, last_wake: object) -> None:
+        """List a worker that waits out a backoff, which a flush or a close ends.
+
+        last_wake: what it was when the answer came. Who woke all since then could not see this one.
+        """
         self._resting.append(waker)
+        if self.last_wake is not last_wake:
+            waker.release()
 
     def rested(self, waker: Waker) -> None:
         """Remove it from that list."""
@@ -140,6 +149,7 @@ class Parking:
 
     def wake_all(self) -> None:
         """Wake all workers."""
+        self.last_wake = object()
         while self.wake_worker():
             pass
         for waker in list(self._resting):

@@ -156,8 +156,8 @@ def _failing(
     try:
         yield
     except OSError as error:
-        text = str(error)
-        raise NoAnswerError(late if is_late(error) else otherwise, text or "timed out") from error
+        failure = late if is_late(error) else otherwise
+        raise NoAnswerError(failure, str(error) or type(error).__name__) from error
 
 
 class _StaleError(Exception):

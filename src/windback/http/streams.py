@@ -30,7 +30,7 @@ def mapped(late: Type[Exception], failed: Type[Exception]) -> Generator[None, No
     try:
         yield
     except OSError as error:
-        raise (late if is_late(error) else failed)(str(error) or "timed out") from error
+        raise (late if is_late(error) else failed)(str(error)) from error
 
 
 class InnerTLS:

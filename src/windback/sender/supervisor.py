@@ -46,7 +46,6 @@ while len(data) < length:
     data += os.read(0, length - len(data)) or sys.exit()
 options = json.loads(data)
 sys.path += [folder for folder in options.pop("path") if folder not in sys.path]
-sys.modules["httpx._main"] = None  # its command line, which loads rich where that is: 50 ms and 6 MB
 try:
     from windback.sender.main import main
     main(options, 0, answers, memory)

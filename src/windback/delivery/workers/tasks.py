@@ -170,6 +170,7 @@ class TaskWorkers:
         async def attempt(left_s: float) -> Answer:
             started_s = clock.now_s()
             answer = await sink.attempt(batch, left_s, gzip=gzipped)
+            worker.last_wake = scheduler.parking.last_wake
             scheduler.hooks.tried(batch, answer, clock.now_s() - started_s)
             return answer
 
@@ -178,18 +179,18 @@ class TaskWorkers:
             answer = await retry_loop.send_async(
                 attempt,
                 scheduler.retry_policy(),
-                lambda seconds: self._sleep(state, seconds),
+                lambda seconds: self._sleep(state, worker, seconds),
                 on_failure,
             )
             scheduler.settle(worker, answer, clock.now_s(), time.time(), gzipped=gzipped)
         finally:
             scheduler.put_down(worker)
 
-    async def _sleep(self, state: LoopState, seconds: float) -> None:
+    async def _sleep(self, state: LoopState, worker: Worker, seconds: float) -> None:
         """Wait out a backoff, unless a flush or a close ends it."""
         waker = TaskWaker(state.loop)
         try:
-            self._scheduler.parking.rest(waker)
+            self._scheduler.parking.rest(waker, worker.last_wake)
             await waker.sleep(seconds)
         finally:
             self._scheduler.parking.rested(waker)

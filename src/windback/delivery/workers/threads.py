@@ -161,6 +161,7 @@ class ThreadWorkers:
             sink = self._connections.sink()
             started_s = clock.now_s()
             answer = sink.attempt(batch, left_s, gzip=gzipped)
+            worker.last_wake = scheduler.parking.last_wake
             scheduler.hooks.tried(batch, answer, clock.now_s() - started_s)
             return answer
 
@@ -168,18 +169,18 @@ class ThreadWorkers:
             answer = retry_loop.send(
                 attempt,
                 scheduler.retry_policy(deadline_s),
-                self._sleep,
+                lambda seconds: self._sleep(worker, seconds),
                 on_failure,
             )
             scheduler.settle(worker, answer, clock.now_s(), time.time(), gzipped=gzipped)
         finally:
             scheduler.put_down(worker)
 
-    def _sleep(self, seconds: float) -> None:
+    def _sleep(self, worker: Worker, seconds: float) -> None:
         """Wait out a backoff, unless a flush or a close ends it."""
         waker = ThreadWaker()
         try:
-            self._scheduler.parking.rest(waker)
+            self._scheduler.parking.rest(waker, worker.last_wake)
             waker.sleep(seconds)
         finally:
             self._scheduler.parking.rested(waker)
