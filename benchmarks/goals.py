@@ -6,7 +6,7 @@ import dataclasses
 from typing import Callable, Iterable, Iterator
 
 from environments import BESIDE
-from medians import Results
+from medians import PRODUCE_ALONE, Results
 
 #: Flat: the most that an event costs with 10³ to 10⁶ queued is so many times the least.
 FLAT = 1.25
@@ -43,57 +43,53 @@ def all_of(results: Results) -> list[Goal]:
 
 
 def call(results: Results) -> Iterator[Goal]:
-    p50 = of(results, "1 thread", "p50")
-    yield Goal("call p50, by the floor's", ratio(p50("windback"), p50("floor")), 1.5)
-    confluent = p50("confluent-kafka")
-    yield Goal("call p50, by confluent-kafka's (encode and `produce`)", ratio(p50("windback"), confluent), 1)
-    alone = p50("confluent-kafka-produce")
-    yield Goal("call p50, by `produce` of bytes that are there already", ratio(p50("windback"), alone), 1)
-    yield Goal("call p50, by posthog's", ratio(p50("windback"), p50("posthog")), 1 / 25)
-    p999 = of(results, "8 threads", "p99.9")
-    lowest, whose = best(results, p999, min)
-    yield Goal(f"p99.9 with 8 threads, by the best peer's ({whose})", ratio(p999("windback"), lowest), 1)
+    p50 = by(results, "1 thread", "p50")
+    yield Goal("call p50, by the floor's", p50("floor"), 1.5)
+    yield Goal("call p50, by confluent-kafka's (encode and `produce`)", p50("confluent-kafka"), 1)
+    yield Goal("call p50, by `produce` of bytes that are there already", p50(PRODUCE_ALONE), 1)
+    yield Goal("call p50, by posthog's", p50("posthog"), 1 / 25)
+    whose = best(results, "8 threads", "p99.9", min)
+    p999 = by(results, "8 threads", "p99.9")(whose)
+    yield Goal(f"p99.9 with 8 threads, by the best peer's ({whose})", p999, 1)
 
 
 def busy(results: Results) -> Iterator[Goal]:
     for step in ("8 busy threads", "32 busy threads"):
         for field, limit in (("p50", 1.5), ("p99", 1.5), ("slowdown", 1.05)):
-            get = of(results, step, field)
-            yield Goal(f"{step}: {field}, by the floor's", ratio(get("windback"), get("floor")), limit)
+            yield Goal(f"{step}: {field}, by the floor's", by(results, step, field)("floor"), limit)
 
 
 def delivery(results: Results) -> Iterator[Goal]:
-    rate, cpu = of(results, "end to end", "rate"), of(results, "end to end", "cpu")
-    yield Goal("end to end, by the floor's", ratio(rate("windback"), rate("floor")), 0.6, at_least=True)
-    highest, whose = best(results, rate, max)
-    yield Goal(
-        f"end to end, by the best peer's ({whose})", ratio(rate("windback"), highest), 1, at_least=True
-    )
-    yield Goal("end to end, by posthog's", ratio(rate("windback"), rate("posthog")), 10, at_least=True)
-    lowest, whose = best(results, cpu, min)
-    yield Goal(f"CPU per event, by the best peer's ({whose})", ratio(cpu("windback"), lowest), 1 / 3)
+    rate, cpu = by(results, "end to end", "rate"), by(results, "end to end", "cpu")
+    yield Goal("end to end, by the floor's", rate("floor"), 0.6, at_least=True)
+    whose = best(results, "end to end", "rate", max)
+    yield Goal(f"end to end, by the best peer's ({whose})", rate(whose), 1, at_least=True)
+    yield Goal("end to end, by posthog's", rate("posthog"), 10, at_least=True)
+    whose = best(results, "end to end", "cpu", min)
+    yield Goal(f"CPU per event, by the best peer's ({whose})", cpu(whose), 1 / 3)
     four = results.get("50 ms", "windback", "rate")
     one = results.get("50 ms, max_in_flight=1", "windback", "rate")
     yield Goal("50 ms round trips, by one connection", ratio(four, one), 3.5, at_least=True)
 
 
 def journal(results: Results) -> Iterator[Goal]:
-    p50 = of(results, "1 thread", "p50")
-    yield Goal("journal: call p50, by memory's", ratio(p50("windback-journal"), p50("windback")), 2)
+    own = results.ratio("1 thread", "windback-journal", "windback", "p50")
+    yield Goal("journal: call p50, by memory's", own, 2)
     for step in ("8 busy threads", "32 busy threads"):
         p99 = results.get(step, "windback-journal", "p99")
         yield Goal(f"journal, {step}: p99 in µs", p99, 15)
+    process = "windback-process"
     for step, limit in (("8 threads, light", 1.2), ("40 threads, heavy", 1.1)):
-        rate, made = (results.get(step, "windback-process", field) for field in ("rate", "made_rate"))
-        yield Goal(f"process, {step}: delivered while made", ratio(rate, made), 0.99, at_least=True)
-        without = results.get(step, "floor", "made_rate")
-        yield Goal(f"process, {step}: made by the floor's", ratio(without, made), limit)
+        meanwhile = results.ratio(step, process, process, "rate", "made_rate")
+        yield Goal(f"process, {step}: delivered while made", meanwhile, 0.99, at_least=True)
+        made = results.ratio(step, "floor", process, "made_rate")
+        yield Goal(f"process, {step}: made by the floor's", made, limit)
     p999 = results.get("busy disk", "windback-journal", "p99.9")
     yield Goal("journal, 8 busy threads beside writes and syncs of the disk: p99.9 in µs", p999, 50)
     took = results.get("exit", "windback-process", "seconds")
     yield Goal("process: seconds that an exit takes with 100,000 events just made", took, 0.2)
-    rate = results.get("drain", "windback-relay", "rate")
-    yield Goal("relay: events/s of what a dead process left, on one core", rate, 50_000, at_least=True)
+    drained = results.get("drain", "windback-relay", "rate")
+    yield Goal("relay: events/s of what a dead process left, on one core", drained, 50_000, at_least=True)
 
 
 def memory(results: Results) -> Iterator[Goal]:
@@ -115,26 +111,28 @@ def imports(results: Results) -> Iterator[Goal]:
 
 def cold(results: Results) -> Iterator[Goal]:
     for name in BESIDE:
-        wall = of(results, f"cold start, {name}", "wall")
-        lowest, whose = best(results, lambda peer, wall=wall: None if peer in COMPILED else wall(peer), min)
-        text = f"cold start, {name}: until the first event has arrived, by the best Python peer's ({whose})"
-        yield Goal(text, ratio(wall("windback"), lowest), 1)
+        step = f"cold start, {name}"
+        whose = best(results, step, "wall", min, without=COMPILED)
+        text = f"{step}: until the first event has arrived, by the best Python peer's ({whose})"
+        yield Goal(text, by(results, step, "wall")(whose), 1)
 
 
-Get = Callable[[str], "float | None"]
+def by(results: Results, step: str, field: str) -> Callable[[str | None], float | None]:
+    """What gives windback's number by that of another client."""
+    return lambda other: results.ratio(step, "windback", other, field)
 
 
-def best(results: Results, get: Get, choose: Callable[[Iterable[float]], float]) -> tuple[float | None, str]:
-    """The best number of a peer, and whose it is."""
-    values = {peer: value for peer in results.peers if (value := get(peer)) is not None}
-    if not values:
-        return None, "?"
-    value = choose(values.values())
-    return value, next(peer for peer in values if values[peer] == value)
-
-
-def of(results: Results, step: str, field: str) -> Get:
-    return lambda client: results.get(step, client, field)
+def best(
+    results: Results,
+    step: str,
+    field: str,
+    choose: Callable[[Iterable[float]], float],
+    without: tuple[str, ...] = (),
+) -> str | None:
+    """The peer with the best number; None without a peer."""
+    peers = [peer for peer in results.peers if peer not in without]
+    values = {peer: value for peer in peers if (value := results.get(step, peer, field)) is not None}
+    return next(peer for peer in values if values[peer] == choose(values.values())) if values else None
 
 
 def ratio(value: float | None, other: float | None) -> float | None:
