@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 
 import pytest
 from deadlines import SLACK_S
@@ -69,6 +70,32 @@ def test_the_exit_sends_beside_the_worker_that_there_is(run):
     server.close()
     assert (ended.status, ended.out, ended.err) == (0, ["2"], "")
     assert len(server.requests) == 2
+
+
+def test_an_exit_with_as_many_workers_as_there_may_be_ends_with_the_last_answer(run):
+    """The main thread has nothing to send then, and waits for the workers."""
+
+    def answer(connection, _):
+        time.sleep(0.05)
+        connection.sendall(response("200 OK"))
+
+    server = RawServer(answer)
+    code = """\
+        import windback.delivery.scheduler
+        from windback import Windback
+
+        windback.delivery.scheduler.SPARE_WORKER_S = 60
+        client = Windback(batch_size=1, flush_interval=60, max_in_flight=4, shutdown_timeout=60)
+        for _ in range(100):
+            client.track_event("login", "jane@example.com")
+        while client.stats().in_flight < 4:
+            pass
+    """
+    ended = run(code, *DEV, url=server.url(), timed=True)
+    server.close()
+    assert (ended.status, ended.err) == (0, "")
+    assert len(server.requests) == 100
+    assert ended.took_s < 20  # a third of shutdown_timeout
 
 
 def test_sys_exit_delivers_and_keeps_its_status(server, run):

@@ -199,7 +199,7 @@ class LocalEngine:
         return self._flush_until(None if timeout is None else clock.now_s() + timeout, in_caller=False)
 
     def _flush_until(self, deadline_s: Optional[float], *, in_caller: bool) -> FlushResult:
-        """in_caller: there is no event loop, so no task can do it."""
+        """in_caller: this thread sends, too, until nothing is left to begin."""
         waker = ThreadWaker()
         flush = self.scheduler.begin_flush(waker, has_timeout=deadline_s is not None, adopts=True)
         return self._await(flush, waker, deadline_s, in_caller=in_caller)
@@ -212,8 +212,11 @@ class LocalEngine:
                 if not in_caller and self._ensure_worker():
                     if not waker.sleep(_until(deadline_s)):
                         self.scheduler.flushes.look()
-                elif not self._drain(flush, deadline_s):
+                elif not self.threads.drain(flush, deadline_s):
                     break
+                else:  # what is left is under way in other workers
+                    in_caller = False
+                    flush.waker = waker
         finally:
             result = self.scheduler.end_flush(flush)
         return result
@@ -223,9 +226,6 @@ class LocalEngine:
         waker = ThreadWaker()
         flush = self.scheduler.begin_flush(waker, has_timeout=True)
         return lambda: self._await(flush, waker, deadline_s, in_caller=False)
-
-    def _drain(self, flush: Flush, deadline_s: Optional[float]) -> bool:
-        return self.threads.drain(lambda: flush.done or is_past(deadline_s), deadline_s)
 
     def close(self, timeout: Optional[float]) -> FlushResult:
         """Deliver the remaining events within the deadline, drop the others, close; see Windback.close."""

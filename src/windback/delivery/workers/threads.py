@@ -8,7 +8,7 @@ import importlib
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Callable, Dict, Optional
+from typing import TYPE_CHECKING, Dict, Optional
 
 from ... import clock
 from ...api.answer import Answer
@@ -19,6 +19,7 @@ from ..scheduler import Scheduler
 
 if TYPE_CHECKING:
     from ...event.batch import Batch
+    from ..flushes import Flush
 
 
 class ThreadWaker:
@@ -107,7 +108,7 @@ class ThreadWorkers:
     def _work(
         self,
         worker: Worker,
-        done: Optional[Callable[[], bool]] = None,
+        flush: Optional[Flush] = None,
         deadline_s: Optional[float] = None,
         *,
         is_ours: bool = True,
@@ -115,7 +116,7 @@ class ThreadWorkers:
         ident = threading.get_ident()
         try:
             self._idents[ident] = is_ours
-            self.run(worker, done, deadline_s)
+            self.run(worker, flush, deadline_s)
         finally:
             self._idents.pop(ident, None)
             gone = self._gone
@@ -123,16 +124,18 @@ class ThreadWorkers:
                 self._connections.close()
                 gone.release()
 
-    def run(
-        self, worker: Worker, done: Optional[Callable[[], bool]] = None, deadline_s: Optional[float] = None
-    ) -> None:
-        """Work until there is nothing left to do for this thread, or *done*, or the deadline."""
+    def run(self, worker: Worker, flush: Optional[Flush] = None, deadline_s: Optional[float] = None) -> None:
+        """Work until there is nothing left to do for this thread, or *flush* is done, or the deadline."""
         scheduler = self._scheduler
         idle = False
         died = True
         try:
-            while done is None or not done():
+            while True:
                 waker = ThreadWaker()
+                if flush is not None:
+                    flush.waker = waker  # its end ends a sleep of this thread, and is looked for after that
+                    if flush.done or (deadline_s is not None and clock.now_s() >= deadline_s):
+                        break
                 step = scheduler.next_step(worker, clock.now_s(), waker, idle=idle)
                 idle = False
                 if step.leave:
@@ -140,7 +143,7 @@ class ThreadWorkers:
                 if step.maintain:
                     scheduler.maintain()
                 elif step.batch is not None:
-                    if step.helper and done is None:
+                    if step.helper and flush is None:
                         scheduler.call_helper()
                     self._send(worker, step.batch, deadline_s)
                 else:
@@ -185,8 +188,8 @@ class ThreadWorkers:
         finally:
             self._scheduler.parking.rested(waker)
 
-    def drain(self, done: Callable[[], bool], deadline_s: Optional[float]) -> bool:
-        """Do a worker's work in the calling thread, until *done* or the deadline.
+    def drain(self, flush: Flush, deadline_s: Optional[float]) -> bool:
+        """Do a worker's work in the calling thread, until *flush* is done or nothing is left to begin.
 
         False if this thread does so already: a signal handler interrupted it, and waits for itself.
         """
@@ -195,7 +198,7 @@ class ThreadWorkers:
         worker = Worker()
         try:
             self._scheduler.parking.workers[worker] = None
-            self._work(worker, done, deadline_s, is_ours=False)
+            self._work(worker, flush, deadline_s, is_ours=False)
         finally:
             self._scheduler.parking.leave(worker)
         return True
