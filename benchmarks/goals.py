@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable, Iterable, Iterator
+from typing import Callable, Iterator
 
 from environments import BESIDE
 from medians import PRODUCE_ALONE, Results
@@ -117,7 +117,7 @@ def cold(results: Results) -> Iterator[Goal]:
         yield Goal(text, by(results, step, "wall")(whose), 1)
 
 
-def by(results: Results, step: str, field: str) -> Callable[[str | None], float | None]:
+def by(results: Results, step: str, field: str) -> Callable[[str], float | None]:
     """What gives windback's number by that of another client."""
     return lambda other: results.ratio(step, "windback", other, field)
 
@@ -126,13 +126,13 @@ def best(
     results: Results,
     step: str,
     field: str,
-    choose: Callable[[Iterable[float]], float],
+    choose: Callable[..., str],
     without: tuple[str, ...] = (),
-) -> str | None:
-    """The peer with the best number; None without a peer."""
+) -> str:
+    """The peer with the best number; "?" without a peer."""
     peers = [peer for peer in results.peers if peer not in without]
     values = {peer: value for peer in peers if (value := results.get(step, peer, field)) is not None}
-    return next(peer for peer in values if values[peer] == choose(values.values())) if values else None
+    return choose(values, key=values.__getitem__, default="?")
 
 
 def ratio(value: float | None, other: float | None) -> float | None:

@@ -21,7 +21,7 @@ class Results:
     def each(self, step: str, client: str) -> list[dict[str, Any]]:
         return [run["result"] for run in self._runs(step, client)]
 
-    def _runs(self, step: str, client: str | None) -> list[dict[str, Any]]:
+    def _runs(self, step: str, client: str) -> list[dict[str, Any]]:
         runs = self.raw["runs"]
         return [run for run in runs if (run["step"], run["client"]) == (step, client) and "result" in run]
 
@@ -31,7 +31,7 @@ class Results:
         return statistics.median(values) if values else None
 
     def ratio(
-        self, step: str, client: str, other: str | None, field: str, field_of_other: str | None = None
+        self, step: str, client: str, other: str, field: str, field_of_other: str | None = None
     ) -> float | None:
         """The median over the rounds of a client's number by that of another in the same round.
 

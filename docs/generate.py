@@ -80,9 +80,6 @@ _CLIENTS = {
     "segment": "segment",
     "posthog": "posthog",
 }
-#: So many of those that are better are named.
-_NAMED = 5
-_EXIT = "Exit with 10,000 events just made"
 #: Heading in the results, column there, column here.
 _COLUMNS = (
     ("The call, in µs", "1 thread p50", "a call (µs, median)"),
