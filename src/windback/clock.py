@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from typing import Callable
+from typing import Callable, Optional
 
 #: Two clocks further apart than this (seconds) are not the same clock.
 _APART_S = 0.5
@@ -34,6 +34,11 @@ def _find_clock() -> Callable[[], float]:
 #: Return the seconds since a fixed moment in the past. A `partial`: freezegun replaces functions that it
 #: knows.
 now_s = _find_clock()
+
+
+def is_past(deadline_s: Optional[float]) -> bool:
+    """Return whether a deadline, if there is one, is over."""
+    return deadline_s is not None and now_s() >= deadline_s
 
 
 def sleep(seconds: float) -> None:

@@ -98,15 +98,10 @@ class _After:
     def decorate(self, handler: Function) -> Function:
         """Return *handler* with a flush at its end, as a function of the same kind."""
         _check_function(handler)
-        self._load(handler)
         wrap = next((wrap for is_kind, wrap in self._kinds() if _is(is_kind, handler)), self._wrap_function)
+        is_async = wrap in (self._wrap_coroutine, self._wrap_async_generator)
+        _load(in_tasks=is_async or isinstance(self._client, AsyncWindback))
         return cast("Function", functools.wraps(handler)(wrap(handler)))
-
-    def _load(self, handler: object) -> None:
-        """Load what sends, as long as it costs least: at a cold start, before the first invocation."""
-        kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
-        in_tasks = isinstance(self._client, AsyncWindback) or any(_is(kind, handler) for kind in kinds)
-        importlib.import_module("windback.http.transport" if in_tasks else "windback.http.lane")
 
     def _kinds(self) -> List[Tuple[Callable[[object], bool], Callable[..., Callable[..., object]]]]:
         return [
@@ -273,6 +268,11 @@ def _judge(engine: lifecycle.Engine, limit_s: float, result: FlushResult) -> Non
             _failed[engine] = _settled(stats)
     waits = "1 event waits" if result.pending == 1 else f"{result.pending} events wait"
     logger.warning("%s for the next invocation of this process: %s", waits, result.problem)
+
+
+def _load(*, in_tasks: bool) -> None:
+    """Load what sends, as long as it costs least: at a cold start, before the first invocation."""
+    importlib.import_module("windback.http.transport" if in_tasks else "windback.http.lane")
 
 
 def _is_duration(value: object) -> bool:

@@ -208,7 +208,7 @@ class LocalEngine:
         self, flush: Flush, waker: ThreadWaker, deadline_s: Optional[float], *, in_caller: bool
     ) -> FlushResult:
         try:
-            while not flush.done and not is_past(deadline_s):
+            while not flush.done and not clock.is_past(deadline_s):
                 if not in_caller and self._ensure_worker():
                     if not waker.sleep(_until(deadline_s)):
                         self.scheduler.flushes.look()
@@ -272,7 +272,7 @@ class LocalEngine:
         flush = self.scheduler.begin_flush(ThreadWaker(), has_timeout=deadline_s is not None, adopts=True)
         try:
             flush.waker = waker = await self.loops.waker()
-            while not flush.done and not is_past(deadline_s):
+            while not flush.done and not clock.is_past(deadline_s):
                 if self._ensure_worker():
                     if not await waker.sleep(_until(deadline_s)):
                         self.scheduler.flushes.look()
@@ -392,8 +392,3 @@ def flush_in_hook() -> WindbackError:
 def _until(deadline_s: Optional[float]) -> float:
     """Return for how long to sleep before the next look at a flush (seconds)."""
     return LOOK_S if deadline_s is None else max(0.0, min(LOOK_S, deadline_s - clock.now_s()))
-
-
-def is_past(deadline_s: Optional[float]) -> bool:
-    """Whether a deadline, if there is one, is over."""
-    return deadline_s is not None and clock.now_s() >= deadline_s

@@ -11,15 +11,15 @@ is worth), and what is below, `network` (one deadline for everything).
 What happens in a try, from top to bottom of `Lane`: find a connection that is open, or make one (look-up,
 connection, TLS; the key is sent only after the certificate was verified), send, read the answer to its end,
 put the connection back. Each wait of these ends at the deadline of the try, in `network.Endpoint.wait` or,
-for a new connection, in `network.Backend.connect`.
+for a new connection, in `network.Network.connect`.
 """
 
 from __future__ import annotations
 
 import ssl
 import sys
-from contextlib import contextmanager
-from typing import Dict, Generator, List, Optional
+from functools import partial
+from typing import Dict, List, Optional
 
 import h11
 
@@ -30,7 +30,7 @@ from ..config import Config
 from ..secrets import without_frames
 from . import certificates
 from .interruption import interruption, raise_interruption
-from .network import Endpoint, Network, is_late
+from .network import Endpoint, Network, mapped
 from .proxy import usable_route
 from .wire import KEEPALIVE_S, MAX_ANSWER_BYTES, NoAnswerError, Wire
 
@@ -40,6 +40,9 @@ _MAX_HEAD_BYTES = 100 * 1024
 #: header anew, which took a tenth of a batch's time. Config has checked what ours are made of.
 _ASKED = h11.Request(method="POST", target="/", headers=[("Host", "api"), ("Content-Length", "0")])
 _RECEIVE_BYTES = 64 * 1024
+#: What a socket raises while it connects, and later: see `mapped`.
+_UNCONNECTED = partial(NoAnswerError, Failure.CONNECT_TIMEOUT), partial(NoAnswerError, Failure.CONNECT)
+_UNANSWERED = partial(NoAnswerError, Failure.TIMEOUT), partial(NoAnswerError, Failure.BROKEN)
 
 
 class Lane:
@@ -103,7 +106,7 @@ class Lane:
             connection.close()
 
     def _connect(self) -> _Connection:
-        with _failing(Failure.CONNECT_TIMEOUT, Failure.CONNECT):
+        with mapped(*_UNCONNECTED):
             sock = self._network.connect(self._wire.host, self._wire.port)
             if self._tls is None:
                 return _Connection(Endpoint(sock, self._network.deadline))
@@ -148,18 +151,6 @@ class Lane:
             self._idle.pop().close()
 
 
-@contextmanager
-def _failing(
-    late: Failure = Failure.TIMEOUT, otherwise: Failure = Failure.BROKEN
-) -> Generator[None, None, None]:
-    """Raise NoAnswerError for what a socket raises."""
-    try:
-        yield
-    except OSError as error:
-        failure = late if is_late(error) else otherwise
-        raise NoAnswerError(failure, str(error) or type(error).__name__) from error
-
-
 class _StaleError(Exception):
     """A connection that was used before ended without a byte of an answer."""
 
@@ -178,12 +169,13 @@ class _Connection:
         self._h11.send(_ASKED)
         self._h11.send(h11.EndOfMessage())
         self._is_answered = False
+        before = sys.exc_info()[1]
         # A server may answer and close before it has read everything, as with 413: its answer counts.
         try:
-            with _failing():
+            with mapped(*_UNANSWERED):
                 self._endpoint.send(data)
         except NoAnswerError as error:
-            if error.failure is Failure.TIMEOUT or interruption(error):
+            if error.failure is Failure.TIMEOUT or interruption(error, before):
                 raise
 
     def read_head(self) -> h11.Response:
@@ -217,7 +209,7 @@ class _Connection:
 
     def _receive(self) -> bytes:
         try:
-            with _failing():
+            with mapped(*_UNANSWERED):
                 data = self._endpoint.receive(_RECEIVE_BYTES)
         except NoAnswerError as error:
             if self._is_stale and error.failure is Failure.BROKEN:

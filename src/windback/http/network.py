@@ -9,6 +9,7 @@ egress block of `windback.testing`, and lists the sockets that a forked child mu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -16,7 +17,7 @@ import ssl
 import struct
 import sys
 import threading
-from typing import Callable, Dict, List, Optional, TypeVar
+from typing import Callable, Dict, Generator, List, Optional, TypeVar
 from weakref import WeakSet
 
 from .. import clock
@@ -57,9 +58,16 @@ class Deadline:
         return left_s if limit_s is None else min(limit_s, left_s)
 
 
-def is_late(error: Exception) -> bool:
-    """Return whether a wait took too long: Python 3.10 made one class of the two."""
-    return isinstance(error, (socket.timeout, TimeoutError))
+@contextlib.contextmanager
+def mapped(
+    late: Callable[[str], Exception], failed: Callable[[str], Exception]
+) -> Generator[None, None, None]:
+    """Raise what *late* makes of a timeout's text, and what *failed* makes of that of another OSError."""
+    try:
+        yield
+    except OSError as error:
+        make = late if isinstance(error, (socket.timeout, TimeoutError)) else failed
+        raise make(str(error) or type(error).__name__) from error
 
 
 class Endpoint:

@@ -7,30 +7,20 @@ are one write.
 
 from __future__ import annotations
 
-import contextlib
 import ssl
-from typing import Callable, Dict, Generator, Iterable, Optional, Type, Union
+from typing import Callable, Dict, Iterable, Optional, Union
 
 import httpcore
 
 from .. import clock
 from . import egress
 from .names import Resolver
-from .network import HAIR_S, A, Endpoint, Network, T, first, is_late, is_readable
+from .network import HAIR_S, A, Endpoint, Network, T, first, is_readable, mapped
 
 SocketOptions = Optional[Iterable[object]]
 #: The timeout of a request without one, of which the SDK makes none (seconds).
 _LONG_S = 3600.0
 _TLS_RECORD_BYTES = 16_384
-
-
-@contextlib.contextmanager
-def mapped(late: Type[Exception], failed: Type[Exception]) -> Generator[None, None, None]:
-    """Raise *late* for a timeout and *failed* for any other OSError."""
-    try:
-        yield
-    except OSError as error:
-        raise (late if is_late(error) else failed)(str(error)) from error
 
 
 class InnerTLS:
@@ -164,7 +154,6 @@ class Backend(httpcore.NetworkBackend):
         """
         read: Callable[..., bytes] = stream.read  # type: ignore[attr-defined]  # of httpcore's NetworkStream
         write: Callable[..., None] = stream.write  # type: ignore[attr-defined]
-
         deadline = self._network.deadline
 
         def bound_read(max_bytes: int, timeout: Optional[float] = None) -> bytes:

@@ -11,7 +11,6 @@ import contextlib
 import ssl
 import sys
 from typing import Mapping, Optional, Tuple, TypedDict, cast
-from urllib.parse import urlsplit
 
 import httpcore
 import httpx
@@ -61,7 +60,7 @@ class SyncTransport:
                 # A client costs a fifth more CPU a request than the transport below it, for cookies, auth
                 # and redirects that we do not want.
                 route = usable_route(config.base_url)
-                self._behind_proxy = None if route.proxy is None else urlsplit(config.base_url).hostname
+                self._behind_proxy = None if route.proxy is None else self._wire.host
                 self._direct = httpx.HTTPTransport(verify=_no_certificates(), limits=_limits())
                 self._direct._pool = self._pool(route)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # httpx has no way in for a network backend
         except Exception as error:  # noqa: BLE001 - a certificate file or proxy that the environment has wrong
@@ -142,7 +141,7 @@ class AsyncTransport:
                 self._requests.extensions["trace"] = _on_trace
             else:
                 route = usable_route(config.base_url)
-                self._behind_proxy = None if route.proxy is None else urlsplit(config.base_url).hostname
+                self._behind_proxy = None if route.proxy is None else self._wire.host
                 self._direct = httpx.AsyncHTTPTransport(verify=_no_certificates(), limits=_limits())
                 self._direct._pool = self._pool(route)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as above
         except Exception as error:  # noqa: BLE001 - a certificate file or proxy that the environment has wrong

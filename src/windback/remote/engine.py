@@ -12,7 +12,7 @@ from typing import Callable, Iterator, Optional
 from .. import clock
 from ..config import Config
 from ..delivery.connections import Connections
-from ..delivery.engine import flush_in_hook, is_past, put_of
+from ..delivery.engine import flush_in_hook, put_of
 from ..delivery.hooks import Hooks
 from ..delivery.refusals import log_refusal
 from ..delivery.workers.fsync import FsyncThread
@@ -226,6 +226,6 @@ class RemoteEngine:
 def _pauses(is_over: Callable[[], bool], deadline_s: Optional[float]) -> Iterator[float]:
     """Yield how long to sleep between looks (seconds), which grows, until *is_over* or the deadline."""
     pause_s = LOOK_S
-    while not is_over() and not is_past(deadline_s):
+    while not is_over() and not clock.is_past(deadline_s):
         yield pause_s
         pause_s = min(1.5 * pause_s, _LOOK_CAP_S)

@@ -134,7 +134,7 @@ class ThreadWorkers:
                 waker = ThreadWaker()
                 if flush is not None:
                     flush.waker = waker  # its end ends a sleep of this thread, and is looked for after that
-                    if flush.done or (deadline_s is not None and clock.now_s() >= deadline_s):
+                    if flush.done or clock.is_past(deadline_s):
                         break
                 step = scheduler.next_step(worker, clock.now_s(), waker, idle=idle)
                 idle = False
