@@ -257,6 +257,41 @@ def current_loop() -> Loop:
     return _AsyncioLoop()
 
 
+def run(backend: str, main: Callable[[], Awaitable[None]]) -> None:
+    """Run *main* in a new event loop, and close that. Raises RuntimeError where this thread runs one."""
+    if backend == "trio":
+        import trio
+
+        trio.run(main)
+    else:
+        _run_asyncio(main)
+
+
+def _run_asyncio(main: Callable[[], Awaitable[None]]) -> None:
+    """Do what asyncio.run does, which would take away the application's current event loop."""
+    import asyncio
+
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented, and raises nothing
+        raise RuntimeError("an event loop runs in this thread")
+
+    async def run() -> None:
+        await main()
+
+    loop = asyncio.new_event_loop()
+    loop.slow_callback_duration = float("inf")  # in debug mode it would be logged, and nothing else runs here
+    try:
+        task = loop.create_task(run())
+        try:
+            loop.run_until_complete(task)
+        finally:
+            if not task.done():  # interrupted
+                task.cancel()
+                loop.run_until_complete(asyncio.wait([task]))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+
+
 def call_later(loop: Loop, seconds: float, call: Callable[[], object]) -> Callable[[], object]:
     """Call a function in *loop* after a while, also where its clock is frozen. Returns what cancels that."""
     if clock.is_replaced():

@@ -359,6 +359,96 @@ def test_what_a_loop_left_behind_is_sent_at_exit(server, run, how, worker):
     assert numbers(server) == list(range(200))
 
 
+@pytest.mark.parametrize("how", ASYNC_RUNS)
+def test_what_a_loop_left_behind_is_sent_by_several_requests_at_once(run, how):
+    # Each answer waits for nine others: one sender alone would wait until its timeout.
+    all_ten = threading.Barrier(10)
+
+    def answer(connection, _):
+        all_ten.wait(30.0)
+        connection.sendall(response("200 OK"))
+
+    server = RawServer(answer)
+    code = ASYNC.format(timeout=60.0, worker="task", wait="", how=how, run=ASYNC_RUNS[how])
+    code = code.replace("batch_size=20", "batch_size=20, max_in_flight=10")
+    ended = run(code, *DEV, url=server.url())
+    server.close()
+    assert (ended.status, ended.err) == (0, "")
+    assert len(server.requests) == 10
+
+
+def test_the_loop_of_the_exit_leaves_the_current_one_to_the_application(server, run):
+    code = """\
+        import asyncio, atexit
+        from windback import AsyncWindback
+
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        atexit.register(lambda: print(asyncio.get_event_loop() is loop, client.stats().delivered))
+        client = AsyncWindback(batch_size=5)
+
+        async def main():
+            for n in range(20):
+                await client.track_event("login", "jane@example.com", {"n": n})
+
+        loop.run_until_complete(main())
+        atexit.register(loop.run_until_complete, asyncio.sleep(0))
+    """
+    ended = run(code, url=server.url)
+    assert (ended.status, ended.out, ended.err) == (0, ["True 20"], "")
+    assert numbers(server) == list(range(20))
+
+
+@pytest.mark.parametrize("how", ["asyncio", "trio"])
+def test_ctrl_c_ends_an_exit_that_sends_in_a_loop(silent_url, run, how):
+    code = f"""\
+        import atexit, os, signal, threading, time
+        import {how}
+        from windback import AsyncWindback
+
+        atexit.register(lambda: print("over"))
+        client = AsyncWindback(shutdown_timeout=60, max_in_flight=4, batch_size=20)
+
+        def interrupt():
+            while client.stats().in_flight < 80:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        async def main():
+            for n in range(200):
+                await client.track_event("login", "jane@example.com", {{"n": n}})
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        {how}.run({"main()" if how == "asyncio" else "main"})
+    """
+    ended = run(code, url=silent_url)
+    assert ended.out == ["over"]
+    assert "KeyboardInterrupt" in ended.err
+    assert "destroyed" not in ended.err
+    assert "never awaited" not in ended.err
+
+
+def test_an_exit_inside_of_a_running_loop_sends_all(server, run):
+    """What calls exit handlers itself, such as a child process of multiprocessing, may do so in a task."""
+    code = """\
+        import asyncio, atexit
+        from windback import AsyncWindback
+
+        client = AsyncWindback(batch_size=5)
+
+        async def main():
+            for n in range(20):
+                await client.track_event("login", "jane@example.com", {"n": n})
+            atexit._run_exitfuncs()
+            print(client.stats().delivered)
+
+        asyncio.run(main())
+    """
+    ended = run(code, url=server.url)
+    assert (ended.status, ended.out, ended.err) == (0, ["20"], "")
+    assert numbers(server) == list(range(20))
+
+
 @pytest.mark.parametrize("how", ["asyncio", "trio"])
 def test_what_is_tracked_while_a_loop_goes_down_is_sent(server, run, how):
     """As cleaning up does: all tasks are cancelled already, those that would send it too."""

@@ -645,12 +645,6 @@ def test_close_wakes_everybody_and_workers_leave_when_nothing_is_left(world):
     assert world.queue.put(b"x") is False
 
 
-def test_no_worker_is_started_while_the_process_exits(world):
-    world.scheduler.exiting = True
-    assert not world.scheduler.add_worker()
-    assert world.started == 0
-
-
 # Room for callers that wait
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Callable, Optional, Protocol, Tuple, Union
 
-from .. import clock
+from .. import clock, event_loops
 from ..config import Config
 from ..errors import WindbackError
 from ..process import lifecycle
@@ -150,6 +150,8 @@ class LocalEngine:
         return self.scheduler.compress
 
     def _start_worker(self, worker: Worker) -> bool:
+        if self.scheduler.exiting and not self._uses_tasks:
+            return False
         lifecycle.follow_in_child()
         obstacle = lifecycle.why_no_threads()
         if obstacle is not None:
@@ -267,7 +269,9 @@ class LocalEngine:
     async def flush_async(self, timeout: Optional[float]) -> FlushResult:
         """Wait until everything that was accepted is settled; see Windback.flush."""
         self.check_may_wait()
-        deadline_s = None if timeout is None else clock.now_s() + timeout
+        return await self._flush_until_async(None if timeout is None else clock.now_s() + timeout)
+
+    async def _flush_until_async(self, deadline_s: Optional[float]) -> FlushResult:
         # It begins before this task has anything to sleep on: what is delivered in the meantime counts.
         flush = self.scheduler.begin_flush(ThreadWaker(), has_timeout=deadline_s is not None, adopts=True)
         try:
@@ -310,9 +314,29 @@ class LocalEngine:
         """Send what is left, from here too: no thread can be started any more, and no event loop runs."""
         if self._uses_tasks:
             self.scheduler.reclaim()
+            self._send_in_loop(deadline_s)
         result = self._flush_until(deadline_s, in_caller=True)
         self._release()
         return result.pending
+
+    def _send_in_loop(self, deadline_s: float) -> None:
+        """Send in an event loop of the exit's own, where several requests can be under way.
+
+        What it leaves, whatever stopped it, the calling thread sends.
+        """
+        backend = self.loops.last_backend
+        # With a frozen clock only a thread could end a sleep.
+        if backend is None or clock.is_replaced() or self.stats().pending <= self.config.batch_size:
+            return
+
+        async def main() -> None:
+            await self._flush_until_async(deadline_s)
+
+        try:
+            event_loops.run(backend, main)
+        except Exception:
+            logger.debug("the rest can't be sent in an event loop", exc_info=True)
+        self.scheduler.reclaim()
 
     def _release(self) -> None:
         self.scheduler.discard()

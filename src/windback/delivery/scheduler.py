@@ -124,8 +124,6 @@ class Scheduler:
 
     def add_worker(self) -> bool:
         """Start a worker if there may be one more; False if there may not, or the system refuses."""
-        if self.exiting:
-            return False
         worker = Worker()
         try:
             if not self.parking.join(worker, self.gate.limit):

@@ -55,6 +55,7 @@ _MAX_RUBBISH_BYTES = 32 * SEGMENT_BYTES
 #: Zeros are skipped in steps of up to this many bytes. So the free end of a segment takes no time, and random
 #: bytes with gaps don't have the whole rest copied for each gap.
 _MAX_STRIDE = 4096
+_ZEROS = bytes(_MAX_STRIDE)
 
 Bytes = Union[bytes, bytearray, memoryview]
 
@@ -199,9 +200,8 @@ def _next_candidate(data: bytes, at: int) -> int:
     stride = 8
     while at < len(data):
         rest = data[at : at + stride]
-        left = rest.lstrip(b"\0")
-        if left:
-            return at + ((len(rest) - len(left)) & ~7)
+        if rest != _ZEROS[: len(rest)]:  # 10 times as fast as to look for the first that is not zero
+            return at + ((len(rest) - len(rest.lstrip(b"\0"))) & ~7)
         at += len(rest)
         stride = min(2 * stride, _MAX_STRIDE)
     return at

@@ -235,12 +235,15 @@ class LoopState:
     async def load(self) -> None:
         """Load anyio's backend without blocking the loop; a checkpoint, the first time."""
         if not self._is_loaded:
-            with contextlib.suppress(NoThreadError):  # then the first use loads it, and blocks the loop
-                await self.loop.in_thread(lambda: _load_backend(self.loop.backend))
+            if not lifecycle.exiting:
+                with contextlib.suppress(NoThreadError):  # then the first use loads it, and blocks the loop
+                    await self.loop.in_thread(lambda: _load_backend(self.loop.backend))
             self._is_loaded = True
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """Call something that takes long in a thread, or here if none can be started."""
+        if lifecycle.exiting:  # a thread that is started now may outlive the interpreter
+            return call()
         try:
             return await self.loop.in_thread(call)
         except NoThreadError:
@@ -289,6 +292,12 @@ class LoopStates:
             return False
         del self._states[state.loop.key]
         return True
+
+    @property
+    def last_backend(self) -> Optional[str]:
+        """The kind of the loop that this client was last used in; None before its first."""
+        states = list(self._states.values())
+        return states[-1].loop.backend if states else None
 
     def known(self) -> Optional[LoopState]:
         """Return the state of the running loop, if there is one."""
