@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE / "support"))
 from broker_torture import Relays  # noqa: E402
 from calls import ends  # noqa: E402
 from counting_server import CountingServer, Counts  # noqa: E402
-from redis_server import MISSING, RedisServer, find_redis_server  # noqa: E402
+from redis_server import KEEPS_ALL, MISSING, RedisServer, find_redis_server  # noqa: E402
 
 import windback  # noqa: E402
 
@@ -124,7 +124,7 @@ def soak(events: int, folder: Path, *, kill_every_s: float, redis_restarts: int)
     if binary is None:
         sys.exit(MISSING)
     (folder / "redis").mkdir()
-    redis_server = RedisServer(binary, folder / "redis")
+    redis_server = RedisServer(binary, folder / "redis", *KEEPS_ALL)
     started_s, killed, restarted = time.monotonic(), 0, 0
     with ExitStack() as stack:
         server = CountingServer(events, FAULT_RATE)

