@@ -85,6 +85,35 @@ def test_uvloop(server, run, worker, body):
     assert numbers(server) == list(range(95))
 
 
+@posix
+@pytest.mark.parametrize("module", ["asyncio", "uvloop"])
+def test_a_closing_that_is_cancelled_leaves_no_connection_open(server, run, module):
+    """Whoever cancels all tasks of a loop may meet it at any of its steps."""
+    server.faults([{"latency": 0.05}])
+    code = f"""\
+    import {module}
+    from windback import AsyncWindback
+
+    async def main(turns):
+        client = AsyncWindback(batch_size=10, flush_interval=3600)
+        for n in range(95):
+            assert await client.track_event("login", "jane@example.com", {{"n": n}})
+        assert await client.flush(10)
+        closing = asyncio.ensure_future(client.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    for turns in range(8):
+        loop = {module}.new_event_loop()
+        loop.run_until_complete(main(turns))
+        cancel_tasks(loop)
+        loop.close()
+    """
+    ended = run(CANCEL_TASKS + code, "-W", "error", url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert len(numbers(server)) == 8 * 95
+
+
 # -- loops that stop, and others in between ------------------------------------------------------
 
 

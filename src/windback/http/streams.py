@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 from typing import Callable, Dict, Iterable, Optional, Union
+from weakref import WeakSet
 
 import httpcore
 
@@ -232,6 +233,13 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
         self._backend: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()  # pyright: ignore[reportAttributeAccessIssue]  # without anyio it would be another
         self._resolver = Resolver()
         self._good: Dict[str, str] = {}
+        #: All connections of this backend, also closed ones for as long as somebody has them.
+        self._made: WeakSet[AsyncStream] = WeakSet()
+
+    async def close(self) -> None:
+        """Close what a pool left open whose closing was cancelled; the pool itself has forgotten it by then."""
+        for stream in list(self._made):
+            await stream.aclose()
 
     async def connect_tcp(
         self,
@@ -255,5 +263,7 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
                 error = refused
             else:
                 self._good[host] = address
-                return AsyncStream(stream)
+                made = AsyncStream(stream)
+                self._made.add(made)
+                return made
         raise error

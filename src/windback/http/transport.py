@@ -130,6 +130,7 @@ class AsyncTransport:
         self._requests = HttpxRequests(self._wire)
         self._client: Optional[httpx.AsyncClient] = None
         self._direct: Optional[httpx.AsyncHTTPTransport] = None
+        self._backend = AsyncBackend()
         #: The API's host, if a proxy leads there: the egress block sees the proxy's host alone.
         self._behind_proxy: Optional[str] = None
         #: Why no connection can be made at all: the answer to every try.
@@ -149,7 +150,7 @@ class AsyncTransport:
             self.broken = self._wire.read_failure(error, Failure.CONNECT)
 
     def _pool(self, route: Route) -> httpcore.AsyncConnectionPool:
-        limits, backend = _pool_limits(self._config), AsyncBackend()
+        limits, backend = _pool_limits(self._config), self._backend
         if route.proxy is None:
             return httpcore.AsyncConnectionPool(network_backend=backend, **limits)
         url, auth = _proxy(route.proxy)
@@ -191,6 +192,7 @@ class AsyncTransport:
         with contextlib.suppress(RuntimeError):  # as above
             if self._direct is not None:
                 await self._direct.aclose()
+                await self._backend.close()
             elif self._client is not None and self._client is not self._config.http_client:
                 await self._client.aclose()
 

@@ -176,19 +176,19 @@ class LoopState:
             self.loop.spawn(self._close, self._did_not_close, "windback-closing")
 
     def _did_not_close(self) -> None:
-        """Leave it to the next: the task was cancelled before it began."""
+        """Leave it to the next: the task was cancelled, perhaps before it began."""
         self._is_closing = False
         self._wake_closers()
 
     async def _end(self) -> None:
         """Close this state, as the loop ends."""
         self.ended = True
-        if not self._is_closing:
-            self._is_closing = True
-            await self._close()
-        elif not self._is_closed:
+        while self._is_closing and not self._is_closed:
             with shielded():
                 await self._until_closed()
+        if not self._is_closed:
+            self._is_closing = True
+            await self._close()
 
     async def _until_closed(self) -> None:
         waker = TaskWaker(self.loop)
@@ -204,14 +204,22 @@ class LoopState:
 
         In this order: a connection that is closed under its request makes some httpcores wait for ever.
         """
+        was_cancelled = True  # by asyncio itself, against which nothing is shielded
         try:
             if self.workers or self.transport is not None or self.broker is not None:
                 with shielded():
                     await self._close_all()
+            was_cancelled = False
+        except Exception:
+            was_cancelled = False
+            raise
         finally:
-            self._is_closed = True
-            self._cancel_end()
-            self._wake_closers()
+            if was_cancelled:
+                self._did_not_close()
+            else:
+                self._is_closed = True
+                self._cancel_end()
+                self._wake_closers()
 
     async def _close_all(self) -> None:
         import anyio.lowlevel
