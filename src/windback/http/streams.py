@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ssl
 from typing import Callable, Dict, Iterable, Optional, Union
-from weakref import WeakSet
 
 import httpcore
 
@@ -233,13 +232,6 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
         self._backend: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()  # pyright: ignore[reportAttributeAccessIssue]  # without anyio it would be another
         self._resolver = Resolver()
         self._good: Dict[str, str] = {}
-        #: All connections of this backend, also closed ones for as long as somebody has them.
-        self._made: WeakSet[AsyncStream] = WeakSet()
-
-    async def close(self) -> None:
-        """Close what a pool left open whose closing was cancelled; the pool itself has forgotten it by then."""
-        for stream in list(self._made):
-            await stream.aclose()
 
     async def connect_tcp(
         self,
@@ -263,7 +255,5 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
                 error = refused
             else:
                 self._good[host] = address
-                made = AsyncStream(stream)
-                self._made.add(made)
-                return made
+                return AsyncStream(stream)
         raise error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import sys
-from typing import Mapping, Optional, Tuple, TypedDict, cast
+from typing import Mapping, Optional, Sequence, Tuple, TypedDict, cast
 
 import httpcore
 import httpx
@@ -130,7 +130,8 @@ class AsyncTransport:
         self._requests = HttpxRequests(self._wire)
         self._client: Optional[httpx.AsyncClient] = None
         self._direct: Optional[httpx.AsyncHTTPTransport] = None
-        self._backend = AsyncBackend()
+        self._pool: Optional[httpcore.AsyncConnectionPool] = None
+        self._closing: Sequence[httpcore.AsyncConnectionInterface] = ()
         #: The API's host, if a proxy leads there: the egress block sees the proxy's host alone.
         self._behind_proxy: Optional[str] = None
         #: Why no connection can be made at all: the answer to every try.
@@ -144,13 +145,13 @@ class AsyncTransport:
                 route = usable_route(config.base_url)
                 self._behind_proxy = None if route.proxy is None else self._wire.host
                 self._direct = httpx.AsyncHTTPTransport(verify=_no_certificates(), limits=_limits())
-                self._direct._pool = self._pool(route)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as above
+                self._direct._pool = self._pool = self._make_pool(route)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as above
         except Exception as error:  # noqa: BLE001 - a certificate file or proxy that the environment has wrong
             raise_interruption(error, before)
             self.broken = self._wire.read_failure(error, Failure.CONNECT)
 
-    def _pool(self, route: Route) -> httpcore.AsyncConnectionPool:
-        limits, backend = _pool_limits(self._config), self._backend
+    def _make_pool(self, route: Route) -> httpcore.AsyncConnectionPool:
+        limits, backend = _pool_limits(self._config), AsyncBackend()
         if route.proxy is None:
             return httpcore.AsyncConnectionPool(network_backend=backend, **limits)
         url, auth = _proxy(route.proxy)
@@ -190,9 +191,13 @@ class AsyncTransport:
     async def aclose(self) -> None:
         """Close the connections; a client that the user gave us stays open."""
         with contextlib.suppress(RuntimeError):  # as above
-            if self._direct is not None:
-                await self._direct.aclose()
-                await self._backend.close()
+            if self._pool is not None:
+                # The pool forgets them before it closes them: after a close that was cancelled only this knows.
+                self._closing = [*self._closing, *self._pool.connections]
+                await self._pool.aclose()
+                for connection in self._closing:
+                    if not connection.is_closed():
+                        await connection.aclose()
             elif self._client is not None and self._client is not self._config.http_client:
                 await self._client.aclose()
 
