@@ -192,7 +192,7 @@ class AsyncTransport:
         """Close the connections; a client that the user gave us stays open."""
         with contextlib.suppress(RuntimeError):  # as above
             if self._pool is not None:
-                # The pool forgets them before it closes them: after a close that was cancelled only this knows.
+                # The pool forgets them before it closes them: after a cancelled close only this knows them.
                 self._closing = [*self._closing, *self._pool.connections]
                 await self._pool.aclose()
                 for connection in self._closing:
