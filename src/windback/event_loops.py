@@ -16,6 +16,7 @@ from typing import (
     Awaitable,
     Callable,
     ContextManager,
+    Coroutine,
     Generator,
     List,
     Optional,
@@ -257,7 +258,7 @@ def current_loop() -> Loop:
     return _AsyncioLoop()
 
 
-def run(backend: str, main: Callable[[], Awaitable[None]]) -> None:
+def run(backend: str, main: Callable[[], Coroutine[object, object, None]]) -> None:
     """Run *main* in a new event loop, and close that. Raises RuntimeError where this thread runs one."""
     if backend == "trio":
         import trio
@@ -267,20 +268,17 @@ def run(backend: str, main: Callable[[], Awaitable[None]]) -> None:
         _run_asyncio(main)
 
 
-def _run_asyncio(main: Callable[[], Awaitable[None]]) -> None:
+def _run_asyncio(main: Callable[[], Coroutine[object, object, None]]) -> None:
     """Do what asyncio.run does, which would take away the application's current event loop."""
     import asyncio
 
     if asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented, and raises nothing
         raise RuntimeError("an event loop runs in this thread")
 
-    async def run() -> None:
-        await main()
-
     loop = asyncio.new_event_loop()
     loop.slow_callback_duration = float("inf")  # in debug mode it would be logged, and nothing else runs here
     try:
-        task = loop.create_task(run())
+        task = loop.create_task(main())
         try:
             loop.run_until_complete(task)
         finally:

@@ -379,49 +379,34 @@ def test_what_a_loop_left_behind_is_sent_by_several_requests_at_once(run, how):
 
 def test_the_loop_of_the_exit_leaves_the_current_one_to_the_application(server, run):
     code = """\
-        import asyncio, atexit
-        from windback import AsyncWindback
+    import asyncio, atexit
 
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        atexit.register(lambda: print(asyncio.get_event_loop() is loop, client.stats().delivered))
-        client = AsyncWindback(batch_size=5)
-
-        async def main():
-            for n in range(20):
-                await client.track_event("login", "jane@example.com", {"n": n})
-
-        loop.run_until_complete(main())
-        atexit.register(loop.run_until_complete, asyncio.sleep(0))
-    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    atexit.register(lambda: print(asyncio.get_event_loop() is loop, client.stats().delivered))
+"""
+    ends = "loop.run_until_complete(main()); atexit.register(loop.run_until_complete, asyncio.sleep(0))"
+    code += ASYNC.format(timeout=20.0, worker="task", wait="", how="asyncio", run=ends)
     ended = run(code, url=server.url)
-    assert (ended.status, ended.out, ended.err) == (0, ["True 20"], "")
-    assert numbers(server) == list(range(20))
+    assert (ended.status, ended.out, ended.err) == (0, ["True 200"], "")
+    assert numbers(server) == list(range(200))
 
 
 @pytest.mark.parametrize("how", ["asyncio", "trio"])
 def test_ctrl_c_ends_an_exit_that_sends_in_a_loop(silent_url, run, how):
-    code = f"""\
-        import atexit, os, signal, threading, time
-        import {how}
-        from windback import AsyncWindback
+    code = """\
+    import atexit, os, signal, threading, time
 
-        atexit.register(lambda: print("over"))
-        client = AsyncWindback(shutdown_timeout=60, max_in_flight=4, batch_size=20)
+    def interrupt():
+        while client.stats().in_flight < 80:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
 
-        def interrupt():
-            while client.stats().in_flight < 80:
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGINT)
-
-        async def main():
-            for n in range(200):
-                await client.track_event("login", "jane@example.com", {{"n": n}})
-
-        threading.Thread(target=interrupt, daemon=True).start()
-        {how}.run({"main()" if how == "asyncio" else "main"})
-    """
-    ended = run(code, url=silent_url)
+    atexit.register(lambda: print("over"))
+"""
+    begins = f"threading.Thread(target=interrupt, daemon=True).start(); {ASYNC_RUNS[how]}"
+    code += ASYNC.format(timeout=60.0, worker="task", wait="", how=how, run=begins)
+    ended = run(code.replace("batch_size=20", "batch_size=20, max_in_flight=4"), url=silent_url)
     assert ended.out == ["over"]
     assert "KeyboardInterrupt" in ended.err
     assert "destroyed" not in ended.err
@@ -430,23 +415,14 @@ def test_ctrl_c_ends_an_exit_that_sends_in_a_loop(silent_url, run, how):
 
 def test_an_exit_inside_of_a_running_loop_sends_all(server, run):
     """What calls exit handlers itself, such as a child process of multiprocessing, may do so in a task."""
-    code = """\
-        import asyncio, atexit
-        from windback import AsyncWindback
-
-        client = AsyncWindback(batch_size=5)
-
-        async def main():
-            for n in range(20):
-                await client.track_event("login", "jane@example.com", {"n": n})
-            atexit._run_exitfuncs()
-            print(client.stats().delivered)
-
-        asyncio.run(main())
-    """
+    wait = """
+        import atexit
+        atexit._run_exitfuncs()
+        print(client.stats().delivered)"""
+    code = ASYNC.format(timeout=20.0, worker="task", wait=wait, how="asyncio", run=ASYNC_RUNS["asyncio"])
     ended = run(code, url=server.url)
-    assert (ended.status, ended.out, ended.err) == (0, ["20"], "")
-    assert numbers(server) == list(range(20))
+    assert (ended.status, ended.out, ended.err) == (0, ["200"], "")
+    assert numbers(server) == list(range(200))
 
 
 @pytest.mark.parametrize("how", ["asyncio", "trio"])

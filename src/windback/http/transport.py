@@ -62,12 +62,12 @@ class SyncTransport:
                 route = usable_route(config.base_url)
                 self._behind_proxy = None if route.proxy is None else self._wire.host
                 self._direct = httpx.HTTPTransport(verify=_no_certificates(), limits=_limits())
-                self._direct._pool = self._pool(route)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # httpx has no way in for a network backend
+                self._direct._pool = self._make_pool(route)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # httpx has no way in for a network backend
         except Exception as error:  # noqa: BLE001 - a certificate file or proxy that the environment has wrong
             raise_interruption(error, before)
             self.broken = self._wire.read_failure(error, Failure.CONNECT)
 
-    def _pool(self, route: Route) -> httpcore.ConnectionPool:
+    def _make_pool(self, route: Route) -> httpcore.ConnectionPool:
         limits = _pool_limits(self._config)
         if route.proxy is None:
             return httpcore.ConnectionPool(network_backend=self._backend, **limits)
