@@ -7,6 +7,7 @@ exception that one of them raises (Ctrl-C, a soft time limit) strikes at any ins
 from __future__ import annotations
 
 import faulthandler
+import gc
 import itertools
 import sys
 import tempfile
@@ -144,6 +145,13 @@ def test_signal_handlers_that_track_and_flush_never_wait_for_the_call_that_they_
 ):
     ended = run(script(queue, overflow, HANDLERS), url=server.url, within_s=120.0)
     assert ended.out == ["ended"], ended.err
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """What a test leaves is collected while its warnings are ignored, and not in a later test."""
+    yield
+    gc.collect()
 
 
 # A connection or a file that an exception kept from being closed, the garbage collector closes.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from tracking import numbers
 
+from windback.devserver.options import CONTROL_PATH
+
 TOOLS = """\
-import asyncio, gc, os, sys, tempfile, threading, time
+import asyncio, gc, os, sys, tempfile, threading, time, urllib.request
 from pathlib import Path
 from windback import AsyncWindback, Windback
 from windback.process import lifecycle
@@ -40,6 +42,9 @@ MANY = "clients are open in this process"
 
 @pytest.mark.parametrize(("worker", "count"), [("thread", 60), ("journal", 30), ("process", 4)])
 def test_a_client_in_each_view_leaves_nothing(server, run, eventually, worker, count):
+    # Nothing is answered until each view is over, so that all clients are open together.
+    server.faults([{"path": "/track", "latency": 50}])
+    faults = f"http://127.0.0.1:{server.port}{CONTROL_PATH}/faults"
     code = f"""
 before = threads(), sockets()
 
@@ -48,6 +53,7 @@ def view(n):
 
 for n in range({count}):
     view(n)
+urllib.request.urlopen(urllib.request.Request({faults!r}, method="DELETE")).close()
 eventually(lambda: not lifecycle.engines(), lambda: lifecycle.engines())
 eventually(lambda: (threads(), sockets()) <= before, lambda: (threads(), sockets(), before))
 print("gone")
