@@ -325,6 +325,25 @@ def test_a_helper_that_is_never_needed_looks_ever_less_often():
     assert looks[-1] == pytest.approx(WATCH_CAP_S)
 
 
+def test_a_server_that_becomes_slow_gets_help_though_each_look_comes_just_after_a_batch_went_out():
+    """So it is in a relay: what it reads in place of a batch wakes the worker that watches."""
+    world = World(max_in_flight=2)
+    world.put(2_000)
+    first, helper = world.worker(), world.worker()
+    wait_s = 0.0
+    while wait_s < 0.9 * WATCH_CAP_S:  # the server answers immediately
+        batch = first.step().batch
+        wait_s = helper.step().wait_s
+        world.settle(batch)
+    for _ in range(3):  # now it does not
+        batch = first.step().batch
+        world.now += 0.1 * HELP_AFTER_LEAST_S
+        wait_s = helper.step().wait_s
+        world.now += 2 * HELP_AFTER_LEAST_S
+        world.settle(batch)
+    assert wait_s == pytest.approx(0.9 * HELP_AFTER_LEAST_S)
+
+
 @pytest.mark.parametrize(
     ("waiting", "patience_s"),
     [(10, HELP_AFTER_S), (20, HELP_AFTER_S / 2), (40, HELP_AFTER_LEAST_S), (900, HELP_AFTER_LEAST_S)],

@@ -95,7 +95,8 @@ class Pace:
 
     def took(self, batch: Batch, waiting: Waiting, now_s: float) -> bool:
         """Note that *batch* was leased from what was *waiting*; whether one more worker would find work."""
-        if len(self._queue.leased) > 1:
+        # Help came, or it would have come but for a look at the wrong moment: the next look is in time.
+        if len(self._queue.leased) > 1 or now_s - self._last_take_s >= self._help_after_s(waiting):
             self._watch_s = 0.0
         # What is left now came after the last take, and after the first event was seen.
         since_s = now_s if self._first_seen_s is None else self._first_seen_s
