@@ -51,7 +51,7 @@ class Assumed(NamedTuple):
     #: What has to fit into Redis while the API is away.
     outage_s: float = 600.0
     #: Seconds after which what a dead relay held is taken over.
-    claim_after_s: float = 64.0
+    claim_after_s: float = 15.0
     #: Requests at once of each relay, and how long the API takes for one.
     concurrency: int = 16
     api_latency_s: float = 0.05
@@ -81,8 +81,7 @@ class Plan(NamedTuple):
     regions: int
 
 
-def read(path: Path) -> Figures:
-    raw: dict[str, Any] = json.loads(path.read_text())
+def read(raw: dict[str, Any]) -> Figures:
     one, small = raw["one relay"], raw["one relay, small batches"]
     # Two sizes of batches are two equations for what a request and what an event costs. It is the CPU that is
     # taken: a relay waits for nothing but its core, and other programs do not change that number.
@@ -202,6 +201,44 @@ def bad_day(chosen: Plan, figures: Figures, assumed: Assumed, most_entries: floa
     return Day(made, delivered, most_in_redis, most_in_journals, calm, lag, caught_up)
 
 
+def compare(raw: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What follows from the parts, beside what was measured of the whole."""
+    figures = read(raw)
+    rows: list[tuple[str, ...]] = [("", "computed", "measured")]
+
+    def row(name: str, computed: float, measured: float, form: str = "{:,.0f}") -> None:
+        rows.append((name, form.format(computed), form.format(measured)))
+
+    append = raw["appending"]
+    most = 1e6 / append["redis_cpu_us_per_batch"]
+    row("batches a second that Redis takes at the most", most, append["most_batches_per_s"])
+    for run in _runs(raw, "latency_s"):
+        if run["latency_s"]:
+            assumed = Assumed(concurrency=run["concurrency"], api_latency_s=run["latency_s"])
+            batch = run["batch"]
+            each = min(figures.relay_events_per_s(batch), assumed.in_requests_per_s(batch))
+            name = f"events a second of {_relays(run)}, an API of {1e3 * run['latency_s']:.0f} ms"
+            row(name, run["relays"] * each, run["events_per_s"])
+    for run in _runs(raw, "busy"):
+        name, batches_per_s = f"{run['rate']:,.0f} events/s, {_relays(run)}", run["rate"] / figures.batch
+        redis = batches_per_s * figures.redis_us_per_batch / 1e6
+        relays = run["rate"] / figures.relay_events_per_s(figures.batch)
+        application = run["rate"] * figures.app_us_per_event / 1e6
+        row(f"{name}: Redis, share of a core", redis, run["busy"]["redis"], "{:.1%}")
+        row(f"{name}: relays together, share of a core", relays, run["busy"]["relays"], "{:.1%}")
+        row(f"{name}: the application, share of a core", application, run["busy"]["application"], "{:.1%}")
+        row(f"{name}: median age of the oldest batch in Redis, s", 0.0, run["lag_p50_s"], "{:.2f}")
+    return rows
+
+
+def _runs(raw: dict[str, Any], field: str) -> list[dict[str, Any]]:
+    return [part for part in raw.values() if isinstance(part, dict) and field in part]
+
+
+def _relays(run: dict[str, Any]) -> str:
+    return "1 relay" if run["relays"] == 1 else f"{run['relays']} relays"
+
+
 def newest() -> Path:
     found = sorted((HERE / "results").glob("*-fleet.json")) or sorted(
         (HERE / "results").glob("*-fleet*.json")
@@ -227,7 +264,7 @@ def report(figures: Figures, assumed: Assumed, rates: list[int]) -> str:
     rows = [
         row("events a second", *(f"{each.rate:,}" for each in plans)),
         row("application processes", *(f"{each.processes:,}" for each in plans)),
-        row("their CPU for windback, cores", *(f"{each.app_cores:,.1f}" for each in plans)),
+        row("their CPU for windback, cores", *(f"{each.app_cores:,.2f}" for each in plans)),
         row("events in a batch", *(f"{each.batch:,.0f}" for each in plans)),
         row("cells", *(f"{each.cells:,}" for each in plans)),
         row("asked for by", *(each.because for each in plans)),
@@ -267,10 +304,12 @@ def main() -> None:
         )
     options = parser.parse_args()
     path = options.figures or newest()
-    figures = read(path)
+    raw: dict[str, Any] = json.loads(path.read_text())
+    figures = read(raw)
     assumed = Assumed(**{name: getattr(options, name) for name in Assumed._fields})
     print(f"figures: {path.name}: {figures}\n\nassumed: {assumed}\n")
     print(report(figures, assumed, options.rates))
+    print(f"\nThe parts, and what was measured of the whole:\n\n{table(compare(raw))}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -82,7 +83,26 @@ def test_processes_that_do_little_fill_no_batches_and_wear_redis_out(simulate, f
 
 def test_figures_that_were_measured_can_be_read(simulate, assumed):
     """Those of the results, which the page on scaling is about."""
-    figures = simulate.read(simulate.newest())
+    figures = simulate.read(json.loads(simulate.newest().read_text()))
     text = simulate.report(figures, assumed, [10_000])
     assert text.startswith("| events a second | 10,000 |")
     assert all(value > 0 for value in figures)
+
+
+def test_the_page_on_scaling_has_the_newest_figures(simulate, assumed):
+    path = simulate.newest()
+    page = (BENCHMARKS.parent / "docs" / "scaling.md").read_text(encoding="utf-8").splitlines()
+    assert f"`benchmarks/results/{path.name}`" in "\n".join(page)
+    rows = simulate.report(simulate.read(json.loads(path.read_text())), assumed, list(simulate.RATES))
+    for row in rows.splitlines():
+        assert row in page
+
+
+def test_what_is_computed_from_the_parts_agrees_with_the_measured_whole(simulate):
+    """Four relays carry what four times one would."""
+    rows = simulate.compare(json.loads(simulate.newest().read_text()))[1:]
+    numbers = {name: [float(each.replace(",", "").rstrip("%")) for each in of] for name, *of in rows}
+    forwarded = {name: of for name, of in numbers.items() if name.startswith("events a second of ")}
+    assert len(forwarded) == 3
+    for name, (computed, measured) in forwarded.items():
+        assert measured == pytest.approx(computed, rel=0.3), name
