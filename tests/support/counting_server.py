@@ -95,6 +95,7 @@ def _properties(body: bytes) -> list:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or the body waits 40 ms, until the head is acknowledged
     server: _Server
 
     def do_GET(self) -> None:

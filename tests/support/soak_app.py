@@ -22,7 +22,8 @@ THREADS = 8
 CHILDREN = 20
 #: So many events are given out at once, to whoever is done with what it had: all end at the same time.
 CHUNK = 100
-OPTIONS = {"overflow": "block", "block_timeout": 120, "shutdown_timeout": 120}
+#: The end waits until everything is in Redis or delivered: the harness ends what makes no progress.
+OPTIONS = {"overflow": "block", "block_timeout": 120, "shutdown_timeout": 3_600}
 
 
 class Application:
