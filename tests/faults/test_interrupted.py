@@ -12,6 +12,8 @@ import itertools
 import sys
 import tempfile
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from inside import engine_of, link_of
@@ -20,6 +22,9 @@ from tracking import JANE, adds_up
 
 from windback import Windback
 
+TASKS = Path("/proc/self/task")
+#: Those that are threads of this process.
+senders = []
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
 QUEUES = {
     "memory": "",
@@ -149,9 +154,22 @@ def test_signal_handlers_that_track_and_flush_never_wait_for_the_call_that_they_
 
 @pytest.fixture(autouse=True)
 def collected():
-    """What a test leaves is collected while its warnings are ignored, and not in a later test."""
+    """What a test leaves is collected while its warnings are ignored, and not in a later test.
+
+    A sender that is a thread of this process may outlive its client: it is told to end.
+    """
+    before = threads()
     yield
+    while senders:
+        senders.pop().end()
+    deadline_s = time.monotonic() + 10
+    while threads() > before and time.monotonic() < deadline_s:
+        time.sleep(0.01)
     gc.collect()
+
+
+def threads():
+    return len(list(TASKS.iterdir())) if TASKS.exists() else 0
 
 
 # A connection or a file that an exception kept from being closed, the garbage collector closes.
@@ -312,6 +330,7 @@ def client_struck(server, kind, journal, number):
 
         def made(*args):
             sender = make(*args)
+            senders.append(sender)
             struck.watch(engine_of(sender).threads)
             return sender
 
