@@ -332,7 +332,7 @@ def _send_all(port: int, commands: bytes, times: int, lines: int) -> None:
         sender.join()
 
 
-def steady(rate: int, seconds: float, relays: int = 2) -> dict[str, Any]:
+def steady(rate: int, seconds: float, relays: int) -> dict[str, Any]:
     """The same rate for long, into the embedded server: how old the oldest batch gets, and Redis' memory."""
     from windback.broker.connection import Connection
     from windback.broker.inspect import numbers_of

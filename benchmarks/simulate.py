@@ -62,6 +62,11 @@ class Assumed(NamedTuple):
         return self.concurrency * batch / self.api_latency_s
 
 
+def relay_rate(figures: Figures, assumed: Assumed, batch: float) -> float:
+    """Return what a relay forwards, which its core or the API bounds."""
+    return min(figures.relay_events_per_s(batch), assumed.in_requests_per_s(batch))
+
+
 class Plan(NamedTuple):
     """What a rate takes."""
 
@@ -112,8 +117,7 @@ def plan(rate: int, figures: Figures, assumed: Assumed) -> Plan:
     cells = max(1, math.ceil(wanted[because]))
     of_cell = rate / cells
     # One more than needed: one may die.
-    of_relay = min(figures.relay_events_per_s(batch), assumed.in_requests_per_s(batch))
-    relays = math.ceil(of_cell / (of_relay * assumed.busy)) + 1
+    relays = math.ceil(of_cell / (relay_rate(figures, assumed, batch) * assumed.busy)) + 1
     return Plan(
         rate=rate,
         batch=batch,
@@ -159,7 +163,7 @@ def bad_day(chosen: Plan, figures: Figures, assumed: Assumed, most_entries: floa
     rate = chosen.rate / chosen.cells
     redis_rate = 1e6 / figures.redis_us_per_batch * chosen.batch
     room = most_entries * chosen.batch
-    relay_rate = min(figures.relay_events_per_s(chosen.batch), assumed.in_requests_per_s(chosen.batch))
+    of_relay = relay_rate(figures, assumed, chosen.batch)
     journals = in_redis = held = made = delivered = 0.0
     most_in_redis = most_in_journals = calm = lag = 0.0
     caught_up = math.nan
@@ -184,7 +188,7 @@ def bad_day(chosen: Plan, figures: Figures, assumed: Assumed, most_entries: floa
             if is_api_there:
                 sent = min(
                     in_redis - held,
-                    (chosen.relays_of_cell - dead) * relay_rate * STEP_S,
+                    (chosen.relays_of_cell - dead) * of_relay * STEP_S,
                     redis_rate * STEP_S,
                 )
                 in_redis -= sent
@@ -215,8 +219,7 @@ def compare(raw: dict[str, Any]) -> list[tuple[str, ...]]:
     for run in _runs(raw, "latency_s"):
         if run["latency_s"]:
             assumed = Assumed(concurrency=run["concurrency"], api_latency_s=run["latency_s"])
-            batch = run["batch"]
-            each = min(figures.relay_events_per_s(batch), assumed.in_requests_per_s(batch))
+            each = relay_rate(figures, assumed, run["batch"])
             name = f"events a second of {_relays(run)}, an API of {1e3 * run['latency_s']:.0f} ms"
             row(name, run["relays"] * each, run["events_per_s"])
     for run in _runs(raw, "busy"):

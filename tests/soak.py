@@ -72,12 +72,14 @@ class Result(NamedTuple):
             if before["accepted"] < self.events
         ]
 
-    def slope(self) -> tuple[float, float]:
-        """Return the slope of the memory in the second half, and how far noise bends it (MB a million).
+    @property
+    def _later(self) -> List[Sample]:
+        """Those of the second half: in the first, queues, journal and Redis fill as their bounds allow."""
+        return [each for each in self._progress if each["accepted"] > self.events / 2]
 
-        In the first half queues, journal and Redis fill, as far as their bounds allow.
-        """
-        samples = [each for each in self._progress if each["accepted"] > self.events / 2]
+    def slope(self) -> tuple[float, float]:
+        """Return the slope of the memory in the second half, and how far noise bends it (MB a million)."""
+        samples = self._later
         if len({each["accepted"] for each in samples}) < 4:
             return 0.0, 0.0
         x = [each["accepted"] / 1e6 for each in samples]
@@ -100,7 +102,7 @@ class Result(NamedTuple):
         counts, last = self.counts, self.samples[-1]
         faults = ", ".join(f"{kind} {count:,}" for kind, count in sorted(counts.faults.items()))
         slope, noise = self.slope()
-        later = [each for each in self._progress if each["accepted"] > self.events / 2] or self.samples
+        later = self._later or self.samples
         # Not the last hundredth: whoever has no more to track leaves the others to a full queue.
         middle, final = self.rate(0.5, 0.6), self.rate(0.89, 0.99)
         rows = [
@@ -150,10 +152,11 @@ def soak(events: int, folder: Path, *, kill_every_s: float, redis_restarts: int)
         application = _Application(events, redis_server.url, folder, server.url)
         stack.callback(application.close)
         next_kill_s = started_s + kill_every_s
-        moved, moved_s = (0.0, 0), started_s
+        progress, moved_s = (0.0, 0), started_s
         while application.is_running and time.monotonic() < moved_s + HANGS_AFTER_S:
             time.sleep(0.1)
-            if moved != (moved := (application.accepted, server.counts().arrived)):
+            before, progress = progress, (application.accepted, server.counts().arrived)
+            if progress != before:
                 moved_s = time.monotonic()
             if time.monotonic() >= next_kill_s:
                 relays.kill_one()
@@ -223,9 +226,7 @@ class _Application:
 
     def end(self) -> List[str]:
         """Wait for its last line; what was wrong with it. One that hangs is killed."""
-        self._process.kill()
-        self._process.wait()
-        self._reader.join()
+        self._stop()
         self._stderr.seek(0)
         written = self._stderr.read()[-2000:]
         said = []
@@ -233,10 +234,13 @@ class _Application:
             said.append(f"the application ended with {self._process.returncode}: {written}")
         return said
 
-    def close(self) -> None:
+    def _stop(self) -> None:
         self._process.kill()
         self._process.wait()
         self._reader.join()
+
+    def close(self) -> None:
+        self._stop()
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._stderr.close()
