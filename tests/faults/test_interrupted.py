@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from calls import eventually
 from inside import engine_of, link_of
 from strikes import Interruption, Strike
 from tracking import JANE, adds_up
@@ -23,8 +24,6 @@ from tracking import JANE, adds_up
 from windback import Windback
 
 TASKS = Path("/proc/self/task")
-#: Those that are threads of this process.
-senders = []
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
 QUEUES = {
     "memory": "",
@@ -154,14 +153,9 @@ def test_signal_handlers_that_track_and_flush_never_wait_for_the_call_that_they_
 
 @pytest.fixture(autouse=True)
 def collected():
-    """What a test leaves is collected while its warnings are ignored, and not in a later test.
-
-    A sender that is a thread of this process may outlive its client: it is told to end.
-    """
+    """What a test leaves is collected while its warnings are ignored, and not in a later test."""
     before = threads()
     yield
-    while senders:
-        senders.pop().end()
     deadline_s = time.monotonic() + 10
     while threads() > before and time.monotonic() < deadline_s:
         time.sleep(0.01)
@@ -330,7 +324,6 @@ def client_struck(server, kind, journal, number):
 
         def made(*args):
             sender = make(*args)
-            senders.append(sender)
             struck.watch(engine_of(sender).threads)
             return sender
 
@@ -349,6 +342,7 @@ PARTS = 3
 def test_no_memory_at_any_line_of_a_worker_loses_and_miscounts_nothing(server, tmp_path, kind, part):
     faulthandler.dump_traceback_later(900, exit=True)
     struck = rounds = 0
+    before = threads()
     for number in itertools.count(1 + part, PARTS):
         rounds += 1
         client, strike = client_struck(server, kind, tmp_path / str(number), number)
@@ -364,6 +358,8 @@ def test_no_memory_at_any_line_of_a_worker_loses_and_miscounts_nothing(server, t
         assert adds_up(seen), (strike.place, seen)
         assert (seen.accepted, seen.delivered, seen.pending) == (told, told, 0), strike.place
         assert client.close(20), strike.place
+        # A sender, here in threads of this process, ends once it has settled all events of its application.
+        eventually(lambda: threads() <= before, within_s=20)
         struck += strike.place is not None
         if strike.place is None:
             break

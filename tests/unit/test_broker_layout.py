@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 
 import pytest
 
-from windback.broker.layout import ForeignError, entry_of, fields_of, foreign_letter, letters_of
+from windback.broker.layout import Entry, ForeignError, entry_of, fields_of, foreign_letter, letters_of
+from windback.broker.stream import Held
+from windback.event.batch import Batch
 from windback.event.encode import encode
 from windback.stats import DeliveryReport
 
@@ -60,6 +63,23 @@ def test_any_bytes_at_all_are_read_or_told():
             entry_of(b"1-0", fields, "shop")
         except ForeignError:
             continue
+
+
+def test_an_entry_is_done_once_all_its_events_are_settled_however_it_was_split():
+    done, wakes = deque(), []
+    entry = Entry(b"1-0", "key", "shop", [b"{}"] * 5)
+    held = Held(entry, done, lambda: wakes.append(1))
+    first, second = Batch(entry.records, 0, source=held).halves()
+    held.settle(first)
+    held.settle(first)  # an error came in between, and the batch was sent again
+    quarters = second.halves()
+    for _ in range(2):
+        held.split(second, quarters)
+    held.settle(quarters[0])
+    assert not done
+    for _ in range(2):
+        held.settle(quarters[1])
+    assert (list(done), len(wakes)) == ([held], 1)
 
 
 def test_a_dead_letter_reports_all_there_is_to_say():

@@ -107,6 +107,23 @@ def test_what_is_not_settled_stays_and_only_that(make, root):
     assert list(root.iterdir()) == []
 
 
+@pytest.mark.parametrize("of", ["this process", "an exited process"])
+def test_a_batch_counts_once_though_it_is_settled_again(make, root, of):
+    """An error in the middle of `ack` does that: the batch is given back, taken and settled once more."""
+    made = make()
+    fill(made, 4)
+    if of == "an exited process":
+        crash(made)
+        made = make()
+        made.maintain()
+    batch = made.take(ONE)
+    batch.source.settle(batch)
+    made.queue.ack(batch)
+    assert made.drain() == [b"1", b"2", b"3"]
+    made.queue.release()
+    assert list(root.iterdir()) == []
+
+
 def test_discard_leaves_on_disk_what_is_there(make, root):
     made = make()
     fill(made, 150)

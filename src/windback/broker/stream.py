@@ -20,6 +20,7 @@ import os
 import socket
 from collections import deque
 from contextlib import suppress
+from itertools import chain
 from typing import Callable, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple
 
 from .. import clock
@@ -28,6 +29,7 @@ from ..outage import OutageLog
 from ..queue.line import Line
 from ..queue.outbox import Outbox
 from ..stats import DeliveryReport
+from ..steps import call, in_one_step
 from .connection import Connection, pairs
 from .layout import (
     FORGET,
@@ -66,12 +68,14 @@ _END_S = 2.0
 class Held:
     """An entry that this relay has read; the source of its batches."""
 
-    __slots__ = ("_on_done", "_parts", "entry", "letters")
+    __slots__ = ("_done", "_left", "_on_done", "entry", "letters")
 
-    def __init__(self, entry: Entry, on_done: Callable[[Held], None]) -> None:
+    def __init__(self, entry: Entry, done: Deque[Held], on_done: Callable[[], None]) -> None:
         self.entry = entry
-        self.letters: List[Tuple[Value, ...]] = []
-        self._parts = 1
+        #: Its dead letters, by the key of the rejected batch.
+        self.letters: Dict[str, List[Tuple[Value, ...]]] = {}
+        self._left = len(entry.records)
+        self._done = done
         self._on_done = on_done
 
     @property
@@ -83,16 +87,17 @@ class Held:
         """Do nothing: Redis has recorded the consumer."""
 
     def split(self, batch: Batch, halves: Sequence[Batch]) -> None:
-        """Expect one more part."""
-        del batch
-        self._parts += len(halves) - 1
+        """Do nothing: Redis has recorded the whole entry."""
 
     def settle(self, batch: Batch) -> None:
-        """Acknowledge the entry once all its parts are settled."""
-        del batch
-        self._parts -= 1
-        if not self._parts:
-            self._on_done(self)
+        """Let the entry be acknowledged once all its events are settled."""
+        if batch.is_settled:
+            return
+        left = self._left - len(batch)
+        done = [] if left else [call(self._done.append, self)]
+        in_one_step(*done, call(setattr, self, "_left", left), call(setattr, batch, "is_settled", True))
+        if not left:
+            self._on_done()
 
 
 class StreamQueue:
@@ -245,7 +250,7 @@ class StreamQueue:
             if entry_id in self._held:  # this relay itself took its entry for abandoned
                 continue
             try:
-                held = Held(entry_of(entry_id, fields, self.project), self._hand_back)
+                held = Held(entry_of(entry_id, fields, self.project), self._done, self._on_done)
             except ForeignError as error:
                 self._foreign.append((entry_id, fields, str(error)))
             else:
@@ -302,7 +307,7 @@ class StreamQueue:
         """Remove the entries that have dead letters, and foreign entries."""
         while self._rejected:
             held = self._rejected[-1]
-            self._to_dead_letters(held.entry.id, held.letters)
+            self._to_dead_letters(held.entry.id, [*chain.from_iterable(held.letters.values())])
             del self._held[held.entry.id]
             self._rejected.pop()
         while self._foreign:
@@ -363,10 +368,6 @@ class StreamQueue:
 
     # -- the drain side, under its lock --------------------------------------------------------
 
-    def _hand_back(self, held: Held) -> None:
-        self._done.append(held)
-        self._on_done()
-
     def share_pause(self, seconds: float) -> None:
         """Make all relays of the project wait for this long."""
         self._pauses.append(clock.now_s() + seconds)
@@ -376,7 +377,7 @@ class StreamQueue:
         """Keep the events of a rejected batch as dead letters, which are written when the entry ends."""
         held = batch.source
         assert isinstance(held, Held)
-        held.letters += letters_of(held.entry, batch.records, batch.key, report)
+        held.letters[batch.key] = letters_of(held.entry, batch.records, batch.key, report)
         return True
 
     def release(self) -> None:

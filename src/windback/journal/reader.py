@@ -15,12 +15,14 @@ import logging
 import os
 from collections import Counter
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Set
 from zlib import crc32
 
 from .. import log
 from ..event.batch import Batch
+from ..steps import call, in_one_step
 from . import format as fmt
 from . import segment
 from .directory import JournalDirectory, is_transient
@@ -297,15 +299,17 @@ class Reader:
             self._ledger.split(batch.key, parts)
 
     def settle(self, batch: Batch) -> None:
-        """Record that *batch* is settled."""
+        """Record that *batch* is settled, once."""
+        if batch.is_settled:
+            return
         counts = Counter(location >> OFFSET_BITS for location in batch.locations)
         each = [self._progress[segment_id] for segment_id in counts]
         settled = [progress.settled + count for progress, count in zip(each, counts.values())]
-        outstanding = self.outstanding - len(batch)
-        # Whatever needs memory comes before the first change, or after the last.
-        self.outstanding = outstanding
-        for progress, value in zip(each, settled):
-            progress.settled = value
+        in_one_step(
+            call(setattr, self, "outstanding", self.outstanding - len(batch)),
+            map(setattr, each, repeat("settled"), settled),
+            call(setattr, batch, "is_settled", True),
+        )
         with suppress(OSError, MemoryError):  # a kill may then send the batch once more
             self._ledger.done(batch.key)
 

@@ -16,7 +16,8 @@ import secrets
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from itertools import repeat
 from pathlib import Path
 from typing import Callable, Deque, Dict, Generator, List, Optional, Sequence, Set, Tuple, cast
 
@@ -376,14 +377,17 @@ class JournalWriter:
             self._ledger.split(batch.key, parts)
 
     def settle(self, batch: Batch) -> None:
-        """Record that *batch* is settled."""
-        if self._ledger is None:  # the client was closed while this was under way
+        """Record that *batch* is settled, once."""
+        if self._ledger is None or batch.is_settled:  # None: the client was closed while this was under way
             return
+        counts: Counter[int] = Counter()
         for segment_id, _, _, count in self._ledger.state.leases.get(batch.key, ()):
-            segment = self.segments[segment_id]
-            segment.settled += count
-            if segment.is_sealed and segment.settled == segment.count:
-                self.needs_maintenance = True
+            counts[segment_id] += count
+        each = [self.segments[segment_id] for segment_id in counts]
+        settled = [segment.settled + count for segment, count in zip(each, counts.values())]
+        in_one_step(map(setattr, each, repeat("settled"), settled), call(setattr, batch, "is_settled", True))
+        if any(segment.is_sealed and segment.settled == segment.count for segment in each):
+            self.needs_maintenance = True
         with self._tolerated():
             self._ledger.done(batch.key)
 

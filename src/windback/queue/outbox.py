@@ -177,9 +177,8 @@ class Outbox(Generic[Place]):
         """Forget a leased batch that is settled. In the same step its events are added to *count*."""
         if batch not in self.leased:
             return
-        if batch.source is not None and not batch.is_settled:
+        if batch.source is not None:
             batch.source.settle(batch)
-            batch.is_settled = True
         counter = AtomicCounter() if count is None else count
         self._settled += 1
         in_one_step(call(self.leased.remove, batch), call(counter.move, len(batch), 1))
