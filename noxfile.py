@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Sequence
 
 import nox
@@ -22,6 +23,8 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 #: The oldest, and the newest that this machine has.
 ENDS = [PYTHONS[0], next((each for each in reversed(PYTHONS) if shutil.which(f"python{each}")), PYTHONS[-1])]
+#: Four, whatever the cores: the tests wait more than they compute.
+SIDE_BY_SIDE = ["-n", "4"]
 EXTRAS = list(PYPROJECT["project"]["optional-dependencies"])
 
 
@@ -32,20 +35,21 @@ def group(name: str) -> Sequence[str]:
 
 def install(session: nox.Session, dependencies: str) -> None:
     """Install the built wheel with the oldest or the newest dependencies that the ranges allow."""
-    tmp = Path(session.create_tmp())
     session.install("uv")
-    arguments = [f"windback @ {build_wheel(session, tmp).as_uri()}", *group("test")]
-    if dependencies == "lowest":
-        # Only our own ranges are taken at their lower end: the tools of the group `test` stay new.
-        pins = tmp / "lowest.txt"
-        session.run_install(
-            *("uv", "pip", "compile", "--quiet", "--no-deps", "--resolution=lowest-direct"),
-            *(f"--extra={name}" for name in EXTRAS),
-            *("--group=demo", f"--output-file={pins}", "pyproject.toml"),
-            silent=True,
-        )
-        arguments.append(f"--constraint={pins}")
-    session.install(*arguments)
+    # Not `session.create_tmp`, which makes it the tests' own: their paths would be long, and in this project.
+    with TemporaryDirectory() as folder:
+        arguments = [f"windback @ {build_wheel(session, Path(folder)).as_uri()}", *group("test")]
+        if dependencies == "lowest":
+            # Only our own ranges are taken at their lower end: the tools of the group `test` stay new.
+            pins = Path(folder) / "lowest.txt"
+            session.run_install(
+                *("uv", "pip", "compile", "--quiet", "--no-deps", "--resolution=lowest-direct"),
+                *(f"--extra={name}" for name in EXTRAS),
+                *("--group=demo", f"--output-file={pins}", "pyproject.toml"),
+                silent=True,
+            )
+            arguments.append(f"--constraint={pins}")
+        session.install(*arguments)
 
 
 @nox.session(python=PYTHONS)
@@ -53,20 +57,18 @@ def install(session: nox.Session, dependencies: str) -> None:
 def tests(session: nox.Session, dependencies: str) -> None:
     """Run the tests with the oldest or the newest dependencies that the ranges allow."""
     install(session, dependencies)
-    session.run("pytest", "-n", "auto", *session.posargs)
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session(python=ENDS)
 def ends(session: nox.Session) -> None:
     """Run the unit and contract tests: oldest Python and dependencies, newest Python and dependencies."""
     install(session, "lowest" if session.python == PYTHONS[0] else "highest")
-    session.run("pytest", "-n", "auto", "tests/unit", "tests/contract", *session.posargs)
+    session.run("pytest", *SIDE_BY_SIDE, "tests/unit", "tests/contract", *session.posargs)
 
 
 def build_wheel(session: nox.Session, directory: Path) -> Path:
     """Build the wheel into *directory* and return its path."""
-    for old in directory.glob("*.whl"):
-        old.unlink()
     session.run_install("uv", "build", "--quiet", "--wheel", f"--out-dir={directory}")
     (wheel,) = directory.glob("*.whl")
     return wheel.resolve()
