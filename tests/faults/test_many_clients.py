@@ -193,7 +193,7 @@ if pid == 0:
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 """
-    ended = run(TOOLS + code, "-W", "ignore::DeprecationWarning", url=server.url)
+    ended = run(TOOLS + code, url=server.url)
     assert (ended.status, ended.err) == (0, "")
     assert numbers(server) == [0, 1]
 
@@ -220,4 +220,35 @@ client.track_event("login", "jane@example.com", {"n": 0})
 """
     ended = run(TOOLS + code, "-W", "error", url=server.url)
     assert (ended.status, ended.err) == (0, "")
+    assert numbers(server) == [0]
+
+
+def test_an_exit_starts_no_more_threads_for_clients_that_were_dropped(server, run):
+    """The exit delivers; a thread that starts while the interpreter goes down can crash it."""
+    code = """
+import _thread, atexit, threading, time
+
+started = []
+start = _thread.start_new_thread
+
+def counting(function, *arguments):
+    if at_exit:
+        started.append(function)
+    return start(function, *arguments)
+
+def look():  # after the package's own exit handler
+    time.sleep(0.3)
+    print(len(started), flush=True)
+
+at_exit = []
+atexit.register(look)
+from windback import Windback
+Windback(shutdown_timeout=25)
+atexit.register(at_exit.append, 1)  # before it
+_thread.start_new_thread = counting
+Windback(shutdown_timeout=25).track_event("login", "jane@example.com", {"n": 0})
+"""
+    ended = run(code, url=server.url)
+    assert (ended.status, ended.err) == (0, "")
+    assert int(ended.out[0]) <= 1  # a worker
     assert numbers(server) == [0]

@@ -74,7 +74,9 @@ def _run(token: Deque[int]) -> None:
         _retire_all()
     finally:
         token.append(0)
-    if _dropped:  # checked after that: a caller that dropped a client just now found no token
+    # Checked after that: a caller that dropped a client just now found no token. At the exit the rest is
+    # drained like any other, and a thread that starts while the interpreter goes down can crash it.
+    if _dropped and not lifecycle.exiting:
         _start()
 
 
