@@ -462,21 +462,29 @@ def test_a_full_disk_and_space_again(attempt, server, root):
     before = on_disk(client)
     assert before < 100
     (root / "ballast").unlink()
-    client._engine.queue.writer._retry_at_s = 0
-    track(client, range(120, 130), 60_000)
+    writer = client._engine.queue.writer
+    count = 120
+    while writer.trouble is not None:
+        writer._retry_at_s = 0  # a worker that just failed sets it
+        track(client, [count], 60_000)
+        count += 1
+        time.sleep(0.1)
+    before = on_disk(client)
+    track(client, range(count, count + 10), 60_000)
     assert on_disk(client) == before + 10
     assert client.flush(20)
     stats = client.stats()
-    assert stats.accepted == stats.delivered == 130, stats
+    assert stats.accepted == stats.delivered == count + 10, stats
     assert client.close()
     assert list(root.iterdir()) == []
+    print(count + 10)
     """
     ended = attempt(code)
-    assert (ended.status, ended.out) == (0, [])
+    assert ended.status == 0, ended.err
     kept, again = ended.err.splitlines()
     assert kept.startswith(f"journal {root}: No space left on device; events are kept only in memory for now")
     assert again == f"journal {root}: events are written to the disk again"
-    assert numbers(server) == list(range(130))
+    assert numbers(server) == list(range(int(ended.out[0])))
 
 
 def test_a_disk_that_is_full_from_the_start(attempt, server, root):
@@ -600,7 +608,7 @@ def test_a_directory_that_becomes_read_only_holds_up_no_delivery(attempt, server
     assert client.close()
     """
     ended = attempt(code)
-    assert (ended.status, ended.out) == (0, [])
+    assert (ended.status, ended.out) == (0, []), ended.err
     assert len([line for line in ended.err.splitlines() if "events are kept only in memory" in line]) == 1
     assert numbers(server) == list(range(100))
 
@@ -643,7 +651,8 @@ def test_without_file_descriptors_events_wait_in_memory(attempt, server, root):
     assert on_disk(client) == 50
     assert client.flush(20)
     assert client.close()
-    assert list(root.iterdir()) == []
+    left = list(root.rglob('*'))
+    assert not left, left
     """
     ended = attempt(code)
     assert ended.status == 0, ended.err

@@ -472,9 +472,11 @@ def _make(root: Path, name: str, names_of_locks: Sequence[str]) -> List[Lock]:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove a directory that was never published, or the files of ours in one."""
-    # Not by rmtree, which needs a file descriptor: a lack of descriptors may be why it is unfinished.
+    ours: List[str] = []
+    # To list it takes a file descriptor. A lack of them may be why it is unfinished; then it has no segment.
     with contextlib.suppress(OSError):
         ours = [name for name in segment.listed(folder) if segment.is_segment(name)]
+    with contextlib.suppress(OSError):
         for name in (*ours, COUNTERS, DRAIN, OWNER):
             segment.remove(folder / name)
         folder.rmdir()
