@@ -48,7 +48,8 @@ def install(session: nox.Session, dependencies: str) -> None:
                 *("--group=demo", f"--output-file={pins}", "pyproject.toml"),
                 silent=True,
             )
-            arguments.append(f"--constraint={pins}")
+            # OpenTelemetry's instrumentations that belong to the oldest API load pkg_resources.
+            arguments += [f"--constraint={pins}", "setuptools<81"]
         session.install(*arguments)
 
 
