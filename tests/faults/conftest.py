@@ -202,6 +202,9 @@ class Ended(NamedTuple):
     took_s: float
 
 
+#: Python 3.12 and newer warn of a fork beside threads, which applications do.
+OF_FORKS = ("-W", "ignore:This process (pid:DeprecationWarning")
+
 CLOCK = """\
 import atexit, time
 
@@ -248,7 +251,7 @@ def run(tmp_path) -> Callable[..., Ended]:
         started_s = time.monotonic()
         with (tmp_path / "stderr").open("w+b") as stderr:
             process = subprocess.Popen(
-                [sys.executable, *options, str(path)],
+                [sys.executable, *options, *OF_FORKS, str(path)],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=environment,

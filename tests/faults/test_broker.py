@@ -132,7 +132,7 @@ def test_a_fork_has_connections_of_its_own(run, redis_server, dead_url):
     assert client.flush(20)
     assert client.stats().delivered == 200
     """
-    ended = run(TOOLS + code, "-W", "ignore::DeprecationWarning", url=dead_url)
+    ended = run(TOOLS + code, url=dead_url)
     assert (ended.status, ended.err) == (0, "")
     found = [
         line for _, fields in redis_server.client.xrange(MINE.events) for line in fields["events"].split("\n")

@@ -361,9 +361,8 @@ def test_processes_of_packages_like_multiprocessing_deliver_at_their_end(
     """Multiprocess is what datasets and pathos use; any other with its interface is known by that alone."""
     if package == "copy_of":
         shutil.copytree(Path(multiprocessing.__file__).parent, tmp_path / "copy_of")
-    code = f"""\
-import sys, time
-sys.path.insert(0, {str(tmp_path)!r})
+    # A module of its own: billiard before 4.3 can't spawn what is in the script itself.
+    (tmp_path / "jobs.py").write_text(f"""\
 if {made!r} == "after":
     import {package}
 from windback import Windback
@@ -378,7 +377,7 @@ def track(who):
 def work(who):
     track(who)
 
-if __name__ == "__main__":
+def main():
     track("parent")
     context = {package}.get_context({method!r})
     processes = [context.Process(target=work, args=(str(n),)) for n in range(2)]
@@ -387,7 +386,14 @@ if __name__ == "__main__":
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    """
+""")
+    code = f"""\
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import jobs
+if __name__ == "__main__":
+    jobs.main()
+"""
     ended = run(code, "-W", "ignore::DeprecationWarning", url=server.url)
     assert (ended.status, ended.err) == (0, "")
     assert arrived(server) == expected("parent", "0", "1")
@@ -409,7 +415,7 @@ def test_modules_that_are_loaded_lazily_stay_unloaded_when_a_process_forks(serve
     os.waitpid(pid, 0)
     assert type(lazy).__name__ == "_LazyModule"
     """
-    ended = run(code, "-W", "ignore::DeprecationWarning", url=server.url)
+    ended = run(code, url=server.url)
     assert (ended.status, ended.err) == (0, "")
 
 

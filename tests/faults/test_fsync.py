@@ -175,7 +175,7 @@ def test_an_exit_with_events_left_and_a_fork(run, dead_url, tmp_path):
         client.close()
         os._exit(0)
     """
-    ended = run(code, "-W", "ignore::DeprecationWarning", url=dead_url)
+    ended = run(code, url=dead_url)
     assert (ended.status, ended.err) == (0, "")
     written = [line.split()[1:] for line in ended.out if line.startswith("written")]
     assert len({pid for pid, *_ in written}) == 2

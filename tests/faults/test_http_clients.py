@@ -18,7 +18,7 @@ from windback import (
 )
 
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project", "shutdown_timeout": 0}
-PACKAGES = ["httpx", *(["httpx2"] if sys.version_info >= (3, 11) else [])]
+PACKAGES = ["httpx", *(["httpx2"] if sys.version_info >= (3, 10) else [])]
 
 
 @pytest.fixture(params=PACKAGES)

@@ -273,7 +273,7 @@ def test_a_fork_has_a_directory_of_its_own(run, server, root, relaying):
     assert client.stats().delivered == 100
     """
     with relaying():
-        ended = run(TOOLS + code, "-W", "ignore::DeprecationWarning", url=server.url)
+        ended = run(TOOLS + code, url=server.url)
     assert (ended.status, ended.err) == (0, "")
     assert numbers(server) == list(range(200))
 

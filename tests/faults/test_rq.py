@@ -38,13 +38,14 @@ def track_and_end(n):
 
 #: A worker of somebody's own, whose work-horse is theirs.
 CLASSES = """\
-import os
+import inspect, os
 from rq import Worker
 
 class Own(Worker):
     def main_work_horse(self, job, queue):
         try:
-            self.perform_job(job, queue, self.execution)
+            takes = len(inspect.signature(self.perform_job).parameters)  # older ones: no execution
+            self.perform_job(*(job, queue, getattr(self, "execution", None))[:takes])
         finally:
             os._exit(0)
 

@@ -415,7 +415,7 @@ def test_a_fork_gets_a_sender_of_its_own(server, run, eventually):
     assert sender_of(client) == theirs
     assert client.stats().delivered == 20
     """
-    ended = run(TOOLS + code, "-W", "ignore::DeprecationWarning", url=server.url)
+    ended = run(TOOLS + code, url=server.url)
     assert (ended.status, ended.err) == (0, "")
     eventually(lambda: numbers(server) == [*range(20), *range(100, 110)])
 
@@ -432,7 +432,7 @@ def test_a_forked_child_that_lives_on_does_not_keep_the_parent_s_sender(server, 
         time.sleep(20)
         os._exit(0)
     """
-    ended = run(TOOLS + code, "-W", "ignore::DeprecationWarning", url=server.url)
+    ended = run(TOOLS + code, url=server.url)
     assert (ended.status, ended.err) == (0, "")
     eventually(lambda: is_gone(int(ended.out[0])))
 

@@ -287,7 +287,7 @@ def test_a_forked_child_delivers_its_own(server, run):
         time.sleep(20)
     assert os.waitpid(pid, 0)[1] == signal.SIGTERM
     """
-    ended = run(TOOLS + code, "-W", "ignore::DeprecationWarning", url=server.url)
+    ended = run(TOOLS + code, url=server.url)
     assert (ended.status, ended.err) == (0, "")
     assert numbers(server) == [*range(5), *range(100, 110)]
 

@@ -99,7 +99,7 @@ def test_plain_calls_of_tasks(doubles, backend):
     anyio.run(check_async, server, server.url(), backend=name, backend_options=options)
 
 
-PACKAGES = ["httpx", *(["httpx2"] if sys.version_info >= (3, 11) else [])]
+PACKAGES = ["httpx", *(["httpx2"] if sys.version_info >= (3, 10) else [])]
 
 
 @pytest.mark.parametrize("name", PACKAGES)

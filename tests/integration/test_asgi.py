@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import warnings
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import httpx
@@ -496,7 +496,13 @@ def test_what_is_queued_is_delivered_before_shutdown_is_answered(kind):
 
         inner = app
         if kind == "fastapi":
-            inner = FastAPI(on_shutdown=[lambda: client.track_event("late", JANE)])
+
+            @asynccontextmanager
+            async def lifespan(_):
+                yield
+                client.track_event("late", JANE)
+
+            inner = FastAPI(lifespan=lifespan)
         middleware = WindbackMiddleware(inner)
 
         async def noting(scope, receive, send):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 from commands import set_environment
+from servers import UVICORN_ENDS_BY_SIGNAL
 
 from windback.cli import main
 
@@ -89,6 +90,9 @@ def test_an_application_with_the_middleware_keeps_all(doctor):
 
 def test_an_application_without_it_loses_all_and_is_told_what_to_add(doctor):
     found = doctor(ASGI.format(middleware=""), "--path", "/export")
+    if not UVICORN_ENDS_BY_SIGNAL:
+        assert found.texts["SIGTERM"] == "10 of 10 events survived"
+        return
     assert found.states["SIGTERM"] == "problem"
     assert found.texts["SIGTERM"].startswith("0 of 10 events survived; app.add_middleware(")
     assert found.status == 1

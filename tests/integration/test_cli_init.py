@@ -174,7 +174,9 @@ def test_odd_files_beside_the_application_stop_nothing(tmp_path, init):
     (tmp_path / "brackets.py").write_text(f"x = {'(' * 50_000}{')' * 50_000}\n", encoding="utf-8")
     (tmp_path / "zero.py").write_bytes(b"x = '\0'")
     ended = init("fastapi")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    # Python 3.8's own parser writes this, for "brackets.py".
+    errors = ended.stderr.replace("s_push: parser stack overflow\n", "")
+    assert (ended.returncode, errors) == (0, "")
     assert "--write puts them into main.py" in ended.stdout
     for name in ("fifo.py", "folder.py"):
         ended = init("fastapi", "--file", name)

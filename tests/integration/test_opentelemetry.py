@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import os
 import subprocess
@@ -13,8 +14,10 @@ import anyio
 import pytest
 from calls import eventually
 from inside import engine_of, way_of
+from opentelemetry.instrumentation import httpx as opentelemetry_httpx
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.redis import RedisInstrumentor
+from opentelemetry.metrics import Meter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -25,6 +28,11 @@ from prometheus_client import CollectorRegistry
 import windback
 from windback import opentelemetry, prometheus
 from windback.relay import BrokerRelay, Relay
+
+#: Whether each httpx.Client is instrumented; before 0.49b0, only those made by the name httpx.Client.
+INSTRUMENTS_ALL = hasattr(opentelemetry_httpx, "wrap_function_wrapper")
+#: Whether an instrument can suggest its bounds, from 1.30 on.
+HAS_ADVICE = "explicit_bucket_boundaries_advisory" in inspect.signature(Meter.create_histogram).parameters
 
 
 class Metrics:
@@ -152,9 +160,10 @@ def test_batches_make_no_spans_and_a_plain_call_is_within_the_span_of_its_caller
             client.create_churn_event("jane@example.com")
         assert client.flush(30)
     assert server.count() == 1
-    call, outer = spans.get_finished_spans()
+    *calls, outer = spans.get_finished_spans()
     assert outer.name == "request"
-    assert call.parent.span_id == request.get_span_context().span_id
+    parents = [call.parent.span_id for call in calls]
+    assert parents == ([request.get_span_context().span_id] if INSTRUMENTS_ALL else [])
 
 
 def test_batches_of_tasks_make_no_spans(server, spans):
@@ -306,7 +315,8 @@ def test_the_duration_of_each_request_is_in_a_histogram(server, metrics, kind, s
     }
     assert sum(each.count for each in points) == requests
     assert all(0 < each.sum < 60 for each in points)
-    assert points[0].explicit_bounds[0] == 0.005, "seconds, not milliseconds"
+    if HAS_ADVICE:
+        assert points[0].explicit_bounds[0] == 0.005, "seconds, not milliseconds"
 
 
 def test_a_tracer_provider_gets_a_span_of_each_request_which_is_of_no_other_trace(server, spans):
@@ -332,10 +342,11 @@ def test_a_relay_reports_what_it_sends(server, metrics, spans, tmp_path):
     for _ in range(2):
         opentelemetry.instrument(relay, meter_provider=metrics.provider, tracer_provider=spans.provider)
     assert relay.drain(30)
+    # Read first: an earlier SDK gives only what a histogram got since it was read last.
+    assert sum(each.count for each in metrics.histogram("windback.relay.send.duration")) == 1
     found = metrics.read()
     assert found["windback.relay.read", ("windback.project", "")] == 5
     assert found["windback.relay.events", ("outcome", "delivered"), ("windback.project", "")] == 5
-    assert sum(each.count for each in metrics.histogram("windback.relay.send.duration")) == 1
     assert [span.name for span in spans.get_finished_spans()] == ["windback.send"]
     assert not [key for key in found if key[0].startswith("windback.client")]
     relay.close()

@@ -17,7 +17,9 @@ VERSIONS = ["pytest==7.4.4 pluggy==1.0.0", "pytest==8.0.0 pluggy==1.3.0", "pytes
 if sys.version_info < (3, 12):
     VERSIONS += ["pytest==7.0.1 pluggy==1.0.0", "pytest==7.1.3 pluggy==0.13.1"]
 if sys.version_info < (3, 11):
-    VERSIONS += ["pytest==6.2.5 pluggy==0.13.1", "pytest==6.2.0 pluggy==0.12.0"]
+    VERSIONS += ["pytest==6.2.5 pluggy==0.13.1"]
+if sys.version_info < (3, 10):
+    VERSIONS += ["pytest==6.2.0 pluggy==0.12.0"]
 if sys.version_info < (3, 9):
     VERSIONS += ["pytest==5.4.3 pluggy==0.12.0", "pytest==5.4.3 pluggy==0.13.1"]
 

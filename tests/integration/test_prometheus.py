@@ -183,7 +183,7 @@ def test_a_forked_child_has_not_counted_what_its_parent_did(server):
         child = os.fork()
         if child == 0:
             os._exit(int(value(scrape(registry), "accepted_events_total")))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert os.waitpid(child, 0)[1] == 0
 
 
 # -- multiprocess mode, in real gunicorn workers ----------------------------------------------------
@@ -224,6 +224,8 @@ def fetch(app, path):
     except urllib.error.HTTPError:
         # prometheus_client reads the file of a worker that has just made it, and is still empty.
         assert re.search(r"struct\.error|mmap", app.output()), app.output()
+        return ""
+    except ConnectionError:  # by a worker that ends: gunicorn before 24 closes connections without an answer
         return ""
 
 

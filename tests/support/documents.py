@@ -6,6 +6,7 @@ clients of the document tracked, as it does for a reader.
 
 from __future__ import annotations
 
+import builtins
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,8 @@ def evaluate(path: str, replaced: Dict[str, str]) -> Dict[str, object]:
         except SystemExit as ended:
             if ended.code:
                 raise
+    # sybil takes it away, and before Python 3.10 each call of a function looks for it there.
+    document.namespace["__builtins__"] = builtins
     return document.namespace
 
 

@@ -104,18 +104,22 @@ class Tunnel:
     def __call__(self, connection: socket.socket, request: bytes) -> None:
         assert request.startswith(b"CONNECT ")
         connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        with socket.create_connection(("127.0.0.1", self._port)) as inner:
-            self._inner.append(inner)
+        inner = socket.create_connection(("127.0.0.1", self._port))
+        self._inner.append(inner)
+        try:
             threading.Thread(target=pass_on, args=(connection, inner), daemon=True).start()
             while inner.recv(1, socket.MSG_PEEK):
                 with self._passing:
                     connection.sendall(inner.recv(65_536))
+        finally:
+            with self._passing:
+                self._inner.remove(inner)
+                inner.close()
 
     def wait_until_quiet(self) -> None:
         """Wait until all that the server has sent is passed on."""
         while True:
             with self._passing:
-                there = [each for each in self._inner if each.fileno() >= 0]
-                if not select.select(there, [], [], 0)[0]:
+                if not select.select(self._inner, [], [], 0)[0]:
                     return
             time.sleep(0.001)

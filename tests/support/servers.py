@@ -11,6 +11,7 @@ import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
@@ -141,5 +142,7 @@ class AppServer:
         self.close()
 
 
+#: Newer ones end by the signal that they received, without Python's exit handlers.
+UVICORN_ENDS_BY_SIGNAL = tuple(map(int, metadata.version("uvicorn").split(".")[:2])) >= (0, 29)
 UVICORN = [sys.executable, "-m", "uvicorn", "--port", "{port}", "--log-level", "warning"]
 GUNICORN = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:{port}", "--log-level", "warning"]
