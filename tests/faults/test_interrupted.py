@@ -12,11 +12,10 @@ import itertools
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from calls import eventually
+from calls import ends, eventually
 from inside import engine_of, link_of
 from strikes import Interruption, Strike
 from tracking import JANE, adds_up
@@ -156,9 +155,7 @@ def collected():
     """What a test leaves is collected while its warnings are ignored, and not in a later test."""
     before = threads()
     yield
-    deadline_s = time.monotonic() + 10
-    while threads() > before and time.monotonic() < deadline_s:
-        time.sleep(0.01)
+    ends(lambda: threads() <= before, threads, hangs_after_s=10)
     gc.collect()
 
 

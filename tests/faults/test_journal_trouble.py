@@ -17,11 +17,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from calls import ending_faults
 from inside import has_adopted, journal_of, queue_of, start_no_worker
 from tracking import adds_up, left_in, numbers, track
 
 from windback import ConfigurationError, Windback
-from windback.devserver.options import CONTROL_PATH
 from windback.event.batch import Limits
 from windback.journal import dead
 from windback.journal import format as fmt
@@ -451,9 +451,7 @@ def test_a_segment_that_cannot_be_read_for_a_moment_is_read_a_little_later(
 def test_a_full_disk_and_space_again(attempt, server, root):
     """A real one, of 8 MiB. A store into a mapping would be a SIGBUS there, which no Python survives."""
     server.faults([{"path": "/track", "latency": 50}])  # full batches go out, and none is settled too early
-    faults = f"http://127.0.0.1:{server.port}{CONTROL_PATH}/faults"
     code = f"""\
-    import urllib.request
     have_own_mounts()
     root = Path({str(root)!r})
     root.mkdir()
@@ -473,7 +471,7 @@ def test_a_full_disk_and_space_again(attempt, server, root):
         track(client, [count], 60_000)
         count += 1
         time.sleep(0.1)
-    urllib.request.urlopen(urllib.request.Request({faults!r}, method="DELETE")).close()
+    {ending_faults(server.port)}
     assert client.flush(20)
     stats = client.stats()
     assert stats.accepted == stats.delivered == count, stats

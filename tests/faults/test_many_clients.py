@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from calls import ending_faults
 from tracking import numbers
 
-from windback.devserver.options import CONTROL_PATH
-
 TOOLS = """\
-import asyncio, gc, os, sys, tempfile, threading, time, urllib.request
+import asyncio, gc, os, sys, tempfile, threading, time
 from pathlib import Path
 from windback import AsyncWindback, Windback
 from windback.process import lifecycle
@@ -44,7 +43,6 @@ MANY = "clients are open in this process"
 def test_a_client_in_each_view_leaves_nothing(server, run, eventually, worker, count):
     # Nothing is answered until each view is over, so that all clients are open together.
     server.faults([{"path": "/track", "latency": 50}])
-    faults = f"http://127.0.0.1:{server.port}{CONTROL_PATH}/faults"
     code = f"""
 before = threads(), sockets()
 
@@ -53,7 +51,7 @@ def view(n):
 
 for n in range({count}):
     view(n)
-urllib.request.urlopen(urllib.request.Request({faults!r}, method="DELETE")).close()
+{ending_faults(server.port)}
 eventually(lambda: not lifecycle.engines(), lambda: lifecycle.engines())
 eventually(lambda: (threads(), sockets()) <= before, lambda: (threads(), sockets(), before))
 print("gone")

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import Callable, Dict, Mapping, NamedTuple, Optional
 
 from windback.devserver import DevServer
+from windback.devserver.options import CONTROL_PATH
 
 
 class Reply(NamedTuple):
@@ -64,3 +65,10 @@ def ends(is_over: Callable[[], object], progress: Callable[[], object], hangs_af
             return False
         time.sleep(0.05)
     return True
+
+
+def ending_faults(port: int) -> str:
+    """Return a line of a script that ends the faults of the local server at *port*."""
+    url = f"http://127.0.0.1:{port}{CONTROL_PATH}/faults"
+    request = f"urllib.request.Request({url!r}, method='DELETE')"
+    return f"import urllib.request; urllib.request.urlopen({request}).close()"

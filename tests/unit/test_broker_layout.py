@@ -9,8 +9,10 @@ import pytest
 
 from windback.broker.layout import Entry, ForeignError, entry_of, fields_of, foreign_letter, letters_of
 from windback.broker.stream import Held
-from windback.event.batch import Batch
+from windback.event.batch import Batch, Limits
 from windback.event.encode import encode
+from windback.queue.line import Line
+from windback.queue.outbox import Outbox
 from windback.stats import DeliveryReport
 
 
@@ -69,16 +71,20 @@ def test_an_entry_is_done_once_all_its_events_are_settled_however_it_was_split()
     done, wakes = deque(), []
     entry = Entry(b"1-0", "key", "shop", [b"{}"] * 5)
     held = Held(entry, done, lambda: wakes.append(1))
+    outbox = Outbox(Line(100))
     first, second = Batch(entry.records, 0, source=held).halves()
-    held.settle(first)
-    held.settle(first)  # an error came in between, and the batch was sent again
     quarters = second.halves()
     for _ in range(2):
         held.split(second, quarters)
-    held.settle(quarters[0])
+    outbox.add_batches([first, *quarters])
+    batches = [outbox.take(Limits(100, 500_000, 1.0)) for _ in range(3)]
+    assert batches == [first, *quarters]
+    held.settle(first)  # an error comes in between, and the batch is sent again
+    outbox.ack(first)
+    outbox.ack(quarters[0])
     assert not done
-    for _ in range(2):
-        held.settle(quarters[1])
+    held.settle(quarters[1])
+    outbox.ack(quarters[1])
     assert (list(done), len(wakes)) == ([held], 1)
 
 

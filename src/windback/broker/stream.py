@@ -91,8 +91,6 @@ class Held:
 
     def settle(self, batch: Batch) -> None:
         """Let the entry be acknowledged once all its events are settled."""
-        if batch.is_settled:
-            return
         left = self._left - len(batch)
         done = [] if left else [call(self._done.append, self)]
         in_one_step(*done, call(setattr, self, "_left", left), call(setattr, batch, "is_settled", True))

@@ -150,7 +150,7 @@ class Source(Protocol):
         """Record that *batch* goes on as its halves."""
 
     def settle(self, batch: Batch) -> None:
-        """Record that *batch* is settled, once: in the same step it is marked as settled."""
+        """Record that *batch* is settled, and mark it as settled in the same step."""
 
 
 class Waiting(NamedTuple):

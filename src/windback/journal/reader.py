@@ -299,9 +299,7 @@ class Reader:
             self._ledger.split(batch.key, parts)
 
     def settle(self, batch: Batch) -> None:
-        """Record that *batch* is settled, once."""
-        if batch.is_settled:
-            return
+        """Record that *batch* is settled."""
         counts = Counter(location >> OFFSET_BITS for location in batch.locations)
         each = [self._progress[segment_id] for segment_id in counts]
         settled = [progress.settled + count for progress, count in zip(each, counts.values())]

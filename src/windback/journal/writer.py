@@ -377,8 +377,8 @@ class JournalWriter:
             self._ledger.split(batch.key, parts)
 
     def settle(self, batch: Batch) -> None:
-        """Record that *batch* is settled, once."""
-        if self._ledger is None or batch.is_settled:  # None: the client was closed while this was under way
+        """Record that *batch* is settled."""
+        if self._ledger is None:  # the client was closed while this was under way
             return
         counts: Counter[int] = Counter()
         for segment_id, _, _, count in self._ledger.state.leases.get(batch.key, ()):

@@ -177,7 +177,7 @@ class Outbox(Generic[Place]):
         """Forget a leased batch that is settled. In the same step its events are added to *count*."""
         if batch not in self.leased:
             return
-        if batch.source is not None:
+        if batch.source is not None and not batch.is_settled:
             batch.source.settle(batch)
         counter = AtomicCounter() if count is None else count
         self._settled += 1
