@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
 #: Two clocks further apart than this (seconds) are not the same clock.
 _APART_S = 0.5
@@ -34,6 +34,27 @@ def _find_clock() -> Callable[[], float]:
 #: Return the seconds since a fixed moment in the past. A `partial`: freezegun replaces functions that it
 #: knows.
 now_s = _find_clock()
+
+
+class Moment(NamedTuple):
+    """The same moment on two clocks.
+
+    Attributes:
+        wall_s: Seconds since the epoch.
+        now_s: Seconds on the clock of this module, read after the other.
+    """
+
+    wall_s: float
+    now_s: float
+
+
+def moment() -> Moment:
+    """Return this moment.
+
+    The thread may be held up between the two clocks. The wall clock is read first, so a pause until a date
+    ends late then, and never early.
+    """
+    return Moment(time.time(), now_s())
 
 
 def is_past(deadline_s: Optional[float]) -> bool:

@@ -14,7 +14,7 @@ from deadlines import SLACK_S
 from inside import engine_of, scheduler_of, start_by
 from tracking import JANE, numbers
 
-from windback import AsyncWindback, Windback
+from windback import AsyncWindback, Windback, clock
 from windback.http.transport import AsyncTransport
 
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project"}
@@ -391,7 +391,7 @@ def test_a_worker_that_dies_wakes_a_flush_only_once(dead_url):
     scheduler.retire(workers[0], 0.0, died=True)
     assert scheduler.add_worker()
     assert scheduler.next_step(workers[1], 0.0, ThreadWaker()).batch is not None
-    scheduler.settle(workers[1], Answer(200), 0.0, 0.0, gzipped=False)
+    scheduler.settle(workers[1], Answer(200), clock.Moment(0.0, 0.0), gzipped=False)
     scheduler.put_down(workers[1])
     assert flush.done
     assert scheduler.end_flush(flush)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 from inside import config_of
 from sides import Sides
 
 import windback
+from windback import clock
 from windback.api.answer import Answer, Failure
+from windback.clock import Moment
 from windback.delivery import retry
 from windback.delivery.hooks import Hooks
 from windback.delivery.pace import HELP_AFTER_LEAST_S, HELP_AFTER_S, WATCH_CAP_S
@@ -71,9 +74,9 @@ class World:
     def settle(self, batch, answer=OK):
         worker = self.holder(batch)
         if not answer.ok:
-            self.scheduler.try_failed(batch, answer, self.now, self.now)
+            self.scheduler.try_failed(batch, answer, Moment(self.now, self.now))
         try:
-            self.scheduler.settle(worker, answer, self.now, self.now, gzipped=False)
+            self.scheduler.settle(worker, answer, Moment(self.now, self.now), gzipped=False)
         finally:
             self.scheduler.put_down(worker)
 
@@ -436,6 +439,19 @@ def test_nothing_at_all_is_sent_while_the_server_asked_to_wait(world):
     world.now += 31.0
     assert worker.step().batch is not None
     assert world.worker().step().batch is None, "one at a time"
+
+
+def test_a_pause_until_a_date_does_not_end_early_where_a_thread_was_held_up_between_the_clocks(monkeypatch):
+    wall_s = time.time
+
+    def held_up():
+        time.sleep(0.05)
+        return wall_s()
+
+    monkeypatch.setattr(time, "time", held_up)
+    moment = clock.moment()
+    apart_s = -clock.now_s() + wall_s()  # in this order: at least what they are apart
+    assert moment.now_s + apart_s >= moment.wall_s - 0.01
 
 
 def test_halves_are_sent_before_anything_else_and_immediately(world):

@@ -16,6 +16,7 @@ for `claim_s` belongs to a relay that has exited, and another relay takes it ove
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections import deque
@@ -203,7 +204,7 @@ class StreamQueue:
 
     def _share_pauses(self) -> None:
         while self._pauses:
-            left_ms = int((self._pauses[0] - clock.now_s()) * 1000)
+            left_ms = math.ceil((self._pauses[0] - clock.now_s()) * 1000)
             if left_ms > 0:
                 self._connection.script(PAUSE, (self._keys.pause,), left_ms)
             self._pauses.popleft()

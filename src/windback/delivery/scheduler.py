@@ -23,6 +23,7 @@ from typing import Callable, List, Optional
 
 from .. import clock, log
 from ..api.answer import Answer, error_of, retry_after_s
+from ..clock import Moment
 from ..config import Config
 from ..event.batch import Batch, Limits, Waiting
 from ..queue.intake import NEVER
@@ -274,13 +275,13 @@ class Scheduler:
             self._wake_callers()
             log.write()
 
-    def settle(self, worker: Worker, answer: Answer, now_s: float, wall_s: float, *, gzipped: bool) -> None:
+    def settle(self, worker: Worker, answer: Answer, at: Moment, *, gzipped: bool) -> None:
         """Apply the answer to the last try of a worker's batch; `put_down` follows in any case."""
         batch = worker.batch
         assert batch is not None
         verdict = judge(answer, events=len(batch), gzipped=gzipped)
         config = self._config
-        error = None if answer.ok else error_of(answer, wall_s, config.redact, config.base_url)
+        error = None if answer.ok else error_of(answer, at.wall_s, config.redact, config.base_url)
         hopeless: List[Flush] = []
         report: Optional[DeliveryReport] = None
         with self.lock:
@@ -294,7 +295,7 @@ class Scheduler:
                 assert error is not None
                 report = report_of("rejected", batch, verdict.reason, answer, error.message)
                 is_kept = self.queue.reject(batch, report, self.accounts.rejected(verdict.reason))
-                self.lines.rejected(now_s, error, is_kept=is_kept)
+                self.lines.rejected(at.now_s, error, is_kept=is_kept)
             elif verdict.action is Action.SPLIT:
                 self.queue.split(batch)
             elif verdict.action is Action.PLAIN:
@@ -309,12 +310,12 @@ class Scheduler:
                 is_at_fault = others_first and not is_new and self.queue.has_settled_since(batch)
                 if self._give_back(worker, batch, others_first=others_first):
                     report = report_of("dropped", batch, "closed", answer, problem)
-                if not is_at_fault and self._is_trouble(verdict.action, problem, now_s, is_new=is_new):
+                if not is_at_fault and self._is_trouble(verdict.action, problem, at.now_s, is_new=is_new):
                     hopeless = self.flushes.hopeless(also_with_timeout=verdict.action is Action.PAUSE)
             if verdict.action not in (Action.KEEP, Action.WAIT, Action.PAUSE):
                 if self.gate.is_down:
-                    self.lines.recovered(now_s)
-                self.gate.succeeded(now_s)
+                    self.lines.recovered(at.now_s)
+                self.gate.succeeded(at.now_s)
         log.write()
         self._deliver_reports(report)
         self.flushes.end(hopeless)
@@ -402,18 +403,18 @@ class Scheduler:
         tries, is_over = (config.max_retries, config.timeout), lambda: self.given_up
         return RetryPolicy(*tries, deadline_s=deadline_s, gated=True, is_over=is_over)
 
-    def try_failed(self, batch: Batch, answer: Answer, now_s: float, wall_s: float) -> None:
+    def try_failed(self, batch: Batch, answer: Answer, at: Moment) -> None:
         """Apply the answer to a try that failed; another try may follow before `settle`."""
         self._count_try(batch, answer)
-        failure = str(error_of(answer, wall_s, self._config.redact))
+        failure = str(error_of(answer, at.wall_s, self._config.redact))
         is_throttled = is_throttle(answer)
         with self.lock:
             self._open_gate()
             self.gate.last_failure = failure
             if is_throttled:
-                self.gate.throttled(now_s, jitter(), retry_after_s(answer, wall_s))
+                self.gate.throttled(at.now_s, jitter(), retry_after_s(answer, at.wall_s))
         if is_throttled and self._on_throttle is not None:
-            self._on_throttle(self.gate.blocked_s(now_s))
+            self._on_throttle(self.gate.blocked_s(at.now_s))
 
     def _count_try(self, batch: Batch, answer: Answer) -> None:
         self.accounts.requests.add(1 + answer.repeats)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import TYPE_CHECKING, Callable
 
 from ... import clock
@@ -165,7 +164,7 @@ class TaskWorkers:
         gzipped = scheduler.compress
 
         def on_failure(answer: Answer) -> None:
-            scheduler.try_failed(batch, answer, clock.now_s(), time.time())
+            scheduler.try_failed(batch, answer, clock.moment())
 
         async def attempt(left_s: float) -> Answer:
             started_s = clock.now_s()
@@ -182,7 +181,7 @@ class TaskWorkers:
                 lambda seconds: self._sleep(state, worker, seconds),
                 on_failure,
             )
-            scheduler.settle(worker, answer, clock.now_s(), time.time(), gzipped=gzipped)
+            scheduler.settle(worker, answer, clock.moment(), gzipped=gzipped)
         finally:
             scheduler.put_down(worker)
 

@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Dict, Optional
 
 from ... import clock
@@ -157,7 +156,7 @@ class ThreadWorkers:
         gzipped = scheduler.compress
 
         def on_failure(answer: Answer) -> None:
-            scheduler.try_failed(batch, answer, clock.now_s(), time.time())
+            scheduler.try_failed(batch, answer, clock.moment())
 
         def attempt(left_s: float) -> Answer:
             # Asked for at each try: connections that could not be made are made anew.
@@ -175,7 +174,7 @@ class ThreadWorkers:
                 lambda seconds: self._sleep(worker, seconds),
                 on_failure,
             )
-            scheduler.settle(worker, answer, clock.now_s(), time.time(), gzipped=gzipped)
+            scheduler.settle(worker, answer, clock.moment(), gzipped=gzipped)
         finally:
             scheduler.put_down(worker)
 
