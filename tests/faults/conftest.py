@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import importlib
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import time
 import uuid
 from contextlib import closing, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Callable, Iterator, List, NamedTuple
 
 import calls
@@ -200,6 +202,12 @@ class Ended(NamedTuple):
     out: List[str]
     err: str
     took_s: float
+
+
+@pytest.fixture(params=["httpx", *(["httpx2"] if sys.version_info >= (3, 10) else [])])
+def httpx_package(request: pytest.FixtureRequest) -> ModuleType:
+    """Each package whose clients `http_client=` takes."""
+    return importlib.import_module(request.param)
 
 
 #: Python 3.12 and newer warn of a fork beside threads, which applications do.

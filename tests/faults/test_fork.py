@@ -12,8 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
 
-# Python 3.12 and newer warn of any fork beside threads, which is what is tried here.
-OPTIONS = ("-W", "error", "-W", "ignore::DeprecationWarning")
+OPTIONS = ("-W", "error")
 
 FULL = "the queue is full, and the oldest events make room; they are counted in stats()\n"
 TOOLS = """\
@@ -296,7 +295,7 @@ def test_fifty_forks_while_eight_threads_track(server, run):
     assert stats.delivered == 0 and stats.accepted == stats.dropped + stats.pending, stats
     """
     )
-    ended = run(code, "-W", "ignore::DeprecationWarning", url=server.url, within_s=45)
+    ended = run(code, url=server.url, within_s=45)
     assert (ended.status, ended.err) == (0, FULL)
     children = [each for each in arrived(server) if each[0] != "parent"]
     assert children == expected(*map(str, range(50)), count=3)
@@ -394,7 +393,7 @@ import jobs
 if __name__ == "__main__":
     jobs.main()
 """
-    ended = run(code, "-W", "ignore::DeprecationWarning", url=server.url)
+    ended = run(code, url=server.url)
     assert (ended.status, ended.err) == (0, "")
     assert arrived(server) == expected("parent", "0", "1")
 

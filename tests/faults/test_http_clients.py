@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-
 import anyio
 import pytest
 from tracking import numbers, track
@@ -18,12 +15,6 @@ from windback import (
 )
 
 OPTIONS = {"api_key": "sk_test_1", "project_slug": "my-project", "shutdown_timeout": 0}
-PACKAGES = ["httpx", *(["httpx2"] if sys.version_info >= (3, 10) else [])]
-
-
-@pytest.fixture(params=PACKAGES)
-def package(request):
-    return importlib.import_module(request.param)
 
 
 class Wrapped:
@@ -42,8 +33,8 @@ class Wrapped:
         self._client.close()
 
 
-def test_events_and_calls_go_through_it(server, package):
-    with package.Client(headers={"X-Mine": "yes"}) as http_client:
+def test_events_and_calls_go_through_it(server, httpx_package):
+    with httpx_package.Client(headers={"X-Mine": "yes"}) as http_client:
         client = Windback(**OPTIONS, base_url=server.url, http_client=http_client)
         track(client, range(10))
         assert client.flush(20)
@@ -53,8 +44,8 @@ def test_events_and_calls_go_through_it(server, package):
     assert numbers(server) == list(range(10))
 
 
-def test_one_that_wraps_another_will_do(server, package):
-    with package.Client() as http_client:
+def test_one_that_wraps_another_will_do(server, httpx_package):
+    with httpx_package.Client() as http_client:
         client = Windback(**OPTIONS, base_url=server.url, http_client=Wrapped(http_client))
         track(client, range(3))
         assert client.flush(20)
@@ -62,9 +53,9 @@ def test_one_that_wraps_another_will_do(server, package):
     assert numbers(server) == list(range(3))
 
 
-def test_the_async_client_takes_an_async_one(server, package):
+def test_the_async_client_takes_an_async_one(server, httpx_package):
     async def main():
-        async with package.AsyncClient() as http_client:
+        async with httpx_package.AsyncClient() as http_client:
             client = AsyncWindback(**OPTIONS, base_url=server.url, http_client=http_client)
             for n in range(5):
                 await client.track_event("login", "jane@example.com", {"n": n})
@@ -77,8 +68,8 @@ def test_the_async_client_takes_an_async_one(server, package):
     assert numbers(server) == list(range(5))
 
 
-def test_its_failures_are_distinguished(dead_url, silent_url, package):
-    with package.Client() as http_client:
+def test_its_failures_are_distinguished(dead_url, silent_url, httpx_package):
+    with httpx_package.Client() as http_client:
         options = {**OPTIONS, "http_client": http_client, "timeout": 0.5, "max_retries": 0}
         with pytest.raises(WindbackTimeoutError):
             Windback(**options, base_url=silent_url).get_recovery_stats()
@@ -87,11 +78,13 @@ def test_its_failures_are_distinguished(dead_url, silent_url, package):
         assert not isinstance(caught.value, WindbackTimeoutError)
 
 
-def test_one_of_the_other_kind_is_refused(package):
-    with package.Client() as http_client, pytest.raises(ConfigurationError, match=r"httpx\.AsyncClient"):
+def test_one_of_the_other_kind_is_refused(httpx_package):
+    with httpx_package.Client() as http_client, pytest.raises(
+        ConfigurationError, match=r"httpx\.AsyncClient"
+    ):
         AsyncWindback(**OPTIONS, http_client=http_client)
     with pytest.raises(ConfigurationError, match=r"httpx\.Client, not an AsyncClient"):
-        Windback(**OPTIONS, http_client=package.AsyncClient())
+        Windback(**OPTIONS, http_client=httpx_package.AsyncClient())
 
 
 @pytest.mark.parametrize("value", [3, "client", object(), OPTIONS], ids=["number", "text", "object", "dict"])

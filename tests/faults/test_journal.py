@@ -231,7 +231,7 @@ def test_os_exit_is_a_kill_like_any_other(server, run, root, eventually):
 
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
-QUIET = ("-W", "error", "-W", "ignore::DeprecationWarning")
+QUIET = ("-W", "error")
 
 
 @FORK

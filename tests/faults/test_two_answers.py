@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import importlib
 import ssl
 import sys
 import threading
@@ -99,19 +98,14 @@ def test_plain_calls_of_tasks(doubles, backend):
     anyio.run(check_async, server, server.url(), backend=name, backend_options=options)
 
 
-PACKAGES = ["httpx", *(["httpx2"] if sys.version_info >= (3, 10) else [])]
-
-
-@pytest.mark.parametrize("name", PACKAGES)
-def test_clients_of_the_users(doubles, name):
-    package = importlib.import_module(name)
+def test_clients_of_the_users(doubles, httpx_package):
     server = doubles()
-    with package.Client() as http_client:
+    with httpx_package.Client() as http_client:
         check(server, server.url(), http_client=http_client)
     other = doubles()
 
     async def main():
-        async with package.AsyncClient() as http_client:
+        async with httpx_package.AsyncClient() as http_client:
             client = AsyncWindback(**OPTIONS, base_url=other.url(), http_client=http_client)
             assert [other.count_of(await client.get_recovery_stats()) for _ in range(5)] == [1, 2, 3, 4, 5]
             await client.close()
@@ -151,10 +145,8 @@ def test_over_tls_and_proxies(doubles, monkeypatch, tmp_path, way, who):
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
-@pytest.mark.parametrize("name", PACKAGES)
-def test_a_hook_may_read_the_answer_first(name, encoding):
+def test_a_hook_may_read_the_answer_first(httpx_package, encoding):
     """As httpx documents for hooks that log or raise; what it has read is unpacked."""
-    package = importlib.import_module(name)
     body = statistics(7)
     if encoding == "gzip":
         body = gzip.compress(body)
@@ -169,13 +161,13 @@ def test_a_hook_may_read_the_answer_first(name, encoding):
         await found.aread()
         found.raise_for_status()
 
-    with package.Client(event_hooks={"response": [read]}) as http_client:
+    with httpx_package.Client(event_hooks={"response": [read]}) as http_client:
         client = Windback(**OPTIONS, base_url=server.url(), http_client=http_client)
         assert client.get_recovery_stats().total_events == 7
         client.close()
 
     async def main():
-        async with package.AsyncClient(event_hooks={"response": [read_async]}) as http_client:
+        async with httpx_package.AsyncClient(event_hooks={"response": [read_async]}) as http_client:
             client = AsyncWindback(**OPTIONS, base_url=server.url(), http_client=http_client)
             assert (await client.get_recovery_stats()).total_events == 7
             await client.close()
