@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -243,6 +244,20 @@ def test_a_fork_that_waits_in_vain_for_an_import_leaves_a_child_that_delivers(se
     ended = run(code, *OPTIONS, url=server.url)
     assert (ended.status, ended.err) == (0, "")
     assert arrived(server) == expected("parent", "child")
+
+
+def test_a_fork_never_meets_the_library_half_loaded_that_ends_threads(dead_url, run):
+    """Before 3.9.6 the first thread that ends makes glibc load it; a child with half of it crashes."""
+    code = """\
+    from windback import Windback
+
+    client = Windback(shutdown_timeout=0)
+    print("libgcc_s" in open("/proc/self/maps").read())
+    """
+    is_needed = sys.platform == "linux" and sys.version_info < (3, 9, 6)
+    ended = run(code, url=dead_url)
+    assert is_needed <= (ended.out == ["True"])
+    assert (ended.status, ended.err) == (0, "")
 
 
 def test_fifty_forks_while_eight_threads_track(server, run):

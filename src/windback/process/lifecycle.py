@@ -112,6 +112,7 @@ def register(engine: Engine) -> None:
         atexit.register(_at_exit)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
+            _load_what_ends_threads()
     _follow()
     _engines.append(engine)
     _warn_of_many()
@@ -123,6 +124,19 @@ def register(engine: Engine) -> None:
             in_child.insert(0, status.serve_in_child)
             after_exit.insert(0, status.end_all)
         status.serve(engine, why_no_threads)
+
+
+def _load_what_ends_threads() -> None:
+    """Load the library that glibc needs to end a thread by pthread_exit, as older CPythons do (bpo-44434).
+
+    glibc loads it when the first thread ends. A process that is forked in the meantime would have half of it,
+    and crash when its own first thread ends.
+    """
+    if sys.platform == "linux" and sys.version_info < (3, 9, 6):
+        import ctypes
+
+        with contextlib.suppress(OSError):  # another C library, which needs no such thing
+            ctypes.CDLL("libgcc_s.so.1")
 
 
 def forget(engine: Engine) -> None:
