@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import signal
 import sys
 import threading
 from contextvars import Context
@@ -18,6 +19,7 @@ from typing import (
     ContextManager,
     Coroutine,
     Generator,
+    Iterable,
     List,
     Optional,
     Protocol,
@@ -46,7 +48,11 @@ class Loop(Protocol):
     backend: str
 
     def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object], name: str) -> None:
-        """Start a task, in the loop's own thread; *never_ran* is called if it is cancelled before it runs."""
+        """Start a task, in the loop's own thread; *never_ran* is called if it is cancelled before it runs.
+
+        Raises what the loop raises: asyncio calls a task factory of the application, and in Python 3.8 keeps
+        the tasks of all loops in a set that is not made for several threads.
+        """
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> Callable[[], object]:
         """Call a function in the loop after a while, if it still runs then. Returns what cancels that.
@@ -98,8 +104,13 @@ class _AsyncioLoop:
             if not has_run:
                 never_ran()
 
-        # An empty context: a worker outlives the request that started it, and must not keep it alive.
-        task = Context().run(self._loop.create_task, run())
+        work = run()
+        try:
+            # An empty context: a worker outlives the request that started it, and must not keep it alive.
+            task = Context().run(self._loop.create_task, work)
+        except BaseException:
+            work.close()  # or Python warns that it was never awaited
+            raise
         with contextlib.suppress(AttributeError):  # a loop may make tasks of its own kind
             task.set_name(name)
         _tasks.add(task)  # the loop itself keeps weak references only
@@ -167,7 +178,18 @@ class _TrioLoop:
 
     def spawn(self, main: Callable[[], Awaitable[None]], never_ran: Callable[[], object], name: str) -> None:
         del never_ran  # trio runs a task up to its first checkpoint in any case
-        self._trio.lowlevel.spawn_system_task(main, context=Context(), name=name)
+
+        async def run() -> None:
+            try:
+                await main()
+            except BaseException as error:
+                if not _is_interrupt(error):
+                    raise
+                # trio keeps Ctrl-C from this task, but not from those that anyio makes for it, and would call
+                # it an internal error. Raised again here, it reaches the application's main task.
+                signal.raise_signal(signal.SIGINT)
+
+        self._trio.lowlevel.spawn_system_task(run, context=Context(), name=name)
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> Callable[[], object]:
         scope = self._trio.CancelScope()
@@ -209,6 +231,12 @@ class _TrioLoop:
         outcome = _start_thread(call, lambda: self._token.run_sync_soon(done.set))
         await done.wait()
         return outcome()
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, or a group of errors with it."""
+    parts: Iterable[BaseException] = getattr(error, "exceptions", ())
+    return isinstance(error, KeyboardInterrupt) or any(map(_is_interrupt, parts))
 
 
 def _nothing() -> None:

@@ -413,6 +413,33 @@ def test_ctrl_c_ends_an_exit_that_sends_in_a_loop(silent_url, run, how):
     assert "never awaited" not in ended.err
 
 
+def test_ctrl_c_in_a_request_of_a_trio_worker_reaches_the_application(dead_url, run):
+    """Trio keeps Ctrl-C from the worker, but not from the tasks that anyio makes for it to connect."""
+    code = """\
+        import signal, socket
+        import trio
+        from windback import AsyncWindback
+
+        client = AsyncWindback(shutdown_timeout=0, worker="task")
+
+        def connect(*_):
+            signal.raise_signal(signal.SIGINT)
+
+        async def main():
+            await client.track_event("login", "jane@example.com")
+            socket.socket.connect = connect
+            await trio.sleep(60)
+
+        try:
+            trio.run(main)
+        except KeyboardInterrupt:
+            print("interrupted", client.stats().pending)
+    """
+    ended = run(code, url=dead_url)
+    assert (ended.status, ended.out) == (0, ["interrupted 1"])
+    assert ended.err == "1 event was not delivered before the process ended\n"
+
+
 def test_an_exit_inside_of_a_running_loop_sends_all(server, run):
     """What calls exit handlers itself, such as a child process of multiprocessing, may do so in a task."""
     wait = """

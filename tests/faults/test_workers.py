@@ -497,6 +497,32 @@ def test_the_exit_sends_where_no_thread_could_be_started(server, run, kind):
     assert numbers(server) == list(range(95))
 
 
+def test_a_loop_that_takes_no_task_is_asked_again(server, caplog):
+    """A task factory may raise, and in Python 3.8 so may asyncio, where many threads have a loop."""
+    refusals = [3]
+
+    def refuse_at_first(loop, work, **options):
+        if refusals[0]:
+            refusals[0] -= 1
+            raise IndexError("pop from empty list")
+        return asyncio.Task(work, loop=loop, **options)
+
+    async def main():
+        client = AsyncWindback(**OPTIONS, base_url=server.url)
+        asyncio.get_running_loop().set_task_factory(refuse_at_first)
+        assert await client.track_event("login", JANE, {"n": 1})
+        while not client.stats().delivered:  # the test's own time limit ends it
+            await asyncio.sleep(0.01)
+        await client.close()
+
+    asyncio.run(main())
+    assert refusals == [0]
+    assert numbers(server) == [1]
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == [
+        "a worker ended with IndexError; the next event starts another"
+    ]
+
+
 @pytest.mark.parametrize(
     "bound",
     [{"max_queue_size": 1}, {"max_queue_bytes": 1_000, "max_event_bytes": 500}],

@@ -35,29 +35,42 @@ class TaskWorkers:
         return state is not None and bool(state.workers)
 
     def start(self, worker: Worker) -> bool:
-        """Start a worker in the running loop; False if this thread runs none, or the loop is going down."""
+        """Start a worker in the running loop; False if this thread runs none, or the loop takes no task."""
         try:
             state = self._loops.current()
         except RuntimeError:
             return False
         if state.ended:
             return False
+        is_started = False
         try:
             state.workers[worker] = None
-            self._spawn(state, worker, idle=False)
-        except BaseException:
-            state.worker_left(worker)
-            raise
-        return True
+            is_started = self._spawn(state, worker, idle=False)
+        finally:
+            if not is_started:
+                state.worker_left(worker)
+        if not is_started:
+            self._resume_soon(state)
+        return is_started
 
-    def _spawn(self, state: LoopState, worker: Worker, *, idle: bool) -> None:
-        """Start a task for a worker that is new, or slept. idle: see `Scheduler.next_step`."""
+    def _spawn(self, state: LoopState, worker: Worker, *, idle: bool) -> bool:
+        """Start a task for a worker that is new, or slept; False if the loop takes none.
+
+        idle: see `Scheduler.next_step`.
+        """
 
         def never_ran() -> None:
             self._retire(state, worker)
             self._resume_soon(state)
 
-        state.loop.spawn(lambda: self._main(state, worker, idle=idle), never_ran, _NAME)
+        try:
+            state.loop.spawn(lambda: self._main(state, worker, idle=idle), never_ran, _NAME)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the application's task factory may raise anything
+            self._scheduler.lines.died(clock.now_s(), error)
+            return False
+        return True
 
     def _after_sleep(self, state: LoopState, worker: Worker, step: Step) -> Callable[[bool], None]:
         """Return what is called when a worker has slept, with whether it was woken."""
@@ -68,13 +81,14 @@ class TaskWorkers:
         if worker not in state.workers:
             return
         try:
-            if not state.ended:
-                self._spawn(state, worker, idle=idle)
+            if not state.ended and self._spawn(state, worker, idle=idle):
                 return
         except BaseException:
             self._retire(state, worker)
             raise
         self._retire(state, worker)
+        if not state.ended:
+            self._resume_soon(state)
 
     def _lose(self, state: LoopState, worker: Worker) -> None:
         """Have another worker instead of one that sleeps in a closed loop. Waits for nothing."""
