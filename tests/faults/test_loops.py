@@ -255,7 +255,14 @@ def test_loops_that_begin_at_the_same_time_keep_what_each_has():
             if state_of_loop(client) is not mine:
                 forgotten.append(mine)
 
-        asyncio.run(main())
+        try:
+            asyncio.run(main())
+        except IndexError:
+            # In Python 3.8 all loops keep their tasks in one set, which is not made for several threads.
+            assert sys.version_info < (3, 9)
+            together.abort()
+        except threading.BrokenBarrierError:
+            pass  # as above, in another thread
 
     try:
         for _ in range(200):
