@@ -112,7 +112,7 @@ def test_the_application_goes_on_while_it_delivers(held, run, tmp_path):
     """What it tracks after the delivery began is accepted, not waited for, and counted in one line."""
     tracked = tmp_path / "tracked"
     code = f"""\
-    client = Windback(handle_signals=True, batch_size=10, shutdown_timeout=20)
+    client = Windback(handle_signals=True, flush_interval=3600, batch_size=10, shutdown_timeout=20)
     track(client, 10)
     send()
     while not client._engine.scheduler.flushes.are_urgent:
@@ -135,6 +135,28 @@ def test_the_application_goes_on_while_it_delivers(held, run, tmp_path):
         -signal.SIGTERM,
         "5 events were not delivered before the process ended\n",
     )
+
+
+def test_a_signal_that_wakes_nothing_is_sent_once_more(server, run):
+    """As one that comes when the main thread is about to block, and does not look for signals any more."""
+    code = """\
+    sent, kill = [], os.kill
+
+    def kill_at_the_third(*arguments):
+        sent.append(arguments)
+        if len(sent) == 3:
+            kill(*arguments)
+
+    signal.signal(signal.SIGTERM, lambda *_: (print(len(sent), flush=True), os._exit(0)))
+    client = Windback(handle_signals=True, flush_interval=3600)
+    track(client)
+    os.kill = kill_at_the_third
+    kill(os.getpid(), signal.SIGTERM)
+    time.sleep(25)
+    """
+    ended = run(TOOLS + code, url=server.url)
+    assert (ended.status, ended.out, ended.err) == (0, ["3"], "")
+    assert numbers(server) == list(range(95))
 
 
 @pytest.mark.parametrize("clients", [1, 3])

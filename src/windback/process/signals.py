@@ -36,6 +36,9 @@ _SWITCH_S = 0.0005
 #: How long the end of the process waits for a signal that was already sent.
 _ON_ITS_WAY_S = 1.0
 
+#: The pause before a signal whose handler did not run is repeated, and the longest of them (seconds).
+_REPEAT_S, _REPEAT_CAP_S = 0.1, 1.0
+
 _earlier: Dict[int, object] = {}
 #: A client wanted handlers where they can't be set.
 _is_wanted = False
@@ -176,6 +179,22 @@ def _drain(number: int, delay: _Delay) -> None:
             lifecycle.warn_of_losses()
     finally:
         _send_again(number, delay)
+        _wake_main_thread(number, delay)
+
+
+def _wake_main_thread(number: int, delay: _Delay) -> None:
+    """Repeat a signal that was sent again until its handler runs.
+
+    The main thread lets go of the interpreter before it blocks in a system call. A signal that comes in
+    between is noted and wakes nothing: the handler would run when the call returns, perhaps never.
+    """
+    pause_s = _REPEAT_S
+    while True:
+        clock.sleep(pause_s)
+        if _delays.get(number) is not delay or delay.pid != os.getpid():
+            return
+        _send(number)
+        pause_s = min(2 * pause_s, _REPEAT_CAP_S)
 
 
 def _pass_on_rest() -> None:
