@@ -15,6 +15,7 @@ GENERATE = BENCHMARKS.parent / "docs" / "generate.py"
 pytestmark = [
     pytest.mark.skipif(sys.version_info < (3, 9), reason="benchmarks are run on newer interpreters"),
     pytest.mark.skipif(sys.platform != "linux", reason="memory and CPU are read from /proc"),
+    pytest.mark.timeout(240),  # the fixture runs every step of the plan
 ]
 
 #: Names of benchmarks/ that a test imports.
