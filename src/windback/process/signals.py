@@ -191,7 +191,7 @@ def _wake_main_thread(number: int, delay: _Delay) -> None:
     pause_s = _REPEAT_S
     while True:
         clock.sleep(pause_s)
-        if _delays.get(number) is not delay or delay.pid != os.getpid():
+        if _delays.get(number) is not delay:
             return
         _send(number)
         pause_s = min(2 * pause_s, _REPEAT_CAP_S)

@@ -42,16 +42,16 @@ class TaskWorkers:
             return False
         if state.ended:
             return False
-        is_started = False
         try:
             state.workers[worker] = None
-            is_started = self._spawn(state, worker, idle=False)
-        finally:
-            if not is_started:
-                state.worker_left(worker)
-        if not is_started:
-            self._resume_soon(state)
-        return is_started
+            if self._spawn(state, worker, idle=False):
+                return True
+        except BaseException:
+            state.worker_left(worker)
+            raise
+        state.worker_left(worker)
+        self._resume_soon(state)
+        return False
 
     def _spawn(self, state: LoopState, worker: Worker, *, idle: bool) -> bool:
         """Start a task for a worker that is new, or slept; False if the loop takes none.
