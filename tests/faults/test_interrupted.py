@@ -334,6 +334,22 @@ def client_struck(server, kind, journal, number):
 PARTS = 3
 
 
+@pytest.fixture
+def no_collection_while_an_error_is_freed():
+    """CPython 3.9 and 3.10 crash if garbage is collected while they free a MemoryError; so none is.
+
+    What the error's traceback keeps alive is freed first, and the collector then meets an error that is
+    half gone. 3.8 and 3.11 take the error out of the collector's sight before that.
+    """
+    if sys.version_info[:2] not in ((3, 9), (3, 10)):
+        yield
+        return
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection_while_an_error_is_freed")
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("kind", ["memory", "journal", "sender"])
 def test_no_memory_at_any_line_of_a_worker_loses_and_miscounts_nothing(server, tmp_path, kind, part):
