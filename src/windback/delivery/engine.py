@@ -7,7 +7,7 @@ process sends. Each is made of the parts that it uses, and a client sees only th
 from __future__ import annotations
 
 import logging
-from typing import Callable, Optional, Protocol, Tuple, Union
+from typing import Callable, Optional, Protocol, Tuple
 
 from .. import clock, event_loops
 from ..config import Config
@@ -31,6 +31,8 @@ from .workers.threads import ThreadWaker, ThreadWorkers
 
 logger = logging.getLogger("windback")
 
+#: A system that refused a thread is asked again after this long: each time takes longer than an event.
+_ASK_AGAIN_S = 0.1
 #: Syncs a queue to disk; whether there was anything new.
 Sync = Callable[[], bool]
 
@@ -114,6 +116,8 @@ class LocalEngine:
         self._last_flush: Optional[Flush] = None
         #: Why no thread may be started, as far as it was logged.
         self._obstacle: Optional[str] = None
+        #: When a thread may be asked for again, after a refusal.
+        self._ask_again_s = float("-inf")
         #: As in Engine; a relay has nothing to put.
         self.put: Callable[[bytes], bool]
         if queue.intake is not None:
@@ -150,17 +154,23 @@ class LocalEngine:
         return self.scheduler.compress
 
     def _start_worker(self, worker: Worker) -> bool:
-        if self.scheduler.exiting and not self._uses_tasks:
+        if self._uses_tasks:
+            return self._may_start_worker() and self.tasks.start(worker)
+        if self.scheduler.exiting or clock.now_s() < self._ask_again_s:
             return False
+        if self._may_start_worker() and self.threads.start(worker):
+            return True
+        self._ask_again_s = clock.now_s() + _ASK_AGAIN_S
+        return False
+
+    def _may_start_worker(self) -> bool:
+        """Return whether a worker may be started here; log why not, once."""
         lifecycle.follow_in_child()
         obstacle = lifecycle.why_no_threads()
-        if obstacle is not None:
-            if obstacle != self._obstacle:
-                self._obstacle = obstacle
-                logger.warning("%s", obstacle)
-            return False
-        workers: Union[TaskWorkers, ThreadWorkers] = self.tasks if self._uses_tasks else self.threads
-        return workers.start(worker)
+        if obstacle is not None and obstacle != self._obstacle:
+            self._obstacle = obstacle
+            logger.warning("%s", obstacle)
+        return obstacle is None
 
     def _ensure_worker(self) -> bool:
         """Make sure that a worker drains the queue; False if none can."""
@@ -376,6 +386,7 @@ class LocalEngine:
 
     def reset(self) -> None:
         """Become a client that has done nothing yet, in a forked child."""
+        self._ask_again_s = float("-inf")
         self.hooks.reset()
         self.scheduler.reset()
         self.threads.reset()
