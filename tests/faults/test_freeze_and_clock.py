@@ -213,7 +213,8 @@ while client.stats().delivered < 20:
         script.thaw()
         script.go()
         status, err = script.end()
-        assert (status, [line for line in err.splitlines() if "delivery" not in line]) == (0, [])
+        # "cannot deliver", where all tries came before the freeze, and "delivery works again".
+        assert (status, [line for line in err.splitlines() if "deliver" not in line]) == (0, [])
         assert numbers(server) == list(range(20))
         assert server.counts().track_requests <= 4
 
