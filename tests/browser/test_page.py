@@ -251,6 +251,69 @@ def test_the_theme_follows_the_system_until_it_is_chosen(open_page, scheme):
     assert looks() == other
 
 
+@pytest.mark.parametrize("place", ["list", "strip"])
+def test_a_click_that_takes_a_moment_counts_while_requests_meet_the_rule(open_page, client, server, place):
+    server.faults([{"latency": 0.001, "times": 1000}, {"latency": 0.002, "times": 1000}])
+    page = open_page("/?s=faults")
+    rules = page.locator(".rule")
+    expect_count(rules, 2)
+    strip = page.locator("#strip")
+    button = strip.get_by_role("button") if place == "strip" else rules.first.get_by_role("button")
+    box = button.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    before = strip.inner_text(), rules.first.inner_text()
+    track(client, "login")
+    page.wait_for_function(
+        "before => before[0] !== document.querySelector('#strip').innerText"
+        " && before[1] !== document.querySelector('.rule').innerText",
+        arg=before,
+    )
+    assert button.evaluate("button => button === document.activeElement")
+    page.mouse.up()
+    expect_count(rules, 0 if place == "strip" else 1)
+
+
+@pytest.mark.parametrize(
+    ("section", "call", "pressed", "then"),
+    [
+        ("overview", "overview", "th a", "body[data-section=inbox]"),
+        ("customers", "customers", "th a", ".crumb"),
+        ("board", "board", ".card a", ".crumb"),
+        ("charts", "series", ".segments button:last-child", ".segments button:last-child[aria-pressed=true]"),
+    ],
+    ids=["overview", "customers", "board", "charts"],
+)
+def test_a_click_counts_though_an_answer_draws_the_section_anew(
+    open_page, client, section, call, pressed, then
+):
+    track(client, "login")
+    client.create_churn_event(JANE, "cancellation")
+    page = open_page(f"/?s={section}")
+    page.locator(pressed).first.wait_for()
+    held = []
+
+    def hold(route):  # Playwright takes no method of a list
+        held.append(route)
+
+    page.route(re.compile(f"/_dev/{call}[^/]*$"), hold)
+    track(client, "login")
+    client.create_churn_event("joe@example.com", "cancellation")
+    deadline = time.monotonic() + 60
+    while not held:
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(20)
+    page.locator(pressed).first.hover()
+    page.mouse.down()
+    with page.expect_response(held[-1].request.url):
+        for route in held:
+            route.continue_()
+    page.wait_for_timeout(300)  # the page would have drawn it by now
+    page.mouse.up()
+    page.unroute_all()
+    page.locator(then).first.wait_for()
+
+
 def test_the_whole_path_by_keyboard(open_page, client, server, until):
     track(client, "login", "feature_used", "invoice_paid", plan="pro")
     server.faults([{"path": "/projects", "status": 503}])

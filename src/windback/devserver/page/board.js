@@ -2,7 +2,7 @@
 
 import { call, get } from "./api.js";
 import { key } from "./connect.js";
-import { age, button, h, money, plural, toast } from "./dom.js";
+import { age, button, h, money, plural, released, toast } from "./dom.js";
 import { failed } from "./detail.js";
 import { address, state } from "./url.js";
 
@@ -25,6 +25,7 @@ export function refresh() {
 
 export async function update() {
   const { columns } = await get("/board", { key: state.key });
+  await released();
   const count = columns.reduce((sum, column) => sum + column.count, 0);
   const head = h("h1", "Board", h("small", plural(count, "churn event")));
   if (!count) {

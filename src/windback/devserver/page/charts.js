@@ -1,7 +1,7 @@
 // The past in bars of a second, or of minutes, as plain SVG: zero-based and not smoothed, each with its table.
 
 import { get } from "./api.js";
-import { age, button, clock, h, hue, money, number, svg } from "./dom.js";
+import { age, button, clock, h, hue, money, number, released, svg } from "./dom.js";
 import { go, state } from "./url.js";
 
 const HEIGHT = 96;
@@ -31,6 +31,7 @@ export function refresh() {
 
 export async function update() {
   const [data, board] = await Promise.all([get("/series", { seconds: asked, key: state.key }), get("/board", { key: state.key })]);
+  await released();
   ({ start, step, seconds } = data);
   const none = data.events.map(() => 0);
   const layer = (name, values, look) => ({ name, values, total: values.reduce((sum, value) => sum + (value || 0), 0), ...look });

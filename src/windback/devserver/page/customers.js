@@ -1,7 +1,7 @@
 // The customers: who they are, what they did in order of time, and their churn events.
 
 import { get } from "./api.js";
-import { age, duration, h, hue, money, number, plural, put, when } from "./dom.js";
+import { age, duration, h, hue, money, number, plural, put, released, when } from "./dom.js";
 import { facts } from "./detail.js";
 import { address, go, state } from "./url.js";
 
@@ -17,6 +17,7 @@ export function build() {
 export async function update() {
   const id = state.id;
   const content = id ? await one(id) : await all();
+  await released();
   if (id === state.id) put(root, ...content);
 }
 

@@ -39,6 +39,15 @@ function fill(element, rest) {
   return element;
 }
 
+/**
+ * Resolves once no button of the pointer is down. What is drawn anew may be what somebody presses, and a click counts only where
+ * it began. Two seconds at most, for a browser may miss the end of a drag.
+ */
+export async function released() {
+  const start = performance.now();
+  while (document.querySelector(":active") && performance.now() < start + 2000) await new Promise(requestAnimationFrame);
+}
+
 export const $ = (id) => document.getElementById(id);
 
 export function icon(name) {

@@ -16,8 +16,10 @@ const PRESETS = [
 ];
 
 let root;
-let list;
+let list; // the parts of the list: `none`, `rows` and `stop`
+let strip; // those of the strip that change: `label` and `stop`
 let rules = [];
+const rows = new Map(); // what shows a rule, by the id of the rule
 
 /** What a rule does, in words. */
 export function words(rule) {
@@ -49,22 +51,21 @@ const left = (rule) => (rule.times ? `${number(Math.max(0, rule.times - rule.hit
 export function onFaults(news) {
   rules = news;
   const active = rules.filter((rule) => !isSpent(rule));
-  const strip = $("strip");
-  strip.hidden = !active.length;
+  $("strip").hidden = !active.length;
   if (active.length) {
     const texts = active.slice(0, 2).map((rule) => [words(rule), `on ${scope(rule)}`, left(rule)].filter(Boolean).join(" · "));
     if (active.length > 2) texts.push(`${active.length - 2} more`);
-    const text = texts.join("   +   ");
-    // Not made anew for the same text: the button may have the focus.
-    if (strip.dataset.text !== text) {
-      strip.dataset.text = text;
-      const label = h("a", { href: "/?s=faults" }, text);
-      const had = strip.contains(document.activeElement);
-      strip.replaceChildren(h("span.mark-place", { "aria-hidden": "true" }, "▲"), label, button("Stop all", stopAll, { class: "stop" }));
-      if (had) strip.querySelector("button").focus();
-    }
+    drawStrip(texts.join("   +   "));
   }
   if (list) drawRules();
+}
+
+function drawStrip(text) {
+  if (!strip) {
+    strip = { label: h("a", { href: "/?s=faults" }), stop: button("Stop all", stopAll, { class: "stop" }) };
+    $("strip").append(h("span.mark-place", { "aria-hidden": "true" }, "▲"), strip.label, strip.stop);
+  }
+  strip.label.textContent = text;
 }
 
 export async function stopAll() {
@@ -88,9 +89,9 @@ export async function failNext(request) {
 }
 
 export function build() {
-  list = h(".rules");
+  list = { none: h("p.muted", "None: the server behaves."), rows: h("ul.plain-list"), stop: button("Stop all", stopAll, { class: "danger" }) };
   const presets = h(".presets", PRESETS.map(([name, what, ...all]) => h("button", { onclick: () => add(...all) }, h("strong", name), h("span", what))));
-  root = h(".page.narrow", h("h1", "Faults"), h("p.lead", "Make this server misbehave on purpose, and see that your application copes. Nothing here survives a restart."), h("h2", "In force"), list, h("h2", "Presets"), presets, h("h2", "A rule of your own"), form());
+  root = h(".page.narrow", h("h1", "Faults"), h("p.lead", "Make this server misbehave on purpose, and see that your application copes. Nothing here survives a restart."), h("h2", "In force"), h(".rules", list.none, list.rows, list.stop), h("h2", "Presets"), presets, h("h2", "A rule of your own"), form());
   drawRules();
   return root;
 }
@@ -100,27 +101,39 @@ export function update() {
 }
 
 function drawRules() {
-  if (!rules.length) {
-    list.replaceChildren(h("p.muted", "None: the server behaves."));
-    return;
+  list.none.hidden = rules.length > 0;
+  list.rows.hidden = list.stop.hidden = !rules.length;
+  const ids = new Set(rules.map((rule) => rule.id));
+  for (const [id, row] of rows) if (!ids.has(id) && rows.delete(id)) row.element.remove();
+  for (const rule of rules) {
+    if (!rows.has(rule.id)) {
+      rows.set(rule.id, makeRow(rule.id));
+      list.rows.append(rows.get(rule.id).element);
+    }
+    rows.get(rule.id).show(rule);
   }
-  const had = document.activeElement?.dataset?.rule;
-  list.replaceChildren(
-    h("ul.plain-list",
-      rules.map((rule) =>
-        h(
-          "li",
-          { class: isSpent(rule) ? "rule spent" : "rule" },
-          h("input", { type: "checkbox", role: "switch", checked: rule.enabled !== false, "data-rule": rule.id, "aria-label": `${words(rule)} in force`, onchange: (event) => call("PATCH", `/faults/${rule.id}`, { enabled: event.target.checked }).catch(failed).then(reload) }),
-          h("div", h("strong", words(rule)), h("span.muted", ` on ${scope(rule)}`)),
-          h(rule.last_request_id ? "a" : "span", { class: "badge", href: rule.last_request_id && address({ section: "inbox", view: "requests", q: "", id: rule.last_request_id, tab: "overview" }), title: rule.last_request_id && `The last: ${rule.last_request_id}` }, [plural(rule.hits, "hit"), left(rule)].filter(Boolean).join(" · ")),
-          iconButton("close", `Remove ${words(rule)}`, () => call("DELETE", `/faults/${rule.id}`).catch(failed).then(reload)),
-        ),
-      ),
-    ),
-    button("Stop all", stopAll, { class: "danger" }),
-  );
-  if (had) list.querySelector(`[data-rule="${had}"]`)?.focus();
+}
+
+/** What shows one rule: the same elements while it is there. One that is made anew loses the focus, and a click that has begun. */
+function makeRow(id) {
+  const isOn = h("input", { type: "checkbox", role: "switch", onchange: () => call("PATCH", `/faults/${id}`, { enabled: isOn.checked }).catch(failed).then(reload) });
+  const [what, where, hits] = [h("strong"), h("span.muted"), h("a.badge")];
+  const remove = iconButton("close", "Remove", () => call("DELETE", `/faults/${id}`).catch(failed).then(reload));
+  const element = h("li.rule", isOn, h("div", what, where), hits, remove);
+  const show = (rule) => {
+    element.classList.toggle("spent", Boolean(isSpent(rule)));
+    isOn.checked = rule.enabled !== false;
+    isOn.setAttribute("aria-label", `${words(rule)} in force`);
+    what.textContent = words(rule);
+    where.textContent = ` on ${scope(rule)}`;
+    hits.textContent = [plural(rule.hits, "hit"), left(rule)].filter(Boolean).join(" · ");
+    for (const name of ["aria-label", "title"]) remove.setAttribute(name, `Remove ${words(rule)}`);
+    const last = rule.last_request_id;
+    if (!last) return;
+    hits.href = address({ section: "inbox", view: "requests", q: "", id: last, tab: "overview" });
+    hits.title = `The last: ${last}`;
+  };
+  return { element, show };
 }
 
 /** The form makes the same JSON that the API takes. */

@@ -1,7 +1,7 @@
 // What people look for first: how much came today, what was lost, which events there are, and what changed about them.
 
 import { get } from "./api.js";
-import { age, h, hue, money, number, plural, put, term } from "./dom.js";
+import { age, h, hue, money, number, plural, put, released, term } from "./dom.js";
 import { address, state } from "./url.js";
 
 const KINDS = { type: ["amber", "another type"], new: ["blue", "new property"], values: ["grey", "many values"] };
@@ -18,6 +18,7 @@ export const refresh = () => (root.contains(document.activeElement) || !getSelec
 
 export async function update() {
   const data = await get("/overview", { key: state.key });
+  await released();
   const last = data.last_at ? `last event ${age(data.last_at)} ago` : "";
   const head = h("h1", "Overview", h("small", last));
   if (!data.last_at) {

@@ -1,7 +1,7 @@
 // Churn risk webhooks: each alert with the answers of its receiver, sent again on demand.
 
 import { call, get } from "./api.js";
-import { button, duration, h, mark, plural, snippet, toast, when } from "./dom.js";
+import { button, duration, h, mark, plural, released, snippet, toast, when } from "./dom.js";
 import { failed } from "./detail.js";
 
 const STATES = { pending: ["blue", "on its way"], delivered: ["ok", "delivered"], failed: ["red", "failed"] };
@@ -24,6 +24,7 @@ export function refresh() {
 
 export async function update() {
   const { data, url } = await get("/webhooks");
+  await released();
   root.querySelector("small").textContent = url ? `${plural(data.length, "alert")}, sent to ${url}` : "";
   const drawn = data.length ? h("ul.alerts", { "aria-label": "Alerts" }, data.toReversed().map(draw)) : null;
   const empty = h(".empty", h("h2", "No receiver"), h("p", "Start the server with the address of your application:"), snippet("windback dev --webhook-url http://127.0.0.1:8000/windback", "Command"));
