@@ -51,7 +51,10 @@ def tasks():
     """Return each thread of this process with how often it went to sleep."""
     counts = {}
     for task in Path("/proc/self/task").iterdir():
-        status = (task / "status").read_text()
+        try:
+            status = (task / "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
         (line,) = (line for line in status.splitlines() if line.startswith("voluntary_ctxt_switches"))
         counts[task.name] = int(line.split()[1])
     return counts
