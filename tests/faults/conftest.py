@@ -24,6 +24,7 @@ import pytest
 
 import windback
 from windback.devserver import DevServer
+from windback.directories import in_memory
 from windback.secrets import fingerprint
 
 
@@ -56,8 +57,9 @@ def server(_process) -> Iterator[DevServer]:
     """The embedded server, empty and without faults; it must have nothing to complain about."""
     _process.reset()
     # What senders of earlier tests left undelivered, the next sender for this address adopts.
-    left = f"windback-{os.getuid()}-{fingerprint(('sk_test_1', _process.url))}"
-    shutil.rmtree(Path("/dev/shm", left), ignore_errors=True)  # noqa: S108
+    left = in_memory(fingerprint(("sk_test_1", _process.url)))
+    if left is not None:
+        shutil.rmtree(left, ignore_errors=True)
     yield _process
     assert _process.log() == ""
 

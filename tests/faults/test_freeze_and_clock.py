@@ -213,8 +213,11 @@ while client.stats().delivered < 20:
         script.thaw()
         script.go()
         status, err = script.end()
-        # "cannot deliver", where all tries came before the freeze, and "delivery works again".
-        assert (status, [line for line in err.splitlines() if "deliver" not in line]) == (0, [])
+        # A busy machine may make all tries before the freeze.
+        lines = [
+            line for line in err.splitlines() if not line.startswith("cannot deliver: could not connect")
+        ]
+        assert (status, [line for line in lines if "delivery" not in line]) == (0, [])
         assert numbers(server) == list(range(20))
         assert server.counts().track_requests <= 4
 

@@ -339,7 +339,7 @@ def no_collection_while_an_error_is_freed():
     """CPython 3.9 and 3.10 crash if garbage is collected while they free a MemoryError; so none is.
 
     What the error's traceback keeps alive is freed first, and the collector then meets an error that is
-    half gone. 3.8 and 3.11 take the error out of the collector's sight before that.
+    half gone. 3.8 and 3.11 do not crash.
     """
     if sys.version_info[:2] not in ((3, 9), (3, 10)):
         yield

@@ -455,16 +455,10 @@ def test_workers_come_as_soon_as_threads_can_be_started_again(server, no_threads
 
 def test_a_system_without_threads_is_asked_ten_times_a_second(server, monkeypatch):
     asked = []
-
-    def refuse(*_, **__):
-        asked.append(clock.now_s())
-        message = "can't start new thread"
-        raise RuntimeError(message)
-
     with Windback(**OPTIONS, base_url=server.url) as client:
         now_s = clock.now_s()
         with monkeypatch.context() as patch:
-            patch.setattr("_thread.start_new_thread", refuse)
+            patch.setattr(engine_of(client).threads, "start", asked.append)
             patch.setattr(clock, "now_s", lambda: now_s)
             track(client, 500)
             assert len(asked) == 1

@@ -37,7 +37,7 @@ def track(client, numbers):
 def numbers(server):
     """Which events the server has, with each as often as it came."""
     events = server.events()
-    assert all("n" in stored.properties for stored in events), events  # one of another test, still under way
+    assert all("n" in stored.properties for stored in events), events  # one that another test left
     return sorted(stored.properties["n"] for stored in events)
 
 

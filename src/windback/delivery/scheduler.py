@@ -1,7 +1,7 @@
 """What the workers of one queue share: what to do next, and what an answer means for a batch.
 
-Sans I/O: nothing here sends, sleeps or starts anything, and the time is an argument where a worker asks.
-That is, a thread or a task: it asks `next_step`, executes the step, and passes the answer to `settle`.
+Sans I/O: nothing here sends, sleeps or starts anything, and but for `stats` the time is an argument. A
+worker, a thread or a task, asks `next_step`, executes the step, and passes the answer to `settle`.
 
 One lock guards the decisions, and it is the workers' alone. What an application may call at any moment, also
 from a signal handler, a finalizer, a logging handler or a hook, never waits for it: `track_event`, `stats`,

@@ -17,7 +17,7 @@ const PRESETS = [
 
 let root;
 let list; // the parts of the list: `none`, `rows` and `stop`
-let strip; // those of the strip that change: `label` and `stop`
+let stripLabel; // made with the rest of the strip when a rule is first in force
 let rules = [];
 const rows = new Map(); // what shows a rule, by the id of the rule
 
@@ -61,11 +61,11 @@ export function onFaults(news) {
 }
 
 function drawStrip(text) {
-  if (!strip) {
-    strip = { label: h("a", { href: "/?s=faults" }), stop: button("Stop all", stopAll, { class: "stop" }) };
-    $("strip").append(h("span.mark-place", { "aria-hidden": "true" }, "▲"), strip.label, strip.stop);
+  if (!stripLabel) {
+    stripLabel = h("a", { href: "/?s=faults" });
+    $("strip").append(h("span.mark-place", { "aria-hidden": "true" }, "▲"), stripLabel, button("Stop all", stopAll, { class: "stop" }));
   }
-  strip.label.textContent = text;
+  stripLabel.textContent = text;
 }
 
 export async function stopAll() {
@@ -104,7 +104,11 @@ function drawRules() {
   list.none.hidden = rules.length > 0;
   list.rows.hidden = list.stop.hidden = !rules.length;
   const ids = new Set(rules.map((rule) => rule.id));
-  for (const [id, row] of rows) if (!ids.has(id) && rows.delete(id)) row.element.remove();
+  for (const [id, row] of rows) {
+    if (ids.has(id)) continue;
+    row.element.remove();
+    rows.delete(id);
+  }
   for (const rule of rules) {
     if (!rows.has(rule.id)) {
       rows.set(rule.id, makeRow(rule.id));
